@@ -1,0 +1,297 @@
+"""The Inter-layer Collision (IC) unit on one page.
+
+For one output channel, with ``y = conv(x, W)`` and ``s`` the sum of the inputs in the receptive field::
+
+    z = y + gain * relu(y - w' * s + inner_bias) + bias
+
+Paper (arXiv 2011.11271, section on the IC neuron; arXiv 2102.03495): ``gain = 1``, ``w'`` one learned scalar per
+output channel, ``inner_bias`` is b1 and ``bias`` is b2. Ours: ``gain`` (for warm starts), and learning ``w'`` on
+another scale (see :class:`icnets.ICConv2d`), which is a change of units and not of the function.
+
+Everything here is made of standard torch operators. A layer is torch's own convolution followed by two functions:
+
+* :func:`receptive_field_sum` gives ``s``, once per group of channels, for the price of one read of ``x``;
+* :func:`collide` gives ``z`` from ``y`` and ``s``.
+
+Both are leaves for ``torch.fx`` and can be scripted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "receptive_field_sum"]
+
+
+def pad_pairs(padding: list[int]) -> list[int]:
+    """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
+    pairs: list[int] = []
+    for i in range(len(padding)):
+        p = padding[len(padding) - 1 - i]
+        pairs.append(p)
+        pairs.append(p)
+    return pairs
+
+
+def as_list(values: list[int]) -> list[int]:
+    """The same integers as a list: for TorchScript, to which a tuple's length is a type."""
+    return list(values)
+
+
+def _window_mean(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
+    # Pooling is on no autocast list, so a float32 map stays float32; a convolution would be cast down.
+    if len(kernel_size) == 1:
+        return F.avg_pool1d(x, kernel_size, stride)
+    if len(kernel_size) == 2:
+        return F.avg_pool2d(x, kernel_size, stride)
+    return F.avg_pool3d(x, kernel_size, stride)
+
+
+def _dilated_mean(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    # A window is separable, so a few shifted views per dimension do; pooling knows no dilation.
+    nd = len(kernel_size)
+    ones: list[int] = []
+    for i in range(nd):
+        length = x.size(i - nd) - dilation[i] * (kernel_size[i] - 1)
+        total = x.narrow(i - nd, 0, length)
+        for k in range(1, kernel_size[i]):
+            total = total + x.narrow(i - nd, k * dilation[i], length)
+        x = total / kernel_size[i]
+        ones.append(1)
+    return _window_mean(x, ones, stride)
+
+
+def receptive_field_sum(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    scale: float = 1.0,
+) -> Tensor:
+    """Sum of the inputs in each receptive field, times ``scale`` (paper: ``s`` is the plain sum).
+
+    It equals a convolution with an all-ones kernel over the padded input, whatever the padding mode, and costs one
+    read of ``x``: the channels of a group are summed first, the window second (ours).
+
+    Args:
+        x: input ``(N, C, *L)`` or ``(C, *L)``, floating point.
+        kernel_size, stride, dilation: one int per spatial dimension.
+        padding: pairs as ``F.pad`` takes them: last dimension first, (before, after).
+        groups: groups of the convolution; ``C`` must be a multiple of it.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        scale: factor on the sum, applied before it can be rounded to a narrower type.
+
+    Returns:
+        ``(N, groups, *L_out)``, float64 for a float64 input and float32 otherwise: the sum of half-precision
+        inputs may exceed float16's range.
+    """
+    nd = len(kernel_size)
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    if groups == 1:
+        total = x.sum([-nd - 1], keepdim=True, dtype=dtype)
+    else:
+        total = x.unflatten(-nd - 1, [groups, -1]).sum([-nd - 1], dtype=dtype)
+    if max(padding) > 0:
+        total = F.pad(total, padding, mode="constant" if padding_mode == "zeros" else padding_mode)
+    mean = (
+        _dilated_mean(total, kernel_size, stride, dilation)
+        if max(dilation) > 1
+        else _window_mean(total, kernel_size, stride)
+    )
+    window = 1
+    for k in kernel_size:
+        window *= k
+    return mean * (scale * window)
+
+
+def collide(
+    y: Tensor,
+    s: Tensor,
+    collision: Tensor,
+    inner_bias: Tensor | None = None,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    spatial_dims: int = 2,
+) -> Tensor:
+    """The collision ``z = y + gain * relu((y - bias) - collision * s + inner_bias)``.
+
+    Paper: with ``collision = w'``, ``gain`` absent (1), ``inner_bias = b1`` and ``bias = b2``. ``y`` comes with
+    ``bias`` in it, because convolutions add it for nothing; inside the rectifier it is taken out again.
+
+    Args:
+        y: the layer's output ``(N, C_out, *L)``, ``bias`` included.
+        s: receptive-field sums ``(N, groups, *L)`` from :func:`receptive_field_sum`.
+        collision, inner_bias, bias, gain: ``(C_out,)``; the last three may be absent.
+        spatial_dims: length of ``*L``; 0 for a linear layer, whose channels come last.
+
+    Returns:
+        ``z`` of ``y``'s shape and dtype. For half-precision ``y`` the collision is computed in float32 and rounded
+        once.
+    """
+    ones = [1] * spatial_dims
+    groups = s.size(-spatial_dims - 1)
+    if groups == 1:
+        threshold = collision.view([-1] + ones) * s
+    else:
+        per_group = collision.view([groups, -1] + ones) * s.unsqueeze(-spatial_dims - 1)
+        threshold = per_group.flatten(-spatial_dims - 2, -spatial_dims - 1)
+    if inner_bias is not None:
+        offset = inner_bias if bias is None else inner_bias - bias
+        threshold = threshold - offset.view([-1] + ones)
+    elif bias is not None:
+        threshold = threshold + bias.view([-1] + ones)
+    branch = F.relu(y - threshold)
+    if gain is not None:
+        branch = branch * gain.view([-1] + ones)
+    return (y + branch).type_as(y)
+
+
+# Both decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
+torch.fx.wrap("receptive_field_sum")
+torch.fx.wrap("collide")
+
+
+def _tuple(value: int | Sequence[int], nd: int) -> list[int]:
+    return [value] * nd if isinstance(value, int) else list(value)
+
+
+def _ic_conv(
+    conv: Callable[..., Tensor],
+    nd: int,
+    x: Tensor,
+    weight: Tensor,
+    collision_weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    inner_bias: Tensor | None,
+    gain: Tensor | None,
+) -> Tensor:
+    kernel, step, rate = list(weight.shape[2:]), _tuple(stride, nd), _tuple(dilation, nd)
+    if padding == "valid":
+        pairs = [0] * (2 * nd)
+    elif padding == "same":
+        totals = [d * (k - 1) for k, d in zip(reversed(kernel), reversed(rate), strict=True)]
+        pairs = [p for total in totals for p in (total // 2, total - total // 2)]
+    elif isinstance(padding, str):
+        raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
+    else:
+        pairs = pad_pairs(_tuple(padding, nd))
+    y = conv(x, weight, bias, stride, padding, dilation, groups)
+    s = receptive_field_sum(x, kernel, step, pairs, rate, groups)
+    return collide(y, s, collision_weight, inner_bias, bias, gain, nd)
+
+
+def ic_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    collision_weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    inner_bias: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
+    """IC convolution over ``x`` of shape ``(N, C_in, L)`` (paper: arXiv 2102.03495).
+
+    Takes the arguments of :func:`torch.nn.functional.conv1d` and the unit's own, each of shape ``(C_out,)``:
+    ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (ours; absent means 1).
+    Returns ``(N, C_out, L_out)``. Raises ValueError for an unknown padding string.
+    """
+    return _ic_conv(F.conv1d, 1, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
+
+
+def ic_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    collision_weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    inner_bias: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
+    """IC convolution over ``x`` of shape ``(N, C_in, H, W)``; see :func:`ic_conv1d`."""
+    return _ic_conv(F.conv2d, 2, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
+
+
+def ic_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    collision_weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    inner_bias: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
+    """IC convolution over ``x`` of shape ``(N, C_in, D, H, W)``; see :func:`ic_conv1d`."""
+    return _ic_conv(F.conv3d, 3, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
+
+
+def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Sum over the last dimension of ``x`` ``(*, C)``, times ``scale``: ``(*, 1)``, float32 at least."""
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    return x.sum([-1], keepdim=True, dtype=dtype) * scale
+
+
+torch.fx.wrap("linear_sum")
+
+
+def ic_linear(
+    x: Tensor,
+    weight: Tensor,
+    collision_weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    inner_bias: Tensor | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
+    """The IC neuron: a linear layer with a collision (paper: arXiv 2011.11271).
+
+    Args:
+        x: ``(*, C_in)``.
+        weight: ``(C_out, C_in)``.
+        collision_weight, bias, inner_bias, gain: ``(C_out,)``: w', b2, b1 and our gain; the last three may be absent.
+
+    Returns:
+        ``(*, C_out)``.
+    """
+    y = F.linear(x, weight, bias)
+    return collide(y, linear_sum(x), collision_weight, inner_bias, bias, gain, 0)
+
+
+def fan_in_scale(scale: str, fan_in: int) -> float:
+    """Factor between the plain sum ``s`` and the one a learned collision weight multiplies (ours).
+
+    ``"sum"`` is the paper's 1, ``"sqrt"`` is 1/√n and ``"mean"`` is 1/n, n being the fan-in. Raises ValueError for
+    any other word.
+    """
+    n = max(fan_in, 1)
+    if scale == "sum":
+        return 1.0
+    if scale == "sqrt":
+        return 1.0 / math.sqrt(n)
+    if scale == "mean":
+        return 1.0 / n
+    raise ValueError(f"scale is {scale!r}; it must be 'sqrt', 'sum' or 'mean'")
