@@ -1,0 +1,237 @@
+"""Checkpoints: safetensors, with what rebuilds the network in the header.
+
+``load(path)`` repeats the surgery by itself: the header names the IC layers with their options, and, for networks made
+by a known factory (timm's, torchvision's), the call that makes the basic network.
+"""
+
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from icnets.layers import IC_LAYERS, ICLayer
+
+__all__ = ["CheckpointError", "load", "save"]
+
+VERSION = 1
+
+BASIC_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+# A checkpoint names one of these and its arguments; nothing else is imported on a file's say-so.
+FACTORIES = {
+    "timm.create_model": ("timm", "create_model"),
+    "torchvision.models.get_model": ("torchvision.models", "get_model"),
+}
+
+
+class CheckpointError(ValueError):
+    """A file that ``load`` can't use, with the reason and the remedy in one line."""
+
+
+def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any]) -> None:
+    """Notes on ``model`` the call that makes its basic network, for ``save``; ValueError for an unknown factory."""
+    if factory not in FACTORIES:
+        raise ValueError(f"factory is {factory!r}; it must be one of {', '.join(FACTORIES)}")
+    model.__dict__["icnets_architecture"] = {"factory": factory, "args": dict(args)}
+
+
+def _describe(layer: ICLayer) -> dict[str, Any]:
+    return {
+        "scale": layer.collision_scale,
+        "inner_bias": layer.inner_bias is not None,
+        "gain": layer.initial_gain,
+        "collision_weight": layer.initial_collision_weight,
+    }
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    stores: set[int] = set()
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{key!r} is a {type(value).__name__}; safetensors holds tensors only")
+        value = value.detach().cpu().contiguous()
+        store = value.untyped_storage().data_ptr()
+        # Tied tensors are written twice: the format refuses shared memory, and loading ties them again.
+        tensors[key] = value.clone() if store in stores else value
+        stores.add(store)
+    return tensors
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes ``model`` (IC or basic) to ``path`` as safetensors, atomically.
+
+    Args:
+        model: any network, converted or not.
+        path: the file; its folder must exist. An existing file is replaced only once the new one is complete.
+        architecture: how to make the basic network, ``{"factory": "timm.create_model" or
+            "torchvision.models.get_model", "args": {...}}``; known by itself for networks from
+            :func:`icnets.create_model` and timm's ``ic_`` names. Without it, ``load`` needs ``model=``.
+        metadata: strings to keep in the header under names of your own.
+
+    Raises:
+        FileNotFoundError: the folder doesn't exist.
+        TypeError: the state dict holds something that isn't a tensor.
+        ValueError: an unknown factory, or arguments that aren't plain data.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
+    if architecture is not None:
+        remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
+    header = {
+        "version": VERSION,
+        "architecture": getattr(model, "icnets_architecture", None),
+        "layers": {name: _describe(m) for name, m in model.named_modules() if isinstance(m, IC_LAYERS)},
+    }
+    try:
+        strings = {"format": "pt", **(metadata or {}), "icnets": json.dumps(header, sort_keys=True)}
+    except TypeError as error:
+        raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
+    _write(_tensors(model), path, strings)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private, a checkpoint needn't be
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """The header, the tensors and the other metadata of a checkpoint. Raises CheckpointError for any other file."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); write it again with icnets.save"
+        ) from None
+    header = _header(path, metadata.pop("icnets", None))
+    metadata.pop("format", None)
+    return header, tensors, metadata
+
+
+def _header(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise CheckpointError(
+            f"{path} was not written by icnets.save; load a basic network's weights with load_basic_state_dict"
+        )
+    try:
+        header = json.loads(text)
+        version, layers, architecture = header["version"], header["layers"], header["architecture"]
+        well_formed = all(isinstance(options, dict) and set(options) == _OPTIONS for options in layers.values())
+        well_formed &= architecture is None or set(architecture) == {"factory", "args"}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} has a damaged icnets header ({error!r}); write it again with icnets.save"
+        ) from None
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}; this icnets reads version {VERSION}: upgrade icnets"
+        )
+    if not well_formed:
+        raise CheckpointError(f"{path} has a damaged icnets header; write it again with icnets.save")
+    return dict(header)
+
+
+_OPTIONS = {"scale", "inner_bias", "gain", "collision_weight"}
+
+
+def _build(path: Path, architecture: Mapping[str, Any] | None) -> nn.Module:
+    if architecture is None:
+        raise CheckpointError(f"{path} doesn't say how to make its network; pass the basic one: load(path, model=...)")
+    factory = architecture["factory"]
+    if factory not in FACTORIES:
+        raise CheckpointError(f"{path} names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
+    module, function = FACTORIES[factory]
+    try:
+        model = getattr(importlib.import_module(module), function)(**architecture["args"])
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs {module}, which can't be imported ({error}); install it") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} asks {factory} for {architecture['args']}, which fails: {error}") from error
+    remember_architecture(model, factory, architecture["args"])
+    return model
+
+
+def _check(path: Path, model: nn.Module, layers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Finds every mismatch before the model is touched."""
+    modules = dict(model.named_modules())
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    for name, options in layers.items():
+        module = modules.get(name)
+        if module is None or not isinstance(module, BASIC_LAYERS):
+            found = "no such module" if module is None else f"a {type(module).__name__}"
+            raise CheckpointError(
+                f"{path} has an IC unit at {name!r}, where the model has {found}; pass its own network"
+            )
+        if isinstance(module, IC_LAYERS) and _describe(module) != options:
+            raise CheckpointError(
+                f"{path} has {options} at {name!r}, the model {_describe(module)}; pass a basic network"
+            )
+        new = ["collision", *(["inner_bias"] if options["inner_bias"] else [])]
+        new += ["gain"] if options["gain"] is not None else []
+        outputs = module.weight.shape[0]
+        shapes |= {f"{name}.{key}" if name else key: (outputs,) for key in new}
+    missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    wrong = [f"{k} {tuple(v.shape)} for {shapes[k]}" for k, v in tensors.items() if shapes.get(k, v.shape) != v.shape]
+    for what, keys in (("lacks", missing), ("has the unknown", unexpected), ("has the wrong shape of", wrong)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise CheckpointError(f"{path} doesn't fit the model: it {what} {', '.join(keys[:3])}{more}")
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Rebuilds the network of a checkpoint, on the CPU and in eval mode, without repeating the surgery.
+
+    Args:
+        path: a file from :func:`save`.
+        model: the basic network (its weights don't matter), for networks of your own; it is converted in place and
+            returned. Networks from timm and torchvision are made anew.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, foreign, or doesn't fit ``model``, which is then
+            unchanged.
+    """
+    path = Path(path)
+    header, tensors, _ = read(path)
+    if model is None:
+        model = _build(path, header["architecture"])
+    _check(path, model, header["layers"], tensors)
+    modules = dict(model.named_modules())
+    for name, options in header["layers"].items():
+        module = modules[name]
+        if not isinstance(module, IC_LAYERS):
+            kind = next(t for t in IC_LAYERS if isinstance(module, t.basic_type))
+            kind.take_over_(module, **options)
+    with torch.no_grad():
+        model.load_state_dict(tensors)
+    return model.eval()
