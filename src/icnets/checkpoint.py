@@ -93,10 +93,11 @@ def save(
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
     if architecture is not None:
         remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
+    modules = dict(model.named_modules(remove_duplicate=False))  # a shared unit has keys under each of its names
     header = {
         "version": VERSION,
         "architecture": getattr(model, "icnets_architecture", None),
-        "layers": {name: _describe(m) for name, m in model.named_modules() if isinstance(m, IC_LAYERS)},
+        "layers": {name: _describe(m) for name, m in modules.items() if isinstance(m, IC_LAYERS)},
     }
     try:
         strings = {"format": "pt", **(metadata or {}), "icnets": json.dumps(header, sort_keys=True)}
@@ -184,7 +185,7 @@ def _build(path: Path, architecture: Mapping[str, Any] | None) -> nn.Module:
 
 def _check(path: Path, model: nn.Module, layers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Finds every mismatch before the model is touched."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     for name, options in layers.items():
         module = modules.get(name)
@@ -226,7 +227,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     if model is None:
         model = _build(path, header["architecture"])
     _check(path, model, header["layers"], tensors)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, options in header["layers"].items():
         module = modules[name]
         if not isinstance(module, IC_LAYERS):

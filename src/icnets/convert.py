@@ -294,7 +294,7 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     Raises:
         ValueError: anything but the new parameters is missing, or a key or shape doesn't fit; nothing is loaded then.
     """
-    new = {name for name, _ in ic_parameters(model)}
+    new = {name for name, _ in ic_parameters(model, remove_duplicate=False)}
     own = model.state_dict()
     missing = sorted(own.keys() - state_dict.keys() - new)
     unexpected = sorted(state_dict.keys() - own.keys())

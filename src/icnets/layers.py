@@ -318,9 +318,12 @@ ICLayer = ICConv1d | ICConv2d | ICConv3d | ICLinear
 IC_LAYERS: tuple[type[ICLayer], ...] = (ICConv1d, ICConv2d, ICConv3d, ICLinear)
 
 
-def ic_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Name and Parameter of everything that IC added to ``model``: ``*.collision``, ``*.inner_bias``, ``*.gain``."""
-    for prefix, module in model.named_modules():
+def ic_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and Parameter of everything IC added to ``model``: ``*.collision``, ``*.inner_bias``, ``*.gain``.
+
+    A shared unit comes once, under its first name, unless ``remove_duplicate`` is False, as in a state dict.
+    """
+    for prefix, module in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, IC_LAYERS):
             for name in ("collision", "inner_bias", "gain"):
                 parameter = module._parameters[name]

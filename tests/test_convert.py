@@ -1,0 +1,381 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from icnets import ICConfig, ICConv1d, ICConv2d, ICLinear, convert_, ic_parameters, load_basic_state_dict, revert_
+
+
+class Block(nn.Module):
+    """A residual block with what networks do: a 1x1, a depthwise conv, a shared module, a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.point = nn.Conv2d(8, 8, 1, bias=False)
+        self.again = self.point  # shared
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.bn(self.stem(x)).relu()
+        x = x + self.again(self.point(self.depthwise(x).relu()).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def inputs(n=4):
+    return torch.randn(n, 3, 10, 9)
+
+
+def test_converts_every_convolution_by_default():
+    model = Block()
+    before = sum(p.numel() for p in model.parameters())
+    report = convert_(model)
+    assert report.converted == ["stem", "depthwise", "point"]  # the shared module once, under its first name
+    assert report.skipped == {}
+    assert model.again is model.point
+    assert type(model.head) is nn.Linear
+    assert (report.parameters_before, report.parameters_after) == (before, before + 3 * 16)
+    assert "converted 3 layers" in str(report)
+    assert {n for n, _ in ic_parameters(model)} == {
+        f"{m}.{p}" for m in report.converted for p in ("collision", "inner_bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "converted", "skipped"),
+    [
+        (ICConfig(layers="kxk"), ["stem", "depthwise"], {"point": "its kernel is 1 (layers='kxk')"}),
+        (ICConfig(layers="no-stem"), ["depthwise", "point"], {"stem": "it is the stem (layers='no-stem')"}),
+        (ICConfig(linear=True), ["stem", "depthwise", "point", "head"], {}),
+    ],
+)
+def test_presets(config, converted, skipped):
+    report = convert_(Block(), config)
+    assert report.converted == converted
+    assert report.skipped == skipped
+
+
+def test_filter_fn_chooses_and_is_reported():
+    report = convert_(Block(), filter_fn=lambda module, name: module.groups == 1 and name != "stem")
+    assert report.converted == ["point"]
+    assert report.skipped == {"stem": "filter_fn said no", "depthwise": "filter_fn said no"}
+    assert "skipped, filter_fn said no: stem, depthwise" in str(report)
+
+
+def test_keeps_everything_else():
+    model = Block().to(torch.float64).to(memory_format=torch.channels_last).eval()
+    model.bn.train()
+    model.stem.weight.requires_grad_(False)
+    calls = []
+    model.stem.register_forward_hook(lambda *a: calls.append("hook"))
+    model.stem.note = "mine"
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    convert_(model)
+    assert dict(model.named_modules()) == modules  # the very objects
+    assert all(dict(model.named_parameters())[k] is p for k, p in parameters.items())
+    assert not model.stem.training
+    assert model.bn.training
+    assert model.stem.note == "mine"
+    assert model.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not model.stem.collision.requires_grad
+    assert model.point.collision.requires_grad
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+    model(inputs().double())
+    assert calls == ["hook"]
+
+
+def test_converting_twice_changes_nothing():
+    model = Block()
+    convert_(model)
+    state = copy.deepcopy(model.state_dict())
+    report = convert_(model, ICConfig(warm_start="gain"))
+    assert report.converted == []
+    assert set(report.skipped.values()) == {"already an IC unit"}
+    assert report.parameters_before == report.parameters_after
+    assert model.state_dict().keys() == state.keys()
+
+
+def test_a_single_convolution_converts():
+    conv = nn.Conv1d(2, 3, 3)
+    assert convert_(conv).converted == [""]
+    assert isinstance(conv, ICConv1d)
+    assert [n for n, _ in ic_parameters(conv)] == ["collision", "inner_bias"]
+    assert revert_(conv) == [""]
+    assert type(conv) is nn.Conv1d
+
+
+def test_revert_gives_the_basic_network_back():
+    model = Block().eval()
+    x, state = inputs(), copy.deepcopy(model.state_dict())
+    y = model(x)
+    convert_(model, ICConfig(linear=True))
+    assert not torch.equal(model(x), y)
+    assert revert_(model) == ["stem", "depthwise", "point", "head"]
+    assert torch.equal(model(x), y)
+    assert model.state_dict().keys() == state.keys()
+    assert type(model.stem) is nn.Conv2d
+    assert "collision_scale" not in model.stem.__dict__
+    assert convert_(model).converted == ["stem", "depthwise", "point"]
+
+
+# -- what is left alone, and why -------------------------------------------------------------------------------------
+
+
+class OnlyNamed(nn.Conv2d):
+    """A subclass without behaviour of its own."""
+
+    def __init__(self, c):
+        super().__init__(c, c, 3, padding=1)
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_subclass_without_behaviour_converts_and_reverts_to_itself():
+    model = nn.Sequential(OnlyNamed(3))
+    assert convert_(model).converted == ["0"]
+    assert isinstance(model[0], ICConv2d)
+    revert_(model)
+    assert type(model[0]) is OnlyNamed
+
+
+def replaced_forward():
+    conv = nn.Conv2d(3, 3, 1)
+    conv.forward = lambda x: x
+    return conv
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: OwnForward(3, 3, 1), "OwnForward has behaviour of its own (forward)"),
+        (lambda: nn.LazyConv2d(3, 1), "lazy: run one batch through the model first"),
+        (lambda: nn.ConvTranspose2d(3, 3, 1), "transposed convolution"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), "its weight is parametrised"),
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 3, 1)), "its weight is parametrised"),
+        (lambda: nn.utils.weight_norm(nn.Conv2d(3, 3, 1)), "its weight is parametrised"),
+        (lambda: nn.Conv2d(3, 3, 1, dtype=torch.complex64), "complex weight"),
+        (replaced_forward, "its forward was replaced on the instance"),
+    ],
+)
+def test_skipped_with_the_reason(make, reason):
+    model = nn.Sequential(make(), nn.Conv2d(3, 3, 1))
+    kind = type(model[0])
+    report = convert_(model)
+    assert report.converted == ["1"]
+    assert report.skipped == {"0": reason}
+    assert type(model[0]) is kind
+
+
+def test_quantised_convolutions_are_skipped():
+    class Conv2d(nn.Module):
+        __module__ = "torch.ao.nn.quantized.modules.conv"
+
+    assert convert_(nn.Sequential(Conv2d())).skipped == {"0": "quantised"}
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.DataParallel, "wrapped by DataParallel; convert its .module first, then wrap it"),
+        (lambda m: nn.Sequential(nn.DataParallel(m)), "wrapped by DataParallel at '0'"),
+        (torch.compile, r"compiled \(OptimizedModule\); convert it first, then compile it"),
+        (torch.fx.symbolic_trace, "traced graph"),
+        (torch.jit.script, r"traced graph \(RecursiveScriptModule\)"),
+    ],
+)
+@pytest.mark.parametrize("function", [convert_, revert_])
+def test_wrapped_models_are_refused(function, wrap, message):
+    with pytest.raises(TypeError, match=message):
+        function(wrap(Block()))
+
+
+def test_ddp_and_in_place_compile_are_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(TypeError, match=r"wrapped by DistributedDataParallel; convert its \.module first"):
+            convert_(nn.parallel.DistributedDataParallel(Block()))
+    finally:
+        torch.distributed.destroy_process_group()
+    model = Block()
+    model.compile()
+    with pytest.raises(TypeError, match="convert it first, then compile it"):
+        convert_(model)
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match=r"model is a str; convert_ takes an nn\.Module"):
+        convert_("resnet50")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("layers", "1x1", "layers is '1x1'; it must be one of all, kxk, no-stem"),
+        ("scale", "l2", "scale is 'l2'; it must be one of sqrt, sum, mean"),
+        ("warm_start", "warm", "warm_start is 'warm'; it must be one of none, gain, calibrate"),
+        ("calibration_rate", 1.5, "calibration_rate is 1.5; it must lie between 0 and 1"),
+        ("version", 2, "the configuration has version 2; this icnets reads version 1"),
+    ],
+)
+def test_bad_configurations(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        ICConfig(**{field: value})
+
+
+# -- optimizers ------------------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_built_earlier_is_an_error_and_nothing_is_changed():
+    model = Block()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(RuntimeError, match=r"build it after convert_, or pass it as optimizers=\[\.\.\.\]"):
+        convert_(model)
+    assert not list(ic_parameters(model))
+    assert convert_(copy.deepcopy(model)).converted  # a copy is trained by no one
+    assert optimizer.param_groups
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_optimizer_is_repaired(named):
+    model = Block()
+    body = [(n, p) for n, p in model.named_parameters() if not n.startswith("head")]
+    head = [(n, p) for n, p in model.named_parameters() if n.startswith("head")]
+    pick = (lambda pairs: pairs) if named else (lambda pairs: [p for _, p in pairs])
+    groups = [{"params": pick(body), "lr": 0.5}, {"params": pick(head), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=1e-4)
+    convert_(model, optimizers=[optimizer])
+    added = {id(p) for p in optimizer.param_groups[2]["params"]}
+    assert added == {id(p) for _, p in ic_parameters(model)}
+    assert (optimizer.param_groups[2]["lr"], optimizer.param_groups[2]["weight_decay"]) == (0.5, 0.0)
+    start = {n: p.detach().clone() for n, p in ic_parameters(model)}
+    model(inputs()).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, start[n]) for n, p in ic_parameters(model))
+
+
+def test_an_optimizer_no_longer_used_can_be_ignored():
+    model = Block()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert convert_(model, optimizers=()).converted
+    assert len(optimizer.param_groups) == 1
+
+
+# -- warm starts -----------------------------------------------------------------------------------------------------
+
+
+def test_gain_is_the_same_function_and_everything_learns():
+    model = Block()
+    basic = copy.deepcopy(model)
+    convert_(model, ICConfig(warm_start="gain"))
+    x = inputs()
+    torch.testing.assert_close(model(x), basic(x), rtol=0, atol=0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    start = {n: p.detach().clone() for n, p in ic_parameters(model)}
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    for name, p in ic_parameters(model):
+        assert not torch.equal(p, start[name]), name
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_calibrate_fires_as_often_as_asked(linear):
+    model = Block().eval()
+    batches = [inputs(16), (inputs(16), torch.zeros(16))]
+    model.head.training = True
+    report = convert_(
+        model, ICConfig(warm_start="calibrate", calibration_rate=0.05, linear=linear), calibration_data=batches
+    )
+    assert report.config.warm_start == "calibrate"
+    assert model.head.training
+    assert not model.stem.training
+    # The stem sees the very inputs of the calibration: its rate is exact, by b1, since inputs are negative too.
+    layer, x = model.stem, torch.cat([batches[0], batches[1][0]])
+    with torch.no_grad():
+        branch = layer(x) - nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
+    assert not layer.collision.any()
+    rates = (branch > 0).float().mean((0, 2, 3))
+    torch.testing.assert_close(rates, torch.full_like(rates, 0.05), atol=0.01, rtol=0)
+    # Behind a ReLU it is done by w', inside the paper's form.
+    assert model.depthwise.collision.any()
+    assert not model.depthwise.inner_bias.any()
+    assert all(layer.gain is None for layer in model.modules() if isinstance(layer, ICConv2d | ICLinear))
+
+
+def test_calibrate_keeps_the_function_nearly():
+    basic, x = Block().eval(), inputs(32)
+    y, errors = basic(x), []
+    for rate in (0.1, 0.01, 0.001):
+        model = copy.deepcopy(basic)
+        convert_(model, ICConfig(warm_start="calibrate", calibration_rate=rate), calibration_data=[x])
+        errors.append(((model(x) - y).norm() / y.norm()).item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 0.3
+    assert errors[1] < 0.03
+    assert 0 < errors[2] < 0.003
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "message"),
+    [
+        (None, {}, "calibration_data is None; pass a few batches of inputs"),
+        ([], {}, "calibration_data reached 0 of 3 layers; never 'stem'"),
+        (["images"], {}, "a batch of calibration_data is a str; it must be an input tensor"),
+        (
+            [torch.randn(2, 3, 8, 8)],
+            {"inner_bias": False},
+            r"layer 'stem' has negative inputs, where only b1 can calibrate",
+        ),
+    ],
+)
+def test_calibration_that_cannot_work_changes_nothing(data, config, message):
+    model = Block()
+    with pytest.raises(ValueError, match=message):
+        convert_(model, ICConfig(warm_start="calibrate", **config), calibration_data=data)
+    assert not list(ic_parameters(model))
+    assert not model.stem._forward_hooks
+    assert model.training
+
+
+# -- basic checkpoints -----------------------------------------------------------------------------------------------
+
+
+def test_a_basic_state_dict_loads_with_only_the_new_parameters_missing():
+    basic, model = Block().eval(), Block().eval()
+    convert_(model, ICConfig(warm_start="gain"))
+    load_basic_state_dict(model, basic.state_dict())
+    x = inputs()
+    assert torch.equal(model(x), basic(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("bn.weight"), r"missing: bn\.weight \(1\)"),
+        (lambda s: s.update(extra=torch.zeros(1)), r"unexpected: extra \(1\)"),
+        (
+            lambda s: s.update({"head.bias": torch.zeros(7)}),
+            r"head\.bias is \(7,\) in the file and \(5,\) in the model",
+        ),
+    ],
+)
+def test_any_other_state_dict_is_an_error_and_loads_nothing(change, message):
+    model, state = Block(), Block().state_dict()
+    change(state)
+    convert_(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load_basic_state_dict(model, state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
