@@ -1,0 +1,236 @@
+"""A trained network as a teacher: frozen, always in eval mode, and no part of the student's checkpoint (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Teacher", "require_independent"]
+
+Normalization = Sequence[float] | Tensor
+
+
+class Teacher(nn.Module):
+    """Any network ``(N, C_in, ...) -> (N, C, ...)`` logits, as a teacher (ours).
+
+    The network is taken as it is, not copied: its parameters stop requiring gradients, and it goes to eval mode and
+    stays there, also when a parent calls ``train()``. It is hidden from the parent: ``state_dict``, ``parameters``,
+    ``modules``, ``apply`` and ``requires_grad_`` don't see it, and loading skips keys that an older checkpoint may
+    hold for it; only moves (``to``, ``cuda``, ``half``) reach it. Pickling and deep copies include it.
+
+    Where its normalisation differs from the student's, give all four of ``mean``, ``std`` (what the teacher was trained
+    with) and ``student_mean``, ``student_std`` (what the student's input comes with), one value per input channel:
+    the input is then normalised anew for the teacher.
+
+    Args:
+        model: the network. Not the student itself: pass ``copy.deepcopy(model)`` where both start from one network.
+        mean, std, student_mean, student_std: sequences or tensors with C_in values; std > 0.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module, or is a Teacher already.
+        ValueError: some but not all of the four are given, their lengths differ, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Normalization | None = None,
+        std: Normalization | None = None,
+        student_mean: Normalization | None = None,
+        student_std: Normalization | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module) or isinstance(model, Teacher):
+            raise TypeError(f"a teacher is made from an nn.Module that is no Teacher yet, got {type(model).__name__}")
+        self._affine = _renormalization(mean, std, student_mean, student_std)
+        # Not a submodule, so that nothing that walks the parent finds it.
+        object.__setattr__(self, "_hidden_model", model)
+        model.requires_grad_(False)
+        model.eval()
+        super().train(False)
+        self._place(torch.device("cpu"))
+        first = next(model.parameters(), None)
+        if first is not None:
+            self._place(first.device)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        model: nn.Module = self.__dict__["_hidden_model"]
+        return model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The teacher's logits, without gradient.
+
+        Args:
+            x: input ``(N, C_in, ...)``, normalised for the student.
+
+        Returns:
+            What the network returns, ``(N, C, ...)``.
+
+        Raises:
+            ValueError: ``x`` has another number of channels than the normalisation.
+        """
+        model = self.model
+        # Someone else may hold the network and call train() on it; a batch norm would then learn from our input.
+        if any(module.training for module in model.modules()):
+            model.eval()
+        with torch.no_grad():  # not inference_mode: autograd refuses its tensors, and the loss is a function of these
+            logits: Tensor = model(self.normalize(x))
+        return logits
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Input ``(N, C_in, ...)`` normalised for the student, as the teacher wants it; same shape and dtype."""
+        if self._affine is None:
+            return x
+        channels = len(self._affine[0])
+        if x.ndim < 2 or x.shape[1] != channels:
+            raise ValueError(
+                f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}: "
+                "give mean and std one value per input channel"
+            )
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale, shift = (v.to(x.device, dtype).view(-1, *[1] * (x.ndim - 2)) for v in (self._scale, self._shift))
+        return (x.to(dtype) * scale + shift).to(x.dtype)
+
+    def check(self, student: nn.Module, sample: Tensor) -> None:
+        """Say before training starts what would go wrong in it. Changes neither network, whatever their modes.
+
+        Args:
+            student: the network to be trained, on ``sample``'s device.
+            sample: a batch ``(N, C_in, ...)``, normalised for the student.
+
+        Raises:
+            ValueError: the networks share parameters; an output is no tensor ``(N, C, ...)``; the numbers of classes
+                (named) or the shapes differ; the teacher cannot process the sample, or its logits are not finite.
+        """
+        require_independent(self.model, student)
+        modes = [(module, module.training) for module in student.modules()]
+        try:
+            student.eval()
+            with torch.no_grad():
+                ours = _require_logits("student", student(sample), sample)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        try:
+            output = self(sample)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}: {reason}"
+            ) from error
+        theirs = _require_logits("teacher", output, sample)
+        if ours.shape[1] != theirs.shape[1]:
+            raise ValueError(
+                f"the student has {ours.shape[1]} classes and the teacher {theirs.shape[1]}: "
+                "distillation needs the same classes in the same order"
+            )
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"student and teacher logits must have one shape, got {tuple(ours.shape)} and {tuple(theirs.shape)}"
+            )
+        if not theirs.isfinite().all():
+            raise ValueError("the teacher's logits are not finite on the sample: check its weights and normalisation")
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Does nothing: a teacher stays in eval mode."""
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place; arguments as for ``torch.compile``."""
+        self.model.compile(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
+        self.model._apply(fn, recurse)
+        self._place(fn(torch.empty(0, device=self._scale.device)).device)
+        return self
+
+    def _place(self, device: torch.device) -> None:
+        # From the exact numbers, and not by moving tensors: half() must not round them.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        scale, shift = self._affine if self._affine is not None else ((), ())
+        self._scale = torch.tensor(scale, dtype=dtype, device=device)
+        self._shift = torch.tensor(shift, dtype=dtype, device=device)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing of a teacher is in a checkpoint, and what an older one holds is skipped, in strict mode as well."""
+
+    def extra_repr(self) -> str:
+        return f"{type(self.model).__name__}, frozen" + (", renormalised" if self._affine is not None else "")
+
+
+def require_independent(network: nn.Module, student: nn.Module) -> None:
+    """Raise ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
+    if student is network:
+        raise ValueError("the teacher is the student itself: make the teacher from copy.deepcopy(model)")
+    storages = {_storage(p) for p in network.parameters()} - {None}
+    for name, parameter in student.named_parameters():
+        if _storage(parameter) in storages:
+            raise ValueError(
+                f"teacher and student share the parameter {name!r}: make the teacher from copy.deepcopy(model), "
+                "before the model is converted or trained"
+            )
+
+
+def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
+    """What two parameters that share memory have in common; None for empty ones, which have none to share."""
+    if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
+        return (parameter.device, id(parameter))
+    pointer = parameter.untyped_storage().data_ptr()
+    return (parameter.device, pointer) if pointer else None
+
+
+def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the {who} must return a tensor of logits (N, C), got {type(output).__name__}")
+    if output.ndim < 2 or output.shape[0] != sample.shape[0]:
+        raise ValueError(
+            f"the {who} must return logits (N, C) with N = {sample.shape[0]} as in the sample, "
+            f"got {tuple(output.shape)}"
+        )
+    return output
+
+
+def _channel_values(name: str, values: Normalization) -> tuple[float, ...]:
+    if not isinstance(values, Tensor | Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence or tensor with one number per input channel, got {values!r}")
+    numbers = values.detach().flatten().tolist() if isinstance(values, Tensor) else values
+    result = tuple(float(v) for v in numbers)
+    low = 0.0 if name.endswith("std") else -math.inf
+    if not result or not all(math.isfinite(v) and v > low for v in result):
+        allowed = "> 0" if low == 0.0 else "finite"
+        raise ValueError(f"{name} must hold one number per input channel, each {allowed}, got {result}")
+    return result
+
+
+def _renormalization(
+    mean: Normalization | None,
+    std: Normalization | None,
+    student_mean: Normalization | None,
+    student_std: Normalization | None,
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Scale and shift per channel from the student's normalisation to the teacher's; None where they agree."""
+    given = {"mean": mean, "std": std, "student_mean": student_mean, "student_std": student_std}
+    missing = [name for name, values in given.items() if values is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise ValueError(f"give all of mean, std, student_mean, student_std or none: {', '.join(missing)} missing")
+    values = {name: _channel_values(name, v) for name, v in given.items() if v is not None}
+    lengths = {name: len(v) for name, v in values.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"the normalisations must have one number of channels, got {listed}")
+    teacher, student = (values["mean"], values["std"]), (values["student_mean"], values["student_std"])
+    if teacher == student:
+        return None
+    pairs = list(zip(*teacher, *student, strict=True))
+    scale = tuple(s_std / t_std for _, t_std, _, s_std in pairs)
+    shift = tuple((s_mean - t_mean) / t_std for t_mean, t_std, s_mean, _ in pairs)
+    return scale, shift

@@ -1,0 +1,225 @@
+"""Weak logit distillation as a timm ``TrainingTask`` (ours), for timm's own training loop or one like it.
+
+    task = WeakLogitDistillationTask(student, teacher, total_steps=epochs * len(loader), device=device)
+    task.check(next(iter(loader))[0])           # class counts, normalisation, shared parameters: before training
+    for images, target in loader:               # soft targets of timm's mixup as well
+        task(images, target)["loss"].backward()
+
+timm's loop does not tell a task how far the training is. Either give ``total_steps``, the number of forward passes in
+training (``epochs * len(loader)``; batches, not optimizer steps, where gradients are accumulated), and the task counts
+them; or call ``set_progress`` whenever you know better, say once per epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils.model import unwrap_model
+from torch import Tensor, nn
+
+from icnets.distill import Teacher, WeakLogitDistillation
+from icnets.teacher import require_independent
+
+__all__ = ["WeakLogitDistillationTask"]
+
+_logger = logging.getLogger(__name__)
+
+
+class WeakLogitDistillationTask(TrainingTask):
+    """Train any classifier by :class:`icnets.distill.WeakLogitDistillation` in timm's loop.
+
+    The checkpoint holds the student under timm's usual keys, and beside it, as the task's state, the progress and the
+    surpass-stop. The teacher is in no state dict. After a validation, ``task.distillation.observe(student_accuracy,
+    teacher_accuracy)`` drives the surpass-stop.
+
+    Args:
+        student: ``(N, C_in, ...) -> (N, C)``; needs no attribute of timm's.
+        teacher: a network, a :class:`icnets.distill.Teacher` (which says how it is normalised), or None for the
+            baseline without a teacher. For a plain network that differs from the student in the mean and std of
+            timm's ``pretrained_cfg``, the student's input is normalised anew.
+        distillation: the loss with its schedule; None: the defaults.
+        total_steps: forward passes in training mode from the first to the last epoch; None: ``set_progress`` is called.
+        device: for the teacher and the loss; None: the student's.
+        dtype: for the teacher and the loss, as timm's tasks take it; None: the teacher keeps its own.
+        verbose: log what is done with the teacher.
+
+    Raises:
+        ValueError: class counts (both named, where the networks tell them), shared parameters, ``total_steps`` < 1.
+        TypeError: an argument of the wrong type.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        distillation: WeakLogitDistillation | None = None,
+        *,
+        total_steps: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        if total_steps is not None:
+            if isinstance(total_steps, bool) or not isinstance(total_steps, int):
+                raise TypeError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
+            if total_steps < 1:
+                raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps}")
+        if distillation is not None and not isinstance(distillation, WeakLogitDistillation):
+            raise TypeError(f"distillation must be a WeakLogitDistillation, got {type(distillation).__name__}")
+        if device is None:
+            device = next((p.device for p in student.parameters()), None)
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.trainable_module = student
+        self.distillation = (distillation or WeakLogitDistillation()).to(device=self.device)
+        self.teacher = None if teacher is None else _as_teacher(teacher, unwrap_model(student))
+        if self.teacher is not None:
+            self.teacher.to(device=self.device, dtype=dtype)
+        self.total_steps = total_steps
+        self._step = 0
+        self._progress: float | None = None
+        if self.verbose:
+            _logger.info("%s: teacher=%s, %s", type(self).__name__, self.teacher, self.distillation)
+
+    @property
+    def progress(self) -> float:
+        """Fraction of training done, in [0, 1]; 1 from ``total_steps`` on (timm may add cooldown epochs).
+
+        Raises:
+            RuntimeError: nobody has said, and lambda(t) depends on it.
+        """
+        if self.total_steps is not None:
+            return min(1.0, self._step / self.total_steps)
+        if self._progress is not None:
+            return self._progress
+        schedule = self.distillation.schedule
+        constant = schedule.kind == "constant" and schedule.warmup == 0.0
+        if self.teacher is None or constant or schedule.weight == 0.0:
+            return 0.0
+        raise RuntimeError(
+            f"the schedule {schedule.kind!r} needs the progress of training: "
+            "give total_steps=epochs * len(loader), or call set_progress() before each epoch"
+        )
+
+    def set_progress(self, progress: float) -> None:
+        """Say how much of training is done; with ``total_steps``, counting goes on from there.
+
+        Args:
+            progress: fraction in [0, 1], say ``epoch / epochs``.
+
+        Raises:
+            ValueError: ``progress`` is NaN or outside [0, 1].
+        """
+        self.distillation.schedule(progress)  # checks the range
+        progress = min(max(float(progress), 0.0), 1.0)
+        if self.total_steps is not None:
+            self._step = round(progress * self.total_steps)
+        else:
+            self._progress = progress
+
+    def check(self, sample: Tensor) -> None:
+        """:meth:`icnets.distill.Teacher.check` on a batch of the loader's input; nothing without a teacher."""
+        if self.teacher is not None:
+            self.teacher.check(self.trainable_module, sample)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """One training step's forward; a call in training mode with gradients counts as a step.
+
+        Args:
+            input: ``(N, C_in, ...)``, normalised for the student.
+            target: ``(N,)`` int64, or ``(N, C)`` floating.
+
+        Returns:
+            ``loss``, ``output`` (the student's logits), ``task_loss`` (cross-entropy), ``kd_loss`` (T^2 * KL before
+            weighting; 0 when off) and ``kd_weight`` (lambda(t)).
+
+        Raises:
+            RuntimeError: see :attr:`progress`. ValueError, TypeError: see :meth:`WeakLogitDistillation.terms`.
+        """
+        progress = self.progress
+        output = self.trainable_module(input)
+        logits = None
+        if self.teacher is not None and self.distillation.needs_teacher(progress):
+            logits = self.teacher(input)
+        terms = self.distillation.terms(output, logits, target, progress)
+        if self.training and torch.is_grad_enabled():
+            self._step += 1
+        return {
+            "loss": terms.loss,
+            "output": output,
+            "task_loss": terms.task,
+            "kd_loss": terms.distillation,
+            "kd_weight": torch.full_like(terms.loss.detach(), terms.weight),
+        }
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> WeakLogitDistillationTask:
+        """Wrap the student in DistributedDataParallel; the teacher needs none. Returns the task."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(  # type: ignore[override]  # the signature is timm's
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile student and teacher, before ``prepare_distributed``; returns the student for validation."""
+        compiled: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        self.trainable_module = self.eval_model = compiled
+        if self.teacher is not None:
+            self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
+        return self.trainable_module
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The progress and the surpass-stop, for the checkpoint; the averaged student (``ema``) has no own."""
+        if ema:
+            return {}
+        return {"step": self._step, "progress": self._progress, "distillation": self.distillation.state_dict()}
+
+    def load_task_state(
+        self,
+        state: Mapping[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Go on where the checkpoint was; one without a task state (a plain student's) leaves the start as it is."""
+        if ema:
+            return
+        if not state:
+            _logger.warning("the checkpoint tells no progress of distillation: call set_progress() to resume it")
+            return
+        missing = {"step", "progress", "distillation"} - state.keys()
+        if missing and strict:
+            raise RuntimeError(f"the checkpoint's task state lacks {', '.join(sorted(missing))}: is it another task's?")
+        self._step = int(state.get("step", self._step))
+        self._progress = state.get("progress", self._progress)
+        self.distillation.load_state_dict(state.get("distillation", {}), strict=strict)
+
+
+def _as_teacher(teacher: nn.Module, student: nn.Module) -> Teacher:
+    network = unwrap_model(teacher.model if isinstance(teacher, Teacher) else teacher)
+    classes = [getattr(model, "num_classes", None) for model in (student, network)]
+    if all(isinstance(count, int) for count in classes) and classes[0] != classes[1]:
+        raise ValueError(
+            f"the student has {classes[0]} classes and the teacher {classes[1]}: "
+            "distillation needs the same classes in the same order"
+        )
+    require_independent(network, student)  # first of all, since a Teacher freezes what it gets
+    if not isinstance(teacher, Teacher):
+        ours, theirs = _normalization(student), _normalization(network)
+        if ours is None or theirs is None or ours == theirs:
+            teacher = Teacher(teacher)
+        else:
+            teacher = Teacher(teacher, mean=theirs[0], std=theirs[1], student_mean=ours[0], student_std=ours[1])
+    return teacher
+
+
+def _normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std of timm's ``pretrained_cfg``; None where the model has none."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, Mapping) or not cfg.get("mean") or not cfg.get("std"):
+        return None
+    return tuple(cfg["mean"]), tuple(cfg["std"])
