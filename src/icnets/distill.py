@@ -29,6 +29,8 @@ __all__ = ["DistillationSchedule", "DistillationTerms", "Teacher", "WeakLogitDis
 
 ScheduleKind = Literal["hold-cosine", "constant", "linear", "cosine", "early-off"]
 
+# Asked once, since older compilers can't trace the question.
+_AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d))
 _ROUNDING = 1e-6  # how far the progress may lie outside [0, 1], as step / total computed in float32 does
 _IGNORED_LABEL = -100  # F.cross_entropy's own marker of places without a label
 # Logits flatter than this count as this wide: a zero-initialised head has std 0, and 1 / std would be its gradient.
@@ -289,7 +291,7 @@ class WeakLogitDistillation(nn.Module):
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device_type):
+    if device_type in _AUTOCAST_DEVICES:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
