@@ -138,18 +138,21 @@ def collide(
         once.
     """
     ones = [1] * spatial_dims
-    groups = s.size(-spatial_dims - 1)
+    channel = -spatial_dims - 1
+    groups = s.size(channel)
+    # addcmul reads y once and keeps its memory format; a product made first would be another full-size tensor.
     if groups == 1:
-        threshold = collision.view([-1] + ones) * s
+        u = torch.addcmul(y, collision.view([-1] + ones), s, value=-1)
     else:
-        per_group = collision.view([groups, -1] + ones) * s.unsqueeze(-spatial_dims - 1)
-        threshold = per_group.flatten(-spatial_dims - 2, -spatial_dims - 1)
+        per_group = y.unflatten(channel, [groups, -1])
+        u = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel), value=-1)
+        u = u.flatten(channel - 1, channel)
     if inner_bias is not None:
         offset = inner_bias if bias is None else inner_bias - bias
-        threshold = threshold - offset.view([-1] + ones)
+        u = u + offset.view([-1] + ones)
     elif bias is not None:
-        threshold = threshold + bias.view([-1] + ones)
-    branch = F.relu(y - threshold)
+        u = u - bias.view([-1] + ones)
+    branch = F.relu(u)
     if gain is not None:
         branch = branch * gain.view([-1] + ones)
     return (y + branch).type_as(y)
