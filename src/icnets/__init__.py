@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from icnets.convert import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
-from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLinear, ic_parameters
-
 if TYPE_CHECKING:
     from icnets.checkpoint import CheckpointError, load, save
+    from icnets.convert import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
     from icnets.distill import DistillationSchedule, Teacher, WeakLogitDistillation
+    from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLinear, ic_parameters
     from icnets.timm_models import create_model
 
 __version__ = "0.1.0"
@@ -32,14 +31,24 @@ __all__ = [
     "save",
 ]
 
-# What needs more than torch is imported when first asked for.
+# Imported when first asked for: `icnets --help` must not wait for torch.
 _LATER = {
     "CheckpointError": "checkpoint",
     "load": "checkpoint",
     "save": "checkpoint",
+    "ConversionReport": "convert",
+    "ICConfig": "convert",
+    "convert_": "convert",
+    "load_basic_state_dict": "convert",
+    "revert_": "convert",
     "DistillationSchedule": "distill",
     "Teacher": "distill",
     "WeakLogitDistillation": "distill",
+    "ICConv1d": "layers",
+    "ICConv2d": "layers",
+    "ICConv3d": "layers",
+    "ICLinear": "layers",
+    "ic_parameters": "layers",
     "create_model": "timm_models",
 }
 

@@ -1,0 +1,201 @@
+"""The program ``icnets``. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from icnets.help import COMMAND_HELP, HELP
+from icnets.messages import one_line
+
+__all__ = ["Parser", "main"]
+
+COMMANDS = [*COMMAND_HELP, "convert"]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ValueErrors, which ``main`` reports in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
+
+    0: done. 2: a mistake in the arguments or files, reported in one line. 130: interrupted. Anything else that goes
+    wrong is a bug of ours, and its traceback is shown.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        print("icnets: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way to end a run on Ctrl-C
+            print("icnets: interrupted", file=sys.stderr)
+            return 130
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        if os.environ.get("ICNETS_DEBUG"):
+            traceback.print_exc()
+        print(f"icnets: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(args: list[str]) -> int:
+    if args[:1] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        return 0
+    if args[:1] == ["--version"]:
+        from icnets import __version__
+
+        print(f"icnets {__version__}")
+        return 0
+    command, rest = (args[0], args[1:]) if args else ("", [])
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        raise ValueError(f"unknown command {command!r}; {hint}" if command else f"no command given; {hint}")
+    try:
+        return _run(command, rest)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "icnets":
+            raise
+        raise ValueError(f"{command} needs {error.name}: pip install 'icnets[train]'") from error
+
+
+def _run(command: str, rest: list[str]) -> int:
+    if command in COMMAND_HELP and {"-h", "--help"} & set(rest):
+        print(COMMAND_HELP[command], end="")
+        return 0
+    if command == "convert":
+        return _convert(rest)
+    rest = ["--help" if arg == "--help-all" else arg for arg in rest]
+    if command == "compare":
+        from icnets.evaluation.compare import main as compare
+
+        return compare(rest)
+    if command == "profile":
+        from icnets.evaluation.profile import main as profile
+
+        return profile(rest)
+    from icnets.training.lightning_cli import run
+
+    run([command, *rest])
+    return 0
+
+
+# Errors.
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an exception tells of a mistake of the user's, by the conventions of this package and Lightning."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(
+        names & {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
+    )
+
+
+# icnets convert.
+
+
+def _convert_parser() -> Parser:
+    parser = Parser(
+        prog="icnets convert",
+        usage="icnets convert IN OUT [--model NAME] [OPTIONS]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Read a basic network's checkpoint, convert the network, and write an IC network's checkpoint.",
+        epilog=(
+            "Example, for the state dict of a timm network:\n\n"
+            "  icnets convert resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10\n"
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source", metavar="IN", type=Path, help="file of icnets.save, or a state dict (.pth, .safetensors)"
+    )
+    parser.add_argument("target", metavar="OUT", type=Path, help="the new checkpoint, .safetensors")
+    parser.add_argument("--model", metavar="NAME", help="timm's name of the network, where IN doesn't say it")
+    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network (default: as in IN)")
+    parser.add_argument("--in-chans", metavar="N", type=int, help="image channels of the network (default: as in IN)")
+    parser.add_argument(
+        "--layers", choices=["all", "kxk", "no-stem"], default="all", help="convolutions to convert (default: all)"
+    )
+    parser.add_argument("--linear", action="store_true", help="convert fully connected layers as well")
+    parser.add_argument(
+        "--warm-start",
+        choices=["none", "gain"],
+        default="gain",
+        help="gain: exactly the same function (default); none: the paper's unit, w' from 0",
+    )
+    parser.add_argument("--no-inner-bias", action="store_true", help="leave out b1, the bias inside the rectifier")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    return parser
+
+
+def _convert(rest: list[str]) -> int:
+    args = _convert_parser().parse_args(rest)
+    if not args.source.is_file():
+        raise ValueError(f"there is no checkpoint {args.source}; check the path")
+    if args.target.suffix != ".safetensors":
+        raise ValueError(f"OUT is {args.target}; it must end in .safetensors")
+    if not args.target.parent.is_dir():
+        raise ValueError(f"the folder {args.target.parent} of OUT doesn't exist; create it first")
+    if args.target.exists() and not args.force:
+        raise ValueError(f"{args.target} exists already; give another OUT, or --force")
+
+    from icnets import ICConfig, checkpoint, convert_, ic_parameters
+
+    config = ICConfig(
+        layers=args.layers, linear=args.linear, warm_start=args.warm_start, inner_bias=not args.no_inner_bias
+    )
+    network = _read_basic(args)
+    if next(iter(ic_parameters(network)), None) is not None:
+        raise ValueError(f"{args.source} holds an IC network already")
+    report = convert_(network, config, optimizers=())
+    checkpoint.save(network, args.target)
+    print(f"{report}\nwrote {args.target}")
+    return 0
+
+
+def _read_basic(args: argparse.Namespace) -> Any:
+    """The network of ``args.source`` with its weights: from its own header, or by the name that was given."""
+    from icnets import checkpoint
+    from icnets.training.network import load_weights, read_state_dict, written_by_icnets
+
+    if args.model is None:
+        if args.source.suffix == ".safetensors" and written_by_icnets(args.source):
+            return checkpoint.load(args.source)
+        raise ValueError(f"{args.source} doesn't say which network it is of; give --model NAME")
+
+    from icnets import create_model
+
+    sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
+    found = _sizes(create_model(args.model, ic=None), read_state_dict(args.source))
+    known: dict[str, Any] = {k: v or found[k] for k, v in sizes.items() if v or k in found}
+    network = create_model(args.model, ic=None, **known)
+    load_weights(network, args.source)
+    return network.eval()
+
+
+def _sizes(network: Any, state: dict[str, Any]) -> dict[str, int]:
+    """Classes and image channels, read off the weights where timm says which layers are the first and the last."""
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    found = {}
+    for size, entry, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
+        weight = state.get(f"{cfg.get(entry)}.weight")
+        if weight is not None and weight.ndim > axis:
+            found[size] = int(weight.shape[axis])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

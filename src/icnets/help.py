@@ -1,0 +1,146 @@
+"""What ``icnets --help`` and the help of its commands say. Nothing is imported here, so that it is there at once."""
+
+__all__ = ["COMMAND_HELP", "HELP"]
+
+HELP = """\
+usage: icnets COMMAND [OPTIONS]
+
+Turn a convolutional network into an Inter-layer Collision (IC) network, train it, and compare the two.
+
+  fit        train a basic or an IC network, with or without weak logit distillation
+  validate   accuracy of a trained network on the validation images
+  test       accuracy of a trained network on the test images
+  predict    classes of images, as a CSV file
+  compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture
+  profile    parameters, MACs, measured time and memory beside the basic network
+  convert    a basic network's checkpoint in, an IC network's checkpoint out
+
+  icnets COMMAND --help     options of a command, with an example
+  icnets --version          the version
+
+Example, on scikit-learn's handwritten digits (nothing to download):
+
+  icnets fit --config recipes/fit_digits.yaml --name digits
+  icnets test --name digits --ckpt_path best
+
+A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
+"""
+
+FIT = """\
+usage: icnets fit [--config FILE.yaml] [OPTIONS]
+
+Train a network. Options come from YAML files and, with the last word, from the command line.
+
+  --config FILE                  YAML file of options; can be given several times
+  --name NAME                    the run's name: all files go to runs/NAME (default: the network's name and a number)
+  --ckpt_path last               resume the run NAME, with its own options unless --config is given
+  --overwrite true               begin anew in the folder of an earlier run
+  --target ACC                   say in which epoch, after how many seconds val/top1 first reached ACC, e.g. 0.95
+  --seed_everything N            seed of everything (default 0)
+
+  --model.model NAME             timm's name of a network; ic_NAME for its IC network
+  --model.ic.layers all          which convolutions to convert: all, kxk, no-stem
+  --model.ic.warm_start gain     how an IC network takes trained weights over: none, gain, calibrate
+  --model.init_from FILE         start from these weights, e.g. the basic network's
+  --model.teacher FILE           weak logit distillation from the network of this checkpoint
+  --model.optimizer sgd          sgd or adamw; also --model.lr, --model.weight_decay, --model.momentum
+  --model.schedule one-cycle     one-cycle, cosine or step; also --model.warmup
+
+  --data.root DIR                folder of class folders, or of train/, val/ (and test/) with these;
+                                 default: scikit-learn's digits
+  --data.image_size N            height and width the network sees; also --data.in_chans 1 or 3
+  --data.batch_size N            images per step; also --data.workers
+  --data.auto_augment TEXT       timm's name, e.g. rand-m9-mstd0.5; also --data.mixup, --data.cutmix
+
+  --trainer.max_epochs N         length of the training; also --trainer.accelerator, .devices, .precision
+  --help-all                     every option there is
+  --print_config                 print the options in force as YAML, and stop
+
+Example: train a ResNet-18, then its IC network from it, taught by it.
+
+  icnets fit --name basic --model.model resnet18 --data.root photos --trainer.max_epochs 60
+  icnets fit --name ic --model.model ic_resnet18 --data.root photos --trainer.max_epochs 60 \\
+    --model.init_from runs/basic/checkpoints/best.safetensors --model.teacher runs/basic/checkpoints/best.safetensors
+"""
+
+_EVALUATE = """\
+usage: icnets {command} --name RUN --ckpt_path best [OPTIONS]
+
+{summary}
+
+  --name RUN                     the run whose network and options are used (runs/RUN)
+  --ckpt_path best               best or last of that run, or the path of a .ckpt file
+  --config FILE                  options from this YAML file instead of the run's own
+  --data.root DIR                other images than the run's
+{more}  --help-all                     every option there is
+
+Example:
+
+  icnets {command} --name digits --ckpt_path best{example}
+"""
+
+COMPARE = """\
+usage: icnets compare --config RECIPE.yaml [OPTIONS]
+
+Train the basic network, its IC network, and both with weak logit distillation, over several seeds; then print a table
+(error with its interval, parameters, MACs, time per image, epochs to the basic network's accuracy).
+
+  --config FILE                  the recipe: networks, methods, training, data
+  --out DIR                      folder for results.json, results.md, pictures and checkpoints
+  --seeds '[0,1,2]'              one training of every method for each
+  --workers N                    trainings at the same time; also --threads of each
+
+  --data.root DIR                folder of images, as for fit; default: scikit-learn's digits
+  --data.image_size N            height and width the networks see; also --data.in_chans, --data.batch_size
+  --network.name NAME            timm's name of the basic network; also --network.options
+  --training.epochs N            length of each training; also --training.lr, --training.extra_epochs
+  --wld.temperature T            of the distillation; also --wld.schedule.kind, --wld.schedule.weight
+  --methods LIST                 what is compared with what; see the recipe
+  --help-all                     every option there is
+
+Example: on one's own images, with the recipe's settings for folders.
+
+  icnets compare --config recipes/demo.yaml --data.root photos --out runs/photos
+"""
+
+PROFILE = """\
+usage: icnets profile NAME [OPTIONS]
+
+What a network costs as basic and as IC network, beside a deeper one: parameters, MACs (with the collisions' part),
+measured time and memory.
+
+  NAME                           timm's name of the basic network
+  --against NAME                 the deeper network
+  --batch-size N                 images in a batch (default 8)
+  --image-size N                 pixels (default: the network's own, or 224); also --in-chans, --num-classes
+  --threads N                    torch's threads
+  --rounds N                     interleaved rounds of each measurement (default 11)
+  --device cpu                   cpu or cuda
+  --options JSON                 more arguments for timm's network
+  --json FILE                    write the numbers to this file; - for the terminal
+
+Example:
+
+  icnets profile resnet50 --against resnet101 --batch-size 1
+"""
+
+COMMAND_HELP = {
+    "fit": FIT,
+    "validate": _EVALUATE.format(
+        command="validate", summary="Measure a trained network on the validation images.", more="", example=""
+    ),
+    "test": _EVALUATE.format(
+        command="test", summary="Measure a trained network on the test images.", more="", example=""
+    ),
+    "predict": _EVALUATE.format(
+        command="predict",
+        summary="Classify images, and write image, class and probabilities to a CSV file.",
+        more=(
+            "  --data.predict_root DIR        images to classify, in any subfolders (default: the test images)\n"
+            "  --output FILE                  the CSV file (default: runs/RUN/predictions.csv)\n"
+        ),
+        example=" --data.predict_root new_photos",
+    ),
+    "compare": COMPARE,
+    "profile": PROFILE,
+}

@@ -1,0 +1,65 @@
+"""What went wrong, in one line: the messages of parsers and worker processes without their decoration."""
+
+import re
+
+__all__ = ["one_line"]
+
+# Lines of jsonargparse's explanations that say how it looked, not what it found.
+_SCAFFOLD = re.compile(
+    r"^(Parser key |Does not validate against|Subtypes: |Errors:|Given value|Expected a path but |$)|NoneType"
+)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` on one line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if "Original Traceback" in text:  # from a process that reads images
+        text = re.sub(r"^\w*(Error|Exception): ", "", text.strip().splitlines()[-1])
+    elif "Parser key " in text or "Does not validate against" in text:
+        text = _parser_message(text)
+    else:
+        text = _shorter(text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _shorter(text: str) -> str:
+    for pattern, replacement in (
+        (r"unrecognized arguments: (--\S+).*", r"unknown option \1"),
+        (r"Subcommand '(\w+)' does not accept option '(.+)'", r"unknown option \2 for \1"),
+        (
+            r"the following arguments are required: (?:fit|validate|test|predict)\.(\S+)",
+            r"\1 is missing; give --\1 or --config",
+        ),
+        (r"Problems parsing config: (.*)", r"the configuration is not valid YAML: \1"),
+        (r"Unexpected config: (.*)", r"the configuration must be a mapping of options, not \1"),
+    ):
+        match = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
+        if match:
+            return match.expand(replacement)
+    return text
+
+
+def _parser_message(text: str) -> str:
+    """From "Parser key "K": ... Expected a T. Got value: V" to "K is 'V'; it must be a T"."""
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
+    lines = [re.sub(r'^(- )?(Parser key "[^"]+": ?)?', "", line.strip()) for line in text.splitlines()]
+    found = [line for line in lines if not _SCAFFOLD.search(line)]
+    values = re.findall(r"(?:Got value|Given value): (.*)", text)
+    options = [option for line in found for option in re.findall(r"Option '(.+)' is not accepted", line)]
+    if options:
+        return f"unknown option {key}.{options[0]}" if key else f"unknown option {options[0]}"
+    wanted = [t for line in found for t in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(\w+\[.*\]))", line)]
+    if not wanted or not values:
+        reason = found[0] if found else " ".join(lines)
+        return f"{key}: {reason}" if key and key not in reason else reason
+    kinds = [_kind(name, alias) for name, alias in wanted]
+    return f"{key or 'an option'} is {values[0]!r}; it must be {' or '.join(dict.fromkeys(kinds))}"
+
+
+def _kind(name: str, alias: str) -> str:
+    if alias.startswith("Literal["):
+        return "one of " + alias[len("Literal[") : -1].replace("'", "")
+    plain = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+    return plain.get(name) or f"a {alias or name.rpartition('.')[2]}"

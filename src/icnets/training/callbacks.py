@@ -1,0 +1,242 @@
+"""Callbacks: epochs and seconds to a target accuracy, a run's history, its weights as safetensors, its progress."""
+
+import csv
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from torch import Tensor
+
+from icnets import checkpoint
+
+__all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightsExport", "progress_bar"]
+
+
+class _Stopwatch(Callback):
+    """Adds up the seconds spent on training, without validation and checkpoints; a resumed run goes on counting."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def _start(self) -> None:
+        self._since = time.perf_counter()
+
+    def _pause(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._start()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = float(state_dict["seconds"])
+
+
+class TargetAccuracy(_Stopwatch):
+    """When the validation accuracy first reached a target.
+
+    After training, ``epochs`` (int) and ``seconds_to_target`` (of training alone) say when; both are None if it never
+    did. Kept in checkpoints.
+
+    Args:
+        target: accuracy as a fraction in (0, 1].
+        monitor: the logged accuracy.
+
+    Raises:
+        ValueError: the target is not in (0, 1].
+    """
+
+    def __init__(self, target: float, monitor: str = "val/top1") -> None:
+        super().__init__()
+        if not 0 < target <= 1:
+            raise ValueError(f"target is {target}; it must be an accuracy between 0 and 1, e.g. 0.95")
+        self.target = target
+        self.monitor = monitor
+        self.epochs: int | None = None
+        self.seconds_to_target: float | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One per target, so that a trainer can have several."""
+        return self._generate_state_key(target=self.target, monitor=self.monitor)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        value = trainer.callback_metrics.get(self.monitor)
+        if self.epochs is None and value is not None and float(value) >= self.target:
+            self.epochs = trainer.current_epoch + 1
+            self.seconds_to_target = self.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "epochs": self.epochs, "seconds_to_target": self.seconds_to_target}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.epochs, self.seconds_to_target = state_dict["epochs"], state_dict["seconds_to_target"]
+
+
+class History(_Stopwatch):
+    """One row per epoch in ``rows``: epoch (from 1), step, seconds of training so far, and every logged metric.
+
+    Kept in checkpoints, so that a resumed run has the rows of its beginning.
+
+    Args:
+        path: a CSV file that holds the rows so far after each epoch; its folder is made if missing. None: no file.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": self.seconds}
+        self.rows.append({**row, **metrics})
+        if self.path is not None and trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self.path.with_name(f".{self.path.name}.tmp")
+            with open(unfinished, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self.rows for key in row)))
+                writer.writeheader()
+                writer.writerows(self.rows)
+            unfinished.replace(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+class WeightsExport(Callback):
+    """Writes the network after every epoch to last.safetensors, and the best so far to best.safetensors.
+
+    These are ``icnets.save``'s files: ``icnets.load`` rebuilds the network from them, without Lightning.
+
+    Args:
+        folder: where to write; made if missing. None: beside Lightning's own checkpoints.
+        monitor: the logged metric that says which epoch is the best; the first of equals.
+        mode: whether larger ("max") or smaller ("min") is better.
+
+    Raises:
+        ValueError: an unknown mode; at the start of training, no folder.
+    """
+
+    def __init__(self, folder: Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode is {mode!r}; it must be max or min")
+        self.folder = folder
+        self.monitor = monitor
+        self.mode = mode
+        self.best: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or self.folder is not None:
+            return
+        beside = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if beside is None:
+            raise ValueError("WeightsExport has no folder; give it one, or give ModelCheckpoint a dirpath")
+        self.folder = Path(beside)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self.folder is not None
+        value = trainer.callback_metrics.get(self.monitor)
+        improved = value is not None and self._improves(float(value))
+        if improved and value is not None:
+            self.best = float(value)
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        notes = _notes(trainer)
+        checkpoint.save(_network(pl_module), self.folder / "last.safetensors", metadata=notes)
+        if improved:
+            checkpoint.save(_network(pl_module), self.folder / "best.safetensors", metadata=notes)
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+def _network(module: L.LightningModule) -> Any:
+    return getattr(module, "network", module)
+
+
+def _notes(trainer: L.Trainer) -> dict[str, str]:
+    """What a later user of the weights needs to know: epoch, metrics, classes, normalisation, image size."""
+    notes = {"epoch": str(trainer.current_epoch + 1)}
+    notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
+    data = getattr(trainer, "datamodule", None)
+    for name in ("class_names", "mean", "std", "image_size", "in_chans"):
+        if (value := getattr(data, name, None)) is not None:
+            notes[name] = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return notes
+
+
+class ProgressLines(ProgressBar):
+    """One line per epoch, with the time left: for logs and pipes, where a bar would only leave debris."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._started = 0.0
+        self._first_epoch = 0
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._enabled:
+            print(*args, **kwargs)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        done, total = trainer.current_epoch + 1, trainer.max_epochs
+        elapsed = time.perf_counter() - self._started
+        parts = [f"epoch {done}/{total}" if total and total > 0 else f"epoch {done}"]
+        metrics: dict[str, Tensor] = trainer.callback_metrics
+        for name, form in (("train/loss", ".3f"), ("val/loss", ".3f"), ("val/top1", ".2%")):
+            if name in metrics:
+                parts.append(f"{name} {float(metrics[name]):{form}}")
+        parts.append(f"{elapsed:.0f} s")
+        if total and done < total:
+            parts.append(f"{elapsed / (done - self._first_epoch) * (total - done):.0f} s left")
+        self.print("  ".join(parts), flush=True)
+
+
+def progress_bar() -> ProgressBar:
+    """A bar with ETA on a terminal, one line per epoch elsewhere."""
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()

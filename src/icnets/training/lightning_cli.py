@@ -1,0 +1,255 @@
+"""fit, validate, test and predict: Lightning's command line around our data and task, with one folder per run."""
+
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from icnets.layers import IC_LAYERS
+from icnets.training.callbacks import History, TargetAccuracy, WeightsExport, progress_bar
+from icnets.training.data import ImageData
+from icnets.training.network import holds_ic_network, starting_config
+from icnets.training.quiet import quiet
+from icnets.training.task import ClassificationTask
+
+__all__ = ["ICNetsCLI", "run"]
+
+_TRAINER_DEFAULTS = {
+    "max_epochs": 30,
+    "num_sanity_val_steps": 0,
+    "deterministic": "warn",
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+}
+
+_UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
+
+
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message) from ex
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder. What it says of a checkpoint to resume is left out."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        config = self.config.clone()
+        folder = Path(config.runs) / config.name
+        config.ckpt_path = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+class _Announcement(Callback):
+    """Says what is trained on what, once all is built and the first step is near."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        network = pl_module.network
+        units = sum(isinstance(m, IC_LAYERS) for m in network.modules())
+        kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
+        sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
+        count = sum(p.numel() for p in network.parameters())
+        print(f"{kind}, {count:,} parameters; images: {sizes}", flush=True)
+
+
+class ICNetsCLI(LightningCLI):
+    """LightningCLI whose runs keep everything in RUNS/NAME; a checkpoint brings the configuration it was made with."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run: its files are in RUNS/NAME")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
+        parser.add_argument("--target", type=float | None, default=None, help="say when val/top1 first reached this")
+        parser.add_argument(
+            "--output", type=Path | None, default=None, help="predict: CSV file; RUNS/NAME/predictions.csv"
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(_with_config_of_run(list(args)))
+        chosen = self.config[self.config.subcommand]
+        if chosen.name is None:
+            chosen.name = _name(chosen, self.config.subcommand)
+        self.folder = Path(chosen.runs) / chosen.name
+        chosen.ckpt_path = _find_checkpoint(chosen.ckpt_path, self.folder)
+        _check_run(self.config.subcommand, chosen, self.folder)
+        if self.config.subcommand != "fit" and chosen.ckpt_path is not None:
+            _without_sources(chosen.model)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        chosen = self.config_init[self.subcommand]
+        callbacks: list[Callback] = []
+        if chosen.trainer.enable_progress_bar is not False:
+            callbacks.append(progress_bar())
+        if self.subcommand == "fit":
+            callbacks += [_Announcement(), History(self.folder / "history.csv")]
+            if chosen.target is not None:
+                callbacks.append(TargetAccuracy(chosen.target))
+            if chosen.trainer.enable_checkpointing is not False:
+                callbacks += [WeightsExport(), _checkpoints(self.folder)]
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        if chosen.trainer.logger is None:
+            kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.subcommand == "fit" else False
+        return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+
+    def after_fit(self) -> None:
+        callbacks: list[Callback] = vars(self.trainer)["callbacks"]
+        rows = next(c.rows for c in callbacks if isinstance(c, History))
+        if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
+            print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
+        for callback in callbacks:
+            if isinstance(callback, TargetAccuracy):
+                print(_target_line(callback))
+        print(f"files in {self.folder}; next: icnets test --name {self.folder.name} --ckpt_path best")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Lightning's predict, written to a CSV file: image, class and the probability of each class."""
+        batches: Any = self.trainer.predict(**kwargs)
+        probabilities = torch.cat([batch.probabilities for batch in batches])
+        names, classes = self.datamodule.predict_names(), self.datamodule.class_names
+        output = self.config_init.predict.output or self.folder / "predictions.csv"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "class", *classes])
+            for name, row in zip(names, probabilities.tolist(), strict=True):
+                best = max(range(len(row)), key=row.__getitem__)
+                writer.writerow([name, classes[best], *(f"{p:.6f}" for p in row)])
+        print(f"{len(names)} predictions in {output}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run one of the four subcommands, e.g. ``run(["fit", "--config", "run.yaml"])``.
+
+    Raises:
+        ValueError, TypeError, OSError: a mistake in the arguments, the files or the images.
+    """
+    quiet()
+    ICNetsCLI(
+        ClassificationTask,
+        ImageData,
+        save_config_callback=_SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults=_TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        parser_class=_Parser,
+        parser_kwargs={"prog": "icnets"},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=list(argv),
+    )
+
+
+def _option(args: Sequence[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value``; the last one counts."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == f"--{name}" and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def _with_config_of_run(args: list[str]) -> list[str]:
+    """A checkpoint of a run is used with that run's configuration, unless the arguments bring one."""
+    path, name = _option(args, "ckpt_path"), _option(args, "name")
+    if any(arg.split("=")[0] in ("-c", "--config") for arg in args) or "--help" in args:
+        return args
+    if path is None:
+        if args[0] != "fit" and not any(_option(args, f"model.{key}") for key in ("init_from", "pretrained")):
+            raise ValueError(_UNTRAINED.format(args[0]))
+        return args
+    if path in ("best", "last"):
+        if name is None:
+            raise ValueError(f"ckpt_path is {path!r}, of which run? Give --name too")
+        folder = Path(_option(args, "runs") or "runs") / name
+        if not folder.is_dir():
+            raise ValueError(f"there is no run {folder}; check --name and --runs")
+    else:
+        folder = Path(path).parent.parent
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return args
+    # A run may have been moved since: it is where its checkpoint is, not where its configuration says.
+    return [args[0], "--config", str(config), "--runs", str(folder.parent), "--name", folder.name, *args[1:]]
+
+
+def _name(chosen: Any, subcommand: str) -> str:
+    if chosen.ckpt_path in ("best", "last"):
+        raise ValueError(f"ckpt_path is {chosen.ckpt_path!r}, of which run? Give --name too")
+    if subcommand != "fit":
+        return subcommand
+    model = chosen.model.model
+    label = model if isinstance(model, str) else str(model.get("class_path", "model")).rpartition(".")[2]
+    label = re.sub(r"[^\w.-]", "_", label)
+    return next(n for i in range(1, sys.maxsize) if not (Path(chosen.runs) / (n := f"{label}-{i}")).exists())
+
+
+def _find_checkpoint(given: Any, folder: Path) -> str | None:
+    """The path of the checkpoint, which is made sure to be one."""
+    if given is None:
+        return None
+    path = folder / "checkpoints" / f"{given}.ckpt" if given in ("best", "last") else Path(given)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}; check ckpt_path, and the run's name")
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} holds weights alone; give the .ckpt beside it, or start from it by model.init_from")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
+        raise ValueError(f"{path} is no checkpoint of icnets fit; weights alone are given as model.init_from")
+    return str(path)
+
+
+def _check_run(subcommand: str, chosen: Any, folder: Path) -> None:
+    if subcommand != "fit":
+        if chosen.ckpt_path is None and chosen.model.init_from is None and not chosen.model.pretrained:
+            raise ValueError(_UNTRAINED.format(subcommand))
+    elif (folder / "checkpoints" / "last.ckpt").exists() and chosen.ckpt_path is None and not chosen.overwrite:
+        raise ValueError(
+            f"{folder} holds a run already; give another --name, resume it with --ckpt_path last, or --overwrite true"
+        )
+
+
+def _without_sources(model: Any) -> None:
+    """For evaluation the weights come from the checkpoint: what training started from may be gone, or far away."""
+    if model.ic is None and isinstance(model.model, str) and (model.pretrained or model.init_from is not None):
+        model.ic = starting_config(model.model, trained=True)
+        model.ic = None if model.ic is None else Namespace(**model.ic.to_dict())
+    if model.init_from is not None and not holds_ic_network(model.init_from):
+        model.init_from = None
+    model.pretrained, model.teacher = False, None
+
+
+def _checkpoints(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor="val/top1",
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _target_line(callback: TargetAccuracy) -> str:
+    if callback.epochs is None:
+        return f"{callback.target:.2%} was not reached"
+    return f"{callback.target:.2%} was reached in epoch {callback.epochs}, after {callback.seconds_to_target:.1f} s"

@@ -1,0 +1,27 @@
+"""Silence for what Lightning says in every run and nobody can act on: advertising, and remarks on our own choices."""
+
+import logging
+import os
+import warnings
+
+__all__ = ["quiet"]
+
+_HARMLESS = [
+    r".*does not have many workers",  # small images are read faster in the main process
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher
+    r"Checkpoint directory .* exists and is not empty",  # a run that is resumed
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"Experiment logs directory .* exists and is not empty",
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # test needs none of fit's
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    r"(?s).*does not have a deterministic implementation, but you set 'torch\.use_deterministic_algorithms",
+]
+
+
+def quiet() -> None:
+    """Drop Lightning's notices below a warning, and the warnings listed here; all others stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of calls that Lightning makes
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)

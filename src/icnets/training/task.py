@@ -1,0 +1,310 @@
+"""Classification: a basic or an IC network, with or without weak logit distillation, as a LightningModule."""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from icnets import checkpoint
+from icnets.convert import ICConfig
+from icnets.distill import Teacher, WeakLogitDistillation
+from icnets.layers import IC_LAYERS
+from icnets.training.network import (
+    OptimizerName,
+    ScheduleName,
+    build_network,
+    calibrate,
+    check_optimization,
+    first_mismatch,
+    make_optimizer,
+)
+
+__all__ = ["ClassificationTask", "Prediction"]
+
+_CALIBRATION_BATCHES = 4
+_CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the queue
+
+
+class Prediction(NamedTuple):
+    """``probabilities`` (N, classes), float32, and ``class_index`` (N,), int64, of the most probable."""
+
+    probabilities: Tensor
+    class_index: Tensor
+
+
+class ClassificationTask(L.LightningModule):
+    """Train and evaluate an image classifier.
+
+    Logged: train/loss; val/ and test/ loss, top1 and (beyond 5 classes) top5, as fractions; and the distillation's
+    weight. Checkpoints hold the student alone, never the teacher.
+
+    Args:
+        model: a timm name, with or without ic_ (resnet18, ic_resnet18), or any module (N, C, H, W) -> (N, classes).
+        num_classes: number of classes; on the command line, the data's.
+        in_chans: number of image channels; on the command line, the data's.
+        ic: how to convert the network; without it, names that begin with ic_ are converted by the defaults and
+            anything else stays basic.
+        pretrained: start from timm's pretrained weights.
+        init_from: start from this checkpoint, usually the trained basic network's; ic.warm_start says how an IC
+            network takes them over ("gain" unless ic says otherwise).
+        teacher: checkpoint of the trained basic network (or the network itself) for weak logit distillation; without
+            it there is none.
+        teacher_mean: normalisation that the teacher was trained with, where it differs from the student's.
+        teacher_std: likewise; both or neither.
+        distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
+        optimizer: sgd (Nesterov momentum) or adamw.
+        lr: the largest learning rate.
+        weight_decay: of weights; biases, norms and the parameters of collisions have none.
+        momentum: of SGD.
+        schedule: course of the learning rate: one-cycle (linear to 0), cosine (to 0), or step (a tenth at 1/2 and 3/4).
+        warmup: fraction of the training over which the learning rate rises.
+        label_smoothing: of hard labels; that of the distillation's loss, where one is given, must not contradict.
+        model_options: more arguments for timm's network, e.g. drop_path_rate.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, an unknown network, a checkpoint that doesn't fit; when
+            training starts, a teacher with other classes, or images that the network can't take.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        num_classes: int,
+        in_chans: int = 3,
+        ic: ICConfig | None = None,
+        pretrained: bool = False,
+        init_from: Path | None = None,
+        teacher: Path | nn.Module | None = None,
+        teacher_mean: tuple[float, ...] | None = None,
+        teacher_std: tuple[float, ...] | None = None,
+        distillation: WeakLogitDistillation | None = None,
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.1,
+        weight_decay: float = 5e-4,
+        momentum: float = 0.9,
+        schedule: ScheduleName = "one-cycle",
+        warmup: float = 0.2,
+        label_smoothing: float = 0.0,
+        model_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_optimization(optimizer, lr, weight_decay, momentum, schedule, warmup)
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
+        if distillation is not None and label_smoothing not in (0.0, distillation.label_smoothing):
+            raise ValueError(
+                f"label_smoothing is {label_smoothing} for the task and {distillation.label_smoothing} for the "
+                "distillation; give the distillation's only"
+            )
+        self.num_classes = num_classes
+        self.optimization: dict[str, Any] = {
+            "name": optimizer,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "schedule": schedule,
+            "warmup": warmup,
+        }
+        self.network, self._waiting = build_network(
+            model,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            ic=ic,
+            pretrained=pretrained,
+            init_from=init_from,
+            options=model_options,
+        )
+        self.criterion = distillation or WeakLogitDistillation(label_smoothing=label_smoothing)
+        self._teacher_normalization = (teacher_mean, teacher_std)
+        teacher = checkpoint.load(teacher) if isinstance(teacher, str | Path) else teacher
+        self._teacher_network = (teacher,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
+        self.teacher: Teacher | None = None
+        self._teacher_top1: float | None = None
+        self._checked = False
+        self._make_metrics(num_classes)
+
+    def _make_metrics(self, classes: int) -> None:
+        ranks = {"top1": 1, "top5": 5} if classes > 5 else {"top1": 1}
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_{name}": MulticlassAccuracy(num_classes=classes, top_k=k, average="micro")
+                for stage in ("val", "test", "teacher")
+                for name, k in ranks.items()
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    # Before training: what waited for the data.
+
+    def setup(self, stage: str) -> None:
+        """Calibrates an IC network that waits for data, and makes the teacher ready."""
+        if self._waiting is not None:
+            fresh = stage == "fit" and self.trainer.ckpt_path is None
+            calibrate(self.network, self._waiting, self._calibration_batches() if fresh else None)
+            self._waiting = None
+            self.network.train()
+        network = self._teacher_network[0]
+        if stage == "fit" and self.teacher is None and network is not None:
+            self.teacher = self._make_teacher(network)
+
+    def _calibration_batches(self) -> Iterator[Tensor]:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError('warm_start is "calibrate", which needs a data module; convert the network yourself first')
+        # The validation images: not augmented, and reading them leaves the course of the training alone.
+        return (batch[0] for batch in islice(data.val_dataloader(), _CALIBRATION_BATCHES))
+
+    def _make_teacher(self, network: nn.Module) -> Teacher:
+        if isinstance(network, Teacher):
+            return network
+        mean, std = self._teacher_normalization
+        if mean is None and std is None:
+            return Teacher(network)
+        data = getattr(self.trainer, "datamodule", None)
+        student = {f"student_{name}": getattr(data, name, None) for name in ("mean", "std")}
+        return Teacher(network, mean=mean, std=std, **student)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule by steps."""
+        total = self._total_steps()
+        optimizer, scheduler = make_optimizer(self.network, total=total, **self.optimization)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ValueError("training has no end: give trainer.max_epochs or trainer.max_steps")
+        return int(total)
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """On the very first batch: can the network take the images, and does the teacher fit the student?"""
+        if self._checked:
+            return
+        self._checked = True
+        x = batch[0][:2]
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                logits = self.network(x)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"the network can't take images of shape {tuple(x.shape[1:])}: {reason}") from error
+        finally:
+            self.network.train()
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), self.num_classes):
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(f"the network gives {found} for {len(x)} images of {self.num_classes} classes")
+        if self.teacher is not None:
+            self.teacher.check(self.network, x)
+
+    # Training and evaluation.
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the training that is done, in [0, 1]: optimizer steps done over steps in total."""
+        return min(self.global_step / self._total_steps(), 1.0)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch: x (N, C, H, W); target (N,) int64, or (N, classes) where mixed."""
+        x, target = batch
+        progress = self.progress
+        taught = self.teacher is not None and self.criterion.needs_teacher(progress)
+        logits_of_teacher = self.teacher(x) if taught and self.teacher is not None else None
+        terms = self.criterion.terms(self.network(x), logits_of_teacher, target, progress)
+        self._require_finite(terms.loss)
+        self.log("train/loss", terms.loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
+        if self.teacher is not None:
+            self.log("train/distillation_weight", terms.weight, on_step=False, on_epoch=True, batch_size=len(x))
+        return terms.loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        if loss.device.type != "cpu" and self.global_step % _CHECK_EVERY:
+            return
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): "
+                "lower lr, lengthen warmup, or check the images' values"
+            )
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        x, target = batch
+        logits = self.network(x).float()
+        self.log(f"{stage}/loss", F.cross_entropy(logits, target), batch_size=len(x), sync_dist=True)
+        for name, metric in self.metrics.items():
+            if isinstance(metric, MulticlassAccuracy) and name.startswith(stage):
+                metric.update(logits, target)
+                key = name.replace("_", "/")
+                self.log(key, metric, prog_bar=key == "val/top1", on_step=False, on_epoch=True)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates val/loss, val/top1, val/top5."""
+        self._evaluate(batch, "val")
+        if self._watches_teacher and self._teacher_top1 is None and self.teacher is not None:
+            metric = self.metrics["teacher_top1"]
+            assert isinstance(metric, MulticlassAccuracy)
+            metric.update(self.teacher(batch[0]).float(), batch[1])
+
+    @property
+    def _watches_teacher(self) -> bool:
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        return fitting and self.teacher is not None and self.criterion.surpass_patience is not None
+
+    def on_validation_epoch_end(self) -> None:
+        """Surpass-stop: compares the student with its teacher, whose accuracy is measured once."""
+        if not self._watches_teacher:
+            return
+        student, teacher = self.metrics["val_top1"], self.metrics["teacher_top1"]
+        assert isinstance(student, MulticlassAccuracy)
+        assert isinstance(teacher, MulticlassAccuracy)
+        if self._teacher_top1 is None:
+            self._teacher_top1 = float(teacher.compute())
+            teacher.reset()
+        self.criterion.observe(student.compute(), self._teacher_top1)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates test/loss, test/top1, test/top5."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Prediction:
+        """Probabilities and the most probable class of each image of the batch."""
+        probabilities = self.network(batch[0]).float().softmax(dim=1)
+        return Prediction(probabilities, probabilities.argmax(dim=1))
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes the class names (plain strings), so that nobody resumes with other classes."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        checkpoint["icnets"] = {"class_names": list(names) if names is not None else None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says in one line what a checkpoint of another network or other classes has that this one has not."""
+        trained = (checkpoint.get("icnets") or {}).get("class_names")
+        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        if trained and names and list(names) != list(trained):
+            raise ValueError(
+                f"the checkpoint was trained on {len(trained)} classes ({_few(trained)}), "
+                f"but the data has {len(names)} ({_few(names)})"
+            )
+        problem = first_mismatch(self.state_dict(), checkpoint["state_dict"])
+        if problem is not None:
+            converted = any(isinstance(m, IC_LAYERS) for m in self.network.modules())
+            kind = "an IC" if converted else "a basic"
+            raise ValueError(
+                f"the checkpoint doesn't fit this network, {kind} {type(self.network).__name__}: {problem}"
+            )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

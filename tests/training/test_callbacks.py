@@ -1,0 +1,180 @@
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors import safe_open
+
+from icnets import ICConfig, load
+from icnets.training.callbacks import History, ProgressLines, TargetAccuracy, WeightsExport, progress_bar
+from icnets.training.data import ImageData
+from icnets.training.quiet import quiet
+from icnets.training.task import ClassificationTask
+
+TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
+
+
+class _StopAt(Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    pass
+
+
+def fit(folder: Path, *callbacks: Callback, epochs: int = 3, resume: bool = False, seed: int = 0) -> ClassificationTask:
+    quiet()
+    torch.manual_seed(seed)
+    saver = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor="val/top1",
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=any(isinstance(c, ProgressLines) for c in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, saver],
+    )
+    module = ClassificationTask("resnet10t", 10, 1, ic=ICConfig(), model_options=TINY, lr=0.05)
+    data = ImageData(train_size=160, image_size=16, batch_size=40, mixup=0.3)
+    trainer.fit(module, data, ckpt_path=str(folder / "last.ckpt") if resume else None)
+    return module
+
+
+def test_history(tmp_path: Path) -> None:
+    history = History(tmp_path / "logs" / "history.csv")
+    fit(tmp_path, history, epochs=4)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in history.rows] == [4, 8, 12, 16]
+    assert {"train/loss", "val/loss", "val/top1", "val/top5"} <= history.rows[0].keys()
+    seconds = [row["seconds"] for row in history.rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 60
+    with open(tmp_path / "logs" / "history.csv", newline="") as file:
+        assert [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)] == history.rows
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_target_is_reached_once_and_validation_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr("icnets.training.callbacks.time.perf_counter", clock)
+    targets = [TargetAccuracy(t) for t in (0.05, 0.55, 0.6, 0.9)]
+    module = L.LightningModule()
+    for epoch, accuracy in enumerate((0.1, 0.3, 0.6, 0.5, 0.7)):
+        trainer: Any = SimpleNamespace(
+            current_epoch=epoch,
+            callback_metrics={"val/top1": torch.tensor(accuracy, dtype=torch.float64)},
+            state=SimpleNamespace(fn="fit"),
+            sanity_checking=False,
+        )
+        for event, seconds in (
+            ("on_train_epoch_start", 10),
+            ("on_validation_start", 100),
+            ("on_validation_end", 1),
+            ("on_train_epoch_end", 1000),
+        ):
+            for target in targets:
+                getattr(target, event)(trainer, module)
+            clock.now += seconds
+    found = [(target.epochs, target.seconds_to_target) for target in targets]
+    assert found == [(1, 11), (3, 33), (3, 33), (None, None)]
+    again = TargetAccuracy(0.55)
+    again.load_state_dict(targets[1].state_dict())
+    assert (again.epochs, again.seconds_to_target, again.seconds) == (3, 33, 55)
+    assert len({target.state_key for target in targets}) == 4
+
+
+@pytest.mark.parametrize("target", [0.0, 1.5, float("nan")])
+def test_impossible_targets(target: float) -> None:
+    with pytest.raises(ValueError, match=r"target is .*; it must be an accuracy between 0 and 1"):
+        TargetAccuracy(target)
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    def callbacks(folder: str) -> tuple[History, TargetAccuracy, WeightsExport]:
+        return History(), TargetAccuracy(0.11), WeightsExport(tmp_path / folder)
+
+    whole = callbacks("whole")
+    expected = fit(tmp_path / "whole", *whole, epochs=4)
+    with pytest.raises(_Stopped):
+        fit(tmp_path / "parts", *callbacks("parts"), _StopAt(2), epochs=4)
+    parts = callbacks("parts")
+    # Another seed: nothing of the rest may hang on the global state that the break has lost.
+    found = fit(tmp_path / "parts", *parts, epochs=4, resume=True, seed=99)
+    for (name, a), b in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+    def without_time(history: History) -> list[dict[str, float]]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+
+    assert without_time(parts[0]) == without_time(whole[0])
+    assert parts[0].rows[3]["seconds"] > parts[0].rows[0]["seconds"]
+    assert parts[1].epochs == whole[1].epochs
+    assert parts[2].best == whole[2].best
+    names = ["best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == names
+
+
+def test_checkpoints_load_safely(tmp_path: Path) -> None:
+    fit(tmp_path, History(), TargetAccuracy(0.1), WeightsExport(), epochs=1)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    names = {key.partition("{")[0] for key in content["callbacks"]}
+    assert names == {"History", "TargetAccuracy", "WeightsExport", "ModelCheckpoint"}
+
+
+def test_weights_are_those_of_the_best_and_last_epoch(tmp_path: Path) -> None:
+    history = History()
+    module = fit(tmp_path, history, WeightsExport())
+    x = torch.randn(2, 1, 16, 16)
+    assert torch.equal(load(tmp_path / "last.safetensors")(x), module.eval().network(x))
+    best = max(history.rows, key=lambda row: row["val/top1"])
+    with safe_open(tmp_path / "best.safetensors", framework="pt") as file:
+        notes = file.metadata()
+    assert int(notes["epoch"]) == best["epoch"]
+    assert notes["class_names"] == "0,1,2,3,4,5,6,7,8,9"
+    assert float(notes["val/top1"]) == pytest.approx(best["val/top1"], rel=1e-5)
+    weights = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    for name, value in load(tmp_path / "best.safetensors").state_dict().items():
+        assert torch.equal(value, weights[f"network.{name}"]), name
+
+
+def test_export_needs_a_folder_and_a_mode() -> None:
+    with pytest.raises(ValueError, match="mode is 'most'; it must be max or min"):
+        WeightsExport(mode="most")
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="WeightsExport has no folder"):
+        WeightsExport().setup(trainer, L.LightningModule(), "fit")
+
+
+def test_lines_of_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(progress_bar(), ProgressLines)  # pytest has no terminal
+    fit(tmp_path, progress_bar(), epochs=2)
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert first.startswith("epoch 1/2  train/loss ")
+    assert "val/top1" in first
+    assert first.endswith(" s left")
+    assert second.startswith("epoch 2/2")
+    assert not second.endswith("left")
