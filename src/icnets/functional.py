@@ -26,6 +26,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from icnets.kernels import eager
+
 __all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "receptive_field_sum"]
 
 
@@ -137,6 +139,13 @@ def collide(
         ``z`` of ``y``'s shape and dtype. For half-precision ``y`` the collision is computed in float32 and rounded
         once.
     """
+    offset = inner_bias
+    if bias is not None:
+        offset = -bias if inner_bias is None else inner_bias - bias
+    # A scripted function can't leave for Python; everything else may take the fast path where that serves.
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if eager.serves(y, s, collision, offset, gain, spatial_dims):
+            return eager.collide(y, s, collision, offset, bias, gain, spatial_dims)
     ones = [1] * spatial_dims
     channel = -spatial_dims - 1
     groups = s.size(channel)
@@ -147,11 +156,8 @@ def collide(
         per_group = y.unflatten(channel, [groups, -1])
         u = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel), value=-1)
         u = u.flatten(channel - 1, channel)
-    if inner_bias is not None:
-        offset = inner_bias if bias is None else inner_bias - bias
+    if offset is not None:
         u = u + offset.view([-1] + ones)
-    elif bias is not None:
-        u = u - bias.view([-1] + ones)
     branch = F.relu(u)
     if gain is not None:
         branch = branch * gain.view([-1] + ones)
