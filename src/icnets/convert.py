@@ -55,7 +55,7 @@ class ICConfig:
     collision_weight: float = 0.0
     scale: str = "sqrt"
     warm_start: str = "none"
-    calibration_rate: float = 0.03
+    calibration_rate: float = 0.01
     version: int = 1
 
     def __post_init__(self) -> None:

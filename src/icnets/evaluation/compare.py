@@ -1,0 +1,253 @@
+"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON, the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icnets.evaluation.boundary import boundary_experiment
+from icnets.evaluation.grid import run_grid, showing, worker_count
+from icnets.evaluation.measure import count_macs, count_parameters, measure_latency
+from icnets.evaluation.methods import Settings
+from icnets.evaluation.plots import plot_boundaries, plot_curves
+from icnets.evaluation.report import Cost, Row, comparison_table, curves, rows, verdicts
+from icnets.evaluation.runs import Job, Run, build, distillation, image_data
+from icnets.evaluation.table import Table, show
+
+__all__ = ["compare", "main"]
+
+SCHEMA = 1
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    from icnets.training.data import ImageData
+
+    parser = ArgumentParser(prog="icnets compare", description=__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
+    parser.add_class_arguments(ImageData, "data", skip={"seed", "predict_root"}, instantiate=False)
+    parser.add_class_arguments(Settings, sub_configs=True)
+    return parser
+
+
+def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
+    """The arguments with the recipe's settings for folders right behind the recipe, so that what follows overrides."""
+    known = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
+    at = known[-1] + (2 if argv[known[-1]] == "--config" else 1) if known else 0
+    return [*argv[:at], "--config", json.dumps(folder), *argv[at:]]
+
+
+def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
+    """The data's arguments and everything else; what the command line says holds against the recipe."""
+    from icnets.evaluation.arguments import parse
+
+    parser = _parser()
+    args = parse(parser, argv)
+    if args.data.root is not None and args.folder:
+        args = parse(parser, _for_folder(argv, dict(args.folder)))
+    names = {f.name for f in dataclasses.fields(Settings)}
+    return vars(args.data), Settings(**{name: args[name] for name in names})
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn")
+    return {"icnets": version("icnets"), "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def _machine(settings: Settings, workers: int) -> dict[str, Any]:
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    own = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cuda": cuda}
+    return {**own, "workers": workers, "threads_per_worker": settings.threads}
+
+
+def _costs(settings: Settings, data: Any) -> dict[str, Cost]:
+    """Parameters, MACs and time; methods with the same network share one measurement."""
+    batch = next(iter(data.test_dataloader()))[0]
+    sample = batch[:1].expand(settings.latency_batch, *batch.shape[1:]).contiguous()
+    kinds = {m.name: (m.network, repr(m.options), m.ic) for m in settings.methods}
+    models: dict[str, torch.nn.Module] = {}
+    for method in settings.methods:
+        if kinds[method.name] not in [kinds[name] for name in models]:
+            models[method.name] = build(settings, method, data, settings.seeds[0])[0]
+    latency = measure_latency(models, sample, rounds=settings.latency_rounds, threads=settings.threads)
+    found = {
+        kinds[name]: Cost(count_parameters(model), count_macs(model, sample[:1]), latency[name])
+        for name, model in models.items()
+    }
+    return {m.name: found[kinds[m.name]] for m in settings.methods}
+
+
+def _jobs(settings: Settings, data: dict[str, Any]) -> tuple[list[Job], list[Job]]:
+    first, *rest = settings.methods
+    # The images have been looked at by now; a run needn't read every header again.
+    checked = {**data, "check_limit": 0}
+    basic = [Job(settings, checked, first, seed) for seed in settings.seeds]
+    return basic, [Job(settings, checked, method, seed) for seed in settings.seeds for method in rest]
+
+
+def compare(settings: Settings, data: dict[str, Any], command: str = "") -> tuple[list[Row], Table]:
+    """Trains every method with every seed and writes the evidence to ``settings.out``.
+
+    Writes results.json, results.md, curves.png, decision_boundary.png and checkpoints/.
+
+    Args:
+        settings: methods, seeds and training.
+        data: arguments of :class:`icnets.training.data.ImageData`, without its seed.
+        command: what was typed, for the record.
+
+    Returns:
+        The rows, and the table that shows them.
+
+    Raises:
+        ValueError: images, a network or a setting that can't be used, before anything is trained.
+    """
+    start = time.monotonic()
+    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"accelerator is {settings.accelerator}, but torch finds no CUDA device; use cpu or auto")
+    distillation(settings)
+    images = image_data(data, settings.seeds[0])
+    for method in settings.methods:
+        build(settings, method, images, settings.seeds[0])
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / "checkpoints").mkdir(exist_ok=True)
+    basic, others = _jobs(settings, data)
+    jobs = [*basic, *others]
+    workers = worker_count(settings.workers, len(jobs), settings.accelerator)
+    print(_opening(settings, images, workers), flush=True)
+    with showing(len(jobs), sum(job.epochs for job in jobs)) as progress:
+        done = run_grid(basic, others, workers, progress)
+    order = {seed: i for i, seed in enumerate(settings.seeds)}
+    runs = {
+        method.name: sorted((r for r in done if r.method == method.name), key=lambda r: order[r.seed])
+        for method in settings.methods
+    }
+    costs = _costs(settings, images)
+    result = rows(settings.methods, runs, costs, settings.confidence)
+    table = comparison_table(result, _title(settings, images), f"{images.size('test')} test images")
+    _write_evidence(settings, data, images, runs, result, table, command, workers, start)
+    return result, table
+
+
+def _opening(settings: Settings, images: Any, workers: int) -> str:
+    where = "embedded handwritten digits" if images.root is None else str(images.root)
+    return (
+        f"{where}: {images.num_classes} classes, {images.size('train')} training, {images.size('val')} validation and "
+        f"{images.size('test')} test images, {images.in_chans}×{images.image_size}×{images.image_size}\n"
+        f"{len(settings.methods)} methods × {len(settings.seeds)} seeds in {workers} "
+        f"process{'es' * (workers > 1)}; results go to {settings.out}/"
+    )
+
+
+def _title(settings: Settings, images: Any) -> str:
+    where = "digits" if images.root is None else images.root.resolve().name
+    return f"{settings.network.name} on {where}, {images.size('train')} training images, {len(settings.seeds)} seeds"
+
+
+def _write_evidence(
+    settings: Settings,
+    data: dict[str, Any],
+    images: Any,
+    runs: dict[str, list[Run]],
+    result: list[Row],
+    table: Table,
+    command: str,
+    workers: int,
+    start: float,
+) -> None:
+    out = settings.out
+    plot_curves(curves(settings.methods, runs), out / "curves.png", title=table.title, confidence=settings.confidence)
+    neurons = boundary_experiment()
+    plot_boundaries(neurons, out / "decision_boundary.png")
+    record = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "seconds": round(time.monotonic() - start, 1),
+        "settings": _plain(settings),
+        "data": {
+            "arguments": _plain(data),
+            "classes": images.class_names,
+            "images": {split: images.size(split) for split in ("train", "val", "test")},
+        },
+        "versions": _versions(),
+        "machine": _machine(settings, workers),
+        "methods": [row.to_dict() for row in result],
+        "verdicts": verdicts(result),
+        "neurons": {
+            task: {kind: {"accuracy": fit.accuracy, "loss": fit.loss} for kind, (_, _, fit) in fits.items()}
+            for task, fits in neurons.items()
+        },
+        "runs": [_plain(run) for own in runs.values() for run in own],
+    }
+    _write(out / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    _write(out / "results.md", table.markdown() + "\n" + "\n".join(f"- {v}" for v in verdicts(result)) + "\n")
+
+
+def _closing(settings: Settings, data: dict[str, Any], argv: Sequence[str], seconds: float) -> str:
+    out = settings.out
+    lines = [
+        "",
+        f"{out}/results.json         every number, run and setting",
+        f"{out}/results.md           the table above",
+        f"{out}/curves.png           validation error by epoch and by second",
+        f"{out}/decision_boundary.png  one IC neuron and one plain neuron on XOR and two moons",
+        f"{out}/checkpoints/         icnets.load(path) rebuilds a network",
+        f"All in {seconds:.0f} s.",
+    ]
+    if data["root"] is None:
+        again = shlex.join(["icnets", "compare", *argv, "--data.root"]) + " DIR"
+        lines += [
+            "",
+            "Next, your own images (DIR/train and DIR/val, or one folder per class in DIR):",
+            f'  {again}\n  make demo ARGS="--data.root DIR"',
+        ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    start = time.monotonic()
+    data, settings = _parse(argv)
+    result, table = compare(settings, data, shlex.join(["icnets", "compare", *argv]))
+    print()
+    show(table)
+    print()
+    for sentence in verdicts(result):
+        print(sentence)
+    print(_closing(settings, data, argv, time.monotonic() - start))
+    return 0

@@ -1,0 +1,184 @@
+"""The grid of methods x seeds: which run waits for which, several processes at a time, and how far it has come."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Protocol, TextIO
+
+from icnets.evaluation.runs import Job, Run, train, warm_up
+
+__all__ = ["Progress", "run_grid", "worker_count"]
+
+_MOST_WORKERS = 8
+
+
+def worker_count(wanted: int | None, jobs: int, accelerator: str) -> int:
+    """Processes to use: as many as wanted, or one per core that this process may use; never more than jobs."""
+    if wanted is None:
+        import torch
+
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        wanted = 1 if on_gpu else min(cores, _MOST_WORKERS)
+    return max(1, min(wanted, jobs))
+
+
+class Progress(Protocol):
+    """Hears of every epoch and of every finished run."""
+
+    def epoch(self) -> None: ...
+
+    def finished(self, run: Run) -> None: ...
+
+
+def run_grid(basic: Sequence[Job], others: Sequence[Job], workers: int, progress: Progress) -> list[Run]:
+    """Trains everything; each of ``others`` after the basic network of its seed. ``workers`` changes the time only.
+
+    Raises:
+        RuntimeError: a process ended by itself, for want of memory as a rule.
+        Exception: whatever a run raised; the runs that wait are then dropped.
+    """
+    if workers == 1:
+        warm_up(basic[0])
+        return [_here(job, progress) for job in [*basic, *others]]
+    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
+    ticks = context.SimpleQueue()
+    waiting = list(others)
+    runs: list[Run] = []
+    with _pool(workers, context, ticks, basic[0]) as pool:
+        pending: dict[Future[Run], Job] = {pool.submit(_in_worker, job): job for job in basic}
+        while pending:
+            done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not ticks.empty():
+                ticks.get()
+                progress.epoch()
+            for future in done:
+                job = pending.pop(future)
+                try:
+                    runs.append(future.result())
+                except BrokenProcessPool as error:
+                    raise RuntimeError(
+                        f"a process ended while it trained {job.method.name!r}, seed {job.seed}; if memory ran out, "
+                        "use fewer --workers"
+                    ) from error
+                progress.finished(runs[-1])
+                ready = [other for other in waiting if job in basic and other.seed == job.seed]
+                waiting = [other for other in waiting if other not in ready]
+                pending |= {pool.submit(_in_worker, other): other for other in ready}
+    return runs
+
+
+def _here(job: Job, progress: Progress) -> Run:
+    run = train(job, progress.epoch)
+    progress.finished(run)
+    return run
+
+
+@contextmanager
+def _pool(workers: int, context: Any, ticks: Any, first: Job) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(ticks, first))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+_tick: Callable[[], None] = lambda: None  # noqa: E731  # in a worker: tell the parent of an epoch
+
+
+def _begin(ticks: Any, first: Job) -> None:
+    global _tick
+    _tick = lambda: ticks.put(1)  # noqa: E731
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warm_up(first)
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed can't end its workers, and they'd wait for its orders for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _in_worker(job: Job) -> Run:
+    return train(job, _tick)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class LineProgress:
+    """A line for every finished run, with the time gone and to go: for logs and pipes."""
+
+    def __init__(self, runs: int, epochs: int, file: TextIO | None = None) -> None:
+        self.file = sys.stdout if file is None else file
+        self.runs, self.epochs, self.done, self.seen = runs, epochs, 0, 0
+        self.start = time.monotonic()
+
+    def epoch(self) -> None:
+        self.seen += 1
+
+    def finished(self, run: Run) -> None:
+        self.done += 1
+        gone = time.monotonic() - self.start
+        left = gone * (self.epochs - self.seen) / max(self.seen, 1)
+        print(
+            f"[{self.done:>{len(str(self.runs))}}/{self.runs}] {run.method}, seed {run.seed}: error {run.error:.2f} % "
+            f"after {run.seconds:.0f} s; {_clock(gone)} gone, about {_clock(left)} to go",
+            file=self.file,
+            flush=True,
+        )
+
+
+class BarProgress:
+    """One bar over all epochs of all runs, with the time to go: for a terminal."""
+
+    def __init__(self, runs: int, epochs: int, file: TextIO | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.runs, self.done = runs, 0
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("to go:"),
+            TimeRemainingColumn(),
+            console=Console(file=file),
+        )
+        self.task = self.bar.add_task(f"run 0/{runs}", total=epochs)
+
+    def epoch(self) -> None:
+        self.bar.advance(self.task)
+
+    def finished(self, run: Run) -> None:
+        self.done += 1
+        self.bar.update(self.task, description=f"run {self.done}/{self.runs}")
+        self.bar.console.print(f"{run.method}, seed {run.seed}: error {run.error:.2f} %", markup=False, highlight=False)
+
+
+@contextmanager
+def showing(runs: int, epochs: int, file: TextIO | None = None) -> Iterator[Progress]:
+    """A bar on a terminal, lines elsewhere."""
+    file = sys.stdout if file is None else file
+    if not file.isatty():
+        yield LineProgress(runs, epochs, file)
+        return
+    shown = BarProgress(runs, epochs, file)
+    with shown.bar:
+        yield shown

@@ -1,0 +1,281 @@
+"""What a network costs: parameters, multiply-accumulates, time against another network, memory kept for backward.
+
+All counts are ours, by hooks on torch's modules; what IC adds stands apart in each.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from icnets.layers import IC_LAYERS, ic_parameters
+
+__all__ = ["Count", "Latency", "agreement", "count_macs", "count_parameters", "measure_latency", "memory_for_backward"]
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Count:
+    """``total`` of something in a network, and the part ``ic`` of it that the collisions add."""
+
+    total: int
+    ic: int
+
+    @property
+    def basic(self) -> int:
+        return self.total - self.ic
+
+
+def count_parameters(model: nn.Module) -> Count:
+    """Numbers of parameters; a shared one counts once, buffers don't count."""
+    return Count(
+        total=sum(p.numel() for p in model.parameters()),
+        ic=sum({id(p): p.numel() for _, p in ic_parameters(model)}.values()),
+    )
+
+
+def _layer_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
+    if isinstance(module, _CONVS):
+        return z.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+    if isinstance(module, _TRANSPOSED):
+        return x.numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
+    assert isinstance(module, nn.Linear)
+    return z.numel() * module.in_features
+
+
+def _ic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
+    # Channels are summed first, then a window of k² slides over one map per group; then z = y + relu(y - w's).
+    collision = 2 * z.numel()
+    if isinstance(module, nn.Linear):
+        return x.numel() + collision
+    assert isinstance(module, _CONVS)
+    windows = z.numel() // module.out_channels * module.groups * math.prod(module.kernel_size)
+    return x.numel() + windows + collision
+
+
+@contextmanager
+def _restored(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode for a while; afterwards each module's mode and every buffer are what they were."""
+    modes = {m: m.training for m in model.modules()}
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def count_macs(model: nn.Module, sample: Tensor) -> Count:
+    """Multiply-accumulates of one forward pass in eval mode, divided by the batch size.
+
+    Counted: convolutions, transposed ones and linear layers, where they are modules. Not counted: normalisation,
+    activations, pooling, and products of activations such as attention. What a collision adds: the channel sum (one
+    addition per input element), the window sum (k² additions per place, once per group) and 2 operations per output
+    element; each addition counts as a whole MAC, so the IC part is an upper bound.
+
+    Args:
+        model: any network that takes ``sample``.
+        sample: one batch ``(N, C, *L)`` on the model's device.
+    """
+    if sample.dim() < 2 or sample.shape[0] < 1:
+        raise ValueError(f"sample has shape {tuple(sample.shape)}; it must be a batch (N, ...) with N >= 1")
+    total = ic = 0
+
+    def hook(module: nn.Module, args: tuple[Any, ...], z: Tensor) -> None:
+        nonlocal total, ic
+        total += _layer_macs(module, args[0], z)
+        if isinstance(module, IC_LAYERS):
+            part = _ic_macs(module, args[0], z)
+            total, ic = total + part, ic + part
+
+    counted = (*_CONVS, *_TRANSPOSED, nn.Linear)
+    handles: list[RemovableHandle] = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, counted)]
+    try:
+        with _restored(model, training=False), torch.no_grad():
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Count(round(total / sample.shape[0]), round(ic / sample.shape[0]))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time per image. ``ratio`` is the median of the ratios to the first network, each within one round."""
+
+    ms_per_image: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+    batch_size: int
+    threads: int
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[int]:
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(step: Callable[[], Any], calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    sample: Tensor,
+    *,
+    rounds: int = 15,
+    training: bool = False,
+    threads: int | None = None,
+    min_seconds: float = 0.01,
+) -> dict[str, Latency]:
+    """Measured time of each network beside the first one, in interleaved rounds.
+
+    In every round each network runs once, in an order that turns from round to round, so that whatever else the
+    machine does meets them all. Times are medians over rounds; ratios are medians of the rounds' own ratios, with
+    their quartiles.
+
+    Args:
+        models: name to network; the first is what the others are compared with. Modes and buffers are restored.
+        sample: one batch ``(N, ...)`` on the networks' device.
+        rounds: at least 1, after two to warm up.
+        training: time forward and backward of a sum of outputs in train mode, without an optimizer's step; the
+            default is the forward pass alone, in eval mode without gradients.
+        threads: torch's threads while measuring; None leaves them as they are.
+        min_seconds: a measurement repeats the pass until it takes this long.
+
+    Raises:
+        ValueError: for no networks, or fewer than 1 round.
+    """
+    if not models:
+        raise ValueError("models is empty; name at least one network to time")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; it must be at least 1")
+    names, times = list(models), {name: list[float]() for name in models}
+    with _threads(threads) as used:
+        steps = {name: _step(copy.deepcopy(model), sample, training) for name, model in models.items()}
+        calls = {}
+        for name, step in steps.items():
+            _timed(step, 1, sample.device)
+            calls[name] = max(1, math.ceil(min_seconds / max(_timed(step, 1, sample.device), 1e-9)))
+        for i in range(rounds):
+            k = i % len(names)
+            for name in names[k:] + names[:k]:
+                times[name].append(_timed(steps[name], calls[name], sample.device))
+    result, n = {}, sample.shape[0]
+    for name in names:
+        ratios = [own / first for own, first in zip(times[name], times[names[0]], strict=True)]
+        low, middle, high = _quartiles(ratios)
+        ms = 1000 * statistics.median(times[name]) / n
+        result[name] = Latency(ms, middle, low, high, rounds, n, used)
+    return result
+
+
+def _step(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]:
+    model.train(training)
+    if not training:
+        return torch.no_grad()(lambda: model(sample))
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(sample).sum().backward()
+
+    return step
+
+
+def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
+    """Bytes that one forward pass in train mode keeps for the backward pass.
+
+    On the CPU these are the tensors that autograd saves, each storage once and at its full size, without the
+    parameters and buffers; the input counts where a layer keeps it. On CUDA it is the peak of a forward and backward
+    pass above what was allocated before. Modes, buffers and gradients are left as they were.
+    """
+    with _restored(model, training=True):
+        if sample.device.type == "cuda":
+            return _cuda_peak(model, sample)
+        own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(sample)
+        del output  # the graph had to live until here: a freed address may be handed out again
+        return sum(saved.values())
+
+
+def _cuda_peak(model: nn.Module, sample: Tensor) -> int:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.cuda.synchronize(sample.device)
+    torch.cuda.reset_peak_memory_stats(sample.device)
+    before = torch.cuda.memory_allocated(sample.device)
+    with torch.enable_grad():
+        torch.autograd.grad(model(sample).sum(), trained, allow_unused=True)
+    torch.cuda.synchronize(sample.device)
+    return torch.cuda.max_memory_allocated(sample.device) - before
+
+
+@torch.no_grad()
+def agreement(model_a: nn.Module, model_b: nn.Module, loader: Any) -> float:
+    """Share of inputs, in [0, 1], to which both networks give the same most likely class; eval mode, then restored.
+
+    Args:
+        model_a, model_b: networks with outputs ``(N, classes)``.
+        loader: iterable of batches: a tensor, or a tuple or list whose first item is the input.
+
+    Raises:
+        ValueError: for different numbers of classes, or a loader without images.
+    """
+    same = total = 0
+    with _restored(model_a, training=False), _restored(model_b, training=False):
+        for batch in loader:
+            x = batch if isinstance(batch, Tensor) else batch[0]
+            a, b = model_a(x), model_b(x)
+            if a.shape != b.shape:
+                raise ValueError(f"the outputs have shapes {tuple(a.shape)} and {tuple(b.shape)}; they must be equal")
+            same += int((a.argmax(1) == b.argmax(1)).sum())
+            total += len(x)
+    if total == 0:
+        raise ValueError("loader has no images; agreement needs at least one batch")
+    return same / total
