@@ -1,0 +1,71 @@
+"""Writes the README's demo table from benchmarks/results/demo.json, the results.json of a run of `make demo`.
+
+python benchmarks/update_docs.py                      # rewrite the table
+python benchmarks/update_docs.py runs/demo            # take the results and pictures of that run first
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
+START = "<!-- demo table: written by benchmarks/update_docs.py from benchmarks/results/demo.json -->"
+END = "<!-- end of demo table -->"
+PICTURES = ("decision_boundary.png",)
+
+
+def interval(value: dict[str, Any] | None, sign: str = "") -> str:
+    """Mean and confidence interval, "3.84 [3.58, 4.10]"; empty for none."""
+    if value is None:
+        return ""
+    low, high = (f"{value[k]:{sign}.2f}" for k in ("low", "high"))
+    return f"{value['mean']:{sign}.2f} [{low}, {high}]".replace("-", "−")
+
+
+def table(results: dict[str, Any]) -> str:
+    """The demo's rows as a Markdown table with its footnote and verdicts."""
+    lines = [
+        "| method | error, % | against basic, pp | against its control, pp | time per image |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in results["methods"]:
+        ratio = row["cost"]["latency"]["ratio"]
+        cells = [interval(row["error"]), interval(row["to_basic"], "+"), interval(row["to_control"], "+")]
+        control = f" (control: {row['control']})" if row["control"] else ""
+        lines.append(f"| {row['name']}{control} | {' | '.join(cells)} | ×{ratio:.2f} |")
+    seeds = len(results["settings"]["seeds"])
+    images, versions = results["data"]["images"], results["versions"]
+    lines += [
+        "",
+        f"`make demo`: a narrow ResNet-18 on scikit-learn's digits, {images['train']} training and {images['test']} "
+        f"test images; mean and 95 % interval over {seeds} seeds, differences paired by seed. torch "
+        f"{versions['torch']}, CPU, eager. In the program's own words:",
+        "",
+        *[f"- {verdict}" for verdict in results["verdicts"]],
+    ]
+    return "\n".join(lines)
+
+
+def updated(readme: str, results: dict[str, Any]) -> str:
+    """``readme`` with the part between the markers replaced."""
+    head, _, rest = readme.partition(START)
+    _, _, tail = rest.partition(END)
+    return f"{head}{START}\n\n{table(results)}\n\n{END}{tail}"
+
+
+def main(argv: list[str]) -> None:
+    if argv:
+        run = Path(argv[0])
+        shutil.copyfile(run / "results.json", RESULTS)
+        for name in PICTURES:
+            shutil.copyfile(run / name, ROOT / "docs" / "images" / name)
+    readme = ROOT / "README.md"
+    text = updated(readme.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,45 @@
+"""What the README shows is what the code does."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_five_lines_run(monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name))  # no download in a test
+    names: dict = {}
+    exec(code, names)
+    assert "converted 53 layers" in capsys.readouterr().out
+    x = torch.randn(1, 3, 64, 64)
+    model = names["model"].eval()
+    basic = create("resnet50").eval()
+    basic.load_state_dict({k: v for k, v in model.state_dict().items() if k in basic.state_dict()})
+    with torch.no_grad():
+        assert torch.equal(model(x), basic(x))
+
+
+def test_the_demo_table_is_made_from_its_results():
+    spec = importlib.util.spec_from_file_location("update_docs", ROOT / "benchmarks" / "update_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    update_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update_docs)
+    results = json.loads(update_docs.RESULTS.read_text(encoding="utf-8"))
+    assert update_docs.updated(README, results) == README
+    assert len(results["settings"]["seeds"]) >= 3
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
