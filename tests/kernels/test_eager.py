@@ -76,13 +76,33 @@ def test_training_in_float32_within_rounding():
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("gain", [0.0, -0.4, 0.7])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_second_derivatives_with_a_gain(gain, groups):
+    layer = randomise(ICConv2d(2, 4, 3, groups=groups, gain=gain, dtype=torch.float64), 5)
+    with torch.no_grad():
+        layer.gain.fill_(gain)
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    names, params = zip(*layer.named_parameters(), strict=True)
+
+    def run(x, *params):
+        return torch.func.functional_call(layer, dict(zip(names, params, strict=True)), (x,))
+
+    assert run(x, *params).grad_fn.name() == "_CollideBackward"
+    assert torch.autograd.gradcheck(run, (x, *params))
+    assert torch.autograd.gradgradcheck(run, (x, *params))
+
+
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gain", [None, 0.5])
 @pytest.mark.parametrize(
     ("make", "shape"),
     [(ICConv1d, (2, 4, 9)), (ICConv2d, (2, 4, 9, 8)), (ICConv3d, (1, 4, 5, 4, 3))],
 )
-def test_an_output_overwritten_in_place_is_computed_again(monkeypatch, make, shape, bias):
-    layer = randomise(make(4, 6, 3, padding=1, groups=2, bias=bias, dtype=torch.float64), 2)
+def test_an_output_overwritten_in_place_is_computed_again(monkeypatch, make, shape, gain, bias):
+    layer = randomise(make(4, 6, 3, padding=1, groups=2, bias=bias, gain=gain, dtype=torch.float64), 2)
+    if gain is not None:
+        nn.init.constant_(layer.gain, gain)
     x = torch.randn(shape, dtype=torch.float64)
     dz = torch.randn_like(layer(x))
     for after in (nn.ReLU(inplace=True), lambda z: z.mul_(2).add_(1)):
@@ -117,7 +137,8 @@ def test_partly_frozen_layers(monkeypatch, frozen):
     ("make", "taken"),
     [
         (lambda: (ICConv2d(3, 4, 3), torch.randn(2, 3, 6, 6)), True),
-        (lambda: (ICConv2d(3, 4, 3, gain=0.0), torch.randn(2, 3, 6, 6)), False),
+        (lambda: (ICConv2d(3, 4, 3, gain=0.0), torch.randn(2, 3, 6, 6)), True),
+        (lambda: (ICConv2d(3, 4, 3, gain=-1.0), torch.randn(2, 3, 6, 6)), False),
         (lambda: (ICConv2d(3, 4, 3), torch.randn(3, 6, 6)), False),
         (lambda: (ICLinear(3, 4), torch.randn(2, 3)), False),
         (lambda: (ICConv2d(3, 4, 3, dtype=torch.bfloat16), torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)), False),
@@ -169,13 +190,14 @@ def saved_bytes(model, x):
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("warm_start", ["none", "gain"])
 @pytest.mark.parametrize(("layers", "limit"), [("all", 1.02), ("kxk", 1.01)])
-def test_training_keeps_no_more_than_the_basic_network(layers, limit):
+def test_training_keeps_no_more_than_the_basic_network(layers, limit, warm_start):
     import timm
 
     x = torch.randn(4, 3, 64, 64)
     basic = timm.create_model("resnet50").train()
-    model = timm.create_model("ic_resnet50", ic=icnets.ICConfig(layers=layers)).train()
+    model = timm.create_model("ic_resnet50", ic=icnets.ICConfig(layers=layers, warm_start=warm_start)).train()
     ratio = saved_bytes(model, x) / saved_bytes(basic, x)
     assert 1 <= ratio <= limit
 

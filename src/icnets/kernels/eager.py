@@ -1,8 +1,9 @@
 """The collision in eager mode: as few passes over memory, and as little kept for backward, as torch's calls allow.
 
-Derived from the formula (ours): where the branch is silent z = y, and elsewhere z - w' s + b1 = 2 (y - w' s + b1), so
-the sign can be read off the output. Backward therefore needs z, which a batch norm behind the layer keeps anyway, and
-s, which is 1/C of an activation, but neither y nor the branch.
+Derived from the formula (ours): with u = y - w' s + b1, where the branch is silent z = y, and elsewhere
+z - w' s + b1 = (1 + gain) u, so for a gain above -1 the sign of u, and u itself where it is positive, can be read off
+the output. Backward therefore needs z, which a batch norm behind the layer keeps anyway, and s, which is 1/C of an
+activation, but neither y nor the branch.
 
 If something overwrites z in place before backward (a convolution followed by ``ReLU(inplace=True)`` without a norm),
 y is computed again from what the convolution has kept.
@@ -22,6 +23,7 @@ __all__ = ["collide", "serves"]
 
 _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _EXACT = (torch.float32, torch.float64)
+_LEAST_GAIN = -0.5  # u is read off z by a division by 1 + gain
 _OVERWRITTEN = "modified by an inplace operation"
 
 
@@ -48,9 +50,12 @@ def serves(
         return False
     if not _differentiable(y, s, collision, offset, gain):
         return True
-    # Only behind a convolution can y be had again; half-precision sums and gains keep the formula.
+    # Only behind a convolution can y be had again, and half-precision sums keep the formula.
     behind_conv = y.grad_fn is not None and y.grad_fn.name() == "ConvolutionBackward0"
-    return behind_conv and spatial_dims > 0 and gain is None and y.dtype in _EXACT and s.dtype == y.dtype
+    if not behind_conv or spatial_dims == 0 or y.dtype not in _EXACT or s.dtype != y.dtype:
+        return False
+    # On other devices the look at the gain would wait for the whole queue.
+    return gain is None or (y.device.type == "cpu" and bool((gain > _LEAST_GAIN).all()))
 
 
 def collide(
@@ -64,7 +69,7 @@ def collide(
         nd: number of spatial dimensions.
     """
     if _differentiable(y, s, collision, offset, gain):
-        z: Tensor = _Collide.apply(y, s, collision, offset, bias, nd)
+        z: Tensor = _Collide.apply(y, s, collision, offset, gain, bias, nd)
         return z
     u = _argument(y, s, collision, offset, nd).relu_()
     if gain is not None:
@@ -85,6 +90,13 @@ def _argument(y: Tensor, s: Tensor, collision: Tensor, offset: Tensor | None, nd
     return u if offset is None else u.add_(offset.view([-1] + ones))
 
 
+def _argument_plainly(y: Tensor, s: Tensor, collision: Tensor, offset: Tensor | None, nd: int) -> Tensor:
+    """The same by operators that autograd can follow."""
+    product = collision.view([s.size(-nd - 1), -1] + [1] * nd) * s.unsqueeze(-nd - 1)
+    u = y - product.flatten(-nd - 2, -nd - 1)
+    return u if offset is None else u + offset.view([-1] + [1] * nd)
+
+
 class _Collide(torch.autograd.Function):
     """The training path: four passes forward, about five backward, and only z and s kept."""
 
@@ -95,13 +107,17 @@ class _Collide(torch.autograd.Function):
         s: Tensor,
         collision: Tensor,
         offset: Tensor | None,
+        gain: Tensor | None,
         bias: Tensor | None,
         nd: int,
     ) -> Tensor:
-        z = _argument(y, s, collision, offset, nd).relu_().add_(y)
+        z = _argument(y, s, collision, offset, nd).relu_()
+        if gain is not None:
+            z.mul_(gain.view([-1] + [1] * nd))
+        z.add_(y)
         # z alone goes through autograd's own keeping: if it is overwritten, the rest must still be at hand.
         ctx.save_for_backward(z)
-        ctx.rest = (s, collision, offset, bias)
+        ctx.rest = (s, collision, offset, gain, bias)
         ctx.versions = _versions(ctx.rest)
         ctx.nd = nd
         return z
@@ -110,35 +126,51 @@ class _Collide(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.versions != _versions(ctx.rest):
             raise RuntimeError(f"a parameter of an IC layer was {_OVERWRITTEN} between forward and backward")
-        s, collision, offset, _ = ctx.rest
+        s, collision, offset, gain, _ = ctx.rest
+        nd, needed = ctx.nd, ctx.needs_input_grad
+        over = [d for d in range(-dz.dim(), 0) if d != -nd - 1]
+        factor = None if gain is None else gain.view([-1] + [1] * nd)
         with torch.no_grad():
-            t = _argument(_output(ctx), s, collision, offset, ctx.nd)
+            z, is_y = _output(ctx)
+            t = _argument(z, s, collision, offset, nd)
+        d_gain = None
         if torch.is_grad_enabled():  # double backward: by operators that autograd can follow
             m = dz * (t > 0).type_as(dz)
-            gradients = _reduce_plainly(m, s, collision, ctx.nd)
+            if factor is not None:
+                if is_y:
+                    raise RuntimeError(
+                        "double backward needs the output of an IC layer, which was overwritten in place"
+                    )
+                d_gain = (m * _argument_plainly(z, s, collision, offset, nd) / (1 + factor)).sum(over)
+                m = m * factor
+            ds, dv, do = _reduce_plainly(m, s, collision, nd)
             dy = dz + m
         else:
+            if factor is not None and needed[4]:
+                d_gain = t.relu().mul_(dz).sum(over)
+                d_gain = d_gain if is_y else d_gain / (1 + gain)
             m = torch.ops.aten.threshold_backward.grad_input(dz, t, 0, grad_input=t)
-            gradients = _reduce(m, s, collision, ctx.nd, ctx.needs_input_grad[1:4])
+            if factor is not None:
+                m.mul_(factor)
+            ds, dv, do = _reduce(m, s, collision, nd, needed[1:4])
             dy = m.add_(dz)
-        ds, dv, do = gradients
-        return dy, ds, dv, do if offset is not None else None, None, None
+        return dy, ds, dv, do if offset is not None else None, d_gain, None, None
 
 
 def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
     return tuple(-1 if t is None or t.is_inference() else t._version for t in tensors)
 
 
-def _output(ctx: Any) -> Tensor:
-    """z as it was, or y, whose argument has the same sign."""
+def _output(ctx: Any) -> tuple[Tensor, bool]:
+    """z as it was, or else y, whose argument has the same sign; and whether it is y."""
     try:
         (z,) = ctx.saved_tensors
     except RuntimeError as error:
         if _OVERWRITTEN not in str(error):
             raise
         conv = ctx.next_functions[0][0]
-        bias = ctx.rest[3]
-        return torch.convolution(
+        bias = ctx.rest[4]
+        y = torch.convolution(
             conv._saved_input,
             conv._saved_weight,
             None if bias is None else bias.detach(),
@@ -149,7 +181,8 @@ def _output(ctx: Any) -> Tensor:
             conv._saved_output_padding,
             conv._saved_groups,
         )
-    return z
+        return y, True
+    return z, False
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
