@@ -110,8 +110,9 @@ def build(
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, nn.Module]:
     """The basic network, its two conversions (every convolution; k×k only), and ``against`` if given."""
-    from icnets.timm_models import create_model
+    from icnets.timm_models import NETWORKS, create_model
 
+    name = NETWORKS.get(name, name)
     kwargs: dict[str, Any] = {"in_chans": in_chans, **(options or {})}
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
