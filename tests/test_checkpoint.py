@@ -112,6 +112,10 @@ def test_what_save_refuses(tmp_path):
         save(trained(), tmp_path / "m", architecture={"factory": "os.system", "args": {}})
     with pytest.raises(ValueError, match="must be plain data"):
         save(trained(), tmp_path / "m", architecture={"factory": "timm.create_model", "args": {"norm": nn.ReLU}})
+    deployed = trained()
+    icnets.fuse_(deployed, torch.randn(1, 3, 6, 6))
+    with pytest.raises(TypeError, match="the model is deployed"):
+        save(deployed, tmp_path / "m")
     assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from icnets.checkpoint import CheckpointError, load, save
     from icnets.convert import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
     from icnets.distill import DistillationSchedule, Teacher, WeakLogitDistillation
+    from icnets.fuse import FuseReport, fuse_
     from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLinear, ic_parameters
     from icnets.timm_models import create_model
 
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "ConversionReport",
     "DistillationSchedule",
+    "FuseReport",
     "ICConfig",
     "ICConv1d",
     "ICConv2d",
@@ -24,6 +26,7 @@ __all__ = [
     "WeakLogitDistillation",
     "convert_",
     "create_model",
+    "fuse_",
     "ic_parameters",
     "load",
     "load_basic_state_dict",
@@ -44,6 +47,8 @@ _LATER = {
     "DistillationSchedule": "distill",
     "Teacher": "distill",
     "WeakLogitDistillation": "distill",
+    "FuseReport": "fuse",
+    "fuse_": "fuse",
     "ICConv1d": "layers",
     "ICConv2d": "layers",
     "ICConv3d": "layers",

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from icnets.deploy import FUSED_LAYERS
+from icnets.folding import FoldedNormAct
 from icnets.layers import IC_LAYERS, ICLayer
 
 __all__ = ["CheckpointError", "load", "save"]
@@ -85,7 +87,7 @@ def save(
 
     Raises:
         FileNotFoundError: the folder doesn't exist.
-        TypeError: the state dict holds something that isn't a tensor.
+        TypeError: the model is deployed, or its state dict holds something that isn't a tensor.
         ValueError: an unknown factory, or arguments that aren't plain data.
     """
     path = Path(path)
@@ -93,6 +95,8 @@ def save(
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
     if architecture is not None:
         remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
+    if any(isinstance(m, (*FUSED_LAYERS, FoldedNormAct)) for m in model.modules()):
+        raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before fuse_, or export it")
     modules = dict(model.named_modules(remove_duplicate=False))  # a shared unit has keys under each of its names
     header = {
         "version": VERSION,

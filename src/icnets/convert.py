@@ -102,26 +102,26 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
 
 
-def _refuse_wrapped(model: nn.Module) -> None:
-    """A wrapper has already copied, hooked or compiled what we'd change."""
+def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
+    """Raises TypeError: a wrapper has already copied, hooked or compiled what we'd change."""
     wrappers: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     for name, module in model.named_modules():
         where = f"{type(module).__name__}{f' at {name!r}' if name else ''}"
         if isinstance(module, wrappers) or type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
-            raise TypeError(f"the model is wrapped by {where}; convert its .module first, then wrap it")
+            raise TypeError(f"the model is wrapped by {where}; {verb} its .module first, then wrap it")
         if hasattr(module, "_get_fsdp_state"):
-            raise TypeError(f"the model is sharded by fully_shard ({where}); convert it first, then shard it")
+            raise TypeError(f"the model is sharded by fully_shard ({where}); {verb} it first, then shard it")
         if hasattr(module, "_orig_mod") or module.__dict__.get("_compiled_call_impl") is not None:
-            raise TypeError(f"the model is compiled ({where}); convert it first, then compile it")
+            raise TypeError(f"the model is compiled ({where}); {verb} it first, then compile it")
         if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
-            raise TypeError(f"the model holds a traced graph ({where}); convert the nn.Module that it was made from")
+            raise TypeError(f"the model holds a traced graph ({where}); {verb} the nn.Module that it was made from")
 
 
 def _ic_type(module: nn.Module) -> type[ICLayer] | None:
     return next((t for t in IC_LAYERS if isinstance(module, t.basic_type)), None)
 
 
-def _own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
+def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
     """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
     harmless = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
     harmless |= {"__static_attributes__", "__parameters__", "__orig_bases__"}
@@ -129,7 +129,7 @@ def _own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
     return sorted({name for cls in classes for name in vars(cls)} - harmless)
 
 
-def _obstacle(module: nn.Module) -> str | None:
+def obstacle(module: nn.Module) -> str | None:
     """Why the module can't become an IC unit, or None; for what is no convolution or linear layer, ''."""
     kind = type(module)
     if isinstance(module, IC_LAYERS):
@@ -152,7 +152,7 @@ def _obstacle(module: nn.Module) -> str | None:
         return "complex weight"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
-    if names := _own_behaviour(module, basic.basic_type):
+    if names := own_behaviour(module, basic.basic_type):
         return f"{kind.__name__} has behaviour of its own ({', '.join(names[:3])})"
     return None
 
@@ -165,14 +165,14 @@ def _choose(
     skipped: dict[str, str] = {}
     stem_seen = False
     for name, module in model.named_modules():
-        obstacle = _obstacle(module)
-        if obstacle == "" or (isinstance(module, nn.Linear) and not config.linear):
+        reason = obstacle(module)
+        if reason == "" or (isinstance(module, nn.Linear) and not config.linear):
             continue
         is_stem = not stem_seen and not isinstance(module, nn.Linear)
         stem_seen = stem_seen or is_stem
         kernel: Any = getattr(module, "kernel_size", ())
-        if obstacle is not None:
-            skipped[name] = obstacle
+        if reason is not None:
+            skipped[name] = reason
         elif config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
             skipped[name] = "its kernel is 1 (layers='kxk')"
         elif config.layers == "no-stem" and is_stem:
@@ -235,7 +235,7 @@ def convert_(
     config = config or ICConfig()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; convert_ takes an nn.Module")
-    _refuse_wrapped(model)
+    refuse_wrapped(model)
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
     chosen, skipped = _choose(model, config, filter_fn)
@@ -279,7 +279,7 @@ def revert_(model: nn.Module) -> list[str]:
     What the collisions learned is lost, so the function changes unless they were still silent (gain 0).
     Returns the names of the layers that were reverted. Raises TypeError for a wrapped model, as ``convert_`` does.
     """
-    _refuse_wrapped(model)
+    refuse_wrapped(model, "revert")
     names = [name for name, module in model.named_modules() if isinstance(module, IC_LAYERS)]
     for name in names:
         layer = model.get_submodule(name)

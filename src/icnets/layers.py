@@ -123,6 +123,15 @@ class _Collision(nn.Module):
         self.__class__ = former
         return self
 
+    def fuse(self) -> nn.Module:
+        """This unit's deployed form, in place, as timm's ``reparameterize_model`` asks for it; eval mode only.
+
+        :func:`icnets.fuse_` does a whole network and folds its batch norms too.
+        """
+        from icnets.deploy import deploy_
+
+        return deploy_(self)  # type: ignore[arg-type]
+
     @classmethod
     def _from_basic(cls, basic: nn.Module, **options: Any) -> Self:
         if type(basic) is not cls.basic_type:
