@@ -11,6 +11,7 @@ In timm's own scripts: ``--device-modules icnets.timm_models``.
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -68,7 +69,7 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     if basic is not None:
         name = ".".join([basic, *name.split(".")[1:]])
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "see timm.list_models()"
+        near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3)) or "see timm.list_models()"
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near it: {near}")
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     if ic is not None:
