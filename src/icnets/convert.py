@@ -72,6 +72,15 @@ class ICConfig:
         return asdict(self)
 
 
+def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
+    """A line for each reason in ``skipped`` (name: reason), with the first names that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    more = {reason: f" and {len(names) - 3} more" if len(names) > 3 else "" for reason, names in reasons.items()}
+    return [f"  {word}, {reason}: {', '.join(names[:3])}{more[reason]}" for reason, names in reasons.items()]
+
+
 @dataclass(frozen=True)
 class ConversionReport:
     """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config."""
@@ -89,12 +98,7 @@ class ConversionReport:
             f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}",
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,} (+{added:,}, +{share:.2%})",
         ]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.skipped.items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"  skipped, {reason}: {', '.join(names[:3])}{more}")
+        lines += by_reason("skipped", self.skipped)
         return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from icnets.convert import obstacle, own_behaviour, refuse_wrapped
+from icnets.convert import by_reason, obstacle, own_behaviour, refuse_wrapped
 from icnets.deploy import FUSED_LAYERS, deploy_, fold_, weight_growth
 from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.layers import IC_LAYERS, ICLayer
@@ -49,12 +49,7 @@ class FuseReport:
         if self.weight_growth:
             worst = max(self.weight_growth, key=lambda name: self.weight_growth[name])
             lines.append(f"weight range grew at most {self.weight_growth[worst]:.3g}-fold, in {worst or 'the unit'}")
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.skipped.items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"  left, {reason}: {', '.join(names[:3])}{more}")
+        lines += by_reason("left", self.skipped)
         return "\n".join(lines)
 
 
