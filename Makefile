@@ -22,8 +22,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## train basic, IC and IC + WLD networks and compare them; ARGS="--data.root DIR" for your images
 	$(BIN)/icnets compare --config recipes/demo.yaml $(ARGS)
 
+# One thread a process: two processes already use two cores, and waiting threads would take them from each other.
 test: $(VENV)/.installed lint  ## lint, then the fast tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 test-all: $(VENV)/.installed  ## every test that this machine can run
 	$(BIN)/python -m pytest $(ARGS)

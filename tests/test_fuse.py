@@ -275,7 +275,14 @@ def test_gated_networks_in_float32(name):
                 m.running_var.uniform_(0.5, 2)
                 m.running_mean.normal_(0, 0.1)
                 m.weight.mul_(torch.randn_like(m.weight).sign())
-    assert fuse_(model, torch.randn(2, 3, 64, 64)).max_relative_error < 1e-5
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        rounding = (model(x) - exact).abs().max() / exact.abs().max()
+        fuse_(model, x)
+        error = (model(x) - exact).abs().max() / exact.abs().max()
+    # Gates amplify rounding, by more or less with the draw: the yardstick is what float32 does before fusing.
+    assert error < max(1e-5, 10 * rounding)
 
 
 def test_every_registered_network_is_tested():
