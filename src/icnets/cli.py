@@ -87,6 +87,10 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.evaluation.profile import main as profile
 
         return profile(rest)
+    if command == "export":
+        from icnets.export.command import main as export
+
+        return export(rest)
     from icnets.training.lightning_cli import run
 
     run([command, *rest])

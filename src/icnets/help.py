@@ -14,6 +14,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture
   profile    parameters, MACs, measured time and memory beside the basic network
   convert    a basic network's checkpoint in, an IC network's checkpoint out
+  export     ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept
 
   icnets COMMAND --help     options of a command, with an example
   icnets --version          the version
@@ -124,6 +125,28 @@ Example:
   icnets profile resnet50 --against resnet101 --batch-size 1
 """
 
+EXPORT = """\
+usage: icnets export MODEL [OPTIONS]
+
+Write a network for another engine, reload it there, compare it with PyTorch, and keep it only if both agree.
+
+  MODEL                          a checkpoint of icnets (.safetensors), or a network's name, such as ic_resnet50
+  --format onnx                  onnx, openvino, torch-export or aoti (compiled for this machine)
+  --out PATH                     the artefact (default: MODEL's name with the format's suffix); --force replaces it
+  --no-fuse                      the network's own graph instead of its deployed form
+  --int8                         quantise, calibrated on images (onnx, openvino); --max-loss X bounds the accuracy lost
+  --data.root DIR                images to compare and calibrate on, as for icnets fit; --images N bounds their number
+  --image-size N                 height and width (default: the checkpoint's, or the network's own)
+  --num-classes N                of a named network; also --in-chans N, --pretrained
+  --tolerance X                  largest error, relative to the output's range (default 1e-4)
+
+It needs pip install 'icnets[export]'.
+
+Example:
+
+  icnets export runs/ic/checkpoints/best.safetensors --format onnx --data.root photos
+"""
+
 COMMAND_HELP = {
     "fit": FIT,
     "validate": _EVALUATE.format(
@@ -143,4 +166,5 @@ COMMAND_HELP = {
     ),
     "compare": COMPARE,
     "profile": PROFILE,
+    "export": EXPORT,
 }
