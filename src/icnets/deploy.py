@@ -15,8 +15,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets import functional
+from icnets.kernels import eager, passes
 from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
+from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
 
 __all__ = ["FUSED_LAYERS", "FusedICConv1d", "FusedICConv2d", "FusedICConv3d", "FusedICLinear", "deploy_"]
 
@@ -31,7 +32,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class _Deployed:
-    """``out = sign * prelu(conv(x, weight) + bias, slope) + collision * s + offset``, in float64 on the CPU."""
+    """``out = sign * prelu(conv(x, weight) + bias, slope) + collision * s + offset``, in float64 on the CPU.
+
+    ``s`` is the mean over the window of the sum over the channels: ``collision`` has the window's size in it.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -66,7 +70,7 @@ def _solve(layer: ICLayer, after: Affine | None) -> _Deployed:
         weight=(weight - w_prime.view(rows)) * factor.view(rows),
         bias=inner * factor,
         slope=slope,
-        collision=a * w_prime / layer.sum_scale,
+        collision=a * w_prime * (1 if weight.dim() == 2 else weight[0, 0].numel()),
         offset=a * (outer - inner) + shift,
         sign=sign,
     )
@@ -103,12 +107,13 @@ def _post(
 ) -> Tensor:
     """``sign * prelu(v) + collision * s + offset`` for ``v`` ``(N, C, *L)`` and ``s`` ``(N, groups, *L)``.
 
-    In place on what it made itself; ``v`` is the convolution's own output, which nobody else has seen.
+    ``v`` is the convolution's own output, which nobody else has seen: it may be overwritten.
     """
+    if eager.serves_post(v, spatial_dims):
+        return passes.post_(v, s, slope, uniform_slope, sign, collision, offset)
     ones = [1] * spatial_dims
     if slope is None:
-        # In place saves the allocation, which costs more than the arithmetic; autograd would need v.
-        r = F.leaky_relu(v, uniform_slope, inplace=not v.requires_grad)
+        r = F.leaky_relu(v, uniform_slope)
     elif v.dim() == spatial_dims + 2 and spatial_dims > 0:
         r = F.prelu(v, slope.to(v.dtype))
     elif spatial_dims > 0:
@@ -118,22 +123,24 @@ def _post(
     if v.dtype == torch.float16 or v.dtype == torch.bfloat16:
         r = r.float()  # rounded once, at the end
     if sign is not None:
-        r = r.mul_(sign.view([-1] + ones))
+        r = r * sign.view([-1] + ones)
     if offset is not None:
-        r = r.add_(offset.view([-1] + ones))
+        r = r + offset.view([-1] + ones)
     if collision is not None and s is not None:
         channel = -spatial_dims - 1
         groups = s.size(channel)
         if groups == 1 or groups == r.size(channel):
-            r = r.addcmul_(collision.view([-1] + ones), s)
+            r = torch.addcmul(r, collision.view([-1] + ones), s)
         else:
             per_group = r.unflatten(channel, [groups, -1])
-            per_group = per_group.addcmul_(collision.view([groups, -1] + ones), s.unsqueeze(channel))
+            per_group = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel))
             r = per_group.flatten(channel - 1, channel)
     return r.to(v.dtype)
 
 
 torch.fx.wrap("_post")
+torch.fx.wrap("receptive_field_mean")
+torch.fx.wrap("linear_sum")
 
 
 class _Fused(nn.Module):
@@ -150,7 +157,6 @@ class _Fused(nn.Module):
     offset: Tensor | None
     sign: Tensor | None
     uniform_slope: float
-    sum_scale: float
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} has no constructor; icnets.fuse_(model) makes it from an IC unit")
@@ -164,6 +170,7 @@ class _FusedConv(_Fused):
     if TYPE_CHECKING:
         kernel_size: tuple[int, ...]
         stride: tuple[int, ...]
+        padding: str | tuple[int, ...]
         dilation: tuple[int, ...]
         groups: int
         padding_mode: Any
@@ -173,21 +180,20 @@ class _FusedConv(_Fused):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
-        v = self._conv_forward(input, self.weight, self.bias)
         s = None
-        if self.collision is not None:
-            s = functional.receptive_field_sum(
-                input,
-                list(self.kernel_size),
-                list(self.stride),
-                self.sum_padding,
-                list(self.dilation),
-                self.groups,
-                self.padding_mode,
-                self.sum_scale,
-            )
-        options = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
-        return _post(v, s, *options, len(self.kernel_size))
+        if self.collision is not None:  # before the convolution: it leaves the input in the cache
+            window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))
+            s = receptive_field_mean(input, *window, self.groups, self.padding_mode)
+        slope, uniform_slope = self.slope, self.uniform_slope
+        v = None
+        if slope is None and self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            conv = (self.stride, self.padding, self.dilation, self.groups)
+            v = eager.conv_leaky_relu(input, self.weight, self.bias, *conv, uniform_slope)
+        if v is None:
+            v = self._conv_forward(input, self.weight, self.bias)
+        else:
+            uniform_slope = 1.0
+        return _post(v, s, slope, uniform_slope, self.sign, self.collision, self.offset, len(self.kernel_size))
 
 
 class FusedICConv1d(_FusedConv, nn.Conv1d):
@@ -208,7 +214,7 @@ class FusedICLinear(_Fused, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, C_in)`` to ``(*, C_out)``."""
         v = F.linear(input, self.weight, self.bias)
-        s = None if self.collision is None else functional.linear_sum(input, self.sum_scale)
+        s = None if self.collision is None else linear_sum(input)
         return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, 0)
 
 
@@ -268,14 +274,14 @@ def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
         raise TypeError(f"layer is a {type(layer).__name__}; only IC units have a deployed form")
     if layer.training:
         raise ValueError("the IC unit is in training mode; call .eval() before fusing")
-    solved, padding = _solve(layer, after), _sum_padding(layer)
-    like, sum_scale = layer.weight, layer.sum_scale
+    solved, padding = _solve(layer, after), [] if isinstance(layer, ICLinear) else sum_padding(layer)
+    like = layer.weight
     module: Any = layer.give_back_()
     module.weight, module.bias = _frozen(solved.weight, like), _frozen(solved.bias, like)
     if solved.linear:
         return cast(nn.Module, module)
     module.__class__ = _FUSED[kind]
-    module.sum_padding, module.sum_scale = padding, sum_scale
+    module.sum_padding = padding
     slope = solved.slope.to(like.dtype)
     uniform = bool((slope == slope[0]).all())
     module.uniform_slope = slope[0].item() if uniform else 1.0
@@ -285,11 +291,3 @@ def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
         needless = absent.get(name, bool((vector == 0).all()))
         module.register_buffer(name, None if needless else vector.to(like.device, like.dtype))
     return cast(nn.Module, module)
-
-
-def _sum_padding(layer: ICLayer) -> list[int]:
-    if isinstance(layer, ICLinear):
-        return []
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        return functional.as_list(layer._reversed_padding_repeated_twice)
-    return functional.pad_pairs(list(layer.padding))

@@ -27,92 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icnets.kernels import eager
+from icnets.receptive_field import linear_sum, pad_pairs, receptive_field_sum
 
 __all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "receptive_field_sum"]
-
-
-def pad_pairs(padding: list[int]) -> list[int]:
-    """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
-    pairs: list[int] = []
-    for i in range(len(padding)):
-        p = padding[len(padding) - 1 - i]
-        pairs.append(p)
-        pairs.append(p)
-    return pairs
-
-
-def as_list(values: list[int]) -> list[int]:
-    """The same integers as a list: for TorchScript, to which a tuple's length is a type."""
-    return list(values)
-
-
-def _window_mean(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
-    # Pooling is on no autocast list, so a float32 map stays float32; a convolution would be cast down.
-    if len(kernel_size) == 1:
-        return F.avg_pool1d(x, kernel_size, stride)
-    if len(kernel_size) == 2:
-        return F.avg_pool2d(x, kernel_size, stride)
-    return F.avg_pool3d(x, kernel_size, stride)
-
-
-def _dilated_mean(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
-    # A window is separable, so a few shifted views per dimension do; pooling knows no dilation.
-    nd = len(kernel_size)
-    ones: list[int] = []
-    for i in range(nd):
-        length = x.size(i - nd) - dilation[i] * (kernel_size[i] - 1)
-        total = x.narrow(i - nd, 0, length)
-        for k in range(1, kernel_size[i]):
-            total = total + x.narrow(i - nd, k * dilation[i], length)
-        x = total / kernel_size[i]
-        ones.append(1)
-    return _window_mean(x, ones, stride)
-
-
-def receptive_field_sum(
-    x: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    scale: float = 1.0,
-) -> Tensor:
-    """Sum of the inputs in each receptive field, times ``scale`` (paper: ``s`` is the plain sum).
-
-    It equals a convolution with an all-ones kernel over the padded input, whatever the padding mode, and costs one
-    read of ``x``: the channels of a group are summed first, the window second (ours).
-
-    Args:
-        x: input ``(N, C, *L)`` or ``(C, *L)``, floating point.
-        kernel_size, stride, dilation: one int per spatial dimension.
-        padding: pairs as ``F.pad`` takes them: last dimension first, (before, after).
-        groups: groups of the convolution; ``C`` must be a multiple of it.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        scale: factor on the sum, applied before it can be rounded to a narrower type.
-
-    Returns:
-        ``(N, groups, *L_out)``, float64 for a float64 input and float32 otherwise: the sum of half-precision
-        inputs may exceed float16's range.
-    """
-    nd = len(kernel_size)
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    if groups == 1:
-        total = x.sum([-nd - 1], keepdim=True, dtype=dtype)
-    else:
-        total = x.unflatten(-nd - 1, [groups, -1]).sum([-nd - 1], dtype=dtype)
-    if max(padding) > 0:
-        total = F.pad(total, padding, mode="constant" if padding_mode == "zeros" else padding_mode)
-    mean = (
-        _dilated_mean(total, kernel_size, stride, dilation)
-        if max(dilation) > 1
-        else _window_mean(total, kernel_size, stride)
-    )
-    window = 1
-    for k in kernel_size:
-        window *= k
-    return mean * (scale * window)
 
 
 def collide(
@@ -142,10 +59,6 @@ def collide(
     offset = inner_bias
     if bias is not None:
         offset = -bias if inner_bias is None else inner_bias - bias
-    # A scripted function can't leave for Python; everything else may take the fast path where that serves.
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        if eager.serves(y, s, collision, offset, gain, spatial_dims):
-            return eager.collide(y, s, collision, offset, bias, gain, spatial_dims)
     ones = [1] * spatial_dims
     channel = -spatial_dims - 1
     groups = s.size(channel)
@@ -164,9 +77,10 @@ def collide(
     return (y + branch).type_as(y)
 
 
-# Both decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
-torch.fx.wrap("receptive_field_sum")
+# They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
 torch.fx.wrap("collide")
+torch.fx.wrap("receptive_field_sum")
+torch.fx.wrap("linear_sum")
 
 
 def _tuple(value: int | Sequence[int], nd: int) -> list[int]:
@@ -197,6 +111,11 @@ def _ic_conv(
         raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
     else:
         pairs = pad_pairs(_tuple(padding, nd))
+    if eager.serves(x, weight, bias, collision_weight, inner_bias, gain):
+        if pairs[::2] != pairs[1::2]:
+            x, pairs = F.pad(x, pairs), [0] * (2 * nd)
+        unit = (collision_weight, inner_bias, gain)
+        return eager.ic_conv(x, weight, bias, step, pairs[::-2], rate, groups, *unit)
     y = conv(x, weight, bias, stride, padding, dilation, groups)
     s = receptive_field_sum(x, kernel, step, pairs, rate, groups)
     return collide(y, s, collision_weight, inner_bias, bias, gain, nd)
@@ -256,15 +175,6 @@ def ic_conv3d(
 ) -> Tensor:
     """IC convolution over ``x`` of shape ``(N, C_in, D, H, W)``; see :func:`ic_conv1d`."""
     return _ic_conv(F.conv3d, 3, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
-
-
-def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Sum over the last dimension of ``x`` ``(*, C)``, times ``scale``: ``(*, 1)``, float32 at least."""
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    return x.sum([-1], keepdim=True, dtype=dtype) * scale
-
-
-torch.fx.wrap("linear_sum")
 
 
 def ic_linear(

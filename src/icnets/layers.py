@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets import functional
+from icnets import functional, receptive_field
+from icnets.kernels import eager
 
 __all__ = ["IC_LAYERS", "ICConv1d", "ICConv2d", "ICConv3d", "ICLinear", "ic_parameters"]
 
@@ -222,14 +223,18 @@ class _ICConv(_Collision):
         return cls._from_basic(conv, **options)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            z = self._eager_forward(input)
+            if z is not None:
+                return z
         y = self._conv_forward(input, self.weight, self.bias)
         if isinstance(self.padding, str):
-            padding = functional.as_list(self._reversed_padding_repeated_twice)
+            padding = receptive_field.as_list(self._reversed_padding_repeated_twice)
         elif self.padding_mode != "zeros":  # apart, so that TorchScript prunes the branch above
-            padding = functional.as_list(self._reversed_padding_repeated_twice)
+            padding = receptive_field.as_list(self._reversed_padding_repeated_twice)
         else:
-            padding = functional.pad_pairs(self.padding)
-        s = functional.receptive_field_sum(
+            padding = receptive_field.pad_pairs(self.padding)
+        s = receptive_field.receptive_field_sum(
             input,
             self.kernel_size,
             self.stride,
@@ -240,6 +245,20 @@ class _ICConv(_Collision):
             self.sum_scale,
         )
         return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, len(self.kernel_size))
+
+    @torch.jit.unused
+    def _eager_forward(self, input: Tensor) -> Tensor | None:
+        # Attributes of modules are slow to get, so each once.
+        weight, bias, collision, inner_bias = self.weight, self.bias, self.collision, self.inner_bias
+        gain, padding = self.gain, self.padding
+        if not eager.serves(input, weight, bias, collision, inner_bias, gain):
+            return None
+        if isinstance(padding, str) or self.padding_mode != "zeros":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+            padding = (0,) * len(self.kernel_size)
+        conv = (self.stride, padding, self.dilation, self.groups)
+        return eager.ic_conv(input, weight, bias, *conv, collision, inner_bias, gain, self.sum_scale)
 
 
 _DOC = """{summary}
@@ -319,7 +338,7 @@ class ICLinear(_Collision, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         y = F.linear(input, self.weight, self.bias)
-        s = functional.linear_sum(input, self.sum_scale)
+        s = receptive_field.linear_sum(input, self.sum_scale)
         return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, 0)
 
 

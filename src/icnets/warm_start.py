@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icnets import functional
+from icnets import receptive_field
 
 __all__ = ["calibrated"]
 
@@ -51,16 +51,13 @@ class _Record:
 def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
     if isinstance(module, nn.Linear):
         y = output if module.bias is None else output - module.bias
-        return y.double(), functional.linear_sum(x.double()), 0
+        return y.double(), receptive_field.linear_sum(x.double()), 0
     nd = len(module.kernel_size)
-    padding = module._reversed_padding_repeated_twice
-    if not isinstance(module.padding, str) and module.padding_mode == "zeros":
-        padding = functional.pad_pairs(list(module.padding))
-    s = functional.receptive_field_sum(
+    s = receptive_field.receptive_field_sum(
         x.double(),
         list(module.kernel_size),
         list(module.stride),
-        list(padding),
+        receptive_field.sum_padding(module),
         list(module.dilation),
         module.groups,
         module.padding_mode,

@@ -5,10 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import icnets.timm_models
 from icnets import ICConv1d, ICConv2d, ICConv3d, ICLinear
-from icnets.kernels import eager
+from icnets.deploy import Affine, deploy_
+from icnets.kernels import eager, tiles
 from strategies import convs, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -25,10 +28,20 @@ def gradients(layer, x, dz, after=lambda z: z):
     return z, torch.autograd.grad(z, [x, *layer.parameters()], dz)
 
 
+def in_tiles(monkeypatch, limit):
+    """A context in which a tile has so many elements, and an offset goes through the convolution's bias if it may."""
+    monkeypatch.setattr(tiles, "LIMIT", limit)
+    monkeypatch.setattr(eager, "_SMALL", limit)
+
+
+# One tile; tiles of some rows or channels; tiles of a single place.
+limits = st.sampled_from([1 << 20, 60, 9, 1])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded gradient"])
 @settings(max_examples=100)
-@given(drawn=convs())
-def test_equals_the_formula(layout, drawn):
+@given(drawn=convs(), limit=limits)
+def test_equals_the_formula(layout, drawn, limit):
     layer, x = drawn
     dz = torch.randn_like(layer(x))
     if layout == "channels_last" and x.dim() == 4:
@@ -37,23 +50,75 @@ def test_equals_the_formula(layout, drawn):
         x = torch.stack([x, x], -1)[..., 0]
     elif layout == "expanded gradient":
         dz = torch.ones((), dtype=dz.dtype).expand_as(dz)
-    fast = gradients(layer, x, dz)
     with pytest.MonkeyPatch.context() as monkeypatch:
+        in_tiles(monkeypatch, limit)
+        fast = gradients(layer, x, dz)
         by_formula(monkeypatch)
         slow = gradients(layer, x, dz)
     torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=60)
-@given(convs(), st.booleans())
-def test_inference_equals_the_formula(drawn, inference_mode):
+@settings(max_examples=100)
+@given(convs(), st.booleans(), st.booleans(), limits)
+def test_inference_equals_the_formula(drawn, inference_mode, channels_last, limit):
     layer, x = drawn
-    expected = layer(x).detach()
+    if channels_last and x.dim() == 4:
+        layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     kept = x.clone()
-    with torch.inference_mode() if inference_mode else torch.no_grad():
+    with pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode() if inference_mode else torch.no_grad():
+        in_tiles(monkeypatch, limit)
         z = layer(x)
+        by_formula(monkeypatch)
+        expected = layer(x)
     torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(x, kept)
+
+
+@settings(max_examples=100)
+@given(convs(), st.booleans(), st.booleans(), limits)
+def test_the_deployed_form_equals_the_formula(drawn, channels_last, uniform, limit):
+    layer, x = drawn
+    layer, after = layer.eval(), None
+    if not uniform:  # slopes and signs per channel
+        scale = torch.randn(layer.out_channels, dtype=torch.float64)
+        after = Affine(scale, torch.randn_like(scale))
+    if channels_last and x.dim() == 4:
+        layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
+        in_tiles(monkeypatch, limit)
+        z = layer(x)
+        if after is not None:
+            ones = [1] * (x.dim() - 2 if layer.weight.dim() == x.dim() else x.dim() - 1)
+            z = z * after.scale.view(-1, *ones) + after.shift.view(-1, *ones)
+        deploy_(layer, after)
+        torch.testing.assert_close(layer(x), z, rtol=1e-10, atol=1e-10 * max(z.abs().max().item(), 1))
+
+
+def test_the_deployed_convolution_and_its_slope_are_one_call(monkeypatch):
+    x, called = torch.randn(2, 8, 9, 9), []
+    layer = randomise(ICConv2d(8, 8, 3, padding=1), 1).eval()
+    with torch.no_grad():
+        z = layer(x)
+        deploy_(layer)
+        conv_leaky_relu = eager.conv_leaky_relu
+        monkeypatch.setattr(eager, "conv_leaky_relu", lambda *a: called.append(conv_leaky_relu(*a)) or called[-1])
+        torch.testing.assert_close(layer(x), z, rtol=1e-4, atol=1e-5)
+        assert (called[-1] is not None) is torch.backends.mkldnn.is_available()
+        for refused in (x.double(), x.bfloat16()):
+            copy.deepcopy(layer).to(refused.dtype)(refused)
+            assert called[-1] is None
+        with torch.autocast("cpu"):
+            layer(x)
+            assert called[-1] is None
+        with monkeypatch.context() as patch:  # torch.backends.mkldnn.flags warns without an Intel GPU
+            patch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+            layer(x)
+            assert called[-1] is None
+        with FlopCounterMode(display=False) as flops:  # which knows torch's convolution only
+            layer(x)
+        assert flops.get_total_flops() == 2 * 2 * 81 * 8 * 8 * 9
+    torch.testing.assert_close(layer(x.requires_grad_()), z, rtol=1e-4, atol=1e-5)
+    assert called[-1] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -111,6 +176,22 @@ def test_an_output_overwritten_in_place_is_computed_again(monkeypatch, make, sha
             by_formula(patch)
             slow = gradients(layer, x, dz, after)
         torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gain", [None, 0.5])
+@pytest.mark.parametrize("how", ["checkpoint", "save_on_cpu"])
+def test_under_saved_tensor_hooks(how, gain):
+    convs = [randomise(ICConv2d(4, 4, 3, gain=gain, dtype=torch.float64), seed) for seed in (1, 2)]
+    model = nn.Sequential(convs[0], nn.ReLU(inplace=True), convs[1])
+    x = torch.randn(2, 4, 7, 7, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *model.parameters()]
+    expected = torch.autograd.grad(model(x).square().sum(), inputs)
+    if how == "checkpoint":
+        z = checkpoint(model, x, use_reentrant=False)
+    else:
+        with torch.autograd.graph.save_on_cpu():
+            z = model(x)
+    torch.testing.assert_close(torch.autograd.grad(z.square().sum(), inputs), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_parameter_changed_before_backward_is_an_error():

@@ -1,12 +1,12 @@
-"""The collision in eager mode: as few passes over memory, and as little kept for backward, as torch's calls allow.
+"""The IC convolution in eager mode: as few passes over memory, and as little kept for backward, as torch's calls allow.
 
-Derived from the formula (ours): with u = y - w' s + b1, where the branch is silent z = y, and elsewhere
-z - w' s + b1 = (1 + gain) u, so for a gain above -1 the sign of u, and u itself where it is positive, can be read off
-the output. Backward therefore needs z, which a batch norm behind the layer keeps anyway, and s, which is 1/C of an
-activation, but neither y nor the branch.
+Derived from the formula (ours): with u = y - w' s + b1 - b2, where the branch is silent z = y, and elsewhere
+z - w' s + b1 - b2 = (1 + gain) u, so for a gain above -1 the sign of u, and u itself where it is positive, can be read
+off the output. So z overwrites y, and backward needs z, which a batch norm behind the layer keeps anyway, and s, which
+is 1/C of an activation, but neither y nor the branch.
 
-If something overwrites z in place before backward (a convolution followed by ``ReLU(inplace=True)`` without a norm),
-y is computed again from what the convolution has kept.
+On CPUs the passes run over tiles that fit in the cache: main memory is read and written once. If something overwrites z
+in place before backward (a convolution followed by ``ReLU(inplace=True)`` without a norm), y is computed again.
 
 The environment variable ``ICNETS_FUSED=0`` turns these paths off.
 """
@@ -14,28 +14,40 @@ The environment variable ``ICNETS_FUSED=0`` turns these paths off.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["collide", "serves"]
+from icnets.kernels.passes import Gradients, collide_, collide_backward
+from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
+
+__all__ = ["conv_leaky_relu", "ic_conv", "serves", "serves_post"]
 
 _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
+_DEVICES = ("cpu", "cuda")
 _EXACT = (torch.float32, torch.float64)
+_PLAIN = {Tensor, torch.nn.Parameter}
+_SMALL = 1 << 17  # elements of an output below which a pass over it costs less than a few vectors
 _LEAST_GAIN = -0.5  # u is read off z by a division by 1 + gain
+_CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+# The packet's lookup is slow, so the one overload; absent from builds without oneDNN.
+_FUSED_CONV = getattr(getattr(torch.ops.mkldnn, "_convolution_pointwise", None), "default", None)
 _OVERWRITTEN = "modified by an inplace operation"
 
 
-def _plain_mode(y: Tensor) -> bool:
+def _plain_mode(*tensors: Tensor) -> bool:
     """Whether this is ordinary eager execution: nothing traces, transforms or intercepts."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or type(y) not in (Tensor, torch.nn.Parameter)
-    )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return {type(t) for t in tensors} <= _PLAIN
+
+
+def _exact(x: Tensor) -> bool:
+    """Whether products with ``x`` are computed in single or double precision."""
+    return x.dtype in _EXACT and not torch.is_autocast_enabled(x.device.type)
 
 
 def _differentiable(*tensors: Tensor | None) -> bool:
@@ -43,62 +55,137 @@ def _differentiable(*tensors: Tensor | None) -> bool:
 
 
 def serves(
-    y: Tensor, s: Tensor, collision: Tensor, offset: Tensor | None, gain: Tensor | None, spatial_dims: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    collision: Tensor,
+    inner_bias: Tensor | None,
+    gain: Tensor | None,
 ) -> bool:
-    """Whether :func:`collide` can take the place of the formula; if not, the formula's own operators run."""
-    if not _ENABLED or not _plain_mode(y):
+    """Whether :func:`ic_conv` can take the place of the formula; if not, the formula's own operators run."""
+    if not _ENABLED or not _plain_mode(x, weight):  # first: what is traced can't be asked for more
         return False
-    if not _differentiable(y, s, collision, offset, gain):
+    if x.device.type not in _DEVICES or not x.is_floating_point() or x.dim() != weight.dim() or x.numel() == 0:
+        return False
+    if not _differentiable(x, weight, bias, collision, inner_bias, gain):
         return True
-    # Only behind a convolution can y be had again, and half-precision sums keep the formula.
-    behind_conv = y.grad_fn is not None and y.grad_fn.name() == "ConvolutionBackward0"
-    if not behind_conv or spatial_dims == 0 or y.dtype not in _EXACT or s.dtype != y.dtype:
+    # Only behind a differentiable convolution can y be had again, and half-precision sums keep the formula.
+    if not _differentiable(x, weight, bias) or not _exact(x):
         return False
     # On other devices the look at the gain would wait for the whole queue.
-    return gain is None or (y.device.type == "cpu" and bool((gain > _LEAST_GAIN).all()))
+    return gain is None or (x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all()))
 
 
-def collide(
-    y: Tensor, s: Tensor, collision: Tensor, offset: Tensor | None, bias: Tensor | None, gain: Tensor | None, nd: int
+def ic_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    collision: Tensor,
+    inner_bias: Tensor | None,
+    gain: Tensor | None,
+    scale: float = 1.0,
 ) -> Tensor:
-    """``z = y + gain * relu(y - collision * s + offset)``; shapes as in :func:`icnets.functional.collide`.
+    """``z = y + gain * relu(y - scale * collision * s + inner_bias - bias)``, y being the convolution of ``x``.
 
     Args:
-        offset: ``(C_out,)``, b1 - b2, or None for 0.
-        bias: ``(C_out,)``, b2, which ``y`` contains.
-        nd: number of spatial dimensions.
+        x: ``(N, C_in, *L)``.
+        weight: ``(C_out, C_in / groups, *kernel)``.
+        bias, collision, inner_bias, gain: ``(C_out,)``; see :func:`icnets.functional.collide`.
+        stride, padding, dilation: one int per spatial dimension; padding is with zeros.
+        scale: factor on s, the plain sum.
     """
-    if _differentiable(y, s, collision, offset, gain):
-        z: Tensor = _Collide.apply(y, s, collision, offset, gain, bias, nd)
+    kernel, pairs = list(weight.shape[2:]), pad_pairs(padding)
+    offset = inner_bias if bias is None else -bias if inner_bias is None else inner_bias - bias
+    factor = scale * window_size(kernel)
+    if _differentiable(x, weight, bias, collision, inner_bias, gain):
+        y, total = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups)
+        s = window_mean(total, kernel, stride, pairs, dilation)
+        z: Tensor = _Collide.apply(y, s, collision, offset, gain, factor, len(kernel))
         return z
-    u = _argument(y, s, collision, offset, nd).relu_()
-    if gain is not None:
-        u.mul_(gain.view([-1] + [1] * nd))
-    return u.add_(y).type_as(y)
+    # The sum first: it leaves x in the cache for the convolution.
+    s = window_mean(channel_sum(x, groups, kernel, stride, pairs), kernel, stride, pairs, dilation)
+    shift = None
+    if offset is not None and gain is None and s.numel() // groups * len(weight) > _SMALL and _exact(x):
+        # With y + offset / 2 for y, and max(., -offset / 2) for relu, the offset costs no pass of its own.
+        shift, offset = offset / 2, None
+        bias = shift if bias is None else bias + shift
+    y = _CONV[len(kernel)](x, weight, bias, stride, padding, dilation, groups)
+    return collide_(y, s, collision, factor, offset, gain, shift)
 
 
-def _argument(y: Tensor, s: Tensor, collision: Tensor, offset: Tensor | None, nd: int) -> Tensor:
-    """``y - collision * s + offset`` as a new tensor in y's memory format."""
-    groups, ones = s.size(-nd - 1), [1] * nd
-    u = torch.empty_like(y, dtype=torch.promote_types(y.dtype, s.dtype))
-    if groups == 1:
-        torch.addcmul(y, collision.view([-1] + ones), s, value=-1, out=u)
-    else:
-        split = [groups, -1]
-        vector, sums = collision.view(split + ones), s.unsqueeze(-nd - 1)
-        torch.addcmul(y.unflatten(-nd - 1, split), vector, sums, value=-1, out=u.unflatten(-nd - 1, split))
-    return u if offset is None else u.add_(offset.view([-1] + ones))
+def serves_post(v: Tensor, spatial_dims: int) -> bool:
+    """Whether :func:`icnets.kernels.passes.post_` can take the place of the deployed form's own operators."""
+    if not _ENABLED or not _plain_mode(v) or v.device.type not in _DEVICES:
+        return False
+    return spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and not _differentiable(v)
 
 
-def _argument_plainly(y: Tensor, s: Tensor, collision: Tensor, offset: Tensor | None, nd: int) -> Tensor:
-    """The same by operators that autograd can follow."""
-    product = collision.view([s.size(-nd - 1), -1] + [1] * nd) * s.unsqueeze(-nd - 1)
-    u = y - product.flatten(-nd - 2, -nd - 1)
-    return u if offset is None else u + offset.view([-1] + [1] * nd)
+def conv_leaky_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    slope: float,
+) -> Tensor | None:
+    """``leaky_relu(conv2d(x))`` by one call of oneDNN's, which Inductor uses too; None where that can't serve."""
+    if not (_ENABLED and _FUSED_CONV is not None and _plain_mode(x)) or x.dim() != 4 or x.numel() == 0:
+        return None
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not _exact(x):
+        return None
+    if _differentiable(x) or not torch._C._get_mkldnn_enabled() or torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    return cast(Tensor, _FUSED_CONV(x, weight, bias, padding, stride, dilation, groups, "leaky_relu", [slope], ""))
+
+
+class _ConvAndSum(torch.autograd.Function):
+    """The convolution and the channel sums of its input; backward adds the latter's gradient in place."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.options = (stride, padding, dilation, False, [0] * len(stride), groups)
+        total = channel_sum(x, groups, list(weight.shape[2:]), stride, pad_pairs(padding))
+        return torch.convolution(x, weight, bias, *ctx.options), total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, d_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, bias = ctx.saved_tensors
+        stride, *_, groups = ctx.options
+        sizes = None if bias is None else [len(bias)]
+        dx, dw, db = torch.ops.aten.convolution_backward(
+            dy, x, weight, sizes, *ctx.options, list(ctx.needs_input_grad[:3])
+        )
+        if dx is not None:
+            dx = dx.clone() if torch.is_grad_enabled() else dx
+            seen = dx
+            if d_total.shape[2:] != x.shape[2:]:
+                for i, step in enumerate(stride):
+                    seen = seen[(slice(None),) * (i + 2) + (slice(None, None, step),)]
+            if groups == 1:
+                seen.add_(d_total)
+            else:
+                seen.unflatten(1, [groups, -1]).add_(d_total.unsqueeze(2))
+        return dx, dw, db, None, None, None, None
 
 
 class _Collide(torch.autograd.Function):
-    """The training path: four passes forward, about five backward, and only z and s kept."""
+    """The collision of y, which it overwrites; only z and s are kept."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -108,53 +195,28 @@ class _Collide(torch.autograd.Function):
         collision: Tensor,
         offset: Tensor | None,
         gain: Tensor | None,
-        bias: Tensor | None,
+        factor: float,
         nd: int,
     ) -> Tensor:
-        z = _argument(y, s, collision, offset, nd).relu_()
-        if gain is not None:
-            z.mul_(gain.view([-1] + [1] * nd))
-        z.add_(y)
+        z = collide_(y, s, collision, factor, offset, gain)
+        ctx.mark_dirty(y)
         # z alone goes through autograd's own keeping: if it is overwritten, the rest must still be at hand.
         ctx.save_for_backward(z)
-        ctx.rest = (s, collision, offset, gain, bias)
+        ctx.rest = (s, collision, offset, gain)
         ctx.versions = _versions(ctx.rest)
-        ctx.nd = nd
+        ctx.factor, ctx.nd = factor, nd
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.versions != _versions(ctx.rest):
             raise RuntimeError(f"a parameter of an IC layer was {_OVERWRITTEN} between forward and backward")
-        s, collision, offset, gain, _ = ctx.rest
-        nd, needed = ctx.nd, ctx.needs_input_grad
-        over = [d for d in range(-dz.dim(), 0) if d != -nd - 1]
-        factor = None if gain is None else gain.view([-1] + [1] * nd)
-        with torch.no_grad():
-            z, is_y = _output(ctx)
-            t = _argument(z, s, collision, offset, nd)
-        d_gain = None
-        if torch.is_grad_enabled():  # double backward: by operators that autograd can follow
-            m = dz * (t > 0).type_as(dz)
-            if factor is not None:
-                if is_y:
-                    raise RuntimeError(
-                        "double backward needs the output of an IC layer, which was overwritten in place"
-                    )
-                d_gain = (m * _argument_plainly(z, s, collision, offset, nd) / (1 + factor)).sum(over)
-                m = m * factor
-            ds, dv, do = _reduce_plainly(m, s, collision, nd)
-            dy = dz + m
-        else:
-            if factor is not None and needed[4]:
-                d_gain = t.relu().mul_(dz).sum(over)
-                d_gain = d_gain if is_y else d_gain / (1 + gain)
-            m = torch.ops.aten.threshold_backward.grad_input(dz, t, 0, grad_input=t)
-            if factor is not None:
-                m.mul_(factor)
-            ds, dv, do = _reduce(m, s, collision, nd, needed[1:4])
-            dy = m.add_(dz)
-        return dy, ds, dv, do if offset is not None else None, d_gain, None, None
+        z, is_y = _output(ctx)
+        s, collision, offset, gain = ctx.rest
+        if torch.is_grad_enabled():
+            plain = _backward_plainly(dz, z, is_y, s, collision, offset, gain, ctx.factor, ctx.nd)
+            return (*plain, None, None)
+        return (*collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor), None, None)
 
 
 def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
@@ -169,56 +231,40 @@ def _output(ctx: Any) -> tuple[Tensor, bool]:
         if _OVERWRITTEN not in str(error):
             raise
         conv = ctx.next_functions[0][0]
-        bias = ctx.rest[4]
-        y = torch.convolution(
-            conv._saved_input,
-            conv._saved_weight,
-            None if bias is None else bias.detach(),
-            conv._saved_stride,
-            conv._saved_padding,
-            conv._saved_dilation,
-            conv._saved_transposed,
-            conv._saved_output_padding,
-            conv._saved_groups,
-        )
-        return y, True
+        x, weight, bias = conv.saved_tensors
+        with torch.no_grad():
+            return torch.convolution(x, weight, bias, *conv.options), True
     return z, False
 
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-def _reduce_plainly(m: Tensor, s: Tensor, collision: Tensor, nd: int) -> Gradients:
-    """Gradients of s, of the collision weight and of the offset, from the branch's gradient m."""
-    groups, channel = s.size(-nd - 1), -nd - 1
-    over = [d for d in range(-m.dim(), 0) if d != channel]
-    grouped = m.unflatten(channel, [groups, -1])
-    ds = -(grouped * collision.view([groups, -1] + [1] * nd)).sum(channel)
-    product = (grouped * s.unsqueeze(channel)).flatten(channel - 1, channel)
-    return ds, -product.sum(over), m.sum(over)
-
-
-def _reduce(m: Tensor, s: Tensor, collision: Tensor, nd: int, needed: tuple[bool, ...]) -> Gradients:
-    """The same by matrix-vector products, which read m once, where one group and a dense batch allow it."""
-    if s.size(-nd - 1) > 1 or m.dim() != nd + 2 or m.device.type != "cpu" or m.numel() == 0:
-        return _reduce_plainly(m, s, collision, nd)
-    ds = dv = do = None
-    channels = m.size(1)
-    if m.is_contiguous():
-        rows = m.flatten(2)
-        if needed[0]:
-            ds = torch.bmm(collision.view(1, 1, -1).expand(len(m), 1, channels), rows).neg_().view_as(s)
-        if needed[1]:
-            sums = s.flatten(1)
-            dv = torch.zeros_like(collision)
-            for row, total in zip(rows, sums, strict=True):
-                dv.addmv_(row, total, alpha=-1)
-    else:
-        table = m.movedim(1, -1).reshape(-1, channels)  # a view where channels come last
-        if needed[0]:
-            ds = torch.mv(table, collision).neg_().view(s.movedim(1, -1).shape).movedim(-1, 1)
-        if needed[1]:
-            dv = torch.mm(s.movedim(1, -1).reshape(1, -1), table).neg_().flatten()
-    if needed[2]:
-        do = m.sum([d for d in range(m.dim()) if d != 1])
-    return ds, dv, do
+def _backward_plainly(
+    dz: Tensor,
+    z: Tensor,
+    is_y: bool,
+    s: Tensor,
+    collision: Tensor,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    factor: float,
+    nd: int,
+) -> Gradients:
+    """The same by operators that autograd can follow, for second derivatives."""
+    channel, ones = -nd - 1, [1] * nd
+    split = [s.size(channel), -1]
+    over = [d for d in range(-dz.dim(), 0) if d != channel]
+    vector = (collision * factor).view(split + ones)
+    t = z - (vector * s.unsqueeze(channel)).flatten(channel - 1, channel)
+    if offset is not None:
+        t = t + offset.view([-1] + ones)
+    m = dz * (t > 0).type_as(dz)
+    d_gain = None
+    if gain is not None:
+        if is_y:
+            raise RuntimeError("double backward needs the output of an IC layer, which was overwritten in place")
+        expanded = gain.view([-1] + ones)
+        d_gain = (m * t / (1 + expanded)).sum(over)
+        m = m * expanded
+    grouped = m.unflatten(channel, split)
+    ds = -(grouped * vector).sum(channel)
+    dv = -(grouped * s.unsqueeze(channel)).flatten(channel - 1, channel).sum(over) * factor
+    return dz + m, ds, dv, None if offset is None else m.sum(over), d_gain

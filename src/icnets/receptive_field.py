@@ -1,0 +1,182 @@
+"""The sum of the inputs in each receptive field: ``s``, once per group of channels, for one read of the input (ours).
+
+It equals a convolution with an all-ones kernel, which would cost as much as the layer's own. Here the channels are
+summed first and the window second, on a map that is 1/C of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "channel_sum",
+    "linear_sum",
+    "receptive_field_mean",
+    "receptive_field_sum",
+    "sum_padding",
+    "window_mean",
+    "window_size",
+]
+
+
+def pad_pairs(padding: list[int]) -> list[int]:
+    """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
+    pairs: list[int] = []
+    for i in range(len(padding)):
+        p = padding[len(padding) - 1 - i]
+        pairs.append(p)
+        pairs.append(p)
+    return pairs
+
+
+def as_list(values: list[int]) -> list[int]:
+    """The same integers as a list: for TorchScript, to which a tuple's length is a type."""
+    return list(values)
+
+
+def sum_padding(conv: nn.Module) -> list[int]:
+    """The padding that ``conv``, one of torch's convolutions, gives its input, as pairs for ``F.pad``."""
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        return as_list(conv._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+    return pad_pairs(list(conv.padding))  # type: ignore[arg-type]
+
+
+def window_size(kernel_size: list[int]) -> int:
+    """Places in the window."""
+    window = 1
+    for k in kernel_size:
+        window *= k
+    return window
+
+
+def channel_sum(x: Tensor, groups: int, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """Sum over each group's channels: ``(N, groups, *L)``, and only at the places that some window sees.
+
+    A window of one place, unpadded, sees every ``stride``-th place: the result is ``(N, groups, *L_out)``.
+
+    Returns:
+        float64 for a float64 input and float32 otherwise: half-precision sums may exceed float16's range.
+    """
+    nd = len(kernel_size)
+    if window_size(kernel_size) == 1 and max(padding) == 0:
+        for i in range(nd):
+            if stride[i] > 1:
+                x = torch.ops.aten.slice(x, i - nd, 0, 9223372036854775807, stride[i])
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    if groups == 1:
+        return x.sum([-nd - 1], keepdim=True, dtype=dtype)
+    if groups == x.size(-nd - 1):
+        return x.to(dtype)
+    return x.unflatten(-nd - 1, [groups, -1]).sum([-nd - 1], dtype=dtype)
+
+
+def window_mean(
+    total: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Mean of :func:`channel_sum`'s map over each window: ``(N, groups, *L_out)``."""
+    if max(padding) > 0 and _pool_pads(kernel_size, padding, dilation, padding_mode):
+        return _pool(total, kernel_size, stride, [padding[2 * i] for i in range(len(kernel_size) - 1, -1, -1)])
+    if max(padding) > 0:
+        total = F.pad(total, padding, mode="constant" if padding_mode == "zeros" else padding_mode)
+    elif window_size(kernel_size) == 1:
+        return total
+    if max(dilation) > 1:
+        return _dilated_mean(total, kernel_size, stride, dilation)
+    return _pool(total, kernel_size, stride, [0] * len(kernel_size))
+
+
+def _pool_pads(kernel_size: list[int], padding: list[int], dilation: list[int], padding_mode: str) -> bool:
+    # Pooling pads with zeros, symmetrically, by at most half of the window.
+    if padding_mode != "zeros" or max(dilation) > 1:
+        return False
+    for i in range(len(kernel_size)):
+        if padding[2 * i] != padding[2 * i + 1] or 2 * padding[2 * i] > kernel_size[len(kernel_size) - 1 - i]:
+            return False
+    return True
+
+
+def _pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    # Pooling is on no autocast list, so a float32 map stays float32; a convolution would be cast down.
+    if len(kernel_size) == 1:
+        return F.avg_pool1d(x, kernel_size, stride, padding)
+    if len(kernel_size) == 2:
+        return F.avg_pool2d(x, kernel_size, stride, padding)
+    return F.avg_pool3d(x, kernel_size, stride, padding)
+
+
+def _dilated_mean(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    # A window is separable, so a few shifted views per dimension do; pooling knows no dilation.
+    nd = len(kernel_size)
+    ones: list[int] = []
+    for i in range(nd):
+        length = x.size(i - nd) - dilation[i] * (kernel_size[i] - 1)
+        total = x.narrow(i - nd, 0, length)
+        for k in range(1, kernel_size[i]):
+            total = total + x.narrow(i - nd, k * dilation[i], length)
+        x = total / kernel_size[i]
+        ones.append(1)
+    return _pool(x, ones, stride, [0] * nd)
+
+
+def receptive_field_sum(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    scale: float = 1.0,
+) -> Tensor:
+    """Sum of the inputs in each receptive field, times ``scale`` (paper: ``s`` is the plain sum).
+
+    It equals a convolution with an all-ones kernel over the padded input, whatever the padding mode.
+
+    Args:
+        x: input ``(N, C, *L)`` or ``(C, *L)``, floating point.
+        kernel_size, stride, dilation: one int per spatial dimension.
+        padding: pairs as ``F.pad`` takes them: last dimension first, (before, after).
+        groups: groups of the convolution; ``C`` must be a multiple of it.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        scale: factor on the sum, applied before it can be rounded to a narrower type.
+
+    Returns:
+        ``(N, groups, *L_out)``, float64 for a float64 input and float32 otherwise: the sum of half-precision
+        inputs may exceed float16's range.
+    """
+    mean = receptive_field_mean(x, kernel_size, stride, padding, dilation, groups, padding_mode)
+    return mean * (scale * window_size(kernel_size))
+
+
+def receptive_field_mean(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """:func:`receptive_field_sum` divided by the places in a window: a mean over places of sums over channels."""
+    total = channel_sum(x, groups, kernel_size, stride, padding)
+    return window_mean(total, kernel_size, stride, padding, dilation, padding_mode)
+
+
+def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Sum over the last dimension of ``x`` ``(*, C)``, times ``scale``: ``(*, 1)``, float32 at least."""
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    return x.sum([-1], keepdim=True, dtype=dtype) * scale
+
+
+# They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
+torch.fx.wrap("receptive_field_sum")
+torch.fx.wrap("receptive_field_mean")
+torch.fx.wrap("linear_sum")
