@@ -7,7 +7,6 @@ by a known factory (timm's, torchvision's), the call that makes the basic networ
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from icnets.deploy import FUSED_LAYERS
+from icnets.files import atomic_write
 from icnets.folding import FoldedNormAct
 from icnets.layers import IC_LAYERS, ICLayer
 
@@ -107,23 +107,8 @@ def save(
         strings = {"format": "pt", **(metadata or {}), "icnets": json.dumps(header, sort_keys=True)}
     except TypeError as error:
         raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
-    _write(_tensors(model), path, strings)
-
-
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private, a checkpoint needn't be
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary:
+        save_file(_tensors(model), temporary, strings)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:

@@ -24,6 +24,7 @@ from icnets.evaluation.plots import plot_boundaries, plot_curves
 from icnets.evaluation.report import Cost, Row, comparison_table, curves, rows, verdicts
 from icnets.evaluation.runs import Job, Run, build, distillation, image_data
 from icnets.evaluation.table import Table, show
+from icnets.files import atomic_write
 
 __all__ = ["compare", "main"]
 
@@ -73,12 +74,8 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from icnets.evaluation.boundary import Fit
 from icnets.evaluation.statistics import t_interval
+from icnets.files import atomic_write
 
 __all__ = ["Curve", "plot_boundaries", "plot_curves"]
 
@@ -61,13 +61,11 @@ def _figure(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot as plt
 
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        figure.savefig(temporary, format="png", bbox_inches="tight")
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", bbox_inches="tight")
     finally:
         plt.close(figure)
-        temporary.unlink(missing_ok=True)
 
 
 def _band(errors: Sequence[Sequence[float]], confidence: float) -> tuple[list[float], list[float], list[float]]:

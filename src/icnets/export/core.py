@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from icnets.export.engines import Engine, require
 from icnets.export.parity import BATCHES, Runner, agreement, compare, eager, first_images, split
 from icnets.export.report import Agreement, ExportReport, Parity
+from icnets.files import move_into_place
 
 __all__ = ["export"]
 
@@ -302,8 +303,6 @@ def _place(artefact: Path, path: Path, engine: Engine) -> int:
     size = 0
     for suffix in (*engine.companions, engine.suffix):
         part = artefact.with_suffix(suffix)
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
         size += part.stat().st_size
-        os.replace(part, path.with_suffix(suffix))
+        move_into_place(part, path.with_suffix(suffix))
     return size

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from torch import Tensor
 
 from icnets import checkpoint
+from icnets.files import atomic_write
 
 __all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightsExport", "progress_bar"]
 
@@ -115,12 +116,10 @@ class History(_Stopwatch):
         self.rows.append({**row, **metrics})
         if self.path is not None and trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_name(f".{self.path.name}.tmp")
-            with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self.rows for key in row)))
                 writer.writeheader()
                 writer.writerows(self.rows)
-            unfinished.replace(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "rows": [dict(row) for row in self.rows]}

@@ -1,0 +1,33 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then moved into it."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_write", "move_into_place"]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A new path beside ``path`` to write to; it takes the place of ``path`` when the block ends.
+
+    If the block raises, what it wrote is removed and ``path`` stays as it was. The folder must exist.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # another process may write the same file
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        temporary.chmod(mode)  # whoever wrote it may have made it private, as safetensors does
+        move_into_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Replaces ``target`` by ``source``, in the same file system, once its bytes are on the disk."""
+    with open(source, "r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
