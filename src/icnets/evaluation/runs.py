@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from icnets.evaluation.methods import Method, Settings
 from icnets.timm_models import create_model
 from icnets.training.callbacks import History
 from icnets.training.data import ImageData
+from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
 
 __all__ = ["Epoch", "Job", "Run", "build", "image_data", "train", "warm_up"]
 
-_CALIBRATION_BATCHES = 4
 _SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
 
 
@@ -134,8 +133,7 @@ def build(
     if trained is not None:
         model.load_state_dict(trained.state_dict())
     if method.ic is not None:
-        batches = [x for x, _ in islice(data.val_dataloader(), _CALIBRATION_BATCHES)]
-        convert_(model, method.ic, optimizers=(), calibration_data=batches)
+        convert_(model, method.ic, optimizers=(), calibration_data=calibration_batches(data))
     if trained is None:
         return model, None, None
     return model, error_percent(model, data.val_dataloader()), agreement(trained, model, data.test_dataloader())

@@ -103,6 +103,7 @@ def _data(
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
         return metadata, None, None
 
+    from icnets.export.core import CALIBRATION_IMAGES
     from icnets.training.data import ImageData
 
     sizes: dict[str, Any] = {"in_chans": example.shape[1], "image_size": example.shape[2]}
@@ -117,7 +118,7 @@ def _data(
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
     metadata |= {"mean": list(data.mean), "std": list(data.std), "class_names": data.class_names}
     # Neither is augmented; and the artefact is measured on images that it wasn't calibrated on.
-    return metadata, _spread(data.val_dataloader(), 512), _spread(data.test_dataloader(), args.images)
+    return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), args.images)
 
 
 def _of_digits(names: list[str] | None, notes: dict[str, str]) -> bool:

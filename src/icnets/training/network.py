@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,8 @@ __all__ = ["build_network", "learning_rate_factor", "load_weights", "make_optimi
 
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["one-cycle", "cosine", "step"]
+
+_CALIBRATION_BATCHES = 4
 
 
 def build_network(
@@ -81,6 +84,15 @@ def calibrate(network: nn.Module, config: ICConfig, batches: Iterable[Any] | Non
         convert_(network, replace(config, warm_start="none"), optimizers=())
     else:
         convert_(network, config, optimizers=(), calibration_data=batches)
+
+
+def calibration_batches(data: Any) -> Iterator[Tensor]:
+    """What a warm start is calibrated on: images (N, C, H, W) of a data module's first validation batches.
+
+    These are not augmented, and reading them leaves the course of the training alone.
+    """
+    for batch in islice(data.val_dataloader(), _CALIBRATION_BATCHES):
+        yield batch[0]
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

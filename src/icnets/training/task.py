@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from icnets.training.network import (
     ScheduleName,
     build_network,
     calibrate,
+    calibration_batches,
     check_optimization,
     first_mismatch,
     make_optimizer,
@@ -28,7 +28,6 @@ from icnets.training.network import (
 
 __all__ = ["ClassificationTask", "Prediction"]
 
-_CALIBRATION_BATCHES = 4
 _CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the queue
 
 
@@ -162,8 +161,7 @@ class ClassificationTask(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError('warm_start is "calibrate", which needs a data module; convert the network yourself first')
-        # The validation images: not augmented, and reading them leaves the course of the training alone.
-        return (batch[0] for batch in islice(data.val_dataloader(), _CALIBRATION_BATCHES))
+        return calibration_batches(data)
 
     def _make_teacher(self, network: nn.Module) -> Teacher:
         if isinstance(network, Teacher):
