@@ -20,6 +20,7 @@ from icnets.deploy import FUSED_LAYERS
 from icnets.files import atomic_write
 from icnets.folding import FoldedNormAct
 from icnets.layers import IC_LAYERS, ICLayer
+from icnets.messages import first_line
 
 __all__ = ["CheckpointError", "load", "save"]
 
@@ -167,7 +168,9 @@ def _build(path: Path, architecture: Mapping[str, Any] | None) -> nn.Module:
     except ImportError as error:
         raise CheckpointError(f"{path} needs {module}, which can't be imported ({error}); install it") from None
     except Exception as error:
-        raise CheckpointError(f"{path} asks {factory} for {architecture['args']}, which fails: {error}") from error
+        raise CheckpointError(
+            f"{path} asks {factory} for {architecture['args']}, which fails: {first_line(error)}"
+        ) from error
     remember_architecture(model, factory, architecture["args"])
     return model
 

@@ -13,6 +13,7 @@ from icnets.convert import by_reason, obstacle, own_behaviour, refuse_wrapped
 from icnets.deploy import FUSED_LAYERS, deploy_, fold_, weight_growth
 from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.layers import IC_LAYERS, ICLayer
+from icnets.messages import first_line
 
 __all__ = ["FuseReport", "fuse_"]
 
@@ -230,7 +231,7 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))
         raise ValueError(
-            f"the model fails on an example input of shape {shapes} ({error}); pass another example_input"
+            f"the model fails on an example input of shape {shapes} ({first_line(error)}); pass another example_input"
         ) from error
     plan = _plan(model, args, fold_batch_norm)
     growth = {plan.names[u]: weight_growth(u) for u in plan.units}

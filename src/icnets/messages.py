@@ -1,8 +1,8 @@
-"""What went wrong, in one line: the messages of parsers and worker processes without their decoration."""
+"""What went wrong, in one line: the messages of parsers, worker processes and torch without their decoration."""
 
 import re
 
-__all__ = ["one_line"]
+__all__ = ["first_line", "one_line"]
 
 # Lines of jsonargparse's explanations that say how it looked, not what it found.
 _SCAFFOLD = re.compile(
@@ -22,6 +22,11 @@ def one_line(error: BaseException) -> str:
     else:
         text = _shorter(text)
     return re.sub(r"\s+", " ", text).strip()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of ``error`` that isn't empty: torch's errors go on for a page."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _shorter(text: str) -> str:

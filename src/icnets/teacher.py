@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icnets.messages import first_line
+
 __all__ = ["Teacher", "require_independent"]
 
 Normalization = Sequence[float] | Tensor
@@ -121,9 +123,9 @@ class Teacher(nn.Module):
         try:
             output = self(sample)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}: {reason}"
+                f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}: "
+                f"{first_line(error)}"
             ) from error
         theirs = _require_logits("teacher", output, sample)
         if ours.shape[1] != theirs.shape[1]:

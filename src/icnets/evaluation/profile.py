@@ -21,6 +21,7 @@ from icnets.evaluation.measure import (
     memory_for_backward,
 )
 from icnets.evaluation.table import Table, human, show
+from icnets.messages import first_line
 
 __all__ = ["Profile", "main", "profile", "profile_table"]
 
@@ -180,9 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             with torch.no_grad():
                 model.eval()(sample)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{args.name} can't take a batch of shape {tuple(sample.shape)}: {reason}; try another --image-size"
+            f"{args.name} can't take a batch of shape {tuple(sample.shape)}: {first_line(error)}; "
+            "try another --image-size"
         ) from error
     profiles = profile(models, sample, rounds=args.rounds, threads=args.threads)
     if args.json == "-":

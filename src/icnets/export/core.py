@@ -18,6 +18,7 @@ from icnets.export.engines import Engine, require
 from icnets.export.parity import BATCHES, Runner, agreement, compare, eager, first_images, split
 from icnets.export.report import Agreement, ExportReport, Parity
 from icnets.files import move_into_place
+from icnets.messages import first_line
 
 __all__ = ["export"]
 
@@ -185,7 +186,7 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
         eager(original)(example)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {_first_line(error)}; "
+            f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {first_line(error)}; "
             "give another example_input"
         ) from error
     if not fuse:
@@ -197,7 +198,7 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
         fuse_(network, example)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"the network can't be fused: {_first_line(error)}{_own_rounding(original, example)}; or export it unfused"
+            f"the network can't be fused: {first_line(error)}{_own_rounding(original, example)}; or export it unfused"
         ) from error
     return network
 
@@ -209,14 +210,10 @@ def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
             program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:
         # torch.export raises whatever the network's code runs into; all of it means that this network can't be taken.
-        raise ValueError(f"torch.export can't take {type(network).__name__}: {_first_line(error)}") from error
+        raise ValueError(f"torch.export can't take {type(network).__name__}: {first_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it would carry the paths of this machine into the artefact
     return program
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _notes(example: Tensor, fuse: bool, int8: bool, metadata: Mapping[str, Any] | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ from icnets import checkpoint
 from icnets.convert import ICConfig
 from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
+from icnets.messages import first_line
 from icnets.training.network import (
     OptimizerName,
     ScheduleName,
@@ -196,8 +197,9 @@ class ClassificationTask(L.LightningModule):
             with torch.no_grad():
                 logits = self.network(x)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"the network can't take images of shape {tuple(x.shape[1:])}: {reason}") from error
+            raise ValueError(
+                f"the network can't take images of shape {tuple(x.shape[1:])}: {first_line(error)}"
+            ) from error
         finally:
             self.network.train()
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), self.num_classes):
