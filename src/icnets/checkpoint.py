@@ -21,6 +21,7 @@ from icnets.files import atomic_write
 from icnets.folding import FoldedNormAct
 from icnets.layers import IC_LAYERS, ICLayer
 from icnets.messages import first_line
+from icnets.state_dicts import mismatch, shapes
 
 __all__ = ["CheckpointError", "load", "save"]
 
@@ -178,7 +179,7 @@ def _build(path: Path, architecture: Mapping[str, Any] | None) -> nn.Module:
 def _check(path: Path, model: nn.Module, layers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Finds every mismatch before the model is touched."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    expected = shapes(model.state_dict())
     for name, options in layers.items():
         module = modules.get(name)
         if module is None or not isinstance(module, BASIC_LAYERS):
@@ -193,13 +194,10 @@ def _check(path: Path, model: nn.Module, layers: Mapping[str, Any], tensors: Map
         new = ["collision", *(["inner_bias"] if options["inner_bias"] else [])]
         new += ["gain"] if options["gain"] is not None else []
         outputs = module.weight.shape[0]
-        shapes |= {f"{name}.{key}" if name else key: (outputs,) for key in new}
-    missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    wrong = [f"{k} {tuple(v.shape)} for {shapes[k]}" for k, v in tensors.items() if shapes.get(k, v.shape) != v.shape]
-    for what, keys in (("lacks", missing), ("has the unknown", unexpected), ("has the wrong shape of", wrong)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise CheckpointError(f"{path} doesn't fit the model: it {what} {', '.join(keys[:3])}{more}")
+        expected |= {f"{name}.{key}" if name else key: (outputs,) for key in new}
+    problem = mismatch(expected, shapes(tensors))
+    if problem is not None:
+        raise CheckpointError(f"{path} doesn't fit the model: {problem}")
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from icnets.layers import IC_LAYERS, ICLayer, ic_parameters
+from icnets.state_dicts import mismatch, shapes
 from icnets.warm_start import calibrated
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
@@ -300,18 +301,8 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     """
     new = {name for name, _ in ic_parameters(model, remove_duplicate=False)}
     own = model.state_dict()
-    missing = sorted(own.keys() - state_dict.keys() - new)
-    unexpected = sorted(state_dict.keys() - own.keys())
-    shapes = [
-        f"{k} is {tuple(v.shape)} in the file and {tuple(own[k].shape)} in the model"
-        for k, v in state_dict.items()
-        if k in own and isinstance(own[k], Tensor) and own[k].shape != v.shape
-    ]
-    problems = [
-        f"{what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes))
-        if keys
-    ]
-    if problems:
-        raise ValueError(f"the state dict is not the basic network's: {'; '.join(problems)}")
+    expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
+    problem = mismatch(expected, shapes(state_dict))
+    if problem is not None:
+        raise ValueError(f"the state dict is not the basic network's: {problem}")
     model.load_state_dict({**{k: own[k] for k in own.keys() & new}, **state_dict})

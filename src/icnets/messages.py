@@ -1,8 +1,9 @@
-"""What went wrong, in one line: the messages of parsers, worker processes and torch without their decoration."""
+"""What went wrong, in one line: messages without their decoration, lists without their length."""
 
 import re
+from collections.abc import Sequence
 
-__all__ = ["first_line", "one_line"]
+__all__ = ["few", "first_line", "one_line"]
 
 # Lines of jsonargparse's explanations that say how it looked, not what it found.
 _SCAFFOLD = re.compile(
@@ -27,6 +28,11 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the message of ``error`` that isn't empty: torch's errors go on for a page."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names of a list that may be long: "a, b, c and 4 more"."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _shorter(text: str) -> str:

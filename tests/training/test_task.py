@@ -109,7 +109,9 @@ def test_calibration_happens_when_the_data_is_there(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     save(tiny(num_classes=7), tmp_path / "seven.safetensors")
-    with pytest.raises(ValueError, match=r"seven\.safetensors doesn't fit the model: .*\(7, 16\) for \(10, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"seven\.safetensors doesn't fit the model: .*\(7, 16\) instead of \(10, 16\)"
+    ):
         task(init_from=tmp_path / "seven.safetensors")
     torch.save(tiny(num_classes=7).state_dict(), tmp_path / "seven.pth")
     with pytest.raises(ValueError, match=r"seven\.pth doesn't fit the network: .*\(7, 16\)"):

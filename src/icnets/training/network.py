@@ -222,16 +222,3 @@ def check_optimization(
     for name, number in (("momentum", momentum), ("warmup", warmup)):
         if not 0 <= number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")
-
-
-def first_mismatch(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
-    """What keeps ``other`` from being loaded where ``own`` is: the first name or shape that differs, or None."""
-    for key in own:
-        if key not in other:
-            return f"it lacks {key}"
-    for key, value in other.items():
-        if key not in own:
-            return f"it has the unknown {key}"
-        if value.shape != own[key].shape:
-            return f"{key} is {tuple(value.shape)} there and {tuple(own[key].shape)} here"
-    return None

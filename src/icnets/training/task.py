@@ -16,6 +16,7 @@ from icnets.convert import ICConfig
 from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
 from icnets.messages import first_line
+from icnets.state_dicts import mismatch, shapes
 from icnets.training.network import (
     OptimizerName,
     ScheduleName,
@@ -23,7 +24,6 @@ from icnets.training.network import (
     calibrate,
     calibration_batches,
     check_optimization,
-    first_mismatch,
     make_optimizer,
 )
 
@@ -297,7 +297,7 @@ class ClassificationTask(L.LightningModule):
                 f"the checkpoint was trained on {len(trained)} classes ({_few(trained)}), "
                 f"but the data has {len(names)} ({_few(names)})"
             )
-        problem = first_mismatch(self.state_dict(), checkpoint["state_dict"])
+        problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))
         if problem is not None:
             converted = any(isinstance(m, IC_LAYERS) for m in self.network.modules())
             kind = "an IC" if converted else "a basic"
