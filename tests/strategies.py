@@ -6,6 +6,13 @@ from hypothesis import strategies as st
 from icnets import ICConv1d, ICConv2d, ICConv3d, ICLinear
 
 CONVS = {1: ICConv1d, 2: ICConv2d, 3: ICConv3d}
+COLLISIONS = st.fixed_dictionaries(
+    {
+        "inner_bias": st.booleans(),
+        "gain": st.sampled_from([None, 0.5]),
+        "scale": st.sampled_from(["sqrt", "sum", "mean"]),
+    }
+)
 
 
 def randomise(layer: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -53,9 +60,7 @@ def convs(draw, max_size: int = 6):
         mode,
         None,
         torch.float64,
-        inner_bias=draw(st.booleans()),
-        gain=draw(st.sampled_from([None, 0.5])),
-        scale=draw(st.sampled_from(["sqrt", "sum", "mean"])),
+        **draw(COLLISIONS),
     )
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
@@ -71,9 +76,7 @@ def linears(draw):
         draw(st.integers(1, 5)),
         draw(st.booleans()),
         dtype=torch.float64,
-        inner_bias=draw(st.booleans()),
-        gain=draw(st.sampled_from([None, 0.5])),
-        scale=draw(st.sampled_from(["sqrt", "sum", "mean"])),
+        **draw(COLLISIONS),
     )
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from icnets.layers import IC_LAYERS, ICLayer, ic_parameters
+from icnets.messages import few
 from icnets.state_dicts import mismatch, shapes
 from icnets.warm_start import calibrated
 
@@ -78,8 +79,7 @@ def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(name)
-    more = {reason: f" and {len(names) - 3} more" if len(names) > 3 else "" for reason, names in reasons.items()}
-    return [f"  {word}, {reason}: {', '.join(names[:3])}{more[reason]}" for reason, names in reasons.items()]
+    return [f"  {word}, {reason}: {few(names)}" for reason, names in reasons.items()]
 
 
 @dataclass(frozen=True)

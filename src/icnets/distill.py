@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.teacher import Teacher
+from icnets.teacher import Teacher, require_same_shape
 
 __all__ = ["DistillationSchedule", "DistillationTerms", "Teacher", "WeakLogitDistillation"]
 
@@ -306,15 +306,7 @@ def _check_logits(student: Tensor, teacher: Tensor | None) -> None:
         raise ValueError(f"student logits must be floating and (N, C, ...), got {student.dtype} {tuple(student.shape)}")
     if teacher is None:
         return
-    if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
-        raise ValueError(
-            f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}: "
-            "distillation needs the same classes in the same order"
-        )
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"student and teacher logits must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
+    require_same_shape(student, teacher)
     if teacher.device != student.device:
         raise ValueError(
             f"student logits are on {student.device} and teacher logits on {teacher.device}: move the teacher"

@@ -13,7 +13,7 @@ from icnets.convert import by_reason, obstacle, own_behaviour, refuse_wrapped
 from icnets.deploy import FUSED_LAYERS, deploy_, fold_, weight_growth
 from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.layers import IC_LAYERS, ICLayer
-from icnets.messages import first_line
+from icnets.messages import few, first_line
 
 __all__ = ["FuseReport", "fuse_"]
 
@@ -91,9 +91,8 @@ def _refuse(model: nn.Module) -> None:
     kinds = (*IC_LAYERS, nn.modules.dropout._DropoutNd)
     training = [n for n, m in model.named_modules() if m.training and (isinstance(m, kinds) or is_norm(m))]
     if training:
-        more = f" and {len(training) - 3} more" if len(training) > 3 else ""
-        where = ", ".join(n or type(model).__name__ for n in training[:3])
-        raise ValueError(f"the model is in training mode ({where}{more}); call model.eval() before fuse_")
+        where = few([n or type(model).__name__ for n in training])
+        raise ValueError(f"the model is in training mode ({where}); call model.eval() before fuse_")
 
 
 def _example(model: nn.Module, given: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from icnets.messages import first_line
 
-__all__ = ["Teacher", "require_independent"]
+__all__ = ["Teacher", "require_independent", "require_same_shape"]
 
 Normalization = Sequence[float] | Tensor
 
@@ -128,15 +128,7 @@ class Teacher(nn.Module):
                 f"{first_line(error)}"
             ) from error
         theirs = _require_logits("teacher", output, sample)
-        if ours.shape[1] != theirs.shape[1]:
-            raise ValueError(
-                f"the student has {ours.shape[1]} classes and the teacher {theirs.shape[1]}: "
-                "distillation needs the same classes in the same order"
-            )
-        if ours.shape != theirs.shape:
-            raise ValueError(
-                f"student and teacher logits must have one shape, got {tuple(ours.shape)} and {tuple(theirs.shape)}"
-            )
+        require_same_shape(ours, theirs)
         if not theirs.isfinite().all():
             raise ValueError("the teacher's logits are not finite on the sample: check its weights and normalisation")
 
@@ -186,6 +178,19 @@ def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
         return (parameter.device, id(parameter))
     pointer = parameter.untyped_storage().data_ptr()
     return (parameter.device, pointer) if pointer else None
+
+
+def require_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
+    if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
+        raise ValueError(
+            f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}: "
+            "distillation needs the same classes in the same order"
+        )
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"student and teacher logits must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
 
 
 def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from icnets.messages import few
+
 __all__ = ["main"]
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
@@ -110,7 +112,7 @@ def _data(
     data = ImageData(args.root, **sizes, **norm)
     if names is not None and names != data.class_names:
         raise ValueError(
-            f"{args.root} has the classes {_few(data.class_names)}, {args.model} was trained on {_few(names)}; "
+            f"{args.root} has the classes {few(data.class_names)}, {args.model} was trained on {few(names)}; "
             "give images of the same classes"
         )
     outputs = _outputs(network, example)
@@ -144,7 +146,3 @@ def _spread(loader: Any, limit: int) -> Any:
     count = len(loader.dataset)
     indices = [i * count // min(limit, count) for i in range(min(limit, count))]
     return DataLoader(loader.dataset, batch_size=64, sampler=indices, collate_fn=loader.collate_fn)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

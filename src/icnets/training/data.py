@@ -12,6 +12,7 @@ from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
+from icnets.messages import few
 from icnets.training.images import (
     EpochShuffle,
     FolderImages,
@@ -370,6 +371,8 @@ def _split_folders(root: Path) -> dict[str, Listing]:
         missing = sorted(set(known) - set(listing.class_names))
         extra = sorted(set(listing.class_names) - set(known))
         if missing or extra:
-            parts = [f"{verb} {', '.join(map(repr, c[:3]))}" for verb, c in (("lacks", missing), ("adds", extra)) if c]
+            parts = [
+                f"{verb} {few([repr(name) for name in c])}" for verb, c in (("lacks", missing), ("adds", extra)) if c
+            ]
             raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
     return listings

@@ -20,6 +20,8 @@ from timm.data.readers import get_img_extensions
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from icnets.messages import few
+
 __all__ = ["EpochShuffle", "FolderImages", "Listing", "TensorImages", "find_images", "require_readable", "take"]
 
 Key = tuple[int, int]  # (epoch, index of the image)
@@ -59,16 +61,11 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
         found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
         raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
     per_class = [_images_below(folder / name) for name in names]
-    empty = [name for name, paths in zip(names, per_class, strict=True) if not paths]
+    empty = [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]
     if empty:
-        raise ValueError(f"no images in class folder{'s' if len(empty) > 1 else ''} {_few(empty)} of {folder}")
+        raise ValueError(f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}")
     targets = [i for i, paths in enumerate(per_class) for _ in paths]
     return Listing([p for paths in per_class for p in paths], targets, names)
-
-
-def _few(items: Sequence[object], shown: int = 3) -> str:
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(repr(str(item)) for item in items[:shown]) + more
 
 
 def require_readable(paths: Sequence[Path]) -> None:
@@ -83,9 +80,9 @@ def require_readable(paths: Sequence[Path]) -> None:
             with Image.open(path):
                 pass
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
-            broken.append(path)
+            broken.append(repr(str(path)))
     if broken:
-        raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {_few(broken)}; repair or remove them")
+        raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {few(broken)}; repair or remove them")
 
 
 def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from icnets import checkpoint
 from icnets.convert import ICConfig
 from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
-from icnets.messages import first_line
+from icnets.messages import few, first_line
 from icnets.state_dicts import mismatch, shapes
 from icnets.training.network import (
     OptimizerName,
@@ -294,8 +294,8 @@ class ClassificationTask(L.LightningModule):
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         if trained and names and list(names) != list(trained):
             raise ValueError(
-                f"the checkpoint was trained on {len(trained)} classes ({_few(trained)}), "
-                f"but the data has {len(names)} ({_few(names)})"
+                f"the checkpoint was trained on {len(trained)} classes ({few(trained)}), "
+                f"but the data has {len(names)} ({few(names)})"
             )
         problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))
         if problem is not None:
@@ -304,7 +304,3 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(
                 f"the checkpoint doesn't fit this network, {kind} {type(self.network).__name__}: {problem}"
             )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
