@@ -20,7 +20,16 @@ from torch.utils.hooks import RemovableHandle
 
 from icnets.layers import IC_LAYERS, ic_parameters
 
-__all__ = ["Count", "Latency", "agreement", "count_macs", "count_parameters", "measure_latency", "memory_for_backward"]
+__all__ = [
+    "Count",
+    "Latency",
+    "agreement",
+    "count_macs",
+    "count_parameters",
+    "measure_latency",
+    "memory_for_backward",
+    "use_threads",
+]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -129,7 +138,8 @@ class Latency:
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[int]:
+def use_threads(number: int | None) -> Iterator[int]:
+    """Torch's threads for a while, None for as many as they are; gives their number."""
     before = torch.get_num_threads()
     try:
         if number is not None:
@@ -189,7 +199,7 @@ def measure_latency(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     names, times = list(models), {name: list[float]() for name in models}
-    with _threads(threads) as used:
+    with use_threads(threads) as used:
         steps = {name: _step(copy.deepcopy(model), sample, training) for name, model in models.items()}
         calls = {}
         for name, step in steps.items():

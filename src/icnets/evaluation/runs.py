@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from icnets import checkpoint
 from icnets.convert import convert_
 from icnets.distill import WeakLogitDistillation
-from icnets.evaluation.measure import agreement
+from icnets.evaluation.measure import agreement, use_threads
 from icnets.evaluation.methods import Method, Settings
 from icnets.timm_models import create_model
-from icnets.training.callbacks import History
 from icnets.training.data import ImageData
+from icnets.training.fit import fit
 from icnets.training.network import calibration_batches
+from icnets.training.quiet import silence
 from icnets.training.task import ClassificationTask
 
 __all__ = ["Epoch", "Job", "Run", "build", "image_data", "train", "warm_up"]
@@ -152,39 +148,12 @@ def error_percent(model: nn.Module, loader: Any) -> float:
     return 100 * wrong / total
 
 
-class _Ticks(Callback):
-    def __init__(self, tick: Callable[[], None]) -> None:
-        self.tick = tick
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.tick()
-
-
-@contextmanager
-def _quiet(threads: int) -> Iterator[None]:
-    """Torch's threads as set, and none of Lightning's advice about loggers, workers and logging intervals."""
-    before = torch.get_num_threads()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        torch.set_num_threads(threads)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads(before)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
     """Trains one method with one seed and saves its network; ``tick`` is called after every epoch.
 
     A method that needs the trained basic network reads its checkpoint, which must be there already.
     """
-    with _quiet(job.settings.threads):
+    with use_threads(job.settings.threads), silence():
         data = image_data(job.data, job.seed)
         basic = None
         if job.method.start == "basic" or job.method.wld:
@@ -219,7 +188,7 @@ def distillation(settings: Settings) -> WeakLogitDistillation:
 
 def warm_up(job: Job) -> None:
     """Two steps that nobody keeps: what a process does only once isn't to count for whichever method comes first."""
-    with _quiet(job.settings.threads):
+    with use_threads(job.settings.threads), silence():
         data = image_data(job.data, job.seed)
         model = build(job.settings, job.method, data, job.seed)[0]
         _fit(job, model, data, None, limits={"limit_train_batches": 2, "limit_val_batches": 1, "max_epochs": 1})
@@ -248,20 +217,9 @@ def _fit(
         warmup=training.warmup,
         label_smoothing=training.label_smoothing,
     )
-    history = History()
-    trainer = L.Trainer(
-        **(limits or {"max_epochs": job.epochs}),
-        accelerator=job.settings.accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[history, _Ticks(tick)],
-    )
-    trainer.fit(task, datamodule=data)
+    limits = limits or {"max_epochs": job.epochs}
+    history = fit(task, data, accelerator=job.settings.accelerator, tick=tick, **limits)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
-        for row in history.rows
+        for row in history
     ]

@@ -3,8 +3,10 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["quiet"]
+__all__ = ["quiet", "silence"]
 
 _HARMLESS = [
     r".*does not have many workers",  # small images are read faster in the main process
@@ -25,3 +27,19 @@ def quiet() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of calls that Lightning makes
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing of Lightning's below an error, and no warnings at all, for a while: for one of many runs in a row."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
