@@ -1,0 +1,194 @@
+"""What IC networks cost on the CPU: time in every engine, and time and memory of a training step.
+
+python benchmarks/cpu.py --prepare                  # export and compile first, so that nothing else runs beside timing
+python benchmarks/cpu.py                            # then time; rows that are there already are skipped
+python benchmarks/cpu.py --networks resnet50 --engines eager training --again
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from cost_table import tables
+from engines import ENGINES, Case
+from environment import Environment, physical_cores
+from icnets.evaluation.table import show
+from networks import FAMILIES, VARIANTS, Family
+from rounds import interleaved, paired_ratio
+from rows import Row, append, read
+from training_step import TrainingStep
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
+CACHE = ROOT / "runs" / "bench-cache"
+
+# The short form: what `make bench` does.
+QUICK = {
+    "networks": ["resnet50"],
+    "variants": ["basic", "ic-all", "ic-kxk", "deeper"],
+    "engines": ["eager", "deployed", "onnx", "openvino", "training"],
+    "batches": [1],
+    "rounds": 5,
+    "out": ROOT / "runs" / "bench.jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks of one family in one engine at one batch size: what runs in the same rounds."""
+
+    family: Family
+    engine: str
+    batch: int
+    variants: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.family.name}, {ENGINES[self.engine].label}, batch {self.batch}"
+
+    def case(self, variant: str, environment: Environment, cache: Path) -> Case:
+        files = [Path(__file__).with_name(name) for name in ("networks.py", "engines.py")]
+        folder = cache / environment.digest(*files)
+        return Case(self.family, variant, self.batch, folder, environment.threads)
+
+
+def groups(args: argparse.Namespace) -> Iterator[Group]:
+    """Everything that was asked for and that there is."""
+    for family in (FAMILIES[name] for name in args.networks):
+        variants = tuple(v for v in VARIANTS if v in args.variants and family.has(v))
+        for engine in args.engines:
+            for batch in [8] if ENGINES[engine].training else args.batches:
+                yield Group(family, engine, batch, variants)
+
+
+def wanted(group: Group, rows: Sequence[Row], environment: Environment) -> Group:
+    """Only what ``rows`` doesn't have yet, and what that is compared with; no variants if nothing is missing."""
+    there = {row.key for row in rows if row.matches(environment)}
+    missing = {v for v in group.variants if (group.family.name, v, group.engine, group.batch) not in there}
+    if missing:
+        missing |= {"basic"} | {"deeper"} & set(group.variants)
+    return Group(group.family, group.engine, group.batch, tuple(v for v in VARIANTS if v in missing))
+
+
+def measure(group: Group, environment: Environment, rounds: int, cache: Path, min_seconds: float = 0.25) -> list[Row]:
+    """One row for each variant; the basic network must be among them."""
+    cases = {v: group.case(v, environment, cache) for v in group.variants}
+    steps = {v: ENGINES[group.engine].open(case) for v, case in cases.items()}
+    times = interleaved(steps, rounds, min_seconds)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = []
+    for variant, step in steps.items():
+        family = group.family
+        rows.append(
+            Row(
+                network=family.name,
+                variant=variant,
+                engine=group.engine,
+                batch=group.batch,
+                model=family.deeper if variant == "deeper" else family.name,
+                image_size=family.image_size,
+                seconds=statistics.median(times[variant]),
+                ratio=paired_ratio(times[variant], times["basic"]),
+                to_deeper=paired_ratio(times[variant], times["deeper"]) if "deeper" in times else None,
+                rounds=rounds,
+                memory=step.memory() if isinstance(step, TrainingStep) else None,
+                environment=environment,
+                date=date,
+            )
+        )
+    return rows
+
+
+def prepare(group: Group, environment: Environment, cache: Path) -> None:
+    """Exports and compiles what the group needs, and runs each once."""
+    if not ENGINES[group.engine].prepared:
+        return
+    for variant in group.variants:
+        start = time.perf_counter()
+        ENGINES[group.engine].open(group.case(variant, environment, cache))()
+        _say(f"{group}, {VARIANTS[variant]}: ready, {time.perf_counter() - start:.0f} s")
+        _forget()
+
+
+def _forget() -> None:
+    """Frees what the last networks took, compiled code included."""
+    torch._dynamo.reset()
+    gc.collect()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/cpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="N", help="of timm")
+    add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="V", help=", ".join(VARIANTS))
+    add("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES), metavar="E", help=", ".join(ENGINES))
+    add("--batches", nargs="+", type=int, choices=[1, 8], default=[1, 8], metavar="B", help="1, 8; training: always 8")
+    add("--rounds", type=int, default=15, help="default: 15")
+    add("--threads", type=int, default=physical_cores(), help="default: the physical cores")
+    add("--prepare", action="store_true", help="export and compile only")
+    add("--again", action="store_true", help="measure what has a row, too")
+    add("--quick", action="store_true", help="the short form: ResNet-50 and ResNet-101, 5 rounds, into runs/")
+    add("--out", type=Path, default=RESULTS, metavar="FILE", help="default: benchmarks/results/cpu.jsonl")
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help="for artefacts; default: runs/bench-cache")
+    return parser
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    quick = parser.parse_known_args(argv)[0].quick
+    if quick:
+        parser.set_defaults(**QUICK, again=True)
+    args = parser.parse_args(argv)
+    for name in ("rounds", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    for engine in args.engines:
+        if missing := ENGINES[engine].missing():
+            parser.error(f"{engine} needs {', '.join(missing)}: pip install 'icnets[export]', or leave it out")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(args.cache / "inductor")
+    torch.set_num_threads(args.threads)
+    environment = Environment.here(args.threads)
+    rows = [] if args.again else read(args.out)
+    stale = sum(row.matches(environment) and row.environment.sources != environment.sources for row in rows)
+    if stale:
+        _say(f"{stale} rows were measured with other sources of icnets and are kept; --again measures them again")
+    todo = [group for g in groups(args) if (group := wanted(g, rows, environment)).variants]
+    for group in todo:
+        prepare(group, environment, args.cache)
+    measured: list[Row] = []
+    for group in [] if args.prepare else todo:
+        start = time.perf_counter()
+        found = measure(group, environment, args.rounds, args.cache)
+        append(args.out, found)
+        measured += found
+        _say(f"{group}: {len(found)} networks, {args.rounds} rounds, {time.perf_counter() - start:.0f} s")
+        _forget()
+    for table in tables(measured):
+        show(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Timing on a machine that does other things as well: interleaved rounds, and ratios within each round."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Ratio", "interleaved", "paired_ratio"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median and quartiles of one round's time over another's, round by round."""
+
+    median: float
+    low: float
+    high: float
+
+
+def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """Of ``times[i] / reference[i]``, where entry i of both was measured in round i.
+
+    Raises ValueError for different lengths, or none.
+    """
+    if len(times) != len(reference) or not times:
+        raise ValueError(
+            f"there are {len(times)} times and {len(reference)} of the reference; pairs need as many of each"
+        )
+    ratios = [own / other for own, other in zip(times, reference, strict=True)]
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, low, high)
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], Any]], rounds: int, min_seconds: float = 0.25, seed: int = 0
+) -> dict[str, list[float]]:
+    """Seconds that each step takes, in each of ``rounds``.
+
+    In every round every step runs once, in random order, so that whatever else the machine does meets them all. A step
+    shorter than ``min_seconds`` is called as often as fills them, after one call that isn't timed, which brings its
+    weights back into the caches and lets the threads of the step before it come to rest.
+    """
+    order, shuffle = list(steps), random.Random(seed).shuffle
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    calls = {name: _calls(step, min_seconds) for name, step in steps.items()}
+    with _uncollected():
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                if calls[name] > 1:
+                    steps[name]()
+                times[name].append(_timed(steps[name], calls[name]))
+    return times
+
+
+def _calls(step: Callable[[], Any], min_seconds: float) -> int:
+    step()  # compiles, allocates, tunes
+    return max(1, math.ceil(min_seconds / min(_timed(step, 1), _timed(step, 1))))
+
+
+def _timed(step: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - start) / calls
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's garbage collector would stop some steps, and not others."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
