@@ -43,7 +43,7 @@ def _family_table(rows: Rows, family: Family) -> Table:
         line = {key[1]: row for key, row in rows.items() if key[2:] == (engine, batch)}
         ratios = [_ratio(line[v].ratio) if v in line else _absent(family, v) for v in variants]
         against = [_ratio(line[v].to_deeper) if v in line else "" for v in beside]
-        basic = f"{1000 * line['basic'].seconds:.0f} ms" if "basic" in line else ""
+        basic = _milliseconds(line["basic"].seconds) if "basic" in line else ""
         lines.append([f"{ENGINES[engine].label}, batch {batch}", basic, *ratios, *against])
         lines += _memory_lines(line, variants, family, len(beside))
     columns = ["engine", "basic", *heads, *(f"IC, every conv, to {deeper}" for _ in beside)]
@@ -78,6 +78,12 @@ def _absent(family: Family, variant: str) -> str:
 
 def _ratio(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three digits: 5.43 ms, 54.3 ms, 543 ms, 5430 ms."""
+    ms = 1000 * seconds
+    return f"{ms:.2f} ms" if ms < 9.995 else f"{ms:.1f} ms" if ms < 99.95 else f"{ms:.0f} ms"
 
 
 def _conditions(rows: Rows) -> str:

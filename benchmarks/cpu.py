@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from environment import Environment, physical_cores
 from icnets.evaluation.table import show
 from networks import FAMILIES, VARIANTS, Family
 from rounds import interleaved, paired_ratio
-from rows import Row, append, read
+from rows import Key, Row, append, read
 from training_step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,10 +56,11 @@ class Group:
     def __str__(self) -> str:
         return f"{self.family.name}, {ENGINES[self.engine].label}, batch {self.batch}"
 
+    def key(self, variant: str) -> Key:
+        return self.family.name, variant, self.engine, self.batch
+
     def case(self, variant: str, environment: Environment, cache: Path) -> Case:
-        files = [Path(__file__).with_name(name) for name in ("networks.py", "engines.py")]
-        folder = cache / environment.digest(*files)
-        return Case(self.family, variant, self.batch, folder, environment.threads)
+        return Case(self.family, variant, self.batch, cache, environment.threads)
 
 
 def groups(args: argparse.Namespace) -> Iterator[Group]:
@@ -71,10 +72,9 @@ def groups(args: argparse.Namespace) -> Iterator[Group]:
                 yield Group(family, engine, batch, variants)
 
 
-def wanted(group: Group, rows: Sequence[Row], environment: Environment) -> Group:
-    """Only what ``rows`` doesn't have yet, and what that is compared with; no variants if nothing is missing."""
-    there = {row.key for row in rows if row.matches(environment)}
-    missing = {v for v in group.variants if (group.family.name, v, group.engine, group.batch) not in there}
+def wanted(group: Group, there: Set[Key]) -> Group:
+    """Only what has no row ``there`` yet, and what that is compared with; no variants if nothing is missing."""
+    missing = {v for v in group.variants if group.key(v) not in there}
     if missing:
         missing |= {"basic"} | {"deeper"} & set(group.variants)
     return Group(group.family, group.engine, group.batch, tuple(v for v in VARIANTS if v in missing))
@@ -110,12 +110,14 @@ def measure(group: Group, environment: Environment, rounds: int, cache: Path, mi
 
 
 def prepare(group: Group, environment: Environment, cache: Path) -> None:
-    """Exports and compiles what the group needs, and runs each once."""
-    if not ENGINES[group.engine].prepared:
-        return
-    for variant in group.variants:
+    """Exports and compiles what the group needs, and runs each once; nothing if that was done before."""
+    for variant in group.variants if ENGINES[group.engine].prepared else ():
+        done = cache / f"{group.family.name}-{variant}-{group.engine}-{group.batch}.done"
+        if done.exists():
+            continue
         start = time.perf_counter()
         ENGINES[group.engine].open(group.case(variant, environment, cache))()
+        done.touch()
         _say(f"{group}, {VARIANTS[variant]}: ready, {time.perf_counter() - start:.0f} s")
         _forget()
 
@@ -164,30 +166,43 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def _cache(folder: Path, environment: Environment) -> Path:
+    """The part of ``folder`` for these sources, versions and threads; torch's compiler keeps its own there, too."""
+    sources = [Path(__file__).with_name(name) for name in ("networks.py", "engines.py")]
+    cache = folder / environment.digest(*sources)
+    cache.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((cache / "inductor").resolve())
+    return cache
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    args.cache.mkdir(parents=True, exist_ok=True)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(args.cache / "inductor")
     torch.set_num_threads(args.threads)
     environment = Environment.here(args.threads)
-    rows = [] if args.again else read(args.out)
-    stale = sum(row.matches(environment) and row.environment.sources != environment.sources for row in rows)
-    if stale:
-        _say(f"{stale} rows were measured with other sources of icnets and are kept; --again measures them again")
-    todo = [group for g in groups(args) if (group := wanted(g, rows, environment)).variants]
+    cache = _cache(args.cache, environment)
+    there = set() if args.again else _there(read(args.out), environment)
+    todo = [group for g in groups(args) if (group := wanted(g, there)).variants]
     for group in todo:
-        prepare(group, environment, args.cache)
+        prepare(group, environment, cache)
     measured: list[Row] = []
     for group in [] if args.prepare else todo:
         start = time.perf_counter()
-        found = measure(group, environment, args.rounds, args.cache)
-        append(args.out, found)
-        measured += found
+        found = measure(group, environment, args.rounds, cache)
+        measured += [row for row in found if row.key not in there]
+        append(args.out, [row for row in found if row.key not in there])
         _say(f"{group}: {len(found)} networks, {args.rounds} rounds, {time.perf_counter() - start:.0f} s")
         _forget()
-    for table in tables(measured):
+    for table in [] if args.prepare else tables(measured if args.again else read(args.out)):
         show(table)
     return 0
+
+
+def _there(rows: Sequence[Row], environment: Environment) -> set[Key]:
+    """Keys of the rows of this machine and these versions."""
+    same = [row for row in rows if row.matches(environment)]
+    if stale := sum(row.environment.sources != environment.sources for row in same):
+        _say(f"{stale} rows are of other sources of icnets and are kept; --again measures them again")
+    return {row.key for row in same}
 
 
 if __name__ == "__main__":

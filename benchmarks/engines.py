@@ -88,12 +88,15 @@ def _deployed(case: Case) -> Step:
     return _run(_fused(case), case.images())
 
 
+# Not dynamic: what compiles one network alone must compile it the same beside its relatives, which share its code.
+
+
 def _compiled(case: Case) -> Step:
-    return _run(torch.compile(case.network()), case.images())
+    return _run(torch.compile(case.network(), dynamic=False), case.images())
 
 
 def _deployed_compiled(case: Case) -> Step:
-    return _run(torch.compile(_fused(case)), case.images())
+    return _run(torch.compile(_fused(case), dynamic=False), case.images())
 
 
 def _aot_inductor(case: Case) -> Step:
