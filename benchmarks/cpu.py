@@ -8,7 +8,6 @@ python benchmarks/cpu.py --networks resnet50 --engines eager training --again
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import statistics
 import sys
@@ -25,6 +24,7 @@ from engines import ENGINES, Case
 from environment import Environment, physical_cores
 from icnets.evaluation.table import show
 from networks import FAMILIES, VARIANTS, Family
+from prepare import forget, prepare
 from rounds import interleaved, paired_ratio
 from rows import Key, Row, append, read
 from training_step import TrainingStep
@@ -39,7 +39,7 @@ QUICK = {
     "variants": ["basic", "ic-all", "ic-kxk", "deeper"],
     "engines": ["eager", "deployed", "onnx", "openvino", "training"],
     "batches": [1],
-    "rounds": 5,
+    "rounds": 3,
     "out": ROOT / "runs" / "bench.jsonl",
 }
 
@@ -109,25 +109,6 @@ def measure(group: Group, environment: Environment, rounds: int, cache: Path, mi
     return rows
 
 
-def prepare(group: Group, environment: Environment, cache: Path) -> None:
-    """Exports and compiles what the group needs, and runs each once; nothing if that was done before."""
-    for variant in group.variants if ENGINES[group.engine].prepared else ():
-        done = cache / f"{group.family.name}-{variant}-{group.engine}-{group.batch}.done"
-        if done.exists():
-            continue
-        start = time.perf_counter()
-        ENGINES[group.engine].open(group.case(variant, environment, cache))()
-        done.touch()
-        _say(f"{group}, {VARIANTS[variant]}: ready, {time.perf_counter() - start:.0f} s")
-        _forget()
-
-
-def _forget() -> None:
-    """Frees what the last networks took, compiled code included."""
-    torch._dynamo.reset()
-    gc.collect()
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -145,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=physical_cores(), help="default: the physical cores")
     add("--prepare", action="store_true", help="export and compile only")
     add("--again", action="store_true", help="measure what has a row, too")
-    add("--quick", action="store_true", help="the short form: ResNet-50 and ResNet-101, 5 rounds, into runs/")
+    add("--quick", action="store_true", help="the short form: ResNet-50 and ResNet-101, 3 rounds, into runs/")
     add("--out", type=Path, default=RESULTS, metavar="FILE", help="default: benchmarks/results/cpu.jsonl")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="for artefacts; default: runs/bench-cache")
     return parser
@@ -182,8 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = _cache(args.cache, environment)
     there = set() if args.again else _there(read(args.out), environment)
     todo = [group for g in groups(args) if (group := wanted(g, there)).variants]
-    for group in todo:
-        prepare(group, environment, cache)
+    prepare([(g.engine, g.case(v, environment, cache)) for g in todo for v in g.variants], args.threads)
     measured: list[Row] = []
     for group in [] if args.prepare else todo:
         start = time.perf_counter()
@@ -191,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured += [row for row in found if row.key not in there]
         append(args.out, [row for row in found if row.key not in there])
         _say(f"{group}: {len(found)} networks, {args.rounds} rounds, {time.perf_counter() - start:.0f} s")
-        _forget()
+        forget()
     for table in [] if args.prepare else tables(measured if args.again else read(args.out)):
         show(table)
     return 0

@@ -64,7 +64,7 @@ def interleaved(
 
 def _calls(step: Callable[[], Any], min_seconds: float) -> int:
     step()  # compiles, allocates, tunes
-    return max(1, math.ceil(min_seconds / min(_timed(step, 1), _timed(step, 1))))
+    return max(1, math.ceil(min_seconds / _timed(step, 1)))
 
 
 def _timed(step: Callable[[], Any], calls: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,11 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from icnets.evaluation.measure import memory_for_backward
 
 __all__ = ["Memory", "TrainingStep"]
+
+_FORWARD = "forward pass"
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,14 @@ class TrainingStep:
     """Forward, cross entropy, backward, SGD with momentum and weight decay; one call is one step.
 
     Args:
-        model: trained in place.
+        model: a classifier of timm, trained in place.
         x: ``(N, C, H, W)``; every step takes this batch, with random labels.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.model = model.train()
+    def __init__(self, model: Any, x: Tensor) -> None:
+        self.model: nn.Module = model.train()
         self.x = x
-        with torch.no_grad():
-            classes = model(x).shape[1]
-        self.labels = torch.randint(classes, (len(x),), generator=torch.Generator().manual_seed(0))
+        self.labels = torch.randint(model.num_classes, (len(x),), generator=torch.Generator().manual_seed(0))
         # Slow enough for the weights to stay what they are.
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
 
@@ -64,29 +63,31 @@ class TrainingStep:
         return F.cross_entropy(self.model(self.x), self.labels)
 
     def memory(self) -> Memory:
-        self()  # momenta are there from the first step on
+        if not self.optimizer.state:
+            self()  # makes the momenta
         state = [t for s in self.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
         lasting = [*self.model.parameters(), *self.model.buffers(), *state, self.x, self.labels]
         resident = sum(t.untyped_storage().nbytes() for t in lasting)
-        return Memory(
-            saved=memory_for_backward(self.model, self.x),
-            held=_allocated(self.loss)[-1],
-            peak=resident + max(_allocated(self)),
-        )
+        after_forward, peak = self._allocated()
+        return Memory(memory_for_backward(self.model, self.x), after_forward, resident + peak)
 
+    def _allocated(self) -> tuple[int, int]:
+        """Bytes that torch's allocator has handed out since the step began: after its forward pass, and at most.
 
-def _allocated(function: Callable[[], Any]) -> list[int]:
-    """Bytes that torch's allocator has handed out since ``function`` began, after each change; its result lives on.
-
-    By the profiler's record of the allocator itself, so temporaries inside operators count, and nothing is sampled.
-    """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it says when it starts and stops
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        result = function()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        recorded.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    del result
-    changes = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
-    return list(accumulate(e["args"]["Bytes"] for e in changes))
+        By the profiler's record of the allocator itself, so temporaries inside operators count; nothing is sampled.
+        """
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it says when it starts and stops
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            with record_function(_FORWARD):
+                loss = self.loss()
+            loss.backward()
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder, "trace.json")
+            recorded.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+        forward = next(e["ts"] + e["dur"] for e in events if e.get("name") == _FORWARD and "dur" in e)
+        changes = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+        alive = list(accumulate(e["args"]["Bytes"] for e in changes))
+        return alive[sum(e["ts"] <= forward for e in changes) - 1], max(alive)
