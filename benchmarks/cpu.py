@@ -80,11 +80,11 @@ def wanted(group: Group, there: Set[Key]) -> Group:
     return Group(group.family, group.engine, group.batch, tuple(v for v in VARIANTS if v in missing))
 
 
-def measure(group: Group, environment: Environment, rounds: int, cache: Path, min_seconds: float = 0.25) -> list[Row]:
+def measure(group: Group, environment: Environment, rounds: int, cache: Path) -> list[Row]:
     """One row for each variant; the basic network must be among them."""
     cases = {v: group.case(v, environment, cache) for v in group.variants}
     steps = {v: ENGINES[group.engine].open(case) for v, case in cases.items()}
-    times = interleaved(steps, rounds, min_seconds)
+    times = interleaved(steps, rounds)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     rows = []
     for variant, step in steps.items():

@@ -1,6 +1,8 @@
-"""Writes the README's demo table from benchmarks/results/demo.json, the results.json of a run of `make demo`.
+"""Writes the tables of the README and the docs from benchmarks/results.
 
-python benchmarks/update_docs.py                      # rewrite the table
+demo.json is the results.json of a run of `make demo`, cpu.jsonl what benchmarks/cpu.py measured.
+
+python benchmarks/update_docs.py                      # rewrite the tables
 python benchmarks/update_docs.py runs/demo            # take the results and pictures of that run first
 """
 
@@ -10,10 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cost_table
+import rows
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
 START = "<!-- demo table: written by benchmarks/update_docs.py from benchmarks/results/demo.json -->"
 END = "<!-- end of demo table -->"
+CPU_RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
+CPU_START = "<!-- cpu tables: written by benchmarks/update_docs.py from benchmarks/results/cpu.jsonl -->"
+CPU_END = "<!-- end of cpu tables -->"
 PICTURES = ("decision_boundary.png",)
 
 
@@ -49,11 +57,21 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def between(text: str, start: str, end: str, content: str) -> str:
+    """``text`` with the part between two markers replaced."""
+    head, _, rest = text.partition(start)
+    _, _, tail = rest.partition(end)
+    return f"{head}{start}\n\n{content}\n\n{end}{tail}"
+
+
 def updated(readme: str, results: dict[str, Any]) -> str:
-    """``readme`` with the part between the markers replaced."""
-    head, _, rest = readme.partition(START)
-    _, _, tail = rest.partition(END)
-    return f"{head}{START}\n\n{table(results)}\n\n{END}{tail}"
+    """``readme`` with its demo table made of ``results``."""
+    return between(readme, START, END, table(results))
+
+
+def updated_cost(page: str, results: Path) -> str:
+    """docs/cost.md with its tables made of the lines of ``results``."""
+    return between(page, CPU_START, CPU_END, cost_table.markdown(rows.read(results)))
 
 
 def main(argv: list[str]) -> None:
@@ -65,6 +83,8 @@ def main(argv: list[str]) -> None:
     readme = ROOT / "README.md"
     text = updated(readme.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
     readme.write_text(text, encoding="utf-8")
+    cost = ROOT / "docs" / "cost.md"
+    cost.write_text(updated_cost(cost.read_text(encoding="utf-8"), CPU_RESULTS), encoding="utf-8")
 
 
 if __name__ == "__main__":

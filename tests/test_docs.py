@@ -1,6 +1,6 @@
 """What the README shows is what the code does."""
 
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -28,15 +28,22 @@ def test_the_five_lines_run(monkeypatch, capsys):
         assert torch.equal(model(x), basic(x))
 
 
-def test_the_demo_table_is_made_from_its_results():
-    spec = importlib.util.spec_from_file_location("update_docs", ROOT / "benchmarks" / "update_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    update_docs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(update_docs)
+@pytest.fixture
+def update_docs(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("update_docs")
+
+
+def test_the_demo_table_is_made_from_its_results(update_docs):
     results = json.loads(update_docs.RESULTS.read_text(encoding="utf-8"))
     assert update_docs.updated(README, results) == README
     assert len(results["settings"]["seeds"]) >= 3
+
+
+def test_the_cost_tables_are_made_from_their_lines(update_docs):
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    assert page.count(update_docs.CPU_START) == page.count(update_docs.CPU_END) == 1
+    assert update_docs.updated_cost(page, update_docs.CPU_RESULTS) == page
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
