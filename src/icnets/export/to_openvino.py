@@ -56,6 +56,8 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mappin
     """
     openvino = _openvino()
     nncf = _nncf()
+    from nncf.quantization.advanced_parameters import OverflowFix
+
     model = openvino.Core().read_model(source)
     with redirect_stdout(sys.stderr):  # its progress bar
         quantized = nncf.quantize(
@@ -63,6 +65,8 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mappin
             nncf.Dataset([x.numpy() for x in images]),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(images),
+            # Half of the weights' range everywhere: without VNNI instructions the products of the full one saturate.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
         )
     _save(quantized, target, notes)
 
