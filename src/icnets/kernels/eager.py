@@ -28,7 +28,7 @@ _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _DEVICES = ("cpu", "cuda")
 _EXACT = (torch.float32, torch.float64)
 _PLAIN = {Tensor, torch.nn.Parameter}
-_SMALL = 1 << 17  # elements of an output below which a pass over it costs less than a few vectors
+_SMALL = 1 << 17  # elements of an activation below which a pass over it costs less than a call or two
 _LEAST_GAIN = -0.5  # u is read off z by a division by 1 + gain
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 # The packet's lookup is slow, so the one overload; absent from builds without oneDNN.
@@ -134,8 +134,8 @@ def conv_leaky_relu(
     groups: int,
     slope: float,
 ) -> Tensor | None:
-    """``leaky_relu(conv2d(x))`` by one call of oneDNN's, which Inductor uses too; None where that can't serve."""
-    if not (_ENABLED and _FUSED_CONV is not None and _plain_mode(x)) or x.dim() != 4 or x.numel() == 0:
+    """``leaky_relu(conv2d(x))`` by one call of oneDNN's, as Inductor has it; None where that can't serve or gain."""
+    if not (_ENABLED and _FUSED_CONV is not None and _plain_mode(x)) or x.dim() != 4 or x.numel() < _SMALL:
         return None
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not _exact(x):
         return None
