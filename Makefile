@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-all lint format clean
+.PHONY: help demo evidence bench test test-all lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed  ## train basic, IC and IC + WLD networks and compare them; ARGS="--data.root DIR" for your images
 	$(BIN)/icnets compare --config recipes/demo.yaml $(ARGS)
+
+evidence: $(VENV)/.installed  ## docs/evidence.md and its figures, from the lines in benchmarks/results/studies
+	$(BIN)/python benchmarks/evidence.py $(ARGS)
 
 bench: $(VENV)/.installed  ## time and memory of ResNet-50 and its IC forms on this CPU, in under 5 minutes
 	$(BIN)/python benchmarks/cpu.py --quick $(ARGS)

@@ -83,6 +83,10 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.evaluation.compare import main as compare
 
         return compare(rest)
+    if command == "study":
+        from icnets.evaluation.study.command import main as study
+
+        return study(rest)
     if command == "profile":
         from icnets.evaluation.profile import main as profile
 

@@ -12,6 +12,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   test       accuracy of a trained network on the test images
   predict    classes of images, as a CSV file
   compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture
+  study      networks, methods and seeds in a grid on one data set; goes on where it was stopped
   profile    parameters, MACs, measured time and memory beside the basic network
   convert    a basic network's checkpoint in, an IC network's checkpoint out
   export     ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept
@@ -104,6 +105,29 @@ Example: on one's own images, with the recipe's settings for folders.
   icnets compare --config recipes/demo.yaml --data.root photos --out runs/photos
 """
 
+STUDY = """\
+usage: icnets study --config STUDY.yaml [OPTIONS]
+
+Train the networks of a study by its methods with its seeds, and print what they cost and how they compare. Each run is
+a line of the study's file as soon as it is done; a study that was stopped goes on where it was.
+
+  --config FILE                  the study: data, networks, methods, recipes, and the parts of their grid to be run
+  --lines FILE                   file of results (default: OUT/lines.jsonl)
+  --out DIR                      folder for checkpoints and prepared data (default: runs/NAME)
+  --workers N                    trainings at the same time; also --threads of each
+  --accelerator gpu              cpu, gpu or auto
+  --data.kind NAME               another data set; --data '{kind: mnist1d, train: 1000}' sets it with its arguments
+  --prune true                   remove lines of runs that the study no longer has
+  --help-all                     every option there is
+
+Data: images (scikit-learn's digits, or a folder: root), mnist1d, solar, glyphs (a folder of fonts), cifar10, cifar100.
+mnist1d, solar and glyphs need pip install 'icnets[study]'.
+
+Example: a minute on scikit-learn's digits.
+
+  icnets study --config recipes/studies/smoke.yaml
+"""
+
 PROFILE = """\
 usage: icnets profile NAME [OPTIONS]
 
@@ -165,6 +189,7 @@ COMMAND_HELP = {
         example=" --data.predict_root new_photos",
     ),
     "compare": COMPARE,
+    "study": STUDY,
     "profile": PROFILE,
     "export": EXPORT,
 }

@@ -8,9 +8,10 @@ from PIL import Image
 import icnets
 from icnets.evaluation import compare as module
 from icnets.evaluation.compare import main
+from icnets.evaluation.datasets import make_data
 from icnets.evaluation.measure import agreement
 from icnets.evaluation.methods import Method, Settings
-from icnets.evaluation.runs import error_percent, image_data
+from icnets.evaluation.runs import error_percent
 
 RECIPE = """
 seeds: [3, 1]
@@ -107,7 +108,7 @@ def test_warm_starts_begin_where_the_basic_network_ended(record: dict, out: Path
 
 
 def test_checkpoints_hold_the_networks_that_were_measured(record: dict, out: Path) -> None:
-    data = image_data({"train_size": 100, "val_fraction": 0.2, "image_size": 16, "batch_size": 50}, 1)
+    data = make_data({"train_size": 100, "val_fraction": 0.2, "image_size": 16, "batch_size": 50}, 1)
     for name in ("basic", "IC + WLD"):
         run = _runs(record, name)[1]
         model = icnets.load(run["checkpoint"])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors import safe_open
+from torch import Tensor
 
 from icnets import ICConfig, load
-from icnets.training.callbacks import History, ProgressLines, TargetAccuracy, WeightsExport, progress_bar
+from icnets.training.callbacks import History, ProgressLines, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.data import ImageData
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
@@ -178,3 +179,43 @@ def test_lines_of_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert first.endswith(" s left")
     assert second.startswith("epoch 2/2")
     assert not second.endswith("left")
+
+
+class _Steps(Callback):
+    """The last layer's weight after every step, and what validation sees of it."""
+
+    def __init__(self) -> None:
+        self.trained: list[Tensor] = []
+        self.validated: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.trained.append(pl_module.network.fc.weight.detach().clone())
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        self.validated.append(pl_module.network.fc.weight.detach().clone())
+
+
+def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
+    seen = _Steps()
+    task = fit(tmp_path, WeightAverage(0.8), seen, epochs=2)
+    average = seen.trained[0]
+    for step, weight in enumerate(seen.trained[1:], start=2):
+        decay = min(0.8, 1 - step ** (-2 / 3))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(task.network.fc.weight, average)
+    torch.testing.assert_close(seen.validated[-1], average)
+    assert not torch.allclose(average, seen.trained[-1])
+
+
+def test_an_average_goes_on_where_it_was(tmp_path: Path) -> None:
+    undisturbed = fit(tmp_path / "a", WeightAverage(0.8))
+    with pytest.raises(_Stopped):
+        fit(tmp_path / "b", WeightAverage(0.8), _StopAt(2))
+    resumed = fit(tmp_path / "b", WeightAverage(0.8), resume=True)
+    for a, b in zip(undisturbed.network.parameters(), resumed.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_average_needs_a_decay() -> None:
+    with pytest.raises(ValueError, match="decay is 1"):
+        WeightAverage(1.0)

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 
 from icnets.evaluation.boundary import boundary_experiment
+from icnets.evaluation.datasets import make_data
 from icnets.evaluation.grid import run_grid, showing, worker_count
 from icnets.evaluation.measure import count_macs, count_parameters, measure_latency
-from icnets.evaluation.methods import Settings
+from icnets.evaluation.methods import Method, Network, Settings
 from icnets.evaluation.plots import plot_boundaries, plot_curves
 from icnets.evaluation.report import Cost, Row, comparison_table, curves, rows, verdicts
-from icnets.evaluation.runs import Job, Run, build, distillation, image_data
+from icnets.evaluation.runs import Job, Run, build, distillation
 from icnets.evaluation.table import Table, show
 from icnets.files import atomic_write
 
@@ -91,29 +93,60 @@ def _machine(settings: Settings, workers: int) -> dict[str, Any]:
     return {**own, "workers": workers, "threads_per_worker": settings.threads}
 
 
-def _costs(settings: Settings, data: Any) -> dict[str, Cost]:
+def _costs(settings: Settings, jobs: Sequence[Job], data: Any) -> dict[str, Cost]:
     """Parameters, MACs and time; methods with the same network share one measurement."""
     batch = next(iter(data.test_dataloader()))[0]
     sample = batch[:1].expand(settings.latency_batch, *batch.shape[1:]).contiguous()
-    kinds = {m.name: (m.network, repr(m.options), m.ic) for m in settings.methods}
+    kinds = {job.method: (repr(job.network), job.ic) for job in jobs}
     models: dict[str, torch.nn.Module] = {}
-    for method in settings.methods:
-        if kinds[method.name] not in [kinds[name] for name in models]:
-            models[method.name] = build(settings, method, data, settings.seeds[0])[0]
+    for job in jobs:
+        if kinds[job.method] not in [kinds[name] for name in models]:
+            models[job.method] = build(job, data)[0]
     latency = measure_latency(models, sample, rounds=settings.latency_rounds, threads=settings.threads)
     found = {
         kinds[name]: Cost(count_parameters(model), count_macs(model, sample[:1]), latency[name])
         for name, model in models.items()
     }
-    return {m.name: found[kinds[m.name]] for m in settings.methods}
+    return {job.method: found[kinds[job.method]] for job in jobs}
 
 
-def _jobs(settings: Settings, data: dict[str, Any]) -> tuple[list[Job], list[Job]]:
+def _job(settings: Settings, data: dict[str, Any], method: Method, seed: int) -> Job:
+    first = settings.methods[0]
+    network = settings.network
+    if method.network is not None:
+        network = Network(method.network, network.options if method.options is None else method.options)
+    elif method.options is not None:
+        network = replace(network, options=method.options)
+    basic = _path(settings, first, seed)
+    return Job(
+        method=method.name,
+        seed=seed,
+        # The images have been looked at by now; a run needn't read every header again.
+        data={**data, "check_limit": 0},
+        network=network,
+        training=settings.training.of(method.start),
+        basic=settings.network,
+        ic=method.ic,
+        wld=settings.wld if method.wld else None,
+        start=basic if method.start == "basic" else None,
+        teacher=basic if method.wld else None,
+        keep=_path(settings, method, seed) if method == first or settings.save_checkpoints else None,
+        threads=settings.threads,
+        accelerator=settings.accelerator,
+    )
+
+
+def _path(settings: Settings, method: Method, seed: int) -> Path:
+    """Where the trained network of ``method`` with this seed is kept."""
+    words = "".join(c if c.isalnum() else " " for c in method.name.lower().replace("+", " plus ")).split()
+    return settings.out / "checkpoints" / f"{'-'.join(words)}-seed{seed}.safetensors"
+
+
+def _jobs(settings: Settings, data: dict[str, Any]) -> list[Job]:
+    """One job per method and seed, the basic networks first."""
     first, *rest = settings.methods
-    # The images have been looked at by now; a run needn't read every header again.
-    checked = {**data, "check_limit": 0}
-    basic = [Job(settings, checked, first, seed) for seed in settings.seeds]
-    return basic, [Job(settings, checked, method, seed) for seed in settings.seeds for method in rest]
+    basic = [_job(settings, data, first, seed) for seed in settings.seeds]
+    return [*basic, *(_job(settings, data, method, seed) for seed in settings.seeds for method in rest)]
 
 
 def compare(settings: Settings, data: dict[str, Any], command: str = "") -> tuple[list[Row], Table]:
@@ -135,24 +168,24 @@ def compare(settings: Settings, data: dict[str, Any], command: str = "") -> tupl
     start = time.monotonic()
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(f"accelerator is {settings.accelerator}, but torch finds no CUDA device; use cpu or auto")
-    distillation(settings)
-    images = image_data(data, settings.seeds[0])
-    for method in settings.methods:
-        build(settings, method, images, settings.seeds[0])
+    distillation(settings.wld, settings.training)
+    images = make_data(data, settings.seeds[0])
+    jobs = _jobs(settings, data)
+    firsts = [job for job in jobs if job.seed == settings.seeds[0]]
+    for job in firsts:
+        build(job, images)
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "checkpoints").mkdir(exist_ok=True)
-    basic, others = _jobs(settings, data)
-    jobs = [*basic, *others]
     workers = worker_count(settings.workers, len(jobs), settings.accelerator)
     print(_opening(settings, images, workers), flush=True)
-    with showing(len(jobs), sum(job.epochs for job in jobs)) as progress:
-        done = run_grid(basic, others, workers, progress)
+    with showing(len(jobs), sum(job.training.epochs for job in jobs)) as progress:
+        done = [run for _, run in run_grid(jobs, workers, progress)]
     order = {seed: i for i, seed in enumerate(settings.seeds)}
     runs = {
         method.name: sorted((r for r in done if r.method == method.name), key=lambda r: order[r.seed])
         for method in settings.methods
     }
-    costs = _costs(settings, images)
+    costs = _costs(settings, firsts, images)
     result = rows(settings.methods, runs, costs, settings.confidence)
     table = comparison_table(result, _title(settings, images), f"{images.size('test')} test images")
     _write_evidence(settings, data, images, runs, result, table, command, workers, start)

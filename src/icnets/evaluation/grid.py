@@ -1,4 +1,4 @@
-"""The grid of methods x seeds: which run waits for which, several processes at a time, and how far it has come."""
+"""Many runs: which waits for which, several processes at a time, and how far it has come."""
 
 from __future__ import annotations
 
@@ -39,47 +39,66 @@ class Progress(Protocol):
     def finished(self, run: Run) -> None: ...
 
 
-def run_grid(basic: Sequence[Job], others: Sequence[Job], workers: int, progress: Progress) -> list[Run]:
-    """Trains everything; each of ``others`` after the basic network of its seed. ``workers`` changes the time only.
+def run_grid(jobs: Sequence[Job], workers: int, progress: Progress) -> Iterator[tuple[Job, Run]]:
+    """Trains everything, and gives each job with its run as soon as it is done. ``workers`` changes the time only.
+
+    A job waits for those among ``jobs`` that save what it needs.
 
     Raises:
+        ValueError: jobs that wait for each other.
         RuntimeError: a process ended by itself, for want of memory as a rule.
         Exception: whatever a run raised; the runs that wait are then dropped.
     """
+    if not jobs:
+        return
     if workers == 1:
-        warm_up(basic[0])
-        return [_here(job, progress) for job in [*basic, *others]]
+        warm_up(jobs[0])
+        waiting = list(jobs)
+        while waiting:
+            job = _ready(waiting, waiting)[0]
+            waiting.remove(job)
+            run = train(job, progress.epoch)
+            progress.finished(run)
+            yield job, run
+        return
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
     ticks = context.SimpleQueue()
-    waiting = list(others)
-    runs: list[Run] = []
-    with _pool(workers, context, ticks, basic[0]) as pool:
-        pending: dict[Future[Run], Job] = {pool.submit(_in_worker, job): job for job in basic}
-        while pending:
-            done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not ticks.empty():
-                ticks.get()
-                progress.epoch()
-            for future in done:
-                job = pending.pop(future)
-                try:
-                    runs.append(future.result())
-                except BrokenProcessPool as error:
-                    raise RuntimeError(
-                        f"a process ended while it trained {job.method.name!r}, seed {job.seed}; if memory ran out, "
-                        "use fewer --workers"
-                    ) from error
-                progress.finished(runs[-1])
-                ready = [other for other in waiting if job in basic and other.seed == job.seed]
-                waiting = [other for other in waiting if other not in ready]
-                pending |= {pool.submit(_in_worker, other): other for other in ready}
-    return runs
+    with _pool(workers, context, ticks, jobs[0]) as pool:
+        yield from _in_pool(list(jobs), pool, ticks, progress)
 
 
-def _here(job: Job, progress: Progress) -> Run:
-    run = train(job, progress.epoch)
-    progress.finished(run)
-    return run
+def _ready(waiting: Sequence[Job], unfinished: Sequence[Job]) -> list[Job]:
+    """Those of ``waiting`` that need nothing which an unfinished job will save."""
+    coming = {job.keep for job in unfinished} - {None}
+    ready = [job for job in waiting if not job.needs & coming]
+    if waiting and not ready and len(waiting) == len(unfinished):
+        raise ValueError(f"{waiting[0].method!r}, seed {waiting[0].seed}, waits for a run that waits for it")
+    return ready
+
+
+def _in_pool(
+    waiting: list[Job], pool: ProcessPoolExecutor, ticks: Any, progress: Progress
+) -> Iterator[tuple[Job, Run]]:
+    pending: dict[Future[Run], Job] = {}
+    while waiting or pending:
+        for job in _ready(waiting, [*waiting, *pending.values()]):
+            waiting.remove(job)
+            pending[pool.submit(_in_worker, job)] = job
+        done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        while not ticks.empty():
+            ticks.get()
+            progress.epoch()
+        for future in done:
+            job = pending.pop(future)
+            try:
+                run = future.result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"a process ended while it trained {job.method!r}, seed {job.seed}; if memory ran out, "
+                    "use fewer --workers"
+                ) from error
+            progress.finished(run)
+            yield job, run
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from icnets.convert import ICConfig
 from icnets.distill import DistillationSchedule
+from icnets.training.network import check_optimization
 
-__all__ = ["Method", "Network", "Settings", "Training", "WeakDistillation", "check_methods"]
+__all__ = ["ComparedTraining", "Method", "Network", "Settings", "Training", "WeakDistillation", "check_methods"]
 
 
 @dataclass(frozen=True)
@@ -18,48 +19,74 @@ class Network:
     """A basic network.
 
     Args:
-        name: any name timm knows.
+        name: any name timm knows, or one of :data:`icnets.evaluation.networks.OWN`.
         options: its further arguments, as for ``timm.create_model``; number of classes and channels come from the data.
+        before_norm: a function between each convolution and its norm, where IC has its collision, as a control: one
+            of :data:`icnets.evaluation.networks.BEFORE_NORM`; nothing: none.
     """
 
     name: str = "resnet18"
     options: dict[str, Any] = field(default_factory=dict)
+    before_norm: str | None = None
 
 
 @dataclass(frozen=True)
 class Training:
-    """How every method is trained, so that nothing but the method differs (ours: SGD with Nesterov momentum).
+    """How a network is trained, so that nothing but the method differs (ours: SGD with Nesterov momentum).
 
     Args:
-        epochs: from scratch.
-        extra_epochs: of a method that starts from the trained basic network.
-        lr: highest learning rate from scratch.
-        extra_lr: highest learning rate of the extra epochs.
-        warmup: part of training in which the learning rate rises linearly; a cosine to 0 follows.
+        epochs: from the first step to the last.
+        lr: highest learning rate.
+        warmup: part of training in which the learning rate rises linearly.
         weight_decay: on weights; biases, normalisation and what IC adds have none.
         label_smoothing: of the cross-entropy, in [0, 1).
+        optimizer: sgd (Nesterov momentum 0.9) or adamw.
+        schedule: of the learning rate after the warm-up: cosine (to 0), one-cycle (linear to 0) or step.
+        ema: decay per step of the running average of the weights that is evaluated and kept; nothing: the last ones.
     """
 
     epochs: int = 30
-    extra_epochs: int = 20
     lr: float = 0.1
-    extra_lr: float = 0.03
     warmup: float = 0.1
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    optimizer: str = "sgd"
+    schedule: str = "cosine"
+    ema: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "extra_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; training needs at least 1 epoch")
-        for name in ("lr", "extra_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a learning rate must be positive")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; training needs at least 1 epoch")
+        check_optimization(self.optimizer, self.lr, self.weight_decay, 0.9, self.schedule, self.warmup)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; the decay of an average must lie between 0 and 1, such as 0.99")
+
+
+@dataclass(frozen=True)
+class ComparedTraining(Training):
+    """Training of a comparison, where some methods start from the trained basic network.
+
+    Args:
+        extra_epochs: of a method that starts from the trained basic network.
+        extra_lr: highest learning rate of the extra epochs.
+    """
+
+    extra_epochs: int = 20
+    extra_lr: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extra_epochs < 1:
+            raise ValueError(f"extra_epochs is {self.extra_epochs}; training needs at least 1 epoch")
+        if not self.extra_lr > 0:
+            raise ValueError(f"extra_lr is {self.extra_lr}; a learning rate must be positive")
+
+    def of(self, start: str) -> Training:
+        """The training of a method with this ``start``: "scratch" or "basic"."""
+        own = {f.name: getattr(self, f.name) for f in fields(Training)}
+        return Training(**own | ({"epochs": self.extra_epochs, "lr": self.extra_lr} if start == "basic" else {}))
 
 
 @dataclass(frozen=True)
@@ -69,10 +96,16 @@ class WeakDistillation:
     Args:
         temperature: T.
         schedule: lambda(t).
+        standardize: compare z-scores of the logits.
+        correct_only: only where the teacher is right.
+        surpass_patience: off for good after this many validations with the student as good as its teacher.
     """
 
     temperature: float = 4.0
     schedule: DistillationSchedule = field(default_factory=DistillationSchedule)
+    standardize: bool = False
+    correct_only: bool = False
+    surpass_patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +168,7 @@ class Settings:
     out: Path = Path("runs/compare")
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     network: Network = field(default_factory=Network)
-    training: Training = field(default_factory=Training)
+    training: ComparedTraining = field(default_factory=ComparedTraining)
     wld: WeakDistillation = field(default_factory=WeakDistillation)
     confidence: float = 0.95
     workers: int | None = None

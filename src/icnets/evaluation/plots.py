@@ -14,7 +14,7 @@ from icnets.evaluation.boundary import Fit
 from icnets.evaluation.statistics import t_interval
 from icnets.files import atomic_write
 
-__all__ = ["Curve", "plot_boundaries", "plot_curves"]
+__all__ = ["Curve", "new_figure", "plot_boundaries", "plot_curves", "save_figure"]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. A colour is a unit with its way of training; a dash
 # tells those apart that share it.
@@ -49,7 +49,8 @@ class Curve:
     dash: int = 0
 
 
-def _figure(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+def new_figure(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """pyplot's figure and axes, drawn without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,12 +59,13 @@ def _figure(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
     return plt.subplots(*args, **kwargs)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes the figure as PNG, at once or not at all, and closes it."""
     from matplotlib import pyplot as plt
 
     try:
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", bbox_inches="tight")
+            figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
     finally:
         plt.close(figure)
 
@@ -99,7 +101,7 @@ def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, confidence: 
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     with rc_context(STYLE):
-        figure, axes = _figure(1, 2, figsize=(12, 5.2), sharey=True, layout="constrained")
+        figure, axes = new_figure(1, 2, figsize=(12, 5.2), sharey=True, layout="constrained")
         final = _band(curves[0].errors, confidence)[0][-1]
         floor = final
         for curve, look in zip(curves, _looks(curves), strict=True):
@@ -123,7 +125,7 @@ def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, confidence: 
         figure.suptitle(
             f"{title}\n{band}a warm start counts on from the end of the basic network's training", fontsize=12
         )
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit]]], path: Path) -> None:
@@ -140,7 +142,7 @@ def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit
     regions, dots = ListedColormap(["#CFE5F3", "#FBE3C0"]), ("#0072B2", "#D55E00")
     with rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 12}):
         rows = len(results)
-        figure, axes = _figure(rows, 2, figsize=(8, 3.9 * rows), layout="constrained", squeeze=False)
+        figure, axes = new_figure(rows, 2, figsize=(8, 3.9 * rows), layout="constrained", squeeze=False)
         for row, (task, fits) in zip(axes, results.items(), strict=True):
             for ax, (kind, (points, target, fit)) in zip(row, fits.items(), strict=True):
                 low, high = points.min(0).values - 0.5, points.max(0).values + 0.5
@@ -155,4 +157,4 @@ def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit
                     ax.scatter(*own.T.numpy(), s=size, c=dots[label], marker=marker, edgecolors="white", linewidths=0.8)
                 ax.set_title(f"{task}, {names[kind]}: {100 * fit.accuracy:.3g} % right")
                 ax.set(aspect="equal", xticks=[], yticks=[])
-        _save(figure, path)
+        save_figure(figure, path)

@@ -1,54 +1,74 @@
-"""One run of a comparison: one method trained with one seed, in whichever process."""
+"""One run: one network trained by one method with one seed, in whichever process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from icnets import checkpoint
-from icnets.convert import convert_
+from icnets.convert import ICConfig, convert_
 from icnets.distill import WeakLogitDistillation
+from icnets.evaluation import networks
+from icnets.evaluation.datasets import make_data
 from icnets.evaluation.measure import agreement, use_threads
-from icnets.evaluation.methods import Method, Settings
-from icnets.timm_models import create_model
-from icnets.training.data import ImageData
+from icnets.evaluation.methods import Network, Training, WeakDistillation
+from icnets.training.callbacks import WeightAverage
 from icnets.training.fit import fit
 from icnets.training.network import calibration_batches
 from icnets.training.quiet import silence
 from icnets.training.task import ClassificationTask
 
-__all__ = ["Epoch", "Job", "Run", "build", "image_data", "train", "warm_up"]
+__all__ = ["Epoch", "Job", "Run", "build", "distillation", "error_percent", "train", "warm_up"]
 
 _SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a process needs to train ``method`` with ``seed``. ``data``: ImageData's arguments."""
+    """Everything that a process needs for one run.
 
-    settings: Settings
-    data: dict[str, Any]
-    method: Method
+    Args:
+        method: name of the method, for the record.
+        seed: of the split, the initial weights and the order of the images.
+        data: arguments of :func:`icnets.evaluation.datasets.make_data`, without the seed.
+        network: the network, before any conversion.
+        training: how it is trained.
+        basic: the basic network, where it is needed as a start or a teacher.
+        ic: how the network is converted; nothing: it isn't.
+        wld: weak logit distillation; goes with ``teacher``.
+        start: checkpoint of the trained basic network to start from; nothing: from scratch.
+        teacher: checkpoint of the trained basic network that teaches.
+        keep: where the trained network is saved; nothing: nowhere.
+        threads: of torch.
+        accelerator: cpu, gpu or auto.
+        cache: folder for what the data set would otherwise make anew in each run.
+    """
+
+    method: str
     seed: int
+    data: dict[str, Any]
+    network: Network
+    training: Training
+    basic: Network
+    ic: ICConfig | None = None
+    wld: WeakDistillation | None = None
+    start: Path | None = None
+    teacher: Path | None = None
+    keep: Path | None = None
+    threads: int = 1
+    accelerator: str = "cpu"
+    cache: Path | None = None
 
     @property
-    def epochs(self) -> int:
-        training = self.settings.training
-        return training.extra_epochs if self.method.start == "basic" else training.epochs
-
-    @property
-    def path(self) -> Path:
-        return self.path_of(self.method)
-
-    def path_of(self, method: Method) -> Path:
-        """Where the trained network of ``method`` with this seed is kept."""
-        words = "".join(c if c.isalnum() else " " for c in method.name.lower().replace("+", " plus ")).split()
-        return self.settings.out / "checkpoints" / f"{'-'.join(words)}-seed{self.seed}.safetensors"
+    def needs(self) -> set[Path]:
+        """Checkpoints that must be there before the job begins."""
+        return {path for path in (self.start, self.teacher) if path is not None}
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,8 @@ class Run:
     """What came of a job. ``error`` is on the test images after the last epoch, whichever epoch was the best.
 
     ``start_error`` (validation, per cent) and ``agreement`` with the basic network's answers (test images, in [0, 1])
-    are those before the first step, for a start from the basic network only.
+    are those before the first step, for a start from the basic network only. ``test`` has all figures of the test
+    images: error (per cent), loss (nats), with two classes auc (area under the ROC curve, in [0, 1]).
     """
 
     method: str
@@ -77,6 +98,7 @@ class Run:
     start_error: float | None
     agreement: float | None
     checkpoint: str | None
+    test: dict[str, float]
 
     @property
     def last_error(self) -> float:
@@ -90,23 +112,12 @@ class Run:
         return next(((e.epoch, e.seconds) for e in self.history if e.val_error <= limit), None)
 
 
-def image_data(arguments: dict[str, Any], seed: int) -> ImageData:
-    """The images, found and checked; raises ValueError where they can't be used."""
-    data = ImageData(**arguments, seed=seed)
-    data.setup()
-    return data
-
-
-def build(
-    settings: Settings, method: Method, data: ImageData, seed: int, trained: nn.Module | None = None
-) -> tuple[nn.Module, float | None, float | None]:
-    """The method's network before its first step.
+def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Module, float | None, float | None]:
+    """The job's network before its first step.
 
     Args:
-        settings: name the basic network.
-        method: what to build.
+        job: says what to build; jobs with the same network and seed start from the same weights.
         data: gives classes, channels and the batches that a warm start is calibrated on.
-        seed: of the initial weights: methods with the same network start from the same ones.
         trained: the trained basic network, to start from.
 
     Returns:
@@ -114,111 +125,128 @@ def build(
         images as well.
 
     Raises:
-        ValueError: timm has no such network, or it doesn't take its options or the images.
+        ValueError: there is no such network, or it doesn't take its options or the images.
     """
-    basic = method.network is None
-    name = settings.network.name if method.network is None else method.network
-    options = settings.network.options if method.options is None else method.options
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(job.seed)
         try:
-            model = create_model(name, ic=None, num_classes=data.num_classes, in_chans=data.in_chans, **options)
+            model = networks.create(job.network, num_classes=data.num_classes, in_chans=data.in_chans)
         except (TypeError, AssertionError) as error:
-            where = "network.options" if basic and method.options is None else f"the options of {method.name!r}"
-            raise ValueError(f"{name} doesn't take {where}: {error}") from error
+            raise ValueError(f"{job.network.name} doesn't take the options of {job.method!r}: {error}") from error
     if trained is not None:
         model.load_state_dict(trained.state_dict())
-    if method.ic is not None:
-        convert_(model, method.ic, optimizers=(), calibration_data=calibration_batches(data))
+    if job.ic is not None:
+        convert_(model, job.ic, optimizers=(), calibration_data=calibration_batches(data))
     if trained is None:
         return model, None, None
     return model, error_percent(model, data.val_dataloader()), agreement(trained, model, data.test_dataloader())
 
 
 @torch.no_grad()
-def error_percent(model: nn.Module, loader: Any) -> float:
-    """Share of images, in per cent, to which the network doesn't give its own class first; in eval mode."""
+def _answers(model: nn.Module, loader: Any) -> tuple[Tensor, Tensor]:
     training = model.training
     model.eval()
-    wrong = total = 0
-    for x, target in loader:
-        wrong += int((model(x).argmax(1) != target).sum())
-        total += len(target)
+    pairs = [(model(x), target) for x, target in loader]
     model.train(training)
-    return 100 * wrong / total
+    return torch.cat([logits for logits, _ in pairs]), torch.cat([target for _, target in pairs])
+
+
+def _error(logits: Tensor, target: Tensor) -> float:
+    return 100 * int((logits.argmax(1) != target).sum()) / len(target)
+
+
+def error_percent(model: nn.Module, loader: Any) -> float:
+    """Share of images, in per cent, to which the network doesn't give its own class first; in eval mode."""
+    return _error(*_answers(model, loader))
+
+
+def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
+    logits, target = _answers(model, loader)
+    figures = {"error": _error(logits, target), "loss": round(float(F.cross_entropy(logits, target)), 6)}
+    if logits.shape[1] == 2:
+        from torchmetrics.functional.classification import binary_auroc
+
+        figures["auc"] = round(float(binary_auroc(logits[:, 1] - logits[:, 0], target)), 6)
+    return figures
+
+
+def _load(path: Path | None, job: Job, data: Any) -> nn.Module | None:
+    if path is None:
+        return None
+    model = networks.create(job.basic, num_classes=data.num_classes, in_chans=data.in_chans)
+    return checkpoint.load(path, model)
 
 
 def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
-    """Trains one method with one seed and saves its network; ``tick`` is called after every epoch.
+    """Trains one network and, where the job says so, saves it; ``tick`` is called after every epoch.
 
-    A method that needs the trained basic network reads its checkpoint, which must be there already.
+    The checkpoints that the job needs must be there already.
     """
-    with use_threads(job.settings.threads), silence():
-        data = image_data(job.data, job.seed)
-        basic = None
-        if job.method.start == "basic" or job.method.wld:
-            basic = checkpoint.load(job.path_of(job.settings.methods[0]))
-        start = basic if job.method.start == "basic" else None
-        model, start_error, agreed = build(job.settings, job.method, data, job.seed, start)
-        history = _fit(job, model, data, basic if job.method.wld else None, tick)
+    with use_threads(job.threads), silence():
+        data = make_data(job.data, job.seed, job.cache)
+        basic = _load(job.start, job, data)
+        model, start_error, agreed = build(job, data, basic)
+        history = _fit(job, model, data, basic if job.teacher == job.start else _load(job.teacher, job, data), tick)
         model.cpu()
-        is_basic = job.method == job.settings.methods[0]
-        keep = is_basic or job.settings.save_checkpoints
-        if keep:
-            notes = {"method": job.method.name, "seed": str(job.seed), "classes": ",".join(data.class_names)}
-            checkpoint.save(model, job.path, metadata=notes)
+        if job.keep is not None:
+            notes = {"method": job.method, "seed": str(job.seed), "classes": ",".join(data.class_names)}
+            checkpoint.save(model, job.keep, metadata=notes)
+        figures = _figures(model, data.test_dataloader())
         return Run(
-            method=job.method.name,
+            method=job.method,
             seed=job.seed,
-            error=error_percent(model, data.test_dataloader()),
+            error=figures["error"],
             seconds=history[-1].seconds,
             history=history,
             start_error=start_error,
             agreement=agreed,
-            checkpoint=str(job.path) if keep else None,
+            checkpoint=None if job.keep is None else str(job.keep),
+            test=figures,
         )
 
 
-def distillation(settings: Settings) -> WeakLogitDistillation:
-    """The loss of methods with ``wld``; raises ValueError for a temperature or schedule out of its range."""
-    smoothing = settings.training.label_smoothing
-    wld = settings.wld
-    return WeakLogitDistillation(temperature=wld.temperature, schedule=wld.schedule, label_smoothing=smoothing)
+def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitDistillation | None:
+    """The loss of a method; raises ValueError for a temperature or schedule out of its range."""
+    if wld is None:
+        return None
+    options = {k: v for k, v in asdict(wld).items() if k != "schedule"}
+    return WeakLogitDistillation(schedule=wld.schedule, label_smoothing=training.label_smoothing, **options)
 
 
 def warm_up(job: Job) -> None:
     """Two steps that nobody keeps: what a process does only once isn't to count for whichever method comes first."""
-    with use_threads(job.settings.threads), silence():
-        data = image_data(job.data, job.seed)
-        model = build(job.settings, job.method, data, job.seed)[0]
-        _fit(job, model, data, None, limits={"limit_train_batches": 2, "limit_val_batches": 1, "max_epochs": 1})
+    with use_threads(job.threads), silence():
+        data = make_data(job.data, job.seed, job.cache)
+        limits = {"limit_train_batches": 2, "limit_val_batches": 1, "max_epochs": 1}
+        _fit(job, build(job, data)[0], data, None, limits=limits)
 
 
 def _fit(
     job: Job,
     model: nn.Module,
-    data: ImageData,
+    data: Any,
     teacher: nn.Module | None,
     tick: Callable[[], None] = lambda: None,
     limits: dict[str, Any] | None = None,
 ) -> list[Epoch]:
-    training, warm = job.settings.training, job.method.start == "basic"
-    loss = None if teacher is None else distillation(job.settings)
+    training = job.training
     torch.manual_seed(job.seed)  # for dropout and stochastic depth
     task = ClassificationTask(
         model,
         data.num_classes,
         data.in_chans,
         teacher=teacher,
-        distillation=loss,
-        lr=training.extra_lr if warm else training.lr,
+        distillation=None if teacher is None else distillation(job.wld, training),
+        optimizer=training.optimizer,  # type: ignore[arg-type]  # checked by Training
+        lr=training.lr,
         weight_decay=training.weight_decay,
-        schedule="cosine",
+        schedule=training.schedule,  # type: ignore[arg-type]
         warmup=training.warmup,
         label_smoothing=training.label_smoothing,
     )
-    limits = limits or {"max_epochs": job.epochs}
-    history = fit(task, data, accelerator=job.settings.accelerator, tick=tick, **limits)
+    limits = limits or {"max_epochs": training.epochs}
+    average = [] if training.ema is None else [WeightAverage(training.ema)]
+    history = fit(task, data, *average, accelerator=job.accelerator, tick=tick, **limits)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
         for row in history

@@ -1,4 +1,4 @@
-"""Means with Student's t intervals, and differences paired by seed. Standard library only."""
+"""Means with Student's t intervals, differences paired by seed, Holm's correction. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Interval", "paired_difference", "t_interval", "t_quantile"]
+__all__ = ["Interval", "holm", "paired_difference", "paired_p", "t_interval", "t_quantile"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,15 @@ def t_quantile(confidence: float, df: int) -> float:
     return (low + high) / 2
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float = 0.0) -> Interval:
     """Mean of ``values`` with Student's t interval, which takes them for independent draws of a normal distribution.
+
+    Args:
+        values: at least one.
+        confidence: of the interval.
+        overlap: test over training examples where the values come from the folds of a cross-validation, whose training
+            sets overlap: 1 / (k - 1) for k folds. The variance of the mean is then taken as s² (1/n + overlap)
+            (Nadeau and Bengio, "Inference for the Generalization Error", 2003). 0 for independent values.
 
     Raises ValueError for no values at all, or a value that isn't finite.
     """
@@ -81,15 +88,47 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Interval(mean, None, None, 1, confidence)
-    half = t_quantile(confidence, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    half = t_quantile(confidence, n - 1) * statistics.stdev(values) * math.sqrt(1 / n + overlap)
     return Interval(mean, mean - half, mean + half, n, confidence)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Interval of the mean of ``a[i] - b[i]``, where entry i of both was measured under seed i.
-
-    Raises ValueError for different lengths.
-    """
+def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} values and b has {len(b)}; pairs need one of each per seed")
-    return t_interval([x - y for x, y in zip(a, b, strict=True)], confidence)
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, overlap: float = 0.0
+) -> Interval:
+    """Interval of the mean of ``a[i] - b[i]``, where entry i of both was measured under seed i.
+
+    ``overlap`` as for :func:`t_interval`. Raises ValueError for different lengths.
+    """
+    return t_interval(_differences(a, b), confidence, overlap)
+
+
+def paired_p(a: Sequence[float], b: Sequence[float], overlap: float = 0.0) -> float | None:
+    """Two-sided p of the paired t test of equal means; None for a single pair.
+
+    ``overlap`` as for :func:`t_interval`. Raises ValueError for different lengths or no pairs.
+    """
+    differences = _differences(a, b)
+    mean = t_interval(differences).mean
+    if len(differences) == 1:
+        return None
+    spread = statistics.stdev(differences) * math.sqrt(1 / len(differences) + overlap)
+    if spread == 0:
+        return 1.0 if mean == 0 else 0.0
+    return max(0.0, 1 - _central_probability(abs(mean) / spread, len(differences) - 1))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """p values after Holm's step-down correction for as many tests as there are; None stays None and isn't counted."""
+    order = sorted((i for i, p in enumerate(values) if p is not None), key=lambda i: values[i] or 0.0)
+    result: list[float | None] = [None] * len(values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * (values[i] or 0.0)))
+        result[i] = largest
+    return result

@@ -9,12 +9,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from icnets import checkpoint
 from icnets.files import atomic_write
 
-__all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightsExport", "progress_bar"]
+__all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightAverage", "WeightsExport", "progress_bar"]
 
 
 class _Stopwatch(Callback):
@@ -183,6 +184,63 @@ class WeightsExport(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+class WeightAverage(Callback):
+    """A running average of weights and buffers (EMA), which is validated, and is the network when training ends.
+
+    timm's ``ModelEmaV3``, whose decay rises from 0 with the steps, so that the start is forgotten. A checkpoint in
+    between holds the weights as trained, and the average in this callback's state.
+
+    Args:
+        decay: of the average per step, in (0, 1).
+
+    Raises:
+        ValueError: the decay is not in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay}; it must lie between 0 and 1, such as 0.999")
+        self.decay = decay
+        self._average: ModelEmaV3 | None = None
+        self._resumed: dict[str, Tensor] | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._average = ModelEmaV3(_network(pl_module), decay=self.decay, use_warmup=True)
+        if self._resumed is not None:
+            self._average.module.load_state_dict(self._resumed)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._average is not None
+        self._average.update(_network(pl_module), step=trainer.global_step)
+
+    def _swap(self, pl_module: L.LightningModule) -> None:
+        assert self._average is not None
+        own, average = _network(pl_module).state_dict(), self._average.module.state_dict()
+        for name, value in own.items():
+            kept = value.clone()
+            value.copy_(average[name])
+            average[name].copy_(kept)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._swap(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._swap(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._average is None else {"average": self._average.module.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict.get("average")
 
 
 def _network(module: L.LightningModule) -> Any:

@@ -149,21 +149,31 @@ class _Images(Dataset[Batch]):
         """Images (N, C, H, W), float32, normalised; targets (N,) int64, or (N, classes) float32 where mixed."""
         pairs = [(0, key) if isinstance(key, int) else key for key in keys]
         epoch, indices = pairs[0][0], [index for _, index in pairs]
-        x, target = torch.stack(self.read(epoch, indices)), self.targets[indices]
+        x, target = self.read(epoch, indices), self.targets[indices]
         if self.mix is None:
             return x, target
         with _seeded(self.seed, epoch, indices[0], 1):
             x, target = self.mix(x, target)
         return x, target.float()
 
-    def read(self, epoch: int, indices: list[int]) -> list[Tensor]:
+    def read(self, epoch: int, indices: list[int]) -> Tensor:
+        """The images (N, C, ...) of one epoch, augmented."""
         raise NotImplementedError
 
 
 class TensorImages(_Images):
-    """Images (N, C, H, W) that are in memory, each shifted at random by up to ``shift`` pixels along both axes.
+    """Images (N, C, H, W), or signals (N, C, L), that are in memory.
 
-    ``fill`` (C,) moves in: the background's value, which is what zero becomes by the normalisation.
+    Args:
+        images: of any dtype; ``transform`` and ``finish`` say what becomes of it.
+        targets: class indices.
+        shift: images are shifted at random by up to so many pixels along both axes.
+        fill: per channel, what moves in: the background's value; nothing: 0.
+        flips: axes along which images are flipped at random, such as -1 for left and right.
+        transform: of one image (C, ...), drawing from torch's random numbers, before it is shifted and flipped.
+        finish: of a whole batch, at the end, such as the normalisation.
+        seed: of everything random.
+        mix: mixes a batch.
     """
 
     def __init__(
@@ -172,28 +182,43 @@ class TensorImages(_Images):
         targets: Sequence[int],
         *,
         shift: int = 0,
-        fill: Sequence[float],
+        fill: Sequence[float] | None = None,
+        flips: Sequence[int] = (),
+        transform: Callable[[Tensor], Tensor] | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         mix: Callable[[Tensor, Tensor], Batch] | None = None,
     ) -> None:
         super().__init__(targets, seed, mix)
         self.images = images
-        self.shift = shift
-        background = torch.tensor(list(fill), dtype=images.dtype).view(1, -1, 1, 1)
-        self.padded = F.pad(images - background, (shift,) * 4) + background
+        self.shift, self.flips = shift, tuple(flips)
+        self.transform, self.finish = transform, finish
+        values = [0.0] * images.shape[1] if fill is None else list(fill)
+        self.background = torch.tensor(values, dtype=images.dtype).view(1, -1, *[1] * (images.dim() - 2))
 
-    def read(self, epoch: int, indices: list[int]) -> list[Tensor]:
-        if self.shift == 0:
-            return list(self.images[indices])
+    def read(self, epoch: int, indices: list[int]) -> Tensor:
+        x = self.images[indices]
+        if self.transform is not None:
+            with _seeded(self.seed, epoch, indices[0], 2):
+                x = torch.stack([self.transform(image) for image in x])
+        if self.shift:
+            x = self._shifted(x, epoch, indices)
+        if self.flips:
+            table = np.random.default_rng((self.seed, epoch, 3)).random((len(self), len(self.flips)))[indices] < 0.5
+            for axis, flip in zip(self.flips, torch.from_numpy(table).T, strict=True):
+                x = torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(axis), x)
+        return x if self.finish is None else self.finish(x)
+
+    def _shifted(self, x: Tensor, epoch: int, indices: list[int]) -> Tensor:
         # One table for the epoch: a draw then depends on neither the batch nor the worker.
         rng = np.random.default_rng((self.seed, epoch))
         table = torch.from_numpy(rng.integers(0, 2 * self.shift + 1, size=(len(self), 2)))[indices]
-        height, width = self.images.shape[-2:]
+        height, width = x.shape[-2:]
+        padded = F.pad(x - self.background, (self.shift,) * 4) + self.background
         rows = (table[:, 0, None] + torch.arange(height))[:, None, :, None]
         columns = (table[:, 1, None] + torch.arange(width))[:, None, None, :]
-        sample = torch.tensor(indices)[:, None, None, None]
-        channel = torch.arange(self.images.shape[1])[None, :, None, None]
-        return list(self.padded[sample, channel, rows, columns])
+        channel = torch.arange(x.shape[1])[None, :, None, None]
+        return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
 
 
 class FolderImages(_Images):
@@ -217,8 +242,8 @@ class FolderImages(_Images):
         self.transform = transform
         self.in_chans = in_chans
 
-    def read(self, epoch: int, indices: list[int]) -> list[Tensor]:
-        return [self._read_one(epoch, index) for index in indices]
+    def read(self, epoch: int, indices: list[int]) -> Tensor:
+        return torch.stack([self._read_one(epoch, index) for index in indices])
 
     def _read_one(self, epoch: int, index: int) -> Tensor:
         path = self.paths[index]

@@ -1,0 +1,166 @@
+"""Writes docs/evidence.md and its figures from the lines in benchmarks/results/studies, and from nothing else.
+
+python benchmarks/evidence.py            # or: make evidence
+python benchmarks/evidence.py --check    # say whether the page is what the lines give
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from icnets.evaluation.study import lines
+from icnets.evaluation.study.evidence import Question, page
+from icnets.evaluation.study.results import Cell, Results
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = ROOT / "benchmarks" / "results" / "studies"
+PAGE = ROOT / "docs" / "evidence.md"
+IMAGES = ROOT / "docs" / "images"
+ORDER = ("mnist1d", "glyphs", "solar")  # whatever else there is comes behind
+
+CONTROL = Cell("no collision term")
+PEERS = ("basic, wider", "basic, deeper", "SE", "ECA", "CBAM", "LeakyReLU before BN", "PReLU before BN")
+FORMS = ("IC", "IC, k×k only", "IC, without b1", "IC, sum", "IC, mean", "IC, sum, w' = 1")
+FAST = ("scratch", "WLD", "WLD, constant", "start gain", "start calibrate")
+SCHEDULES = (
+    *("scratch", "WLD", "WLD, constant", "WLD, cosine", "WLD, off at 20 %", "WLD, off at 50 %"),
+    *("WLD, surpass-stop", "WLD, weight 0.3", "WLD, weight 3", "WLD, T = 2"),
+)
+TEACHERS = ("WLD", "WLD, teacher at 50 %", "WLD, teacher at 25 %")
+GAIN = ("start gain", "start gain, lr 0.02", "start gain + WLD", "start gain + WLD, lr 0.02")
+WARM = (*GAIN, *(name.replace("gain", "calibrate") for name in GAIN))
+BUDGETS = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+QUESTIONS = (
+    Question(
+        "Does the unit help?",
+        [Cell(name) for name in ("basic", "basic, wider", CONTROL.network, "IC")],
+        against=(None, CONTROL, Cell("basic, wider")),
+        subjects=[Cell("IC")],
+        note="The same network with plain convolutions, with IC units, and with IC units without their collision term "
+        "(w′ = 0, b₁ learned): what the last two share is a bend in every filter, and only IC has the sum s. `basic, "
+        "wider` is as wide as its training step takes about IC's time.",
+    ),
+    Question(
+        "What else would the same cost buy?",
+        [Cell(name) for name in ("basic", *PEERS, CONTROL.network, "IC")],
+        costs=True,
+        figure="evidence-networks",
+    ),
+    Question(
+        "Which form of the unit?",
+        [Cell(name) for name in FORMS],
+        against=(None, Cell("IC")),
+        note="`IC` converts every convolution, with b₁, and learns w′ from 0 in units of 1/√n. `sum` is the paper's "
+        "scale, `mean` that of s/n.",
+    ),
+    Question(
+        "Does distillation from the basic network make training faster?",
+        [Cell(network, method, budget=b) for network in ("basic", "IC") for method in FAST for b in BUDGETS],
+        budgets=True,
+        figure="evidence-budgets",
+        note="Each budget is a training of its own, with its learning rate brought down to 0 at its end. The teacher "
+        "is the basic network with its whole budget, whose own seconds are not counted; `basic` under the same "
+        "distillation is the control that separates distillation from the unit.",
+    ),
+    Question(
+        "Does IC gain more from distillation than the basic network?",
+        [
+            Cell(network, method)
+            for network in ("basic", "IC")
+            for method in ("scratch", "WLD", "start calibrate, lr 0.02")
+        ],
+        against=(None, Cell("basic", "WLD"), Cell("basic", "start calibrate, lr 0.02")),
+        subjects=[Cell("IC", "WLD"), Cell("IC", "start calibrate, lr 0.02")],
+    ),
+    Question(
+        "Which distillation?",
+        [Cell("IC", method, budget=0.25) for method in SCHEDULES],
+        against=(Cell("IC", "WLD", budget=0.25),),
+        note="At a quarter of the epochs, where it matters. `WLD` is held for 40 % of training and then follows a "
+        "cosine to 0, with weight 1 and T = 4; the others differ from it in what their names say.",
+    ),
+    Question(
+        "How well must the teacher be trained?",
+        [Cell("IC", method, budget=0.25) for method in TEACHERS],
+        against=(Cell("IC", "WLD", budget=0.25),),
+        note="A teacher at 25 % is the basic network with a quarter of the epochs.",
+    ),
+    Question(
+        "Which warm start?",
+        [Cell(network, method, budget=0.25) for network in ("basic", "IC") for method in WARM],
+        against=(Cell("basic", "start gain", budget=0.25), Cell("IC", "start calibrate", budget=0.25)),
+        note="Every row starts from the trained basic network and trains for a quarter of its epochs more; the basic "
+        "network trained on is the control.",
+    ),
+    Question(
+        "And under a strong recipe?",
+        [Cell(name, recipe="strong") for name in ("basic", "basic, wider", "SE", CONTROL.network, "IC")]
+        + [Cell(name, "WLD", "strong") for name in ("basic", "IC")],
+        against=(None, Cell(CONTROL.network, recipe="strong")),
+        note="AdamW, mixup, label smoothing and an average of the weights (and RandAugment for images).",
+    ),
+)
+
+START = """\
+# Does it help? The evidence
+
+<!-- Written by benchmarks/evidence.py from benchmarks/results/studies/*.jsonl; don't edit: make evidence. -->
+
+Every number here comes from lines in `benchmarks/results/studies`, one for each training. A seed decides the data's
+draw or fold, the initial weights and the order of the examples; differences are paired by seed. An answer is read off
+the table by a rule: *better* or *worse* means p < 0.05 by the paired t test after Holm's correction for all rows that
+are compared with the same reference, *not distinguishable* everything else.
+"""
+
+END = """\
+## What the paper claims, and what is measured here
+
+| the paper | here |
+|---|---|
+| IC-ResNet-50 on ImageNet: top-1 error 22.38 % → 21.75 % | not measured: no ImageNet here, small networks only |
+| equal to ResNet-101 at nearly half the FLOPs | `basic, deeper` in the tables above, with its measured time |
+| distillation from the basic network speeds training up | the budgets above, beside the same for the basic network |
+
+## How to repeat it
+
+    make evidence                                            # this page, from the lines
+    icnets study --config recipes/studies/mnist1d.yaml       # lines for MNIST-1D; goes on where it was stopped
+    icnets study --config recipes/studies/solar.yaml         # for the solar cells
+    icnets study --config recipes/studies/glyphs.yaml        # for the glyphs; the file says where fonts come from
+
+They need `pip install 'icnets[study]'`. The same studies of CIFAR, Imagenette and ImageNet are in `recipes/studies`.
+"""
+
+
+def _size(study: Results) -> str:
+    header = study.header
+    sizes, runs = header["sizes"], sum(len(own) for own in study.runs.values())
+    hours = sum(sum(study.values(cell, "seconds").values()) for cell in study.runs) / 3600
+    versions = f"torch {header['versions']['torch']}, {'GPU' if header['machine']['cuda'] else 'CPU'}"
+    return (
+        f"- **{study.name}**: {header['classes']} classes, {sizes['train']:,} training, {sizes['val']:,} validation "
+        f"and {sizes['test']:,} test examples; {runs} trainings in {hours:.1f} hours of one process; {versions}."
+    )
+
+
+def evidence(folder: Path, images: Path) -> str:
+    """The page for the lines in ``folder``; writes the figures to ``images``."""
+    found = {study.name: study for study in (Results(lines.read(path)) for path in sorted(folder.glob("*.jsonl")))}
+    studies = sorted(found.values(), key=lambda s: (ORDER.index(s.name) if s.name in ORDER else len(ORDER), s.name))
+    sizes = "\n".join(_size(study) for study in studies) or "No study has been run yet."
+    return f"{START}\n{sizes}\n\n{page(studies, QUESTIONS, images, 'images')}\n{END}"
+
+
+def main(argv: list[str]) -> int:
+    if argv == ["--check"]:
+        with tempfile.TemporaryDirectory() as images:
+            same = evidence(LINES, Path(images)) == PAGE.read_text(encoding="utf-8")
+        print("docs/evidence.md is what the lines give" if same else "docs/evidence.md is out of date: make evidence")
+        return int(not same)
+    PAGE.write_text(evidence(LINES, IMAGES), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
