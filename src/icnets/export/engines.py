@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from icnets.export import to_onnx, to_openvino, to_torch
@@ -24,6 +24,7 @@ class Engine:
     ``suffix``: of its file. ``packages``: what writing and reading import; the first is the engine that runs it.
     ``write(program, path, notes)``, ``read(path)``, ``quantize(source, target, images, notes)``; ``check()`` raises
     ValueError for what else is missing on this machine. ``companions``: suffixes of files that belong to it.
+    ``lower(network)`` rewrites a deployed network, in place, into what the engine runs fastest in float32.
     """
 
     suffix: str
@@ -34,6 +35,7 @@ class Engine:
     quantize_packages: tuple[str, ...] = ()
     check: Callable[[], None] | None = None
     companions: tuple[str, ...] = ()
+    lower: Callable[[nn.Module], nn.Module] = lambda network: network
 
     @property
     def name(self) -> str:
@@ -48,6 +50,7 @@ ENGINES = {
         to_onnx.write,
         to_onnx.read,
         quantize=to_onnx.quantize,
+        lower=to_onnx.lower,
     ),
     "openvino": Engine(
         ".xml",
@@ -57,6 +60,7 @@ ENGINES = {
         quantize=to_openvino.quantize,
         quantize_packages=("nncf",),
         companions=(".bin",),
+        lower=to_openvino.lower,
     ),
     "torch-export": Engine(".pt2", ("torch",), to_torch.write_program, to_torch.read_program),
     "aoti": Engine(

@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from icnets.export import lowering
 from icnets.export.parity import Runner
+from icnets.export.residuals import join_residuals
 
-__all__ = ["annotate", "quantize", "read", "require_standard", "to_proto", "write"]
+__all__ = ["annotate", "lower", "quantize", "read", "require_standard", "to_proto", "write"]
 
 INPUT = "input"
 BATCH = "batch"
+
+
+def lower(network: nn.Module) -> nn.Module:
+    """Rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
+    return lowering.lower_(network, scale_by_convolution=True)
 
 
 def to_proto(program: ExportedProgram) -> Any:
@@ -73,6 +80,7 @@ def write(program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> Non
     import onnx
 
     proto = to_proto(program)
+    join_residuals(proto)
     annotate(proto, notes)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)

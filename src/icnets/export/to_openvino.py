@@ -10,13 +10,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from icnets.export import to_onnx
+from icnets.export import lowering, to_onnx
 from icnets.export.parity import Runner
 
-__all__ = ["quantize", "read", "write"]
+__all__ = ["lower", "quantize", "read", "write"]
+
+
+def lower(network: nn.Module) -> nn.Module:
+    """The rank-one terms as convolutions; a sign is part of the convolution before it."""
+    return lowering.lower_(network, scale_by_convolution=False)
 
 
 def write(program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
