@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from engines import ENGINES
+from icnets.evaluation.rounds import Ratio
 from icnets.evaluation.table import Table
 from networks import FAMILIES, VARIANTS, Family
-from rounds import Ratio
 from rows import Key, Row, latest
 
 __all__ = ["markdown", "tables"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from icnets.evaluation.rounds import interleaved, paired_ratio
 from icnets.layers import IC_LAYERS, ic_parameters
 
 __all__ = [
@@ -149,24 +149,6 @@ def use_threads(number: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _timed(step: Callable[[], Any], calls: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / calls
-
-
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
 def measure_latency(
     models: Mapping[str, nn.Module],
     sample: Tensor,
@@ -178,14 +160,13 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Measured time of each network beside the first one, in interleaved rounds.
 
-    In every round each network runs once, in an order that turns from round to round, so that whatever else the
-    machine does meets them all. Times are medians over rounds; ratios are medians of the rounds' own ratios, with
-    their quartiles.
+    In every round each network runs once, in random order: see :func:`icnets.evaluation.rounds.interleaved`. Times are
+    medians over rounds; ratios are medians of the rounds' own ratios, with their quartiles.
 
     Args:
         models: name to network; the first is what the others are compared with. Modes and buffers are restored.
         sample: one batch ``(N, ...)`` on the networks' device.
-        rounds: at least 1, after two to warm up.
+        rounds: at least 1, after two calls of each to warm up.
         training: time forward and backward of a sum of outputs in train mode, without an optimizer's step; the
             default is the forward pass alone, in eval mode without gradients.
         threads: torch's threads while measuring; None leaves them as they are.
@@ -198,23 +179,15 @@ def measure_latency(
         raise ValueError("models is empty; name at least one network to time")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
-    names, times = list(models), {name: list[float]() for name in models}
     with use_threads(threads) as used:
         steps = {name: _step(copy.deepcopy(model), sample, training) for name, model in models.items()}
-        calls = {}
-        for name, step in steps.items():
-            _timed(step, 1, sample.device)
-            calls[name] = max(1, math.ceil(min_seconds / max(_timed(step, 1, sample.device), 1e-9)))
-        for i in range(rounds):
-            k = i % len(names)
-            for name in names[k:] + names[:k]:
-                times[name].append(_timed(steps[name], calls[name], sample.device))
-    result, n = {}, sample.shape[0]
-    for name in names:
-        ratios = [own / first for own, first in zip(times[name], times[names[0]], strict=True)]
-        low, middle, high = _quartiles(ratios)
-        ms = 1000 * statistics.median(times[name]) / n
-        result[name] = Latency(ms, middle, low, high, rounds, n, used)
+        times = interleaved(steps, rounds, min_seconds, device=sample.device)
+    first, n = next(iter(times.values())), sample.shape[0]
+    result = {}
+    for name, own in times.items():
+        ratio = paired_ratio(own, first)
+        ms = 1000 * statistics.median(own) / n
+        result[name] = Latency(ms, ratio.median, ratio.low, ratio.high, rounds, n, used)
     return result
 
 

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from rounds import Ratio, interleaved, paired_ratio
+from icnets.evaluation.rounds import Ratio, interleaved, paired_ratio
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 15, 30])

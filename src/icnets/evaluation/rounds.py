@@ -12,7 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 __all__ = ["Ratio", "interleaved", "paired_ratio"]
+
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -41,45 +46,56 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], Any]], rounds: int, min_seconds: float = 0.25, seed: int = 0
+    steps: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    min_seconds: float = 0.25,
+    seed: int = 0,
+    device: torch.device = _CPU,
 ) -> dict[str, list[float]]:
     """Seconds that each step takes, in each of ``rounds``.
 
     In every round every step runs once, in random order, so that whatever else the machine does meets them all. A step
     shorter than ``min_seconds`` is called as often as fills them, after one call that isn't timed, which brings its
-    weights back into the caches and lets the threads of the step before it come to rest.
+    weights back into the caches and lets the threads of the step before it come to rest. ``device`` is where the steps
+    compute: a GPU's queue is waited for.
     """
     order, shuffle = list(steps), random.Random(seed).shuffle
     times: dict[str, list[float]] = {name: [] for name in steps}
-    calls = {name: _calls(step, min_seconds) for name, step in steps.items()}
+    calls = {name: _calls(step, min_seconds, device) for name, step in steps.items()}
     with _uncollected():
         for _ in range(rounds):
             shuffle(order)
             for name in order:
                 if calls[name] > 1:
                     steps[name]()
-                times[name].append(_timed(steps[name], calls[name]))
+                times[name].append(_timed(steps[name], calls[name], device))
     return times
 
 
-def _calls(step: Callable[[], Any], min_seconds: float) -> int:
+def _calls(step: Callable[[], Any], min_seconds: float, device: torch.device) -> int:
     step()  # compiles, allocates, tunes
-    return max(1, math.ceil(min_seconds / _timed(step, 1)))
+    return max(1, math.ceil(min_seconds / max(_timed(step, 1, device), 1e-9)))
 
 
-def _timed(step: Callable[[], Any], calls: int) -> float:
+def _timed(step: Callable[[], Any], calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / calls
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Python's garbage collector would stop some steps, and not others."""
+    enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
