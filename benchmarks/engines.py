@@ -116,13 +116,12 @@ def _onnx_runtime(case: Case) -> Step:
 
 
 def _openvino(case: Case) -> Step:
-    """Reads the ONNX file: export's OpenVINO file is that very graph, read and saved, and making both takes twice."""
     os.environ.setdefault("CI", "true")  # or its import reports to its makers
     import openvino
 
     # Without the first, CPUs with bfloat16 compute in it.
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": case.threads}
-    compiled = openvino.Core().compile_model(case.artefact("onnx", ".onnx"), "CPU", options)
+    compiled = openvino.Core().compile_model(case.artefact("openvino", ".xml"), "CPU", options)
     x = case.images().numpy()
     return lambda: compiled(x)
 
