@@ -84,7 +84,7 @@ def export(
     network = _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
-    program = _program(network if int8 else engine.lower(copy.deepcopy(network)), example)
+    program = _program(network if int8 else engine.lower(network), example)
     reference = eager(original)
     tests = _tests(example, evaluation)
     agreed: Agreement | None = None
@@ -190,11 +190,11 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
             f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {first_line(error)}; "
             "give another example_input"
         ) from error
+    network = copy.deepcopy(original)
     if not fuse:
-        return original
+        return network
     from icnets.fuse import fuse_
 
-    network = copy.deepcopy(original)
     try:
         fuse_(network, example)
     except (ValueError, TypeError, RuntimeError) as error:
