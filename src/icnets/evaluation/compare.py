@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import shlex
 import sys
 import time
@@ -20,6 +18,7 @@ import torch
 from icnets.evaluation.boundary import boundary_experiment
 from icnets.evaluation.datasets import make_data
 from icnets.evaluation.grid import run_grid, showing, worker_count
+from icnets.evaluation.machine import machine, require_accelerator, versions
 from icnets.evaluation.measure import count_macs, count_parameters, measure_latency
 from icnets.evaluation.methods import Method, Network, Settings
 from icnets.evaluation.plots import plot_boundaries, plot_curves
@@ -78,19 +77,6 @@ def _plain(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn")
-    return {"icnets": version("icnets"), "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _machine(settings: Settings, workers: int) -> dict[str, Any]:
-    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    own = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cuda": cuda}
-    return {**own, "workers": workers, "threads_per_worker": settings.threads}
 
 
 def _costs(settings: Settings, jobs: Sequence[Job], data: Any) -> dict[str, Cost]:
@@ -166,8 +152,7 @@ def compare(settings: Settings, data: dict[str, Any], command: str = "") -> tupl
         ValueError: images, a network or a setting that can't be used, before anything is trained.
     """
     start = time.monotonic()
-    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"accelerator is {settings.accelerator}, but torch finds no CUDA device; use cpu or auto")
+    require_accelerator(settings.accelerator)
     distillation(settings.wld, settings.training)
     images = make_data(data, settings.seeds[0])
     jobs = _jobs(settings, data)
@@ -233,8 +218,8 @@ def _write_evidence(
             "classes": images.class_names,
             "images": {split: images.size(split) for split in ("train", "val", "test")},
         },
-        "versions": _versions(),
-        "machine": _machine(settings, workers),
+        "versions": versions("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn"),
+        "machine": {**machine(), "workers": workers, "threads_per_worker": settings.threads},
         "methods": [row.to_dict() for row in result],
         "verdicts": verdicts(result),
         "neurons": {

@@ -11,7 +11,16 @@ from icnets.convert import ICConfig
 from icnets.distill import DistillationSchedule
 from icnets.training.network import check_optimization
 
-__all__ = ["ComparedTraining", "Method", "Network", "Settings", "Training", "WeakDistillation", "check_methods"]
+__all__ = [
+    "ComparedTraining",
+    "Method",
+    "Network",
+    "Settings",
+    "Training",
+    "WeakDistillation",
+    "check_methods",
+    "check_resources",
+]
 
 
 @dataclass(frozen=True)
@@ -185,12 +194,17 @@ class Settings:
             raise ValueError(f"seeds are {self.seeds}; give at least one, each once, none negative")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0 and 1, such as 0.95")
-        if self.accelerator not in ("cpu", "gpu", "cuda", "auto"):
-            raise ValueError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu, cuda or auto")
-        for name in ("workers", "threads", "latency_batch", "latency_rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_resources(self, "workers", "threads", "latency_batch", "latency_rounds")
+
+
+def check_resources(settings: Any, *counts: str) -> None:
+    """Raises ValueError for an accelerator that Lightning doesn't know, or one of ``counts`` given and below 1."""
+    if settings.accelerator not in ("cpu", "gpu", "cuda", "auto"):
+        raise ValueError(f"accelerator is {settings.accelerator!r}; it must be cpu, gpu, cuda or auto")
+    for name in counts:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 def check_methods(methods: Sequence[Method]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -11,11 +9,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from icnets.evaluation.arguments import parse
 from icnets.evaluation.datasets import make_data
 from icnets.evaluation.grid import run_grid, showing, worker_count
+from icnets.evaluation.machine import machine, require_accelerator, versions
 from icnets.evaluation.measure import count_macs, count_parameters, measure_latency
 from icnets.evaluation.runs import Job, Run, build, distillation
 from icnets.evaluation.study import lines
@@ -45,8 +42,7 @@ def run_study(study: Study) -> list[lines.Line]:
         ValueError: data, a network or a setting that can't be used, before anything is trained; lines of another study.
     """
     planned = plan(study)
-    if study.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"accelerator is {study.accelerator}, but torch finds no CUDA device; use cpu or auto")
+    require_accelerator(study.accelerator)
     first = planned[0].job
     data = make_data(first.data, first.seed, first.cache)
     networks = _first_jobs(study, planned)
@@ -93,11 +89,6 @@ def _known(study: Study, planned: Sequence[Planned]) -> tuple[dict[str, lines.Li
 
 
 def _header(study: Study, data: Any) -> lines.Line:
-    from importlib.metadata import version
-
-    packages = ("icnets", "torch", "timm", "lightning", "numpy")
-    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    machine = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cuda": cuda}
     return {
         "kind": "study",
         "schema": SCHEMA,
@@ -111,8 +102,8 @@ def _header(study: Study, data: Any) -> lines.Line:
         "methods": [asdict(method) for method in study.methods],
         "recipes": [asdict(recipe) for recipe in study.recipes],
         "threads": study.threads,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "machine": machine,
+        "versions": versions("torch", "timm", "lightning", "numpy"),
+        "machine": machine(),
     }
 
 

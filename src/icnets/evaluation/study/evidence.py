@@ -78,10 +78,10 @@ def _enough(question: Question, study: Results) -> str:
     target = _whole(study, cells)
     seeds = study.common([*cells, target])
     goal = study.interval(target, seeds=seeds).mean
-    kinds = list(dict.fromkeys(Cell(c.network, c.method, c.recipe) for c in cells))
+    kinds = list(dict.fromkeys(c.kind for c in cells))
     sentences = []
     for kind in kinds:
-        own = sorted((c for c in cells if Cell(c.network, c.method, c.recipe) == kind), key=lambda c: c.budget)
+        own = sorted((c for c in cells if c.kind == kind), key=lambda c: c.budget)
         enough = next((c for c in own if study.interval(c, seeds=seeds).mean >= goal), None)
         name = label(kind, kinds)
         if enough is None:
@@ -161,7 +161,7 @@ def _draw(question: Question, shown: Sequence[Results], images: Path) -> bool:
     path = images / f"{question.figure}.png"
     try:
         if question.budgets:
-            kinds = list(dict.fromkeys(Cell(c.network, c.method, c.recipe) for c in question.cells))
+            kinds = list(dict.fromkeys(c.kind for c in question.cells))
             figures.plot_budgets(shown, kinds, path, title=question.title)
         else:
             figures.plot_differences(shown, question.cells, path, title=question.title)
@@ -180,9 +180,10 @@ def failures(studies: Sequence[Results], questions: Sequence[Question]) -> list[
                 continue
             for cell, c in zip(cells, study.family([(cell, study.basic(cell)) for cell in cells]), strict=True):
                 if c is not None and c.clear and c.difference.mean < 0:
-                    name = f"{cell.network}, {cell.method}" if cell.method != "scratch" else cell.network
                     setting = f"{cell.recipe}, {100 * cell.budget:g} % of the epochs"
-                    found[f"- **{study.name}** ({setting}): {name}, {c.difference.format(signed=True)} pp"] = None
+                    found[
+                        f"- **{study.name}** ({setting}): {label(cell, [cell])}, {c.difference.format(signed=True)} pp"
+                    ] = None
     return list(found)
 
 

@@ -103,5 +103,4 @@ def plot_budgets(studies: Sequence[Results], kinds: Sequence[Cell], path: Path, 
 
 def _budgets(study: Results, kind: Cell) -> list[Cell]:
     """The cells of a kind, by rising budget."""
-    alike = [c for c in study.runs if (c.network, c.method, c.recipe) == (kind.network, kind.method, kind.recipe)]
-    return sorted(alike, key=lambda cell: cell.budget)
+    return sorted((cell for cell in study.runs if cell.kind == kind.kind), key=lambda cell: cell.budget)

@@ -23,6 +23,11 @@ class Cell:
     recipe: str = "plain"
     budget: float = 1.0
 
+    @property
+    def kind(self) -> Cell:
+        """What cells of all budgets share: this one with the whole budget."""
+        return replace(self, budget=1.0)
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets.convert import ICConfig
-from icnets.evaluation.methods import Network, Training, WeakDistillation
+from icnets.evaluation.methods import Network, Training, WeakDistillation, check_resources
 
 __all__ = ["Part", "Recipe", "Study", "StudyMethod", "StudyNetwork"]
 
@@ -145,12 +145,7 @@ class Study:
         first = self.networks[0]
         if first.model is None or first.ic is not None or first.before_norm is not None:
             raise ValueError(f"the first network, {first.name!r}, must be the basic one: name, model, options")
-        if self.accelerator not in ("cpu", "gpu", "cuda", "auto"):
-            raise ValueError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu, cuda or auto")
-        for name in ("workers", "threads", "cost_rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_resources(self, "workers", "threads", "cost_rounds")
         for part in self.parts:
             self._check_part(part)
 

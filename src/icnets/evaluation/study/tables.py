@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from icnets.evaluation.study.results import Cell, Comparison, Results
@@ -103,7 +104,7 @@ def budget_table(results: Results, cells: Sequence[Cell], target: Cell, title: s
     Bold is what is at ``target``'s mean or above.
     """
     cells = [c for c in cells if c in results.runs]
-    kinds = list(dict.fromkeys(Cell(c.network, c.method, c.recipe) for c in cells))
+    kinds = list(dict.fromkeys(c.kind for c in cells))
     budgets = sorted({c.budget for c in cells})
     seeds = results.common([*cells, target])
     goal = results.interval(target, seeds=seeds).mean
@@ -111,7 +112,7 @@ def budget_table(results: Results, cells: Sequence[Cell], target: Cell, title: s
     for kind in kinds:
         row = [label(kind, kinds)]
         for budget in budgets:
-            cell = Cell(kind.network, kind.method, kind.recipe, budget)
+            cell = replace(kind, budget=budget)
             if cell not in results.runs:
                 row.append("")
                 continue

@@ -1,0 +1,29 @@
+"""Where and with what something was measured, for the record; and whether it can be done here."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+__all__ = ["machine", "require_accelerator", "versions"]
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of icnets, Python and these packages."""
+    return {"icnets": version("icnets"), "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def machine() -> dict[str, Any]:
+    """System, processor, number of cores, and the name of the CUDA device or None."""
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cuda": cuda}
+
+
+def require_accelerator(accelerator: str) -> None:
+    """Raises ValueError where a GPU is asked for, by Lightning's name, and there is none."""
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"accelerator is {accelerator}, but torch finds no CUDA device; use cpu or auto")
