@@ -178,5 +178,4 @@ def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
 torch.fx.wrap("receptive_field_sum")
-torch.fx.wrap("receptive_field_mean")
 torch.fx.wrap("linear_sum")

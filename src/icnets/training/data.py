@@ -18,6 +18,7 @@ from icnets.training.images import (
     FolderImages,
     Listing,
     TensorImages,
+    as_is,
     find_images,
     require_readable,
     take,
@@ -304,7 +305,7 @@ class ImageData(L.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_is,
+            collate_fn=as_is,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -334,11 +335,6 @@ class ImageData(L.LightningDataModule):
         return (
             [str(p) for p in images.paths] if isinstance(images, FolderImages) else [str(i) for i in range(len(images))]
         )
-
-
-def _as_is(batch: Any) -> Any:
-    """The images come as a batch already."""
-    return batch
 
 
 def _subset(listing: Listing, indices: Sequence[int]) -> Listing:

@@ -22,7 +22,16 @@ from torch.utils.data import Dataset, Sampler
 
 from icnets.messages import few
 
-__all__ = ["EpochShuffle", "FolderImages", "Listing", "TensorImages", "find_images", "require_readable", "take"]
+__all__ = [
+    "EpochShuffle",
+    "FolderImages",
+    "Listing",
+    "TensorImages",
+    "as_is",
+    "find_images",
+    "require_readable",
+    "take",
+]
 
 Key = tuple[int, int]  # (epoch, index of the image)
 Batch = tuple[Tensor, Tensor]
@@ -159,6 +168,11 @@ class _Images(Dataset[Batch]):
     def read(self, epoch: int, indices: list[int]) -> Tensor:
         """The images (N, C, ...) of one epoch, augmented."""
         raise NotImplementedError
+
+
+def as_is(batch: Any) -> Any:
+    """For a loader of these: the images come as a batch already."""
+    return batch
 
 
 class TensorImages(_Images):

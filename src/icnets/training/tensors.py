@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from icnets.files import atomic_write
-from icnets.training.images import EpochShuffle, TensorImages
+from icnets.training.images import EpochShuffle, TensorImages, as_is
 
 __all__ = ["Splits", "TensorData", "cached"]
 
@@ -165,7 +165,7 @@ class TensorData(L.LightningDataModule):
         self.setup()
         images = self._sets["train"]
         order = EpochShuffle(len(images), self.seed, self._epoch)
-        return DataLoader(images, self.batch_size, sampler=order, drop_last=True, collate_fn=_as_is)
+        return DataLoader(images, self.batch_size, sampler=order, drop_last=True, collate_fn=as_is)
 
     def _epoch(self) -> int:
         """The epoch that begins: the trainer's; without a trainer, a count of the iterations."""
@@ -174,17 +174,12 @@ class TensorData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches (x, target), not augmented, in a fixed order."""
         self.setup()
-        return DataLoader(self._sets["val"], self.eval_batch_size, collate_fn=_as_is)
+        return DataLoader(self._sets["val"], self.eval_batch_size, collate_fn=as_is)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches (x, target), not augmented, in a fixed order."""
         self.setup()
-        return DataLoader(self._sets["test"], self.eval_batch_size, collate_fn=_as_is)
-
-
-def _as_is(batch: Any) -> Any:
-    """The examples come as a batch already."""
-    return batch
+        return DataLoader(self._sets["test"], self.eval_batch_size, collate_fn=as_is)
 
 
 def _normalized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
