@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from icnets.deploy import FusedICConv1d, FusedICConv2d, FusedICConv3d
 
-__all__ = ["RANK_ONE", "SCALE", "lower_"]
+__all__ = ["RANK_ONE", "lower_"]
 
-# Names of modules, and so parts of their weights' names.
-RANK_ONE, SCALE = "rank_one", "scale"
+RANK_ONE = "rank_one"  # the name of a module, and so part of its weights' names
 
 _KINDS: dict[type[nn.Module], Any] = {FusedICConv1d: nn.Conv1d, FusedICConv2d: nn.Conv2d, FusedICConv3d: nn.Conv3d}
 
