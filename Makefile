@@ -17,6 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): PyTorch and what belongs to it, about 3 GB on Linux, a few minutes the first time"
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	-$(BIN)/icnets build  # needs a C++ compiler; without one, torch's own operators do the same
 	@touch $@
 
 demo: $(VENV)/.installed  ## train basic, IC and IC + WLD networks and compare them; ARGS="--data.root DIR" for your images

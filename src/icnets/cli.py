@@ -95,6 +95,8 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.export.command import main as export
 
         return export(rest)
+    if command == "build":
+        return _build(rest)
     from icnets.training.lightning_cli import run
 
     run([command, *rest])
@@ -110,6 +112,21 @@ def _is_users(error: Exception) -> bool:
     return bool(
         names & {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
     )
+
+
+# icnets build.
+
+
+def _build(rest: list[str]) -> int:
+    parser = Parser(prog="icnets build", allow_abbrev=False)
+    parser.add_argument("--force", action="store_true")
+    args = parser.parse_args(rest)
+
+    from icnets.kernels import native
+
+    there = native.library().is_file() and not args.force
+    print(f"the CPU kernels {'were built already' if there else 'are built'}: {native.build(args.force)}")
+    return 0
 
 
 # icnets convert.

@@ -15,9 +15,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.kernels import eager, passes
+from icnets.kernels import eager, native, passes
 from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
-from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
+from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding, window_size
 
 __all__ = ["FUSED_LAYERS", "FusedICConv1d", "FusedICConv2d", "FusedICConv3d", "FusedICLinear", "deploy_"]
 
@@ -180,20 +180,29 @@ class _FusedConv(_Fused):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
+        zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if zeros and eager.serves_deployed(input, self.weight):
+            return self._native_forward(input)
         s = None
         if self.collision is not None:  # before the convolution: it leaves the input in the cache
             window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))
             s = receptive_field_mean(input, *window, self.groups, self.padding_mode)
         slope, uniform_slope = self.slope, self.uniform_slope
         v = None
-        if slope is None and self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            conv = (self.stride, self.padding, self.dilation, self.groups)
+        if slope is None and zeros:
+            conv = (self.stride, cast("tuple[int, ...]", self.padding), self.dilation, self.groups)
             v = eager.conv_leaky_relu(input, self.weight, self.bias, *conv, uniform_slope)
         if v is None:
             v = self._conv_forward(input, self.weight, self.bias)
         else:
             uniform_slope = 1.0
         return _post(v, s, slope, uniform_slope, self.sign, self.collision, self.offset, len(self.kernel_size))
+
+    def _native_forward(self, input: Tensor) -> Tensor:
+        conv = (self.stride, self.padding, self.dilation, self.groups)
+        mean = 1 / window_size(list(self.kernel_size))
+        post = (self.slope, self.uniform_slope, self.sign, self.collision, mean, self.offset)
+        return cast(Tensor, native.operator("deployed_conv")(input, self.weight, self.bias, *conv, *post))
 
 
 class FusedICConv1d(_FusedConv, nn.Conv1d):

@@ -5,8 +5,9 @@ z - w' s + b1 - b2 = (1 + gain) u, so for a gain above -1 the sign of u, and u i
 off the output. So z overwrites y, and backward needs z, which a batch norm behind the layer keeps anyway, and s, which
 is 1/C of an activation, but neither y nor the branch.
 
-On CPUs the passes run over tiles that fit in the cache: main memory is read and written once. If something overwrites z
-in place before backward (a convolution followed by ``ReLU(inplace=True)`` without a norm), y is computed again.
+On CPUs the passes are one, where :mod:`icnets.kernels.native` was built, and else run over tiles that fit in the cache:
+main memory is read and written once. If something overwrites z in place before backward (a convolution followed by
+``ReLU(inplace=True)`` without a norm), y is computed again.
 
 The environment variable ``ICNETS_FUSED=0`` turns these paths off.
 """
@@ -19,10 +20,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from icnets.kernels import native
 from icnets.kernels.passes import Gradients, collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
 
-__all__ = ["conv_leaky_relu", "ic_conv", "serves", "serves_post"]
+__all__ = ["conv_leaky_relu", "ic_conv", "serves", "serves_deployed", "serves_post"]
 
 _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _DEVICES = ("cpu", "cuda")
@@ -106,6 +108,9 @@ def ic_conv(
         s = window_mean(total, kernel, stride, pairs, dilation)
         z: Tensor = _Collide.apply(y, s, collision, offset, gain, factor, len(kernel))
         return z
+    if native.serves(x, weight):
+        conv = (stride, padding, dilation, groups)
+        return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))
     # The sum first: it leaves x in the cache for the convolution.
     s = window_mean(channel_sum(x, groups, kernel, stride, pairs), kernel, stride, pairs, dilation)
     shift = None
@@ -115,6 +120,13 @@ def ic_conv(
         bias = shift if bias is None else bias + shift
     y = _CONV[len(kernel)](x, weight, bias, stride, padding, dilation, groups)
     return collide_(y, s, collision, factor, offset, gain, shift)
+
+
+def serves_deployed(x: Tensor, weight: Tensor) -> bool:
+    """Whether native.cpp's deployed convolution can take ``x``, batched or not, for a layer padded with zeros."""
+    if not _ENABLED or not native.loaded() or not _plain_mode(x) or x.dim() != weight.dim() or x.numel() == 0:
+        return False
+    return native.serves(x, weight) and not _differentiable(x)
 
 
 def serves_post(v: Tensor, spatial_dims: int) -> bool:

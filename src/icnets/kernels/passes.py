@@ -2,15 +2,18 @@
 
 Activations are ``(N, C, *L)``, dense and contiguous or channels last; sums ``s`` are ``(N, groups, *L)``, vectors
 ``(C,)``. What fits in one tile and has one group takes the shortest way: on small maps each call into torch counts.
+Where :mod:`icnets.kernels.native` serves, it takes a single pass instead.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icnets.kernels import tiles
+from icnets.kernels import native, tiles
 from icnets.kernels.tiles import ChannelSums, GroupSums, Rows
 
 __all__ = ["Gradients", "collide_", "collide_backward", "is_short", "post_"]
@@ -37,6 +40,8 @@ def collide_(
 
     For an offset of ``2 * shift``, y may come with ``shift`` added: a convolution adds it for nothing.
     """
+    if shift is None and native.serves(y, s):
+        return cast(Tensor, native.operator("collide_")(y, s, collision, factor, offset, gain))
     if is_short(y.numel(), y, s.size(1)):
         column = (-1,) + (1,) * (y.dim() - 2)
         u = torch.addcmul(y, collision.view(column), s, value=-factor)
@@ -71,6 +76,10 @@ def collide_backward(
     factor: float,
 ) -> Gradients:
     """Gradients of the arguments of :func:`collide_`, from its result z (or from y, with ``z_is_y``) and dz."""
+    if native.serves(z, s, dz):
+        operator = native.operator("collide_backward")
+        dy, ds, dv, do, dg = operator(dz, z, z_is_y, s, collision, factor, offset, gain)
+        return dy, ds, dv, None if offset is None else do, None if gain is None else dg
     backward = _short_backward if is_short(z.numel(), z, s.size(1)) else _tiled_backward
     dy, ds, dv, do, dg = backward(dz, z, s, collision, offset, gain, factor)
     # Both were summed over m, the branch's gradient without the gain.

@@ -1,0 +1,148 @@
+"""The passes of native.cpp, compiled once for this machine by :func:`build`, and used from then on where they serve.
+
+They are optional: without them the same numbers come from torch's own operators, by more passes over memory. What is
+built lies in the user's cache folder (``ICNETS_CACHE`` names another), one file for each version of torch, of the
+source and of the processor's instructions. The environment variable ``ICNETS_NATIVE=0`` leaves it unused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icnets.files import move_into_place
+
+__all__ = ["build", "library", "load", "loaded", "operator", "serves"]
+
+_SOURCE = Path(__file__).with_name("native.cpp")
+_INSTRUCTIONS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno"]
+_TYPES = (torch.float32, torch.float64)
+
+_operators: dict[str, Callable[..., Any]] = {}
+
+
+def loaded() -> bool:
+    """Whether the operators are there: :func:`load` found what :func:`build` had made."""
+    return bool(_operators)
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the operators can take these: on the CPU, all of one exact type, and nothing watches what is called."""
+    if not _operators or torch._C._len_torch_dispatch_stack() > 0 or torch.is_autocast_enabled("cpu"):
+        return False
+    dtype = tensors[0].dtype
+    return dtype in _TYPES and all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
+
+
+def operator(name: str) -> Callable[..., Any]:
+    """One of ic_conv, deployed_conv, collide_, collide_backward; the schemas are at the end of native.cpp."""
+    return _operators[name]
+
+
+def library() -> Path:
+    """Where the library for this machine lies, or will."""
+    return _folder() / f"native-{_digest()}.so"
+
+
+def load() -> bool:
+    """Loads the library if it was built; returns whether the operators are there."""
+    if not _operators and os.environ.get("ICNETS_NATIVE", "1") != "0" and library().is_file():
+        try:
+            torch.ops.load_library(library())
+        except OSError as error:
+            warnings.warn(f"{library()} can't be used: {error}; remove it and build it again", stacklevel=2)
+            return False
+        for name in ("ic_conv", "deployed_conv", "collide_", "collide_backward"):
+            _operators[name] = getattr(torch.ops.icnets, name).default
+    return loaded()
+
+
+def build(force: bool = False) -> Path:
+    """Compiles native.cpp for this machine, if it isn't there yet or with ``force``, and loads it: about 20 seconds.
+
+    Returns the library's path. Raises ValueError where it can't be compiled: no C++ compiler (``CXX`` names one, by
+    default g++), or a system other than Linux; OSError where the cache folder can't be written.
+    """
+    target = library()
+    if force or not target.is_file():
+        compiler = _compiler()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
+            _run([compiler, *_flags(), *_includes(), "-c", str(_SOURCE), "-o", str(compiled)])
+            # Without -fopenmp: its runtime must be torch's own, or two pools of threads get in each other's way.
+            _run([compiler, "-shared", str(compiled), "-o", str(linked), *_libraries()])
+            move_into_place(linked, target)
+    load()
+    return target
+
+
+def _folder() -> Path:
+    base = os.environ.get("ICNETS_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icnets")
+
+
+@cache
+def _digest() -> str:
+    """Of everything that the library depends on; a shared home folder may serve machines of several kinds."""
+    parts = [_SOURCE.read_text(encoding="utf-8"), torch.__version__, platform.machine(), *_flags()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _flags() -> list[str]:
+    return [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
+
+
+def _root() -> Path:
+    return Path(torch.__file__).parent
+
+
+def _includes() -> list[str]:
+    include = _root() / "include"
+    return ["-DAT_PER_OPERATOR_HEADERS", f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
+
+
+def _libraries() -> list[str]:
+    return [f"-L{_root() / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+
+def _compiler() -> str:
+    if platform.system() != "Linux":
+        raise ValueError(
+            f"the CPU kernels can be built on Linux only, not on {platform.system()}; torch's own are used"
+        )
+    wanted = os.environ.get("CXX", "g++")
+    found = shutil.which(wanted)
+    if found is None:
+        raise ValueError(
+            f"there is no C++ compiler {wanted!r}; install g++, or set CXX. Until then torch's own are used"
+        )
+    return found
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+        raise ValueError(f"{Path(command[0]).name} can't build the CPU kernels: {said}; torch's own are used")
+
+
+load()
