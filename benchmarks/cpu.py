@@ -39,6 +39,7 @@ QUICK = {
     "variants": ["basic", "ic-all", "ic-kxk", "deeper"],
     "engines": ["eager", "deployed", "onnx", "openvino", "training"],
     "batches": [1],
+    "training_batches": [8],
     "rounds": 3,
     "out": ROOT / "runs" / "bench.jsonl",
 }
@@ -68,7 +69,7 @@ def groups(args: argparse.Namespace) -> Iterator[Group]:
     for family in (FAMILIES[name] for name in args.networks):
         variants = tuple(v for v in VARIANTS if v in args.variants and family.has(v))
         for engine in args.engines:
-            for batch in [8] if ENGINES[engine].training else args.batches:
+            for batch in args.training_batches if ENGINES[engine].training else args.batches:
                 yield Group(family, engine, batch, variants)
 
 
@@ -121,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--networks", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="N", help="of timm")
     add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="V", help=", ".join(VARIANTS))
     add("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES), metavar="E", help=", ".join(ENGINES))
-    add("--batches", nargs="+", type=int, choices=[1, 8], default=[1, 8], metavar="B", help="1, 8; training: always 8")
+    add("--batches", nargs="+", type=int, choices=[1, 8], default=[1, 8], metavar="B", help="1, 8")
+    add(
+        "--training-batches", nargs="+", type=int, choices=[1, 8], default=[1, 8], metavar="B", help="of training: 1, 8"
+    )
     add("--rounds", type=int, default=15, help="default: 15")
     add("--threads", type=int, default=physical_cores(), help="default: the physical cores")
     add("--prepare", action="store_true", help="export and compile only")

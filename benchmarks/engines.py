@@ -57,7 +57,7 @@ class Engine:
         open: gives the function that is timed.
         packages: what it imports besides torch.
         prepared: ``open`` exports or compiles, and leaves what it made for the next time.
-        training: takes steps of training, always of 8 images, instead of batches of any size.
+        training: takes steps of training; the short form's are of 8 images.
     """
 
     label: str

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 import icnets
+from icnets.kernels import native
 
 __all__ = ["Environment", "physical_cores"]
 
@@ -55,7 +56,8 @@ def _cpu() -> str:
 
 def _versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    return {"python": platform.python_version(), "icnets": icnets.__version__, **found}
+    kernels = "C++" if native.loaded() else "torch's own"
+    return {"python": platform.python_version(), "icnets": icnets.__version__, "CPU kernels": kernels, **found}
 
 
 def _installed(name: str) -> bool:

@@ -29,10 +29,11 @@ def run(tiny, tmp_path, monkeypatch):
 
 def test_a_row_for_every_network_engine_and_batch(run, capsys):
     lines = run("--engines", "eager", "training", "--variants", "basic", "ic-all", "deeper")
-    assert len(lines) == 3 * (2 + 1)
+    assert len(lines) == 3 * (2 + 2)
     rows = [Row.from_json(line) for line in lines]
+    cells = [("eager", 1), ("eager", 8), ("training", 1), ("training", 8)]
     assert {(r.variant, r.engine, r.batch) for r in rows} == {
-        (v, *e) for v in ("basic", "ic-all", "deeper") for e in (("eager", 1), ("eager", 8), ("training", 8))
+        (v, *cell) for v in ("basic", "ic-all", "deeper") for cell in cells
     }
     for row in rows:
         assert row.seconds > 0

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from icnets.evaluation.profile import main
+from icnets.kernels import native
 
 TINY = ["--image-size", "32", "--batch-size", "2", "--rounds", "2", "--num-classes", "5", "--threads", "1"]
 
@@ -22,6 +23,15 @@ def test_rows_and_ratios(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert ic["macs"]["total"] - ic["macs"]["ic"] == basic["macs"]["total"]
     assert deeper["macs"]["total"] > 1.5 * basic["macs"]["total"]
     assert deeper["memory_ratio"] > 1
+
+
+@pytest.mark.parametrize(
+    ("there", "note"), [(True, "with the C++ kernels"), (False, "the C++ kernels of `icnets build`")]
+)
+def test_says_what_ic_units_compute_with(there: bool, note: str, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(native, "loaded", lambda: there)
+    assert main(["resnet10t", *TINY]) == 0
+    assert note in " ".join(capsys.readouterr().out.split())
 
 
 def test_json_alone_on_the_terminal(capsys: pytest.CaptureFixture) -> None:

@@ -21,6 +21,7 @@ from icnets.evaluation.measure import (
     memory_for_backward,
 )
 from icnets.evaluation.table import Table, human, show
+from icnets.kernels import native
 from icnets.messages import first_line
 
 __all__ = ["Profile", "main", "profile", "profile_table"]
@@ -97,8 +98,18 @@ def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
             f"(×): against {profiles[0].name}, median over {profiles[0].inference.rounds} interleaved rounds in eager "
             "mode; training is forward and backward.",
             f"Memory for backward: {saved}, for the batch, without parameters.",
+            *_kernels(sample),
         ],
     )
+
+
+def _kernels(sample: Tensor) -> list[str]:
+    """What the IC units compute with, on a CPU, and what would be faster."""
+    if sample.device.type != "cpu":
+        return []
+    if native.loaded():
+        return ["IC units compute with the C++ kernels of icnets build."]
+    return ["IC units compute with PyTorch's own operators; the C++ kernels of `icnets build` are faster."]
 
 
 def build(
