@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from icnets.kernels import eager, native, passes
 from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
-from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding, window_size
+from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
 
 __all__ = ["FUSED_LAYERS", "FusedICConv1d", "FusedICConv2d", "FusedICConv3d", "FusedICLinear", "deploy_"]
 
@@ -200,8 +200,7 @@ class _FusedConv(_Fused):
 
     def _native_forward(self, input: Tensor) -> Tensor:
         conv = (self.stride, self.padding, self.dilation, self.groups)
-        mean = 1 / window_size(list(self.kernel_size))
-        post = (self.slope, self.uniform_slope, self.sign, self.collision, mean, self.offset)
+        post = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
         return cast(Tensor, native.operator("deployed_conv")(input, self.weight, self.bias, *conv, *post))
 
 

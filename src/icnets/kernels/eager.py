@@ -100,17 +100,21 @@ def ic_conv(
         stride, padding, dilation: one int per spatial dimension; padding is with zeros.
         scale: factor on s, the plain sum.
     """
-    kernel, pairs = list(weight.shape[2:]), pad_pairs(padding)
     offset = inner_bias if bias is None else -bias if inner_bias is None else inner_bias - bias
-    factor = scale * window_size(kernel)
+    compiled = native.serves(x, weight)
     if _differentiable(x, weight, bias, collision, inner_bias, gain):
-        y, total = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups)
-        s = window_mean(total, kernel, stride, pairs, dilation)
-        z: Tensor = _Collide.apply(y, s, collision, offset, gain, factor, len(kernel))
+        y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
+        if not compiled:
+            kernel = list(weight.shape[2:])
+            s = window_mean(s, kernel, stride, pad_pairs(padding), dilation)
+            scale *= window_size(kernel)
+        z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
         return z
-    if native.serves(x, weight):
+    if compiled:
         conv = (stride, padding, dilation, groups)
         return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))
+    kernel, pairs = list(weight.shape[2:]), pad_pairs(padding)
+    factor = scale * window_size(kernel)
     # The sum first: it leaves x in the cache for the convolution.
     s = window_mean(channel_sum(x, groups, kernel, stride, pairs), kernel, stride, pairs, dilation)
     shift = None
@@ -124,9 +128,9 @@ def ic_conv(
 
 def serves_deployed(x: Tensor, weight: Tensor) -> bool:
     """Whether native.cpp's deployed convolution can take ``x``, batched or not, for a layer padded with zeros."""
-    if not _ENABLED or not native.loaded() or not _plain_mode(x) or x.dim() != weight.dim() or x.numel() == 0:
+    if not _ENABLED or not _plain_mode(x) or not native.serves(x, weight):  # what is traced can't be asked for more
         return False
-    return native.serves(x, weight) and not _differentiable(x)
+    return x.dim() == weight.dim() and x.numel() > 0 and not _differentiable(x)
 
 
 def serves_post(v: Tensor, spatial_dims: int) -> bool:
@@ -157,7 +161,10 @@ def conv_leaky_relu(
 
 
 class _ConvAndSum(torch.autograd.Function):
-    """The convolution and the channel sums of its input; backward adds the latter's gradient in place."""
+    """The convolution, and the sums of its input: over receptive fields if ``compiled``, over channels if not.
+
+    Backward adds the latter's gradient in place.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -169,31 +176,59 @@ class _ConvAndSum(torch.autograd.Function):
         padding: list[int],
         dilation: list[int],
         groups: int,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, bias)
         ctx.options = (stride, padding, dilation, False, [0] * len(stride), groups)
-        total = channel_sum(x, groups, list(weight.shape[2:]), stride, pad_pairs(padding))
-        return torch.convolution(x, weight, bias, *ctx.options), total
+        ctx.compiled = compiled
+        if compiled:
+            s = native.operator("field_sums")(x, weight.shape[2:], stride, padding, dilation, groups)
+        else:
+            s = channel_sum(x, groups, list(weight.shape[2:]), stride, pad_pairs(padding))
+        return torch.convolution(x, weight, bias, *ctx.options), s
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, d_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor, ds: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias = ctx.saved_tensors
-        stride, *_, groups = ctx.options
         sizes = None if bias is None else [len(bias)]
-        dx, dw, db = torch.ops.aten.convolution_backward(
-            dy, x, weight, sizes, *ctx.options, list(ctx.needs_input_grad[:3])
+        dx, dw, db = torch.ops.aten.convolution_backward.default(
+            dy, x, weight, sizes, *ctx.options, ctx.needs_input_grad[:3]
         )
         if dx is not None:
-            dx = dx.clone() if torch.is_grad_enabled() else dx
-            seen = dx
-            if d_total.shape[2:] != x.shape[2:]:
-                for i, step in enumerate(stride):
-                    seen = seen[(slice(None),) * (i + 2) + (slice(None, None, step),)]
-            if groups == 1:
-                seen.add_(d_total)
+            stride, padding, dilation, *_ = ctx.options
+            window = (weight.shape[2:], stride, padding, dilation)
+            if ctx.compiled and not torch.is_grad_enabled() and native.serves(dx, ds):
+                native.operator("add_field_gradient_")(dx, ds, *window)
             else:
-                seen.unflatten(1, [groups, -1]).add_(d_total.unsqueeze(2))
-        return dx, dw, db, None, None, None, None
+                dx = _plus_sum_gradient(dx, _window_gradient(ds, dx, *window) if ctx.compiled else ds, stride)
+        return dx, dw, db, None, None, None, None, None
+
+
+def _plus_sum_gradient(dx: Tensor, d_total: Tensor, stride: list[int]) -> Tensor:
+    """dx and, for each channel, the gradient of its group's sum; in place, where autograd doesn't follow."""
+    dx = dx.clone() if torch.is_grad_enabled() else dx
+    seen = dx
+    if d_total.shape[2:] != dx.shape[2:]:
+        for i, step in enumerate(stride):
+            seen = seen[(slice(None),) * (i + 2) + (slice(None, None, step),)]
+    groups = d_total.size(1)
+    if groups == 1:
+        seen.add_(d_total)
+    else:
+        seen.unflatten(1, [groups, -1]).add_(d_total.unsqueeze(2))
+    return dx
+
+
+def _window_gradient(
+    ds: Tensor, dx: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """From the gradient of sums over receptive fields to that of sums over channels, by operators."""
+    kernel = list(kernel)
+    with torch.enable_grad():
+        total = ds.new_zeros([*ds.shape[:2], *dx.shape[2:]], requires_grad=True)
+        s = window_mean(total, kernel, stride, pad_pairs(padding), dilation) * window_size(kernel)
+        (gradient,) = torch.autograd.grad(s, total, ds, create_graph=ds.requires_grad)
+    return gradient
 
 
 class _Collide(torch.autograd.Function):

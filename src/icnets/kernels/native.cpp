@@ -149,6 +149,14 @@ void channel_sum(const Tensor& x, T* out, const Shape& shape) {
   });
 }
 
+// The places low <= j < high of a result whose input j * stride + shift is one of `size`.
+struct Seen {
+  int64_t shift, low, high;
+  Seen(int64_t shift, int64_t size, int64_t length, int64_t stride)
+      : shift(shift), low(shift >= 0 ? 0 : ceil_div(-shift, stride)),
+        high(std::min(length, size > shift ? (size - 1 - shift) / stride + 1 : 0)) {}
+};
+
 // Sums over windows along one dimension, with zeros around: a window of several dimensions is one after the other.
 template <typename T>
 Tensor window_sum(const Tensor& t, int64_t dim, int64_t window, int64_t stride, int64_t padding, int64_t dilation) {
@@ -167,16 +175,14 @@ Tensor window_sum(const Tensor& t, int64_t dim, int64_t window, int64_t stride, 
       T* const to = out + o * length * inner;
       std::fill_n(to, length * inner, T(0));
       for (int64_t k = 0; k < window; k++) {
-        const int64_t shift = k * dilation - padding;
-        const int64_t low = shift >= 0 ? 0 : ceil_div(-shift, stride);
-        const int64_t high = std::min(length, size > shift ? (size - 1 - shift) / stride + 1 : 0);
+        const Seen seen(k * dilation - padding, size, length, stride);
         if (inner == 1) {
 #pragma omp simd
-          for (int64_t j = low; j < high; j++) to[j] += from[j * stride + shift];
+          for (int64_t j = seen.low; j < seen.high; j++) to[j] += from[j * stride + seen.shift];
           continue;
         }
-        for (int64_t j = low; j < high; j++) {
-          const T* __restrict__ a = from + (j * stride + shift) * inner;
+        for (int64_t j = seen.low; j < seen.high; j++) {
+          const T* __restrict__ a = from + (j * stride + seen.shift) * inner;
           T* __restrict__ b = to + j * inner;
 #pragma omp simd
           for (int64_t i = 0; i < inner; i++) b[i] += a[i];
@@ -205,6 +211,61 @@ Tensor field_sum(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, In
   for (size_t i = 0; i < kernel.size(); i++)
     total = window_sum<T>(total, first + i, kernel[i], stride[i], padding[i], dilation[i]);
   return shape.channels_last ? total.movedim(-1, 1) : total;
+}
+
+// The gradient of window_sum, along one dimension of `size`.
+template <typename T>
+Tensor window_spread(const Tensor& sums, int64_t dim, int64_t size, int64_t window, int64_t stride, int64_t padding,
+                     int64_t dilation) {
+  if (window == 1 && stride == 1 && padding == 0) return sums;
+  const int64_t length = sums.size(dim);
+  auto sizes = sums.sizes().vec();
+  sizes[dim] = size;
+  Tensor spread = at::empty(sizes, sums.options());
+  int64_t inner = 1, outer = 1;
+  for (int64_t d = 0; d < sums.dim(); d++) (d < dim ? outer : inner) *= d == dim ? 1 : sums.size(d);
+  const T* const in = sums.const_data_ptr<T>();
+  T* const out = spread.mutable_data_ptr<T>();
+  at::parallel_for(0, outer, ceil_div(kGrain, size * inner), [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; o++) {
+      std::fill_n(out + o * size * inner, size * inner, T(0));
+      for (int64_t k = 0; k < window; k++) {
+        const Seen seen(k * dilation - padding, size, length, stride);
+        for (int64_t j = seen.low; j < seen.high; j++) {
+          T* __restrict__ a = out + (o * size + j * stride + seen.shift) * inner;
+          const T* __restrict__ b = in + (o * length + j) * inner;
+#pragma omp simd
+          for (int64_t i = 0; i < inner; i++) a[i] += b[i];
+        }
+      }
+    }
+  });
+  return spread;
+}
+
+Tensor field_sums(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                  int64_t groups) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  Tensor s;
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "field_sums",
+                             [&] { s = field_sum<scalar_t>(x, kernel, stride, padding, dilation, groups); });
+  return s;
+}
+
+// Adds the gradient of field_sums to the gradient dx of its input.
+Tensor& add_field_gradient_(Tensor& dx, const Tensor& ds, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                            IntArrayRef dilation) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  const Shape shape(dx, ds.size(1));
+  AT_DISPATCH_FLOATING_TYPES(dx.scalar_type(), "add_field_gradient_", [&] {
+    Tensor total = shape.sums(ds);
+    const int64_t first = shape.channels_last ? 1 : 2;
+    for (size_t i = 0; i < kernel.size(); i++)
+      total = window_spread<scalar_t>(total, first + i, dx.size(2 + i), kernel[i], stride[i], padding[i], dilation[i]);
+    if (shape.channels_last) total = total.movedim(-1, 1);
+    each<scalar_t>(dx, total, shape, [](int64_t) { return [](scalar_t a, scalar_t b) { return a + b; }; });
+  });
+  return dx;
 }
 
 // z = y + gain * relu(y - factor * collision * s + offset), over y.
@@ -248,12 +309,11 @@ Tensor ic_conv(const Tensor& x, const Tensor& weight, const Vector& bias, IntArr
   return y;
 }
 
-// The deployed form: sign * prelu(conv(x), slope) + factor * collision * s + offset.
+// The deployed form: sign * prelu(conv(x), slope) + collision * s + offset, where s is a mean over places, as there.
 
 Tensor deployed_conv(const Tensor& x, const Tensor& weight, const Vector& bias, IntArrayRef stride,
                      IntArrayRef padding, IntArrayRef dilation, int64_t groups, const Vector& slope,
-                     double uniform_slope, const Vector& sign, const Vector& collision, double factor,
-                     const Vector& offset) {
+                     double uniform_slope, const Vector& sign, const Vector& collision, const Vector& offset) {
   at::AutoDispatchBelowADInplaceOrView guard;
   Tensor v;
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "deployed_conv", [&] {
@@ -266,8 +326,9 @@ Tensor deployed_conv(const Tensor& x, const Tensor& weight, const Vector& bias, 
       s = at::zeros(sizes, v.options());
     }
     const Shape shape(v, groups);
+    const double mean = double(weight.size(0) * weight.size(1)) / weight.numel();
     const Channels<scalar_t> own(
-        shape.channels(), {{&slope, 1, uniform_slope}, {&sign, 1, 1}, {&collision, factor, 0}, {&offset, 1, 0}});
+        shape.channels(), {{&slope, 1, uniform_slope}, {&sign, 1, 1}, {&collision, mean, 0}, {&offset, 1, 0}});
     const scalar_t *a = own.row(0), *p = own.row(1), *k = own.row(2), *o = own.row(3);
     each<scalar_t>(v, s, shape, [a, p, k, o](int64_t c) {
       return [above = p[c], below = a[c] * p[c], k = k[c], o = o[c]](scalar_t v, scalar_t s) {
@@ -438,7 +499,11 @@ TORCH_LIBRARY(icnets, m) {
       "Tensor collision, float factor, Tensor? offset, Tensor? gain) -> Tensor");
   m.def(
       "deployed_conv(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-      "Tensor? slope, float uniform_slope, Tensor? sign, Tensor? collision, float factor, Tensor? offset) -> Tensor");
+      "Tensor? slope, float uniform_slope, Tensor? sign, Tensor? collision, Tensor? offset) -> Tensor");
+  m.def("field_sums(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "add_field_gradient_(Tensor(a!) dx, Tensor ds, int[] kernel, int[] stride, int[] padding, int[] dilation) "
+      "-> Tensor(a!)");
   m.def("collide_(Tensor(a!) y, Tensor s, Tensor collision, float factor, Tensor? offset, Tensor? gain) -> Tensor(a!)");
   m.def(
       "collide_backward(Tensor dz, Tensor z, bool z_is_y, Tensor s, Tensor collision, float factor, Tensor? offset, "
@@ -448,6 +513,8 @@ TORCH_LIBRARY(icnets, m) {
 TORCH_LIBRARY_IMPL(icnets, CPU, m) {
   m.impl("ic_conv", ic_conv);
   m.impl("deployed_conv", deployed_conv);
+  m.impl("field_sums", field_sums);
+  m.impl("add_field_gradient_", add_field_gradient_);
   m.impl("collide_", collide_);
   m.impl("collide_backward", collide_backward);
 }

@@ -34,6 +34,8 @@ _INSTRUCTIONS = {
 _FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno"]
 _TYPES = (torch.float32, torch.float64)
 
+_NAMES = ("ic_conv", "deployed_conv", "field_sums", "add_field_gradient_", "collide_", "collide_backward")
+
 _operators: dict[str, Callable[..., Any]] = {}
 
 
@@ -42,16 +44,15 @@ def loaded() -> bool:
     return bool(_operators)
 
 
-def serves(*tensors: Tensor) -> bool:
-    """Whether the operators can take these: on the CPU, all of one exact type, and nothing watches what is called."""
-    if not _operators or torch._C._len_torch_dispatch_stack() > 0 or torch.is_autocast_enabled("cpu"):
+def serves(x: Tensor, other: Tensor) -> bool:
+    """Whether the operators can take both: on the CPU, of one exact type, and nothing watches what is called."""
+    if not _operators or not x.is_cpu or not other.is_cpu or x.dtype not in _TYPES or x.dtype is not other.dtype:
         return False
-    dtype = tensors[0].dtype
-    return dtype in _TYPES and all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
+    return torch._C._len_torch_dispatch_stack() == 0 and not torch.is_autocast_enabled("cpu")
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """One of ic_conv, deployed_conv, collide_, collide_backward; the schemas are at the end of native.cpp."""
+    """An operator by its name in native.cpp, where the schemas are at the end."""
     return _operators[name]
 
 
@@ -68,7 +69,7 @@ def load() -> bool:
         except OSError as error:
             warnings.warn(f"{library()} can't be used: {error}; remove it and build it again", stacklevel=2)
             return False
-        for name in ("ic_conv", "deployed_conv", "collide_", "collide_backward"):
+        for name in _NAMES:
             _operators[name] = getattr(torch.ops.icnets, name).default
     return loaded()
 

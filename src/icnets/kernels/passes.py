@@ -76,7 +76,7 @@ def collide_backward(
     factor: float,
 ) -> Gradients:
     """Gradients of the arguments of :func:`collide_`, from its result z (or from y, with ``z_is_y``) and dz."""
-    if native.serves(z, s, dz):
+    if native.serves(z, s) and native.serves(z, dz):
         operator = native.operator("collide_backward")
         dy, ds, dv, do, dg = operator(dz, z, z_is_y, s, collision, factor, offset, gain)
         return dy, ds, dv, None if offset is None else do, None if gain is None else dg
