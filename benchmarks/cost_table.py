@@ -10,7 +10,7 @@ from icnets.evaluation.table import Table
 from networks import FAMILIES, VARIANTS, Family
 from rows import Key, Row, latest
 
-__all__ = ["markdown", "tables"]
+__all__ = ["markdown", "summary", "tables"]
 
 Rows = dict[Key, Row]
 
@@ -30,6 +30,19 @@ def markdown(rows: Iterable[Row]) -> str:
         return "Not measured yet."
     parts = [table.markdown().strip() for table in tables(rows)]
     return "\n\n".join([*parts, _conditions(latest(rows))])
+
+
+def summary(rows: Iterable[Row], network: str = "resnet50", batch: int = 8) -> str:
+    """One network at one batch size, as short as it goes: the README's table; medians alone."""
+    found = {key[1:3]: row for key, row in latest(rows).items() if (key[0], key[3]) == (network, batch)}
+    variants = [v for v in ("ic-all", "ic-kxk", "deeper") if any(key[0] == v for key in found)]
+    heads = [FAMILIES[network].deeper if v == "deeper" else VARIANTS[v] for v in variants]
+    lines = []
+    for engine in dict.fromkeys(engine for engine in ENGINES if ("basic", engine) in found):
+        ratios = [f"×{found[v, engine].ratio.median:.2f}" if (v, engine) in found else "" for v in variants]
+        lines.append([ENGINES[engine].label, *ratios])
+    title = f"{network}, batch {batch}: time, the basic network's in the same engine being 1"
+    return Table(title, ["engine", *heads], lines, []).markdown().strip()
 
 
 def _family_table(rows: Rows, family: Family) -> Table:

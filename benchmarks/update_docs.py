@@ -22,6 +22,8 @@ END = "<!-- end of demo table -->"
 CPU_RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
 CPU_START = "<!-- cpu tables: written by benchmarks/update_docs.py from benchmarks/results/cpu.jsonl -->"
 CPU_END = "<!-- end of cpu tables -->"
+SHORT_START = "<!-- cost table: written by benchmarks/update_docs.py from benchmarks/results/cpu.jsonl -->"
+SHORT_END = "<!-- end of cost table -->"
 PICTURES = ("decision_boundary.png",)
 
 
@@ -64,9 +66,10 @@ def between(text: str, start: str, end: str, content: str) -> str:
     return f"{head}{start}\n\n{content}\n\n{end}{tail}"
 
 
-def updated(readme: str, results: dict[str, Any]) -> str:
-    """``readme`` with its demo table made of ``results``."""
-    return between(readme, START, END, table(results))
+def updated(readme: str, results: dict[str, Any], costs: Path = CPU_RESULTS) -> str:
+    """``readme`` with its demo table made of ``results``, and its cost table of the lines of ``costs``."""
+    readme = between(readme, START, END, table(results))
+    return between(readme, SHORT_START, SHORT_END, cost_table.summary(rows.read(costs)))
 
 
 def updated_cost(page: str, results: Path) -> str:

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 import cpu
-from cost_table import markdown, tables
+from cost_table import markdown, summary, tables
 from environment import Environment, physical_cores
 from icnets.evaluation.rounds import interleaved
 from rows import Row, latest, read
@@ -177,6 +177,19 @@ def test_table_has_ratios_to_basic_and_to_the_deeper_network():
     assert table.rows == [
         ["eager, batch 1", "50.0 ms", "1.10 (1.09–1.11)", "2.00 (1.99–2.01)", "0.55 (0.54–0.56)"],
     ]
+
+
+def test_summary_has_the_medians_of_one_network_and_batch():
+    rows = [row(v, "eager", 8, ratio=r) for v, r in (("basic", 1.0), ("ic-all", 1.1), ("deeper", 1.8))]
+    rows += [
+        row("basic"),
+        row("ic-all", ratio=1.3),
+        row("ic-all", "training", 8, 1.07),
+        row("basic", network="resnet18"),
+    ]
+    title, _, *table = summary(rows).splitlines()
+    assert "resnet50, batch 8" in title
+    assert table == ["| engine | IC, every conv | resnet101 |", "|---|---:|---:|", "| eager | ×1.10 | ×1.80 |"]
 
 
 def test_table_has_the_memory_of_a_training_step():
