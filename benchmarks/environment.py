@@ -65,6 +65,7 @@ def _installed(name: str) -> bool:
 
 
 def _sources(package: Path) -> str:
-    files = sorted(p for p in package.rglob("*.py") if p.relative_to(package).parts[0] not in _NOT_TIMED)
+    code = (p for p in package.rglob("*") if p.suffix in (".py", ".cpp", ".h"))
+    files = sorted(p for p in code if p.relative_to(package).parts[0] not in _NOT_TIMED)
     parts = [part for p in files for part in (str(p.relative_to(package)).encode(), p.read_bytes())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]

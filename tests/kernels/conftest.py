@@ -5,7 +5,7 @@ from icnets.kernels import native
 
 @pytest.fixture(scope="module", params=["torch", "native"], autouse=True)
 def kernels(request):
-    """Every test of this folder runs twice: by torch's own operators, and by native.cpp."""
+    """Every test of this folder runs twice: by torch's own operators, and by the compiled ones."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.param == "torch":
             monkeypatch.setattr(native, "_operators", {})

@@ -127,7 +127,7 @@ def ic_conv(
 
 
 def serves_deployed(x: Tensor, weight: Tensor) -> bool:
-    """Whether native.cpp's deployed convolution can take ``x``, batched or not, for a layer padded with zeros."""
+    """Whether the compiled deployed convolution can take ``x``, batched or not, for a layer padded with zeros."""
     if not _ENABLED or not _plain_mode(x) or not native.serves(x, weight):  # what is traced can't be asked for more
         return False
     return x.dim() == weight.dim() and x.numel() > 0 and not _differentiable(x)

@@ -1,4 +1,4 @@
-"""The passes of native.cpp, compiled once for this machine by :func:`build`, and used from then on where they serve.
+"""The operators of the folder cpu: compiled once for this machine by :func:`build`, and used from then on.
 
 They are optional: without them the same numbers come from torch's own operators, by more passes over memory. What is
 built lies in the user's cache folder (``ICNETS_CACHE`` names another), one file for each version of torch, of the
@@ -26,7 +26,7 @@ from icnets.files import move_into_place
 
 __all__ = ["build", "library", "load", "loaded", "operator", "serves"]
 
-_SOURCE = Path(__file__).with_name("native.cpp")
+_SOURCES = Path(__file__).with_name("cpu")
 _INSTRUCTIONS = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
@@ -52,7 +52,7 @@ def serves(x: Tensor, other: Tensor) -> bool:
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """An operator by its name in native.cpp, where the schemas are at the end."""
+    """An operator by its name; cpu/operators.cpp has the schemas."""
     return _operators[name]
 
 
@@ -75,7 +75,7 @@ def load() -> bool:
 
 
 def build(force: bool = False) -> Path:
-    """Compiles native.cpp for this machine, if it isn't there yet or with ``force``, and loads it: about 20 seconds.
+    """Compiles the operators for this machine, if it isn't there yet or with ``force``, and loads it: about 20 seconds.
 
     Returns the library's path. Raises ValueError where it can't be compiled: no C++ compiler (``CXX`` names one, by
     default g++), or a system other than Linux; OSError where the cache folder can't be written.
@@ -86,7 +86,7 @@ def build(force: bool = False) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
-            _run([compiler, *_flags(), *_includes(), "-c", str(_SOURCE), "-o", str(compiled)])
+            _run([compiler, *_flags(), *_includes(), "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
             # Without -fopenmp: its runtime must be torch's own, or two pools of threads get in each other's way.
             _run([compiler, "-shared", str(compiled), "-o", str(linked), *_libraries()])
             move_into_place(linked, target)
@@ -104,7 +104,8 @@ def _folder() -> Path:
 @cache
 def _digest() -> str:
     """Of everything that the library depends on; a shared home folder may serve machines of several kinds."""
-    parts = [_SOURCE.read_text(encoding="utf-8"), torch.__version__, platform.machine(), *_flags()]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.iterdir())]
+    parts = [*sources, torch.__version__, platform.machine(), *_flags()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
