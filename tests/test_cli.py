@@ -15,6 +15,7 @@ import yaml
 import icnets
 from icnets.cli import COMMANDS, main
 from icnets.messages import one_line
+from icnets.training.checkpoints import last_checkpoints
 from icnets.training.task import ClassificationTask
 from training.folders import write_classes, write_image
 
@@ -101,8 +102,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_fit_leaves_everything_in_its_folder(finished: Path) -> None:
     run = finished / "basic"
     assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.yaml", "history.csv", "tensorboard"]
-    names = ["best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"]
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == names
+    steps = [path.name for path in last_checkpoints(run / "checkpoints")]
+    assert [name[:5] for name in steps] == ["step-"] * 2
+    names = ["best.ckpt", "best.safetensors", "last.safetensors", *steps]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == sorted(names)
     assert list((run / "tensorboard").glob("events.out.tfevents*"))
     with open(run / "history.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
@@ -145,7 +148,7 @@ def test_a_named_network_from_trained_weights(tmp_path: Path, units: int) -> Non
 def test_runs_are_named_by_their_network(runs: Path) -> None:
     for number in (1, 2):
         assert main(["fit", "--config", BASIC, "--trainer.max_epochs", "1"]) == 0
-        assert (runs / f"resnet10t-{number}" / "checkpoints" / "last.ckpt").is_file()
+        assert last_checkpoints(runs / f"resnet10t-{number}" / "checkpoints")
 
 
 def test_validation_agrees_with_the_training(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +175,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert main(["fit", "--name", "parts", "--ckpt_path", "last"]) == 0
     assert "epoch 3/4" in capsys.readouterr().out
     whole, parts = (tmp_path / "runs" / name for name in ("whole", "parts"))
-    expected, found = (weights(run / "checkpoints" / "last.ckpt") for run in (whole, parts))
+    expected, found = (weights(last_checkpoints(run / "checkpoints")[0]) for run in (whole, parts))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
@@ -196,7 +199,7 @@ def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     root = write_classes(tmp_path / "photos", ant=12, bee=12)
     write_image(tmp_path / "new" / "one.png"), write_image(tmp_path / "new" / "sub" / "two.jpg")
     assert main(["fit", "--config", FOLDER, "--data.root", str(root), "--name", "photos"]) == 0
-    checkpoint = "runs/photos/checkpoints/last.ckpt"
+    checkpoint = "runs/photos/checkpoints/best.ckpt"
     arguments = ["--data.predict_root", "new", "--output", "out/classes.csv"]
     assert main(["predict", "--ckpt_path", checkpoint, *arguments]) == 0
     with open("out/classes.csv", newline="") as file:
@@ -286,7 +289,10 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--data.train_size", "5000"], "train_size is 5000, but 850 images are left beside 150 for validation*"),
     ([*FIT, "--data.in_chans", "2"], "in_chans is 2; images are read with 1 (grey) or 3 (colour) channels"),
     ([*FIT, "--target", "95"], "target is 95.0; it must be an accuracy between 0 and 1, e.g. 0.95"),
-    ([*FIT, "--model.lr", "1e30", "--trainer.max_epochs", "9"], "the loss is * at step * (epoch *): lower lr*"),
+    (
+        [*FIT, "--model.lr", "1e30", "--trainer.max_epochs", "9"],
+        "the loss is * at step * (epoch *, batch *); its images: *. Lower lr*",
+    ),
     ([*FIT, "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt; check ckpt_path, and the run's name"),
     ([*FIT, "--ckpt_path", "cut.ckpt"], "cut.ckpt is damaged or no checkpoint of icnets fit (*"),
     ([*FIT, "--ckpt_path", f"{BEST}.safetensors"], f"{BEST}.safetensors holds weights alone; give the .ckpt*"),

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from icnets.training.data import ImageData
-from icnets.training.images import FolderImages, TensorImages, take
+from icnets.training.folders import take
+from icnets.training.images import ImageFiles, TensorImages
+from icnets.training.sources import Paths
 from training.folders import write_classes, write_image
 
 
@@ -33,8 +35,9 @@ def pictures(data: ImageData, split: str) -> set[bytes]:
 def paths(data: ImageData, split: str) -> list[Path]:
     data.setup()
     images = data._splits[split]
-    assert isinstance(images, FolderImages)
-    return images.paths
+    assert isinstance(images, ImageFiles)
+    assert isinstance(images.source, Paths)
+    return images.source.paths
 
 
 # Splits.

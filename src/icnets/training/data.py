@@ -1,28 +1,21 @@
-"""Images for training: scikit-learn's handwritten digits, or one's own folder of class folders."""
+"""Images for training: scikit-learn's handwritten digits, folders, tar shards, or a Hugging Face dataset."""
 
+import os
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
-from icnets.messages import few
-from icnets.training.images import (
-    EpochShuffle,
-    FolderImages,
-    Listing,
-    TensorImages,
-    as_is,
-    find_images,
-    require_readable,
-    take,
-)
+from icnets.training.epochs import EpochData
+from icnets.training.folders import find_images, folder_splits, require_readable, take, train_and_val
+from icnets.training.images import ImageFiles, TensorImages
+from icnets.training.shards import Shards, expand, find_shards
+from icnets.training.sources import HuggingFace, Paths, Source
 
 __all__ = ["ImageData"]
 
@@ -32,7 +25,7 @@ _DIGITS_MEAN, _DIGITS_STD = 0.3053, 0.3760  # of all 1,797 images, on the scale 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class ImageData(L.LightningDataModule):
+class ImageData(EpochData):
     """Training, validation and test images.
 
     Everything random is drawn by ``seed`` (and epoch): the same seed gives the same images in the same order, however
@@ -64,6 +57,19 @@ class ImageData(L.LightningDataModule):
         mix_smoothing: label smoothing of mixed targets, which a loss takes as they are.
         predict_root: folder of images, with or without subfolders, for predict; without it, the test images.
         check_limit: folders of at most this many images have each image's header read before training starts.
+        train_shards: tar shards in WebDataset's layout, as paths or URLs with braces: train-{000000..000146}.tar. Those
+            in root (train/*.tar or train*.tar, val likewise) are found without.
+        val_shards: likewise, for validation.
+        shuffle_shards: so many shards, drawn at random, are shuffled together; 0 shuffles all images at once.
+        hf: Hugging Face dataset, by its name on the hub or its local folder; needs the package datasets.
+        hf_val: its split for validation and test.
+        repeats: each image that an epoch draws comes so often in it, augmented differently (repeated augmentation).
+        max_unreadable: so many images may be unreadable, and are skipped, before that is an error; one in a thousand
+            of a split by default.
+        eval_batch_size: images at a time in evaluation; batch_size by default.
+        prefetch: batches that each worker reads ahead.
+        cache: folder for what is kept of the data, such as where images lie in shards; ~/.cache/icnets, or where
+            ICNETS_CACHE says.
 
     Raises:
         ValueError: for an argument out of its range; by ``setup``, for a folder that can't be used.
@@ -93,22 +99,37 @@ class ImageData(L.LightningDataModule):
         mix_smoothing: float = 0.0,
         predict_root: Path | None = None,
         check_limit: int = 20_000,
+        train_shards: str | None = None,
+        val_shards: str | None = None,
+        shuffle_shards: int = 64,
+        hf: str | None = None,
+        hf_val: str = "validation",
+        repeats: int = 1,
+        max_unreadable: int | None = None,
+        eval_batch_size: int | None = None,
+        prefetch: int = 2,
+        cache: Path | None = None,
     ) -> None:
         super().__init__()
         self.root = None if root is None else Path(root)
         self.predict_root = None if predict_root is None else Path(predict_root)
         self.train_size, self.val_fraction, self.test_fraction = train_size, val_fraction, test_fraction
-        self.image_size = image_size if image_size is not None else (8 if root is None else 224)
-        self.in_chans = in_chans if in_chans is not None else (1 if root is None else 3)
+        self._digits = root is None and train_shards is None and hf is None
+        self.image_size = image_size if image_size is not None else (8 if self._digits else 224)
+        self.in_chans = in_chans if in_chans is not None else (1 if self._digits else 3)
         self.mean, self.std = self._normalization(mean, std)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shift, self.min_scale, self.hflip, self.color_jitter = shift, min_scale, hflip, color_jitter
         self.auto_augment, self.erase = auto_augment, erase
         self.mixup, self.cutmix, self.mix_smoothing = mixup, cutmix, mix_smoothing
         self.check_limit = check_limit
+        self.train_shards, self.val_shards, self.shuffle_shards = train_shards, val_shards, shuffle_shards
+        self.hf, self.hf_val = hf, hf_val
+        self.repeats, self.max_unreadable = repeats, max_unreadable
+        self.eval_batch_size, self.prefetch = eval_batch_size, prefetch
+        self.cache = Path(cache or os.environ.get("ICNETS_CACHE") or Path.home() / ".cache" / "icnets")
         self._names: list[str] = []
-        self._splits: dict[str, FolderImages | TensorImages] = {}
-        self._epochs = count()
+        self._splits: dict[str, ImageFiles | TensorImages] = {}
         self._check_arguments()
 
     def _normalization(
@@ -116,7 +137,7 @@ class ImageData(L.LightningDataModule):
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans is {self.in_chans}; images are read with 1 (grey) or 3 (colour) channels")
-        if self.root is None:
+        if self._digits:
             known: tuple[tuple[float, ...], ...] = ((_DIGITS_MEAN,) * self.in_chans, (_DIGITS_STD,) * self.in_chans)
         elif self.in_chans == 3:
             known = _IMAGENET
@@ -135,7 +156,8 @@ class ImageData(L.LightningDataModule):
     def _check_arguments(self) -> None:
         for name, low in (
             ("train_size", 1), ("image_size", 1), ("batch_size", 1), ("workers", 0), ("seed", 0), ("shift", 0),
-            ("color_jitter", 0), ("mixup", 0), ("cutmix", 0), ("check_limit", 0),
+            ("color_jitter", 0), ("mixup", 0), ("cutmix", 0), ("check_limit", 0), ("shuffle_shards", 0), ("repeats", 1),
+            ("max_unreadable", 0), ("eval_batch_size", 1), ("prefetch", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
@@ -151,6 +173,10 @@ class ImageData(L.LightningDataModule):
                 f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}: "
                 "validation needs images, and their sum must be less than 1"
             )
+        if (self.train_shards is None) != (self.val_shards is None):
+            raise ValueError("train_shards and val_shards go together; give both, or a root that holds both")
+        if sum(given is not None for given in (self.root, self.train_shards, self.hf)) > 1:
+            raise ValueError("root, train_shards and hf each name the images; give one of them")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size is {self.batch_size}; mixup and cutmix pair images, so make it even")
 
@@ -180,14 +206,34 @@ class ImageData(L.LightningDataModule):
                 or training and validation folders with different classes.
         """
         if not self._splits:
-            if self.root is None:
+            if self.hf is not None:
+                self._setup_hugging_face(self.hf)
+            elif shards := self._find_shards():
+                self._setup_shards(shards)
+            elif self.root is None:
                 self._setup_digits()
             else:
                 self._setup_folder(self.root)
         if stage == "predict" and self.predict_root is not None and "predict" not in self._splits:
             listing = find_images(self.predict_root, classes=False)
-            self._require_readable([listing])
-            self._splits["predict"] = self._folder_split(listing, training=False)
+            self._require_readable([listing.paths])
+            self._splits["predict"] = self._files(Paths(listing.paths), listing.targets, "predict")
+
+    def prepare_data(self) -> None:
+        """Reads where the images of shards lie, in one process of each machine, before the others ask for it."""
+        for shards in self._find_shards().values():
+            Shards(shards, self.cache)
+
+    def _find_shards(self) -> dict[str, list[str]]:
+        """Names of the shards by split; none at all where the images are elsewhere."""
+        if self.train_shards is not None and self.val_shards is not None:
+            return {"train": expand(self.train_shards), "val": expand(self.val_shards)}
+        if self.root is None or not self.root.is_dir():
+            return {}
+        found = {split: find_shards(self.root, split) for split in ("train", "val", "test")}
+        if found["train"] and not found["val"]:
+            raise ValueError(f"{self.root} has training shards but none for validation: val/*.tar or val*.tar")
+        return {split: names for split, names in found.items() if names} if found["train"] else {}
 
     def _setup_digits(self) -> None:
         from sklearn.datasets import load_digits
@@ -197,7 +243,7 @@ class ImageData(L.LightningDataModule):
         images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
         images = torch.cat([(images - m) / s for m, s in zip(self.mean, self.std, strict=True)], dim=1)
         test, pool = take(targets, _DIGITS_TEST, _DIGITS_TEST_SEED)
-        train, val = self._train_and_val([targets[i] for i in pool])
+        train, val = train_and_val([targets[i] for i in pool], self.train_size, self.val_fraction, self.seed)
         self._names = [str(digit) for digit in range(10)]
         for name, indices in (("train", [pool[i] for i in train]), ("val", [pool[i] for i in val]), ("test", test)):
             x, shift = images[indices], self.shift if name == "train" else 0
@@ -214,52 +260,54 @@ class ImageData(L.LightningDataModule):
             )
 
     def _setup_folder(self, root: Path) -> None:
-        listings = _split_folders(root)
-        if "train" not in listings:
-            everything = listings.pop("all")
-            _require_per_class(everything, 3 if self.test_fraction else 2, root)
-            wanted = max(len(everything.class_names), round(self.test_fraction * len(everything.paths)))
-            test, rest = take(everything.targets, wanted if self.test_fraction else 0, self.seed, leave=2)
-            listings["train"] = _subset(everything, rest)
-            if test:
-                listings["test"] = _subset(everything, test)
-        pool = listings["train"]
-        if "val" not in listings:
-            _require_per_class(pool, 2, root)
-            train, val = self._train_and_val(pool.targets)
-            listings["train"], listings["val"] = _subset(pool, train), _subset(pool, val)
-        elif self.train_size is not None and self.train_size < len(pool.paths):
-            listings["train"] = _subset(pool, take(pool.targets, self.train_size, self.seed)[0])
-        listings.setdefault("test", listings["val"])
-        self._names = pool.class_names
-        self._require_readable([listings[name] for name in ("train", "val", "test")])
-        self._splits = {name: self._folder_split(item, training=name == "train") for name, item in listings.items()}
+        listings = folder_splits(
+            root,
+            train_size=self.train_size,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            seed=self.seed,
+        )
+        self._names = listings["train"].class_names
+        self._require_readable([listings[name].paths for name in ("train", "val", "test")])
+        self._splits = {name: self._files(Paths(item.paths), item.targets, name) for name, item in listings.items()}
 
-    def _train_and_val(self, targets: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Positions of the training images and, disjoint, of the validation images."""
-        classes = len(set(targets))
-        val, rest = take(targets, max(classes, round(self.val_fraction * len(targets))), self.seed, leave=1)
-        size = len(rest) if self.train_size is None else self.train_size
-        if not classes <= size <= len(rest):
-            raise ValueError(
-                f"train_size is {size}, but {len(rest)} images are left beside {len(val)} for validation, "
-                f"and {classes} classes need at least {classes}"
-            )
-        return [rest[i] for i in take([targets[i] for i in rest], size, self.seed)[0]], val
+    def _setup_shards(self, shards: dict[str, list[str]]) -> None:
+        sources = {split: Shards(names, self.cache) for split, names in shards.items()}
+        listed = None if self.root is None else self.root / "classes.txt"
+        if listed is not None and listed.is_file():
+            self._names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
+        else:
+            self._names, known = [str(i) for i in range(max(sources["train"].targets) + 1)], "the training shards have"
+        for split, source in sources.items():
+            if (most := max(source.targets)) >= len(self._names):
+                raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(self._names) - 1}")
+        self._splits = {split: self._files(source, source.targets, split) for split, source in sources.items()}
+        self._splits.setdefault("test", self._splits["val"])
 
-    def _require_readable(self, listings: Sequence[Listing]) -> None:
-        paths = sorted({path for listing in listings for path in listing.paths})
-        if len(paths) <= self.check_limit:
+    def _setup_hugging_face(self, name: str) -> None:
+        train, val = HuggingFace(name, "train"), HuggingFace(name, self.hf_val)
+        self._names = train.class_names
+        self._splits = {
+            split: self._files(source, source.targets, split)
+            for split, source in (("train", train), ("val", val), ("test", val))
+        }
+
+    def _require_readable(self, listings: Sequence[Sequence[Path]]) -> None:
+        paths = sorted({path for listing in listings for path in listing})
+        if len(paths) <= self.check_limit and not self.max_unreadable:
             require_readable(paths)
 
-    def _folder_split(self, listing: Listing, *, training: bool) -> FolderImages:
-        return FolderImages(
-            listing.paths,
-            listing.targets,
-            self._transform(training),
+    def _files(self, source: Source, targets: Sequence[int], split: str) -> ImageFiles:
+        limit = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
+        return ImageFiles(
+            source,
+            targets,
+            self._transform(split == "train"),
             in_chans=self.in_chans,
             seed=self.seed,
-            mix=self._mix() if training else None,
+            mix=self._mix() if split == "train" else None,
+            training=split == "train",
+            max_unreadable=0 if split == "predict" else limit,
         )
 
     def _transform(self, training: bool) -> Any:
@@ -287,88 +335,59 @@ class ImageData(L.LightningDataModule):
             return None
         return Mixup(self.mixup, self.cutmix, label_smoothing=self.mix_smoothing, num_classes=len(self._names))
 
-    def _epoch(self) -> int:
-        """The epoch that begins: the trainer's; without a trainer, a count of the iterations."""
-        return next(self._epochs) if self.trainer is None else int(self.trainer.current_epoch)
+    def unreadable(self) -> list[str]:
+        """Names of the images, so far found by this process, that can't be read."""
+        found = {id(s): s for s in self._splits.values() if isinstance(s, ImageFiles)}
+        return [images.name(index) for images in found.values() for index in images.unreadable.indices]
 
-    def _loader(self, split: str, sampler: EpochShuffle | None = None) -> DataLoader[Any]:
-        images = self._splits[split]
-        size = min(self.batch_size, len(images))
-        if sampler is not None and images.mix is not None:
-            size -= size % 2
-        return DataLoader(
-            images,
-            batch_size=size,
-            sampler=sampler,
-            # A last batch of one image has no batch statistics; what is dropped changes from epoch to epoch.
-            drop_last=sampler is not None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=as_is,
+    def names_of_batch(self, epoch: int, batch: int) -> list[str]:
+        """What this process reads for a batch of training: names of the images, in order."""
+        self.setup()
+        images = self._splits["train"]
+        return [images.name(key[1]) for key in self._order().batch(epoch, batch)]
+
+    def _order(self) -> Any:
+        images = self._splits["train"]
+        groups = getattr(getattr(images, "source", None), "groups", ())
+        return self.epoch_batches(
+            images, self.batch_size, self.seed, repeats=self.repeats, groups=groups, window=self.shuffle_shards
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches (x, target): x (N, C, H, W) float32; target (N,) int64, or (N, classes) float32 where mixed."""
+        """Batches (x, target): x (N, C, H, W) float32; target (N,) int64, or (N, classes) float32 where mixed.
+
+        With several processes, those of this one.
+        """
         self.setup()
-        return self._loader("train", EpochShuffle(len(self._splits["train"]), self.seed, self._epoch))
+        return self.loader(self._splits["train"], self._order(), workers=self.workers, prefetch=self.prefetch)
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+        images = self._splits[split]
+        batches = self.evaluation_batches(images, self.eval_batch_size or self.batch_size)
+        return self.loader(images, batches, workers=self.workers, prefetch=self.prefetch)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Batches (x, target), not augmented, in a fixed order."""
+        """Batches (x, target), not augmented, in a fixed order; target -1 for what evaluation leaves out.
+
+        That is what can't be read and, with several processes, what evens out their batches.
+        """
         self.setup()
-        return self._loader("val")
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Batches (x, target), not augmented, in a fixed order."""
+        """Like ``val_dataloader``, of the test images."""
         self.setup()
-        return self._loader("test")
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches (x, target) of ``predict_root``, all targets 0, or of the test images."""
         self.setup("predict")
-        return self._loader("predict" if "predict" in self._splits else "test")
+        images = self._splits["predict" if "predict" in self._splits else "test"]
+        size = min(self.eval_batch_size or self.batch_size, len(images))
+        return self.loader(images, size, workers=self.workers, prefetch=self.prefetch)
 
     def predict_names(self) -> list[str]:
         """A name for each image of ``predict_dataloader``, in its order: its path, or its number among the digits."""
         self.setup("predict")
         images = self._splits["predict" if "predict" in self._splits else "test"]
-        return (
-            [str(p) for p in images.paths] if isinstance(images, FolderImages) else [str(i) for i in range(len(images))]
-        )
-
-
-def _subset(listing: Listing, indices: Sequence[int]) -> Listing:
-    return Listing([listing.paths[i] for i in indices], [listing.targets[i] for i in indices], listing.class_names)
-
-
-def _require_per_class(listing: Listing, least: int, root: Path) -> None:
-    for index, name in enumerate(listing.class_names):
-        found = listing.targets.count(index)
-        if found < least:
-            raise ValueError(
-                f"class {name!r} of {root} has {found} image{'s' * (found > 1)}: each split needs one, {least} in all"
-            )
-
-
-def _split_folders(root: Path) -> dict[str, Listing]:
-    """Listings by split, or of "all" where the folder has none; splits must have the classes of the training set."""
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
-    if not (root / "train").is_dir():
-        return {"all": find_images(root)}
-    names = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
-    listings = {}
-    for split, candidates in names.items():
-        folder = next((root / c for c in candidates if (root / c).is_dir()), None)
-        if folder is not None:
-            listings[split] = find_images(folder)
-    known = listings["train"].class_names
-    for split, listing in listings.items():
-        missing = sorted(set(known) - set(listing.class_names))
-        extra = sorted(set(listing.class_names) - set(known))
-        if missing or extra:
-            parts = [
-                f"{verb} {few([repr(name) for name in c])}" for verb, c in (("lacks", missing), ("adds", extra)) if c
-            ]
-            raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
-    return listings
+        return [images.name(i) for i in range(len(images))]

@@ -1,125 +1,41 @@
-"""What stands behind :class:`icnets.training.data.ImageData`: finding images, splitting them, reading them in batches.
+"""Images read in batches: tensors in memory, or encoded files.
 
 Everything random here depends on (seed, epoch, index of the image) alone: not on the number of workers, not on the
 batch an image falls into, and not on what else has drawn random numbers in between. So a run can be repeated, and
-resumed at any epoch.
+resumed anywhere.
 """
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
-from timm.data.readers import get_img_extensions
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from icnets.messages import few
+from icnets.training.order import PADDING, Key, key_parts
+from icnets.training.sources import Source
 
-__all__ = [
-    "EpochShuffle",
-    "FolderImages",
-    "Listing",
-    "TensorImages",
-    "as_is",
-    "find_images",
-    "require_readable",
-    "take",
-]
+__all__ = ["IGNORED", "ImageFiles", "TensorImages", "Unreadable", "as_is", "seed_all"]
 
-Key = tuple[int, int]  # (epoch, index of the image)
 Batch = tuple[Tensor, Tensor]
+IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
+
+_logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Images of a folder of class folders: sorted paths, the class index of each, and the class names."""
-
-    paths: list[Path]
-    targets: list[int]
-    class_names: list[str]
-
-
-def _images_below(folder: Path) -> list[Path]:
-    extensions = get_img_extensions(as_set=True)
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in extensions and not p.name.startswith("."))
-    return sorted(p for p in found if p.is_file())
-
-
-def find_images(folder: Path, *, classes: bool = True) -> Listing:
-    """List a folder whose subfolders are the classes; with ``classes=False``, any folder of images, all of class 0.
-
-    Raises:
-        ValueError: the folder is missing, has no class folders, or one of these holds no image.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
-    if not classes:
-        paths = _images_below(folder)
-        if not paths:
-            raise ValueError(f"{folder} holds no images ({', '.join(sorted(get_img_extensions()))})")
-        return Listing(paths, [0] * len(paths), [])
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
-        raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
-    per_class = [_images_below(folder / name) for name in names]
-    empty = [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]
-    if empty:
-        raise ValueError(f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}")
-    targets = [i for i, paths in enumerate(per_class) for _ in paths]
-    return Listing([p for paths in per_class for p in paths], targets, names)
-
-
-def require_readable(paths: Sequence[Path]) -> None:
-    """Open the header of every image.
-
-    Raises:
-        ValueError: with the number and the first few of those that can't be opened.
-    """
-    broken = []
-    for path in paths:
-        try:
-            with Image.open(path):
-                pass
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
-            broken.append(repr(str(path)))
-    if broken:
-        raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {few(broken)}; repair or remove them")
-
-
-def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tuple[list[int], list[int]]:
-    """Draw ``count`` of the indices of ``targets``, stratified: every class in its proportion, as far as that goes.
-
-    Returns:
-        The indices drawn and the others, both in ascending order. ``leave`` images of every class stay among the
-        others; every class is among those drawn if ``count`` is at least the number of classes.
-
-    Raises:
-        ValueError: there are not ``count`` images to draw.
-    """
-    labels = np.asarray(targets)
-    rng = np.random.default_rng(seed)
-    groups = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-    share = np.array([len(g) * count / len(labels) for g in groups])
-    low, high = int(count >= len(groups)), np.array([max(len(g) - leave, 0) for g in groups])
-    if not 0 <= count <= high.sum():
-        raise ValueError(
-            f"cannot draw {count} images from {len(labels)} in {len(groups)} classes, leaving {leave} of each"
-        )
-    quota = np.clip(np.floor(share).astype(int), np.minimum(low, high), high)
-    # What rounding left over, or took too much, is settled where the share is missed most.
-    while (missing := np.sign(count - quota.sum())) != 0:
-        gap = np.where(quota < high if missing > 0 else quota > low, (share - quota) * missing, -np.inf)
-        quota[int(np.argmax(gap))] += missing
-    drawn = np.sort(np.concatenate([g[:q] for g, q in zip(groups, quota, strict=True)]))
-    return drawn.tolist(), np.setdiff1d(np.arange(len(labels)), drawn).tolist()
+def seed_all(*entropy: int) -> None:
+    """Seeds random, numpy and torch, on all devices, by whole numbers from 0."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 @contextmanager
@@ -151,23 +67,34 @@ class _Images(Dataset[Batch]):
 
     def __getitem__(self, key: int | Key) -> Batch:
         """One image (C, H, W) and its class, neither mixed."""
-        epoch, index = (0, key) if isinstance(key, int) else key
-        return self.read(epoch, [index])[0], self.targets[index]
+        epoch, index, copy = key_parts(key)
+        x, target = self.batch(epoch, [index], [copy])
+        return x[0], target[0]
 
     def __getitems__(self, keys: Sequence[int | Key]) -> Batch:
-        """Images (N, C, H, W), float32, normalised; targets (N,) int64, or (N, classes) float32 where mixed."""
-        pairs = [(0, key) if isinstance(key, int) else key for key in keys]
-        epoch, indices = pairs[0][0], [index for _, index in pairs]
-        x, target = self.read(epoch, indices), self.targets[indices]
+        """Images (N, C, H, W), float32, normalised; targets (N,) int64, or (N, classes) float32 where mixed.
+
+        The target of ``PADDING`` is ``IGNORED``.
+        """
+        parts = [key_parts(key) for key in keys]
+        epoch, indices = parts[0][0], [max(index, 0) for _, index, _ in parts]
+        x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
+        for row, (_, index, _) in enumerate(parts):
+            if index == PADDING:
+                target[row] = IGNORED
         if self.mix is None:
             return x, target
         with _seeded(self.seed, epoch, indices[0], 1):
             x, target = self.mix(x, target)
         return x, target.float()
 
-    def read(self, epoch: int, indices: list[int]) -> Tensor:
-        """The images (N, C, ...) of one epoch, augmented."""
+    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+        """Images (N, C, ...) of one epoch, augmented, and their classes."""
         raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call an image."""
+        return str(index)
 
 
 def as_is(batch: Any) -> Any:
@@ -210,7 +137,11 @@ class TensorImages(_Images):
         values = [0.0] * images.shape[1] if fill is None else list(fill)
         self.background = torch.tensor(values, dtype=images.dtype).view(1, -1, *[1] * (images.dim() - 2))
 
+    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+        return self.read(epoch, indices), self.targets[indices]
+
     def read(self, epoch: int, indices: list[int]) -> Tensor:
+        """The images of one epoch, augmented."""
         x = self.images[indices]
         if self.transform is not None:
             with _seeded(self.seed, epoch, indices[0], 2):
@@ -235,56 +166,102 @@ class TensorImages(_Images):
         return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
 
 
-class FolderImages(_Images):
-    """Image files, read when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
+class Unreadable:
+    """Which images could not be read, counted over all processes that read for this one.
 
-    With ``in_chans=1`` the image is turned to grey first and the first of its three equal channels is kept.
+    Args:
+        source: names the images.
+        limit: so many different images may be unreadable.
+    """
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self.source, self.limit = source, limit
+        self._found = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+
+    @property
+    def indices(self) -> list[int]:
+        """Those found so far."""
+        return torch.nonzero(self._found).flatten().tolist()
+
+    def add(self, index: int, error: Exception) -> None:
+        """Logs the first time that an image is found; raises ValueError where that is one too many."""
+        new = not self._found[index]
+        self._found[index] = 1
+        if int(self._found.sum()) > self.limit:
+            found = self.indices
+            reason = f"can't read the image {self.source.name(index)}: {error}"
+            if self.limit == 0:
+                raise ValueError(f"{reason}; repair or remove it, or allow some by data.max_unreadable") from error
+            raise ValueError(
+                f"{len(found)} images can't be read, and data.max_unreadable is {self.limit}: "
+                f"{few([self.source.name(i) for i in found])}; icnets data check lists them all"
+            ) from error
+        if new:
+            _logger.warning("can't read the image %s: %s; it is skipped", self.source.name(index), error)
+
+
+class ImageFiles(_Images):
+    """Encoded images, decoded when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
+
+    With ``in_chans=1`` the image is turned to grey first and the first of its three equal channels is kept. An image
+    that can't be read is counted; in training another one, drawn at random, takes its place, in evaluation its target
+    is ``IGNORED``.
+
+    Args:
+        source: gives the encoded images.
+        targets: class indices.
+        transform: draws from the random numbers of random, numpy and torch.
+        in_chans: 1 or 3.
+        seed: of everything random.
+        mix: mixes a batch.
+        training: whether unreadable images are replaced.
+        max_unreadable: number of images that may be unreadable before that is an error.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        source: Source,
         targets: Sequence[int],
         transform: Callable[[Image.Image], Any],
         *,
         in_chans: int = 3,
         seed: int = 0,
         mix: Callable[[Tensor, Tensor], Batch] | None = None,
+        training: bool = False,
+        max_unreadable: int = 0,
     ) -> None:
         super().__init__(targets, seed, mix)
-        self.paths = list(paths)
+        self.source = source
         self.transform = transform
         self.in_chans = in_chans
+        self.training = training
+        self.unreadable = Unreadable(source, max_unreadable)
 
-    def read(self, epoch: int, indices: list[int]) -> Tensor:
-        return torch.stack([self._read_one(epoch, index) for index in indices])
+    def name(self, index: int) -> str:
+        return self.source.name(index)
 
-    def _read_one(self, epoch: int, index: int) -> Tensor:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as file:
-                image = (file if self.in_chans == 3 else file.convert("L")).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"can't read the image {path}: {error}") from error
-        with _seeded(self.seed, epoch, index):
+    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+        pairs = [self._read(epoch, index, copy) for index, copy in zip(indices, copies, strict=True)]
+        return torch.stack([x for x, _ in pairs]), torch.tensor([target for _, target in pairs])
+
+    def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, int]:
+        substitutes: Any = None
+        while True:
+            try:
+                image = self._decode(index)
+                break
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                self.unreadable.add(index, error)
+            if not self.training:
+                return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), IGNORED
+            substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, copy, 4))
+            index = int(substitutes.integers(len(self)))
+        return self._transformed(image, epoch, index, copy), int(self.targets[index])
+
+    def _decode(self, index: int) -> Image.Image:
+        with Image.open(self.source.open(index)) as file:
+            return (file if self.in_chans == 3 else file.convert("L")).convert("RGB")
+
+    def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:
+        with _seeded(self.seed, epoch, index, *([copy] if copy else [])):
             return torch.as_tensor(self.transform(image))[: self.in_chans]
-
-
-class EpochShuffle(Sampler[Key]):
-    """The images of a training epoch in an order that depends on (seed, epoch); yields (epoch, index).
-
-    ``epoch`` tells the number of the epoch that begins, whenever an iteration begins.
-    """
-
-    def __init__(self, length: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch()
-        order = np.random.default_rng((self.seed, epoch, self.length)).permutation(self.length)
-        return iter([(epoch, int(index)) for index in order])

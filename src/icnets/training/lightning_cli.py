@@ -15,6 +15,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.layers import IC_LAYERS
 from icnets.training.callbacks import History, TargetAccuracy, WeightsExport, progress_bar
+from icnets.training.checkpoints import (
+    AtomicCheckpointIO,
+    LastCheckpoints,
+    last_checkpoints,
+    newest_whole,
+    read_checkpoint,
+)
 from icnets.training.data import ImageData
 from icnets.training.network import holds_ic_network, starting_config
 from icnets.training.quiet import quiet
@@ -28,8 +35,10 @@ _TRAINER_DEFAULTS = {
     "deterministic": "warn",
     "enable_model_summary": False,
     "log_every_n_steps": 10,
+    "use_distributed_sampler": False,  # the data module gives each process its own batches
 }
 
+_OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
 
@@ -69,6 +78,13 @@ class ICNetsCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="name of the run: its files are in RUNS/NAME")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--save_every",
+            type=int | None,
+            default=None,
+            help="checkpoint every so many steps too, not only each epoch",
+        )
+        parser.add_argument("--keep", type=int, default=2, help="number of last checkpoints that are kept")
         parser.add_argument("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
         parser.add_argument("--target", type=float | None, default=None, help="say when val/top1 first reached this")
         parser.add_argument(
@@ -99,8 +115,9 @@ class ICNetsCLI(LightningCLI):
             if chosen.target is not None:
                 callbacks.append(TargetAccuracy(chosen.target))
             if chosen.trainer.enable_checkpointing is not False:
-                callbacks += [WeightsExport(), _checkpoints(self.folder)]
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+                last = LastCheckpoints(self.folder / "checkpoints", chosen.save_every, chosen.keep)
+                callbacks += [WeightsExport(), _best(self.folder), last]
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks, "plugins": [AtomicCheckpointIO()]}
         if chosen.trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.subcommand == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
@@ -173,7 +190,7 @@ def _with_config_of_run(args: list[str]) -> list[str]:
         if args[0] != "fit" and not any(_option(args, f"model.{key}") for key in ("init_from", "pretrained")):
             raise ValueError(_UNTRAINED.format(args[0]))
         return args
-    if path in ("best", "last"):
+    if path in _OF_A_RUN:
         if name is None:
             raise ValueError(f"ckpt_path is {path!r}, of which run? Give --name too")
         folder = Path(_option(args, "runs") or "runs") / name
@@ -189,7 +206,7 @@ def _with_config_of_run(args: list[str]) -> list[str]:
 
 
 def _name(chosen: Any, subcommand: str) -> str:
-    if chosen.ckpt_path in ("best", "last"):
+    if chosen.ckpt_path in _OF_A_RUN:
         raise ValueError(f"ckpt_path is {chosen.ckpt_path!r}, of which run? Give --name too")
     if subcommand != "fit":
         return subcommand
@@ -200,20 +217,24 @@ def _name(chosen: Any, subcommand: str) -> str:
 
 
 def _find_checkpoint(given: Any, folder: Path) -> str | None:
-    """The path of the checkpoint, which is made sure to be one."""
+    """The path of the checkpoint, which is made sure to be a whole one; None to begin anew."""
     if given is None:
         return None
-    path = folder / "checkpoints" / f"{given}.ckpt" if given in ("best", "last") else Path(given)
+    if given in ("last", "auto"):
+        path, problems = newest_whole(folder / "checkpoints")
+        for problem in problems:
+            print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
+        if path is None and (given == "last" or problems):
+            raise ValueError(
+                f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}; begin anew without --ckpt_path"
+            )
+        return None if path is None else str(path)
+    path = folder / "checkpoints" / "best.ckpt" if given == "best" else Path(given)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; check ckpt_path, and the run's name")
     if path.suffix == ".safetensors":
         raise ValueError(f"{path} holds weights alone; give the .ckpt beside it, or start from it by model.init_from")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__})") from error
-    if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
-        raise ValueError(f"{path} is no checkpoint of icnets fit; weights alone are given as model.init_from")
+    read_checkpoint(path)
     return str(path)
 
 
@@ -221,7 +242,7 @@ def _check_run(subcommand: str, chosen: Any, folder: Path) -> None:
     if subcommand != "fit":
         if chosen.ckpt_path is None and chosen.model.init_from is None and not chosen.model.pretrained:
             raise ValueError(_UNTRAINED.format(subcommand))
-    elif (folder / "checkpoints" / "last.ckpt").exists() and chosen.ckpt_path is None and not chosen.overwrite:
+    elif last_checkpoints(folder / "checkpoints") and chosen.ckpt_path is None and not chosen.overwrite:
         raise ValueError(
             f"{folder} holds a run already; give another --name, resume it with --ckpt_path last, or --overwrite true"
         )
@@ -237,13 +258,12 @@ def _without_sources(model: Any) -> None:
     model.pretrained, model.teacher = False, None
 
 
-def _checkpoints(folder: Path) -> ModelCheckpoint:
+def _best(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",
         monitor="val/top1",
         mode="max",
-        save_last=True,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )

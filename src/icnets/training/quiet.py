@@ -12,6 +12,7 @@ _HARMLESS = [
     r".*does not have many workers",  # small images are read faster in the main process
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher
     r"Checkpoint directory .* exists and is not empty",  # a run that is resumed
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # the data module goes on where it was
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"Experiment logs directory .* exists and is not empty",
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",  # test needs none of fit's

@@ -17,6 +17,9 @@ from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
 from icnets.messages import few, first_line
 from icnets.state_dicts import mismatch, shapes
+from icnets.training.checkpoints import LastCheckpoints
+from icnets.training.images import IGNORED, seed_all
+from icnets.training.loss_watch import LossWatch, explain
 from icnets.training.network import (
     OptimizerName,
     ScheduleName,
@@ -28,8 +31,6 @@ from icnets.training.network import (
 )
 
 __all__ = ["ClassificationTask", "Prediction"]
-
-_CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the queue
 
 
 class Prediction(NamedTuple):
@@ -128,13 +129,17 @@ class ClassificationTask(L.LightningModule):
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
         self._checked = False
+        self._seed: int | None = None
+        self._watch = LossWatch(math.log(num_classes))
         self._make_metrics(num_classes)
 
     def _make_metrics(self, classes: int) -> None:
         ranks = {"top1": 1, "top5": 5} if classes > 5 else {"top1": 1}
         self.metrics = nn.ModuleDict(
             {
-                f"{stage}_{name}": MulticlassAccuracy(num_classes=classes, top_k=k, average="micro")
+                f"{stage}_{name}": MulticlassAccuracy(
+                    num_classes=classes, top_k=k, average="micro", ignore_index=IGNORED
+                )
                 for stage in ("val", "test", "teacher")
                 for name, k in ranks.items()
             }
@@ -186,8 +191,14 @@ class ClassificationTask(L.LightningModule):
             raise ValueError("training has no end: give trainer.max_epochs or trainer.max_steps")
         return int(total)
 
+    def on_train_start(self) -> None:
+        """Notes the seed of the run, if it is no resumed one."""
+        self._seed = torch.initial_seed() if self._seed is None else self._seed
+
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """On the very first batch: can the network take the images, and does the teacher fit the student?"""
+        """Seeds the step; at the very first: can the network take the images, does the teacher fit the student?"""
+        # What dropout and stochastic depth draw: the same again where a training is resumed.
+        seed_all(self._seed or 0, self.current_epoch, batch_idx, self.global_rank)
         if self._checked:
             return
         self._checked = True
@@ -222,25 +233,26 @@ class ClassificationTask(L.LightningModule):
         taught = self.teacher is not None and self.criterion.needs_teacher(progress)
         logits_of_teacher = self.teacher(x) if taught and self.teacher is not None else None
         terms = self.criterion.terms(self.network(x), logits_of_teacher, target, progress)
-        self._require_finite(terms.loss)
+        self._require_finite(self._watch.update(terms.loss, self.global_step, self.current_epoch, batch_idx))
         self.log("train/loss", terms.loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
         if self.teacher is not None:
             self.log("train/distillation_weight", terms.weight, on_step=False, on_epoch=True, batch_size=len(x))
         return terms.loss
 
-    def _require_finite(self, loss: Tensor) -> None:
-        if loss.device.type != "cpu" and self.global_step % _CHECK_EVERY:
+    def _require_finite(self, found: tuple[int, int, int, str] | None) -> None:
+        if found is None:
             return
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): "
-                "lower lr, lengthen warmup, or check the images' values"
-            )
+        names = getattr(getattr(self.trainer, "datamodule", None), "names_of_batch", None)
+        saved = [c.newest for c in vars(self.trainer)["callbacks"] if isinstance(c, LastCheckpoints)]
+        images = names(found[1], found[2]) if names is not None else ()
+        raise FloatingPointError(explain(found, images, str(saved[0]) if saved and saved[0] else None))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         x, target = batch
         logits = self.network(x).float()
-        self.log(f"{stage}/loss", F.cross_entropy(logits, target), batch_size=len(x), sync_dist=True)
+        there = int((target != IGNORED).sum())
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / max(there, 1)
+        self.log(f"{stage}/loss", loss, batch_size=there, sync_dist=True)
         for name, metric in self.metrics.items():
             if isinstance(metric, MulticlassAccuracy) and name.startswith(stage):
                 metric.update(logits, target)
@@ -285,12 +297,14 @@ class ClassificationTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the class names (plain strings), so that nobody resumes with other classes."""
+        self._require_finite(self._watch.look())
         names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-        checkpoint["icnets"] = {"class_names": list(names) if names is not None else None}
+        checkpoint["icnets"] = {"class_names": list(names) if names is not None else None, "seed": self._seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says in one line what a checkpoint of another network or other classes has that this one has not."""
-        trained = (checkpoint.get("icnets") or {}).get("class_names")
+        notes = checkpoint.get("icnets") or {}
+        self._seed, trained = notes.get("seed"), notes.get("class_names")
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         if trained and names and list(names) != list(trained):
             raise ValueError(

@@ -6,11 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
@@ -19,7 +17,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from icnets.files import atomic_write
-from icnets.training.images import EpochShuffle, TensorImages, as_is
+from icnets.training.epochs import EpochData
+from icnets.training.images import TensorImages
 
 __all__ = ["Splits", "TensorData", "cached"]
 
@@ -36,7 +35,7 @@ class Splits:
     class_names: Sequence[str]
 
 
-class TensorData(L.LightningDataModule):
+class TensorData(EpochData):
     """Data in memory, normalised per channel by mean and standard deviation of the training part.
 
     A data set is a subclass with :meth:`splits`. Everything random is drawn by ``seed`` and epoch.
@@ -89,7 +88,6 @@ class TensorData(L.LightningDataModule):
         self.std: tuple[float, ...] = ()
         self._splits: Splits | None = None
         self._sets: dict[str, TensorImages] = {}
-        self._epochs = count()
 
     @abstractmethod
     def splits(self) -> Splits:
@@ -164,22 +162,17 @@ class TensorData(L.LightningDataModule):
         """Batches (x, target): x (N, C, ...) float32; target (N,) int64, or (N, classes) float32 where mixed."""
         self.setup()
         images = self._sets["train"]
-        order = EpochShuffle(len(images), self.seed, self._epoch)
-        return DataLoader(images, self.batch_size, sampler=order, drop_last=True, collate_fn=as_is)
-
-    def _epoch(self) -> int:
-        """The epoch that begins: the trainer's; without a trainer, a count of the iterations."""
-        return next(self._epochs) if self.trainer is None else int(self.trainer.current_epoch)
+        return self.loader(images, self.epoch_batches(images, self.batch_size, self.seed))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches (x, target), not augmented, in a fixed order."""
         self.setup()
-        return DataLoader(self._sets["val"], self.eval_batch_size, collate_fn=as_is)
+        return self.loader(self._sets["val"], self.evaluation_batches(self._sets["val"], self.eval_batch_size))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches (x, target), not augmented, in a fixed order."""
         self.setup()
-        return DataLoader(self._sets["test"], self.eval_batch_size, collate_fn=as_is)
+        return self.loader(self._sets["test"], self.evaluation_batches(self._sets["test"], self.eval_batch_size))
 
 
 def _normalized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torchvision import datasets
 
-from icnets.training.images import take
+from icnets.training.folders import take
 from icnets.training.tensors import Part, Splits, TensorData
 
 __all__ = ["CIFAR10", "CIFAR100"]

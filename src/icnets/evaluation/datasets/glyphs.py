@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from icnets.training.images import take
+from icnets.training.folders import take
 from icnets.training.tensors import Splits, TensorData, cached
 
 __all__ = ["CHARACTERS", "Glyphs", "render_folder"]

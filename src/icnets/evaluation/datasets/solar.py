@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from icnets.training.images import take
+from icnets.training.folders import take
 from icnets.training.tensors import Splits, TensorData, cached
 
 __all__ = ["SolarCells"]

@@ -1,0 +1,106 @@
+"""Data modules that know where training is: an epoch can be gone on with at any batch, by any number of processes."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import lightning as L
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Sampler
+
+from icnets.training.images import ImageFiles, TensorImages, as_is
+from icnets.training.order import EpochBatches, EvaluationBatches
+
+__all__ = ["EpochData"]
+
+
+class EpochData(L.LightningDataModule):
+    """A data module whose place in the training is in its checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epochs = count()
+        self._resumed: tuple[int, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batch that come next."""
+        if self.trainer is None:
+            return {}
+        loop: Any = self.trainer.fit_loop
+        progress = loop.epoch_progress.current
+        if progress.processed > progress.completed:  # the epoch is over, and what belongs to its end is at work
+            return {"epoch": progress.processed, "batch": 0}
+        return {"epoch": progress.completed, "batch": loop.epoch_loop.batch_progress.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Says where the next iteration of the training images begins."""
+        if state_dict:
+            self._resumed = (int(state_dict["epoch"]), int(state_dict["batch"]))
+
+    def _position(self) -> tuple[int, int]:
+        """Epoch and first batch of an iteration that begins; without a trainer, iterations count as epochs."""
+        if self._resumed is not None:
+            position, self._resumed = self._resumed, None
+            return position
+        return (next(self._epochs), 0) if self.trainer is None else (int(self.trainer.current_epoch), 0)
+
+    def epoch_batches(
+        self,
+        images: ImageFiles | TensorImages,
+        batch_size: int,
+        seed: int,
+        *,
+        repeats: int = 1,
+        groups: Sequence[tuple[int, int]] = (),
+        window: int = 0,
+    ) -> EpochBatches:
+        """The batches of this process in training; fewer images in each where there are so few.
+
+        Raises:
+            ValueError: there are fewer images than processes.
+        """
+        rank, world = _process()
+        size = min(batch_size, len(images) // world)
+        if images.mix is not None:
+            size -= size % 2
+        if size == 0:
+            raise ValueError(f"{len(images)} training images are too few for {world} processes")
+        return EpochBatches(
+            len(images),
+            size,
+            seed,
+            self._position,
+            rank=rank,
+            world=world,
+            repeats=repeats,
+            groups=groups,
+            window=window,
+        )
+
+    def evaluation_batches(self, images: ImageFiles | TensorImages, batch_size: int) -> EvaluationBatches:
+        """The batches of this process in an evaluation."""
+        rank, world = _process()
+        return EvaluationBatches(len(images), min(batch_size, len(images)), rank=rank, world=world)
+
+    def loader(
+        self, images: ImageFiles | TensorImages, batches: Sampler[Any] | int, *, workers: int = 0, prefetch: int = 2
+    ) -> DataLoader[Any]:
+        """Reads ``batches`` of ``images``, or all of them so many at a time, in ``workers`` processes."""
+        order: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
+        return DataLoader(
+            images,
+            **order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=as_is,
+        )
+
+
+def _process() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,119 @@
+"""Which image is read when, and by which process: a function of (seed, epoch) and nothing else.
+
+An epoch is one order of all images, cut into global batches; of each, every process takes its part. So the number of
+processes changes neither which images a step sees nor what they look like, and a training that was cut off goes on at
+any batch of any epoch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+__all__ = ["PADDING", "EpochBatches", "EvaluationBatches", "Key", "epoch_order", "key_parts"]
+
+Key = tuple[int, ...]  # (epoch, index of the image), and with repeated augmentation the number of the copy
+PADDING = -1  # index of an image that is none: it evens out the batches of several processes
+
+
+def key_parts(key: int | Key) -> tuple[int, int, int]:
+    """Epoch, index and copy; of a bare index, epoch 0."""
+    if isinstance(key, int):
+        return 0, key, 0
+    return key[0], key[1], key[2] if len(key) > 2 else 0
+
+
+def epoch_order(
+    length: int, seed: int, epoch: int, groups: Sequence[tuple[int, int]] = (), window: int = 0
+) -> np.ndarray:
+    """All indices from 0 to length - 1 in the order of an epoch.
+
+    Args:
+        length: number of images.
+        seed: with ``epoch``, decides the order.
+        epoch: from 0.
+        groups: first index and the one behind the last, of images that lie in one file and are read together.
+        window: so many groups, drawn at random, are shuffled together; 0: everything at once.
+    """
+    rng = np.random.default_rng((seed, epoch, length))
+    if not (groups and 0 < window < len(groups)):
+        return rng.permutation(length)
+    drawn = [groups[i] for i in rng.permutation(len(groups))]
+    windows = (drawn[i : i + window] for i in range(0, len(drawn), window))
+    return np.concatenate([rng.permutation(np.concatenate([np.arange(a, b) for a, b in each])) for each in windows])
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The batches of one process in a training epoch; yields lists of (epoch, index[, copy]).
+
+    What is left of an epoch behind its last whole global batch is left out; what that is changes from epoch to epoch.
+
+    Args:
+        length: number of images.
+        batch_size: images per step of one process.
+        seed: of the order.
+        position: tells, whenever an iteration begins, the epoch and the number of its first batch.
+        rank, world: which process of how many.
+        repeats: each drawn image comes so many times, in different processes where there are several (repeated
+            augmentation, arXiv 1901.09335); an epoch keeps its length, and has fewer different images.
+        groups, window: see :func:`epoch_order`.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], tuple[int, int]],
+        *,
+        rank: int = 0,
+        world: int = 1,
+        repeats: int = 1,
+        groups: Sequence[tuple[int, int]] = (),
+        window: int = 0,
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
+        self.rank, self.world, self.repeats = rank, world, repeats
+        self.groups, self.window = groups, window
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, first = self.position()
+        order = epoch_order(self.length, self.seed, epoch, self.groups, self.window)
+        for batch in range(first, len(self)):
+            yield self.keys(order, epoch, batch)
+
+    def keys(self, order: np.ndarray, epoch: int, batch: int) -> list[Key]:
+        """Those of one batch."""
+        size = self.batch_size * self.world
+        places = range(batch * size + self.rank, (batch + 1) * size, self.world)
+        if self.repeats == 1:
+            return [(epoch, int(order[place])) for place in places]
+        return [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
+
+    def batch(self, epoch: int, batch: int) -> list[Key]:
+        """What this process reads for a batch of an epoch."""
+        return self.keys(epoch_order(self.length, self.seed, epoch, self.groups, self.window), epoch, batch)
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """The batches of one process in an evaluation: every image once over all processes, in a fixed order.
+
+    All processes have equally many batches of equal size, since a sharded network computes in step; what is missing
+    for that is ``PADDING``.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        self.length, self.batch_size, self.rank, self.world = length, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-self.length // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size * self.world
+        for start in range(0, self.length, size):
+            rows = -(-min(size, self.length - start) // self.world)
+            places = range(start + self.rank, start + rows * self.world, self.world)
+            yield [place if place < self.length else PADDING for place in places]

@@ -1,0 +1,229 @@
+"""Tar shards in WebDataset's layout, local or behind a URL, read at any place and never unpacked.
+
+A sample is ``KEY.jpg`` (or .jpeg, .png, .webp) beside ``KEY.cls``, its class index as text, or ``KEY.json`` with
+``{"label": index}``. Every shard is read once from end to end, for where its images lie; that index is kept in a cache.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from icnets.files import atomic_write
+from icnets.messages import few, first_line
+
+__all__ = ["IMAGE_SUFFIXES", "Shards", "expand", "find_shards"]
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_BLOCK = 512  # bytes of a header
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Offsets, sizes and classes of a shard's images."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    targets: np.ndarray
+
+
+def expand(pattern: str) -> list[str]:
+    """Names for a pattern with braces: ``train-{000..002}.tar`` and ``{a,b}.tar``, in order."""
+    parts: list[list[str]] = []
+    for part in re.split(r"(\{[^{}]*\})", pattern):
+        numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
+        if numbers:
+            first, last = numbers.groups()
+            parts.append([str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)])
+        elif part.startswith("{"):
+            parts.append(part[1:-1].split(","))
+        else:
+            parts.append([part])
+    return ["".join(combination) for combination in product(*parts)]
+
+
+def find_shards(root: Path, split: str) -> list[str]:
+    """The shards of a split in ``root``: ``root/SPLIT/*.tar`` or ``root/SPLIT*.tar``, sorted; perhaps none."""
+    found = (root / split).glob("*.tar") if (root / split).is_dir() else root.glob(f"{split}*.tar")
+    return sorted(str(path) for path in found)
+
+
+class Shards:
+    """The images of tar shards.
+
+    Args:
+        shards: paths or URLs (https, s3, gs, hf: whatever fsspec opens).
+        cache: folder that keeps where the images lie.
+
+    Attributes:
+        targets: class index of each image.
+        groups: for each shard, its first image and the one behind its last.
+
+    Raises:
+        ValueError: a shard that is missing, damaged or truncated, or has an image without a class, a class that is no
+            number, or a member whose name leads out of its folder.
+    """
+
+    def __init__(self, shards: Sequence[str], cache: Path) -> None:
+        self.shards = list(shards)
+        indices = [_cached_index(shard, cache) for shard in self.shards]
+        counts = [len(index.offsets) for index in indices]
+        self._shard = np.repeat(np.arange(len(counts)), counts)
+        self._offsets = np.concatenate([index.offsets for index in indices])
+        self._sizes = np.concatenate([index.sizes for index in indices])
+        self.targets: list[int] = np.concatenate([index.targets for index in indices]).tolist()
+        ends = np.cumsum(counts).tolist()
+        self.groups = list(zip([0, *ends[:-1]], ends, strict=True))
+        self._files: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}  # every process opens its own
+
+    def open(self, index: int) -> BinaryIO:
+        return io.BytesIO(self._read(index, int(self._offsets[index]), int(self._sizes[index])))
+
+    def name(self, index: int) -> str:
+        header = self._read(index, int(self._offsets[index]) - _BLOCK, _BLOCK)
+        member = header[:100].rstrip(b"\0").decode(errors="replace")
+        return f"{self.shards[int(self._shard[index])]}: {member}"
+
+    def _read(self, index: int, offset: int, size: int) -> bytes:
+        number = int(self._shard[index])
+        shard = self.shards[number]
+        if is_remote(shard):
+            import fsspec
+
+            if number not in self._files:
+                self._files[number] = fsspec.core.url_to_fs(shard)
+            system, path = self._files[number]
+            content: bytes = system.cat_file(path, start=offset, end=offset + size)
+        else:
+            if number not in self._files:
+                self._files[number] = open(shard, "rb")  # noqa: SIM115  # kept, for the images to come
+            content = os.pread(self._files[number].fileno(), size, offset)
+        if len(content) != size:
+            raise OSError(f"{shard} has become shorter: {len(content)} bytes at {offset} where there were {size}")
+        return content
+
+
+def is_remote(shard: str) -> bool:
+    """Whether a shard is named by a URL."""
+    return "://" in shard
+
+
+def _state(shard: str) -> str:
+    """What changes when the shard does."""
+    if is_remote(shard):
+        import fsspec
+
+        try:
+            system, path = fsspec.core.url_to_fs(shard)
+            return f"{shard} {system.info(path).get('size')}"
+        except Exception as error:
+            raise ValueError(f"can't open the shard {shard}: {first_line(error)}") from error
+    if not Path(shard).is_file():
+        raise ValueError(f"there is no shard {shard}")
+    status = Path(shard).stat()
+    return f"{Path(shard).resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _cached_index(shard: str, cache: Path) -> _Index:
+    path = cache / f"shard-{hashlib.sha256(_state(shard).encode()).hexdigest()[:24]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return _Index(kept["offsets"], kept["sizes"], kept["targets"])
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # none, or not a whole one
+    index = _read_index(shard)
+    cache.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, offsets=index.offsets, sizes=index.sizes, targets=index.targets)
+    return index
+
+
+def _read_index(shard: str) -> _Index:
+    try:
+        with _opened(shard) as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                rows = list(_samples(shard, archive, file, length))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"the shard {shard} is damaged or no tar file: {first_line(error)}") from error
+    if not rows:
+        raise ValueError(f"the shard {shard} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    offsets, sizes, targets = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+    return _Index(offsets, sizes, targets)
+
+
+def _opened(shard: str) -> Any:
+    if not is_remote(shard):
+        return open(shard, "rb")
+    import fsspec
+
+    return fsspec.open(shard, "rb")
+
+
+def _samples(shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int) -> Iterator[tuple[int, int, int]]:
+    """Offset, size and class of each image, in the order of the file."""
+    images: dict[str, tarfile.TarInfo] = {}
+    classes: dict[str, int] = {}
+    for member in _members(shard, archive, length):
+        key, _, suffix = member.name.partition(".") if "/" not in member.name else _split_key(member.name)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            if key in images:
+                raise ValueError(f"the shard {shard} has two images for {key!r}; its names must differ")
+            images[key] = member
+        elif suffix in ("cls", "json"):
+            place = file.tell()
+            file.seek(member.offset_data)
+            classes[key] = _class_index(shard, member.name, file.read(member.size))
+            file.seek(place)
+    if lonely := [name.name for key, name in images.items() if key not in classes]:
+        raise ValueError(f"the shard {shard} has images without a class: {few(lonely)}; each needs a .cls or .json")
+    for key, member in images.items():
+        yield member.offset_data, member.size, classes[key]
+
+
+def _split_key(name: str) -> tuple[str, str, str]:
+    folder, _, base = name.rpartition("/")
+    key, dot, suffix = base.partition(".")
+    return f"{folder}/{key}", dot, suffix
+
+
+def _members(shard: str, archive: tarfile.TarFile, length: int) -> Iterable[tarfile.TarInfo]:
+    for member in archive:
+        if not member.isfile():
+            continue
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise ValueError(f"the shard {shard} has a member {member.name!r} that leads out of its folder")
+        if member.offset_data + member.size > length:
+            raise ValueError(
+                f"the shard {shard} is truncated: {member.name!r} ends at byte {member.offset_data + member.size}, "
+                f"the file at {length}"
+            )
+        yield member
+
+
+def _class_index(shard: str, name: str, content: bytes) -> int:
+    try:
+        value = json.loads(content)["label"] if name.endswith("json") else int(content)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        raise ValueError(
+            f"{name!r} in the shard {shard} is {content[:40]!r}; it must be a class index from 0"
+        ) from None
+    return value
