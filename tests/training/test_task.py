@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from icnets import DistillationSchedule, ICConfig, WeakLogitDistillation, convert_, create_model, ic_parameters, save
 from icnets.training.data import ImageData
-from icnets.training.network import learning_rate_factor, parameter_groups, read_state_dict
+from icnets.training.network import read_state_dict
+from icnets.training.optimization import learning_rate_factor, parameter_groups
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 
@@ -138,7 +139,7 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
         ({"lr": math.inf}, "lr is inf; it must be positive"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be at least 0"),
         ({"momentum": 1.0}, "momentum is 1.0; it must be at least 0 and less than 1"),
-        ({"optimizer": "lion"}, "optimizer is 'lion'; it must be one of sgd, adamw"),
+        ({"optimizer": "lion"}, "optimizer is 'lion'; it must be one of sgd, adamw, lamb"),
         ({"schedule": "flat"}, "schedule is 'flat'; it must be one of one-cycle, cosine, step"),
         ({"warmup": 1.0}, "warmup is 1.0; it must be at least 0 and less than 1"),
         (

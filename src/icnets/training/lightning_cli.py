@@ -9,14 +9,16 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.layers import IC_LAYERS
-from icnets.training.callbacks import History, TargetAccuracy, WeightsExport, progress_bar
+from icnets.training import strategies  # noqa: F401 - registers fsdp2
+from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.data import ImageData
 from icnets.training.network import holds_ic_network, starting_config
+from icnets.training.precision import precision_options
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 
@@ -60,7 +62,10 @@ class _Announcement(Callback):
         kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
         sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
         count = sum(p.numel() for p in network.parameters())
-        print(f"{kind}, {count:,} parameters; images: {sizes}", flush=True)
+        lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+        step = f"{pl_module.global_batch} images a step, lr {lr:.4g}"
+        if trainer.is_global_zero:
+            print(f"{kind}, {count:,} parameters; images: {sizes}; {step}", flush=True)
 
 
 class ICNetsCLI(LightningCLI):
@@ -71,6 +76,9 @@ class ICNetsCLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
         parser.add_argument("--target", type=float | None, default=None, help="say when val/top1 first reached this")
+        parser.add_argument(
+            "--ema", type=float | None, default=None, help="validate and keep a running average with this decay"
+        )
         parser.add_argument(
             "--output", type=Path | None, default=None, help="predict: CSV file; RUNS/NAME/predictions.csv"
         )
@@ -98,9 +106,14 @@ class ICNetsCLI(LightningCLI):
             callbacks += [_Announcement(), History(self.folder / "history.csv")]
             if chosen.target is not None:
                 callbacks.append(TargetAccuracy(chosen.target))
+            if chosen.ema is not None:
+                callbacks.append(WeightAverage(chosen.ema))
+            if chosen.trainer.logger is not False:
+                callbacks.append(LearningRateMonitor(logging_interval="step"))
             if chosen.trainer.enable_checkpointing is not False:
                 callbacks += [WeightsExport(), _checkpoints(self.folder)]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        kwargs |= precision_options(chosen.trainer.precision, chosen.trainer.accelerator, chosen.trainer.strategy)
         if chosen.trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.subcommand == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
