@@ -36,6 +36,7 @@ Train a network. Options come from YAML files and, with the last word, from the 
 
   --config FILE                  YAML file of options; can be given several times
   --name NAME                    the run's name: all files go to runs/NAME (default: the network's name and a number)
+  --plan                         print what would run: devices, batch, steps, memory, disk, what is missing; then stop
   --ckpt_path last               resume the run NAME, with its own options unless --config is given
   --ema DECAY                    validate and keep a running average of the weights, e.g. 0.9999
   --overwrite true               begin anew in the folder of an earlier run

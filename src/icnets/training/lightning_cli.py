@@ -1,6 +1,7 @@
 """fit, validate, test and predict: Lightning's command line around our data and task, with one folder per run."""
 
 import csv
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.data import ImageData
 from icnets.training.network import holds_ic_network, starting_config
+from icnets.training.plan import kept_bytes, plan, preflight
 from icnets.training.precision import precision_options
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
@@ -82,6 +84,7 @@ class ICNetsCLI(LightningCLI):
         parser.add_argument(
             "--output", type=Path | None, default=None, help="predict: CSV file; RUNS/NAME/predictions.csv"
         )
+        parser.add_argument("--plan", action="store_true", help="fit: print what would run, and stop")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
@@ -96,6 +99,19 @@ class ICNetsCLI(LightningCLI):
         _check_run(self.config.subcommand, chosen, self.folder)
         if self.config.subcommand != "fit" and chosen.ckpt_path is not None:
             _without_sources(chosen.model)
+
+    def before_instantiate_classes(self) -> None:
+        chosen = self.config[self.config.subcommand]
+        if chosen.plan and self.config.subcommand == "fit":
+            if os.environ.get("RANK", "0") == "0":
+                print(plan(chosen, self.folder))
+            sys.exit(0)
+
+    def before_fit(self) -> None:
+        average = self.config_init.fit.ema is not None
+        if self.trainer.is_global_zero:
+            keeps = self.config_init.fit.trainer.enable_checkpointing is not False
+            preflight(self.folder, kept_bytes(self.model, average=average) if keeps else 0)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         chosen = self.config_init[self.subcommand]
