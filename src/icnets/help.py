@@ -200,7 +200,15 @@ COMMAND_HELP = {
         command="validate", summary="Measure a trained network on the validation images.", more="", example=""
     ),
     "test": _EVALUATE.format(
-        command="test", summary="Measure a trained network on the test images.", more="", example=""
+        command="test",
+        summary="Measure a trained network on the test images; the first line says by which protocol.",
+        more=(
+            "  --data.crop_pct 0.875          the centre crop, as a fraction of the image; also --data.interpolation\n"
+            "  --data.test_crops 10           ten crops of each image, whose probabilities are averaged\n"
+            "  --data.test_root DIR           other images, such as ImageNetV2's\n"
+            "  --data.real_labels FILE        ImageNet-ReaL's labels, real.json\n"
+        ),
+        example="",
     ),
     "predict": _EVALUATE.format(
         command="predict",

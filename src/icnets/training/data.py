@@ -23,6 +23,7 @@ from icnets.training.images import (
     require_readable,
     take,
 )
+from icnets.training.protocol import describe, find_test_images, multicrop, read_real_labels
 
 __all__ = ["ImageData"]
 
@@ -64,6 +65,13 @@ class ImageData(L.LightningDataModule):
         mix_smoothing: label smoothing of mixed targets, which a loss takes as they are.
         predict_root: folder of images, with or without subfolders, for predict; without it, the test images.
         check_limit: folders of at most this many images have each image's header read before training starts.
+        eval_batch_size: images per batch of validation, test and predict; batch_size by default.
+        repeats: how often each image that is drawn comes, each time augmented anew, in one epoch of as many images.
+        crop_pct: folder: side of what validation and test see, as a fraction of the image's shorter side.
+        interpolation: folder: of resizing for validation and test: bilinear, bicubic, ...
+        test_crops: folder: 1 (the centre), or 10 for test, whose probabilities are averaged.
+        test_root: folder of other images to test on, one subfolder per class, or subfolders 0, 1, ... (ImageNetV2).
+        real_labels: ImageNet-ReaL's real.json for test: a prediction is right if it is among an image's labels.
 
     Raises:
         ValueError: for an argument out of its range; by ``setup``, for a folder that can't be used.
@@ -93,6 +101,13 @@ class ImageData(L.LightningDataModule):
         mix_smoothing: float = 0.0,
         predict_root: Path | None = None,
         check_limit: int = 20_000,
+        eval_batch_size: int | None = None,
+        repeats: int = 1,
+        crop_pct: float = 0.95,
+        interpolation: str = "bilinear",
+        test_crops: int = 1,
+        test_root: Path | None = None,
+        real_labels: Path | None = None,
     ) -> None:
         super().__init__()
         self.root = None if root is None else Path(root)
@@ -106,6 +121,10 @@ class ImageData(L.LightningDataModule):
         self.auto_augment, self.erase = auto_augment, erase
         self.mixup, self.cutmix, self.mix_smoothing = mixup, cutmix, mix_smoothing
         self.check_limit = check_limit
+        self.eval_batch_size, self.repeats = eval_batch_size, repeats
+        self.crop_pct, self.interpolation, self.test_crops = crop_pct, interpolation, test_crops
+        self.test_root = None if test_root is None else Path(test_root)
+        self.real_labels = None if real_labels is None else Path(real_labels)
         self._names: list[str] = []
         self._splits: dict[str, FolderImages | TensorImages] = {}
         self._epochs = count()
@@ -136,6 +155,7 @@ class ImageData(L.LightningDataModule):
         for name, low in (
             ("train_size", 1), ("image_size", 1), ("batch_size", 1), ("workers", 0), ("seed", 0), ("shift", 0),
             ("color_jitter", 0), ("mixup", 0), ("cutmix", 0), ("check_limit", 0),
+            ("eval_batch_size", 1), ("repeats", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
@@ -143,6 +163,10 @@ class ImageData(L.LightningDataModule):
         for name in ("hflip", "erase", "min_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}; it must be greater than 0 and at most 1")
+        if self.test_crops not in (1, 10) or (self.root is None and self.test_crops == 10):
+            raise ValueError(f"test_crops is {self.test_crops}; it must be 1, or 10 for a folder of images")
         for name in ("val_fraction", "test_fraction", "mix_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
@@ -232,8 +256,13 @@ class ImageData(L.LightningDataModule):
             listings["train"] = _subset(pool, take(pool.targets, self.train_size, self.seed)[0])
         listings.setdefault("test", listings["val"])
         self._names = pool.class_names
+        if self.test_root is not None:
+            listings["test"] = find_test_images(self.test_root, self._names)
         self._require_readable([listings[name] for name in ("train", "val", "test")])
         self._splits = {name: self._folder_split(item, training=name == "train") for name, item in listings.items()}
+        tested = self._splits["test"] = self._folder_split(listings["test"], training=False, crops=self.test_crops)
+        if self.real_labels is not None:
+            tested.targets = read_real_labels(self.real_labels, listings["test"].paths, len(self._names))
 
     def _train_and_val(self, targets: Sequence[int]) -> tuple[list[int], list[int]]:
         """Positions of the training images and, disjoint, of the validation images."""
@@ -252,11 +281,11 @@ class ImageData(L.LightningDataModule):
         if len(paths) <= self.check_limit:
             require_readable(paths)
 
-    def _folder_split(self, listing: Listing, *, training: bool) -> FolderImages:
+    def _folder_split(self, listing: Listing, *, training: bool, crops: int = 1) -> FolderImages:
         return FolderImages(
             listing.paths,
             listing.targets,
-            self._transform(training),
+            self._transform(training) if crops == 1 else multicrop(self),
             in_chans=self.in_chans,
             seed=self.seed,
             mix=self._mix() if training else None,
@@ -274,13 +303,19 @@ class ImageData(L.LightningDataModule):
                 re_prob=self.erase,
                 mean=(self.mean * 3)[:3],
                 std=(self.std * 3)[:3],
-                crop_pct=0.95,
+                crop_pct=self.crop_pct,
+                interpolation="bilinear" if training else self.interpolation,
                 normalize=True,
             )
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise ValueError(
                 f"auto_augment is {self.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
             ) from error
+
+    def protocol(self) -> str:
+        """One line that says how the test images are evaluated."""
+        self.setup()
+        return describe(self, self.size("test"))
 
     def _mix(self) -> Mixup | None:
         if not (self.mixup or self.cutmix):
@@ -293,7 +328,8 @@ class ImageData(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: EpochShuffle | None = None) -> DataLoader[Any]:
         images = self._splits[split]
-        size = min(self.batch_size, len(images))
+        size = self.batch_size if sampler is not None else self.eval_batch_size or self.batch_size
+        size = min(size, len(images))
         if sampler is not None and images.mix is not None:
             size -= size % 2
         return DataLoader(

@@ -113,6 +113,10 @@ class ICNetsCLI(LightningCLI):
             keeps = self.config_init.fit.trainer.enable_checkpointing is not False
             preflight(self.folder, kept_bytes(self.model, average=average) if keeps else 0)
 
+    def before_test(self) -> None:
+        if self.trainer.is_global_zero:
+            print(self.datamodule.protocol(), flush=True)
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         chosen = self.config_init[self.subcommand]
         callbacks: list[Callback] = []

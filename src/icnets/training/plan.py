@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,7 +260,7 @@ def plan(chosen: Any, folder: Path) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
-def _lines_of_the_run(chosen: Any, devices: Devices, found: _Data) -> Sequence[tuple[str, str]]:
+def _lines_of_the_run(chosen: Any, devices: Devices, found: _Data) -> list[tuple[str, str]]:
     trainer, batch = chosen.trainer, chosen.data.batch_size
     accumulated = trainer.accumulate_grad_batches
     global_batch = batch * devices.world * accumulated

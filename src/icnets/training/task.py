@@ -28,6 +28,7 @@ from icnets.training.optimization import (
     make_optimizer,
     task_loss,
 )
+from icnets.training.protocol import average_crops, best_label
 
 __all__ = ["ClassificationTask", "Prediction"]
 
@@ -285,10 +286,19 @@ class ClassificationTask(L.LightningModule):
                 "lower lr, lengthen warmup, or check the images' values"
             )
 
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits (N, classes), float32, of images (N, C, H, W), or of their crops (N, C, crops, H, W)."""
+        if x.ndim != 5:
+            return self.network(self._images(x)).float()
+        return average_crops(self.network(self._images(x.movedim(2, 1).flatten(0, 1))), len(x))
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
-        x, target = self._images(batch[0]), batch[1]
-        logits = self.network(x).float()
-        self.log(f"{stage}/loss", F.cross_entropy(logits, target), batch_size=len(x), sync_dist=True)
+        x, target = batch
+        logits = self._logits(x)
+        if target.dtype == torch.bool:
+            logits, target = best_label(logits, target)
+        else:
+            self.log(f"{stage}/loss", F.cross_entropy(logits, target), batch_size=len(x), sync_dist=True)
         for name, metric in self.metrics.items():
             if isinstance(metric, MulticlassAccuracy) and name.startswith(stage):
                 metric.update(logits, target)
@@ -321,12 +331,12 @@ class ClassificationTask(L.LightningModule):
         self.criterion.observe(student.compute(), self._teacher_top1)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates test/loss, test/top1, test/top5."""
+        """Updates test/top1, test/top5 and, where each image has one label, test/loss."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Prediction:
         """Probabilities and the most probable class of each image of the batch."""
-        probabilities = self.network(self._images(batch[0])).float().softmax(dim=1)
+        probabilities = self._logits(batch[0]).softmax(dim=1)
         return Prediction(probabilities, probabilities.argmax(dim=1))
 
     # Checkpoints.
