@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from icnets import ICConfig, create_model
 from icnets.cli import main
-from icnets.training.plan import Devices, checkpoint_bytes, preflight
+from icnets.evaluation.measure import memory_for_backward
+from icnets.training.plan import Devices, activation_bytes, checkpoint_bytes, preflight
 from training.folders import write_classes
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -112,6 +114,23 @@ def test_a_launcher_that_started_something_else(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert planned(capsys, "--config", BASIC)["attention"].startswith("the launcher started 16 processes")
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("ic", [None, ICConfig()])
+def test_activations_in_half_precision_without_computing_them(ic: ICConfig | None, recomputed: bool) -> None:
+    network = create_model(
+        "resnet10t", ic=ic, num_classes=10, in_chans=1, channels=[8, 8, 16, 16], stem_width=8
+    ).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    sample = torch.zeros(3, 1, 64, 64)
+    fixed, per_image = activation_bytes(network, sample, precision="bf16-mixed", recomputed=recomputed)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    single = activation_bytes(network, sample, precision="32-true", recomputed=recomputed)[1]
+    assert 0 < per_image < single * (1.2 if ic else 0.8)
+    if not recomputed:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert memory_for_backward(network, sample) == pytest.approx(fixed + 3 * per_image, rel=0.02)
 
 
 # Before training.

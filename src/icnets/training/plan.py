@@ -3,17 +3,21 @@
 Also what is looked at before training starts: can the run's folder be written, and is there room for its checkpoints?
 """
 
+import copy
 import math
 import os
 import shutil
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from icnets.convert import ICConfig
 from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward
@@ -24,7 +28,7 @@ from icnets.training.data import ImageData
 from icnets.training.network import build_network, load_teacher
 from icnets.training.optimization import scaled_lr
 
-__all__ = ["Devices", "checkpoint_bytes", "free_bytes", "kept_bytes", "plan", "preflight"]
+__all__ = ["Devices", "activation_bytes", "checkpoint_bytes", "free_bytes", "kept_bytes", "plan", "preflight"]
 
 _IMAGENET = {"train": 1_281_167, "val": 50_000, "classes": 1_000}
 _STATES = {"sgd": 1, "adamw": 2, "lamb": 2}  # tensors of a parameter's size that the optimizer keeps
@@ -121,35 +125,72 @@ def _costs(model: Any, data: Any, classes: int, precision: str, missing: list[st
     network = _network(model, classes, data.in_chans)
     sample = torch.zeros(3, data.in_chans, data.image_size, data.image_size)
     parameters, macs = count_parameters(network), count_macs(network, sample[:1])
-    if model.activation_checkpointing:
-        engine.recompute_activations_(network)
-    dtype = _HALF.get(precision)
-    with nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
-        # Two batches, since weights in half precision are kept once, whatever the size; one image alone has no
-        # statistics where a layer is down to a single place.
-        recomputed = model.activation_checkpointing
-        two, three = (_activations(network, x, recomputed=recomputed) for x in (sample[:2], sample))
+    fixed, per_image = activation_bytes(network, sample, precision=precision, recomputed=model.activation_checkpointing)
     buffers = sum(b.numel() * b.element_size() for b in network.buffers())
     basic = parameters.total - parameters.ic
     teacher = _teacher_parameters(model, classes, data.in_chans, basic, missing)
-    return _Costs(
-        parameters.total, parameters.ic, macs.total, buffers, max(3 * two - 2 * three, 0), three - two, teacher
-    )
+    return _Costs(parameters.total, parameters.ic, macs.total, buffers, fixed, per_image, teacher)
 
 
-def _activations(network: nn.Module, x: Tensor, *, recomputed: bool) -> int:
-    """Bytes that a forward pass leaves for backward; of blocks that are recomputed, their inputs."""
+def activation_bytes(network: nn.Module, sample: Tensor, *, precision: str, recomputed: bool) -> tuple[int, int]:
+    """Bytes that a forward pass in train mode leaves for backward: fixed ones, and those of each image.
+
+    Measured on two and on three images: weights in half precision are kept once, whatever the batch, and one image
+    alone has no statistics where a layer is down to a single place. In mixed precision, which many CPUs compute
+    slowly, tensors without contents do. With ``recomputed``, blocks leave their inputs alone; the network is changed.
+
+    Args:
+        network: on the CPU.
+        sample: images ``(3, C, H, W)``.
+        precision: 32-true, 16-mixed or bf16-mixed.
+        recomputed: with activation checkpointing.
+    """
+    if recomputed:
+        engine.recompute_activations_(network)
+    measure = partial(_kept_of_fakes, dtype=_HALF[precision]) if precision in _HALF else memory_for_backward
+    with _inputs_of_blocks(network if recomputed else None) as inputs:
+        counts = []
+        for x in (sample[:2], sample):
+            inputs.clear()
+            counts.append(measure(network, x) + sum(inputs))
+    two, three = counts
+    return max(3 * two - 2 * three, 0), three - two
+
+
+@contextmanager
+def _inputs_of_blocks(network: nn.Module | None) -> Iterator[list[int]]:
+    """Bytes of what goes into blocks, which keep it where they are recomputed."""
     inputs: list[int] = []
 
     def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs.append(args[0].numel() * args[0].element_size())
 
-    handles = [block.register_forward_pre_hook(note) for block in engine.blocks(network)] if recomputed else []
+    handles = [block.register_forward_pre_hook(note) for block in engine.blocks(network)] if network else []
     try:
-        return memory_for_backward(network, x) + sum(inputs)
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _kept_of_fakes(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
+    """As :func:`icnets.evaluation.measure.memory_for_backward`, under autocast, and nothing is computed."""
+    kept: dict[int, int] = {}
+    network = copy.deepcopy(network)  # its norms count batches, even so
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        own = {mode.from_tensor(t).untyped_storage()._cdata for t in [*network.parameters(), *network.buffers()]}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.autocast("cpu", dtype=dtype), hooks:
+            output = network(mode.from_tensor(x))
+        del output  # the graph had to live until here: a storage's address may be used again
+    return sum(kept.values())
 
 
 def _steps(trainer: Any, images: int, batch: int, world: int) -> tuple[int, int]:
