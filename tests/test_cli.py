@@ -183,6 +183,20 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
+def test_the_average_is_resumed_and_tested(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", BASIC, "--name", "ema", "--ema", "0.9", "--model.lr_batch", "20"]
+    assert main(["fit", *options]) == 0
+    assert "; 40 images a step, lr 0.1" in capsys.readouterr().out  # 0.05 is meant for 20
+    assert main(["fit", "--name", "ema", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    folder = Path("runs/ema/checkpoints")
+    last = last_checkpoints(folder)[0]
+    trained = torch.load(last, weights_only=True)["callbacks"]["WeightAverage"]["trained"]
+    average, exported = weights(last), icnets.load(folder / "last.safetensors").state_dict()
+    assert torch.equal(exported["fc.weight"], average["network.fc.weight"])
+    assert not torch.equal(exported["fc.weight"], trained["fc.weight"])
+    assert main(["test", "--name", "ema", "--ckpt_path", "last"]) == 0
+
+
 def test_predictions(runs: Path, tmp_path: Path) -> None:
     assert main(["predict", "--name", "basic", "--ckpt_path", "best"]) == 0
     with open(runs / "basic" / "predictions.csv", newline="") as file:

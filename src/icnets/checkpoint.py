@@ -56,10 +56,10 @@ def _describe(layer: ICLayer) -> dict[str, Any]:
     }
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     stores: set[int] = set()
-    for key, value in model.state_dict().items():
+    for key, value in state.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{key!r} is a {type(value).__name__}; safetensors holds tensors only")
         value = value.detach().cpu().contiguous()
@@ -76,6 +76,7 @@ def save(
     *,
     architecture: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes ``model`` (IC or basic) to ``path`` as safetensors, atomically.
 
@@ -86,6 +87,7 @@ def save(
             "torchvision.models.get_model", "args": {...}}``; known by itself for networks from
             :func:`icnets.create_model` and timm's ``ic_`` names. Without it, ``load`` needs ``model=``.
         metadata: strings to keep in the header under names of your own.
+        state: what to write in the place of the model's own state dict, such as an average or gathered shards.
 
     Raises:
         FileNotFoundError: the folder doesn't exist.
@@ -110,7 +112,7 @@ def save(
     except TypeError as error:
         raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
     with atomic_write(path) as temporary:
-        save_file(_tensors(model), temporary, strings)
+        save_file(_tensors(model.state_dict() if state is None else state), temporary, strings)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:

@@ -149,6 +149,8 @@ class WeakLogitDistillation(nn.Module):
         surpass_patience: switch the distillation off for good after this many validations in a row in which the
             student is at least as good as its teacher (2 is a good value); see :meth:`observe`. None: never. The
             count is part of the state dict.
+        task_loss: what stands in the place of CE: ``(logits (N, C), target) -> scalar`` on float32 logits and the
+            target as it comes, such as timm's ``BinaryCrossEntropy``. It smooths labels itself.
 
     Raises:
         ValueError, TypeError: an argument outside its range, which the message names.
@@ -166,6 +168,7 @@ class WeakLogitDistillation(nn.Module):
         standardize: bool = False,
         correct_only: bool = False,
         surpass_patience: int | None = None,
+        task_loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         smallest, largest = math.nextafter(0.0, 1.0), math.nextafter(math.inf, 0.0)
@@ -178,7 +181,10 @@ class WeakLogitDistillation(nn.Module):
                 raise TypeError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience!r}")
             if surpass_patience < 1:
                 raise ValueError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience}")
+        if task_loss is not None and label_smoothing:
+            raise ValueError(f"label_smoothing is {label_smoothing} beside a task_loss, which smooths labels itself")
         self.temperature = float(temperature)
+        self.task_loss = task_loss
         self.schedule = schedule
         self.label_smoothing = float(label_smoothing)
         self.standardize = standardize
@@ -239,7 +245,7 @@ class WeakLogitDistillation(nn.Module):
 
         Args:
             student_logits: ``(N, C)``, or ``(N, C, d1, ...)`` for dense prediction; any floating dtype.
-            teacher_logits: of the same shape; None leaves the plain cross-entropy (the baseline without a teacher).
+            teacher_logits: of the same shape; None leaves the task's loss alone (the baseline without a teacher).
             target: hard labels ``(N,)`` or ``(N, d1, ...)``, int64 (-100 marks places without a label: the
                 cross-entropy leaves them out, the teacher still teaches there); or soft targets of the logits'
                 shape, floating.
@@ -259,7 +265,10 @@ class WeakLogitDistillation(nn.Module):
             student = student_logits.to(dtype)
             if soft:
                 target = target.to(dtype)
-            task = F.cross_entropy(student, target, label_smoothing=0.0 if soft else self.label_smoothing)
+            if self.task_loss is None:
+                task = F.cross_entropy(student, target, label_smoothing=0.0 if soft else self.label_smoothing)
+            else:
+                task = self.task_loss(student, target)
             if teacher_logits is None or weight == 0.0:
                 return DistillationTerms(task, task, torch.zeros_like(task), 0.0)
             labels = target.argmax(1) if soft else target

@@ -36,7 +36,9 @@ Train a network. Options come from YAML files and, with the last word, from the 
 
   --config FILE                  YAML file of options; can be given several times
   --name NAME                    the run's name: all files go to runs/NAME (default: the network's name and a number)
+  --plan                         print what would run: devices, batch, steps, memory, disk, what is missing; then stop
   --ckpt_path last               resume the run NAME, with its own options unless --config is given
+  --ema DECAY                    validate and keep a running average of the weights, e.g. 0.9999
   --overwrite true               begin anew in the folder of an earlier run
   --target ACC                   say in which epoch, after how many seconds val/top1 first reached ACC, e.g. 0.95
   --seed_everything N            seed of everything (default 0)
@@ -45,9 +47,12 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --model.ic.layers all          which convolutions to convert: all, kxk, no-stem
   --model.ic.warm_start gain     how an IC network takes trained weights over: none, gain, calibrate
   --model.init_from FILE         start from these weights, e.g. the basic network's
-  --model.teacher FILE           weak logit distillation from the network of this checkpoint
-  --model.optimizer sgd          sgd or adamw; also --model.lr, --model.weight_decay, --model.momentum
-  --model.schedule one-cycle     one-cycle, cosine or step; also --model.warmup
+  --model.teacher FILE           weak logit distillation from the network of this checkpoint, or of timm:NAME
+  --model.optimizer sgd          sgd, adamw or lamb; also --model.lr, --model.weight_decay, --model.momentum
+  --model.lr_batch N             the global batch that lr is meant for; lr grows with the one in use
+  --model.schedule one-cycle     one-cycle, cosine or step; also --model.warmup, --model.min_lr, --model.milestones
+  --model.loss cross-entropy     or bce, binary cross-entropy; also --model.bce_threshold
+  --model.compile true           torch.compile; also --model.channels_last, --model.activation_checkpointing
 
   --data.root DIR                folder of class folders, or of train/, val/ (and test/) with these;
                                  default: scikit-learn's digits
@@ -55,7 +60,8 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --data.batch_size N            images per step; also --data.workers
   --data.auto_augment TEXT       timm's name, e.g. rand-m9-mstd0.5; also --data.mixup, --data.cutmix
 
-  --trainer.max_epochs N         length of the training; also --trainer.accelerator, .devices, .precision
+  --trainer.max_epochs N         length of the training; also --trainer.accelerator, .devices, .num_nodes
+  --trainer.strategy ddp         ddp or fsdp2 (sharded); also --trainer.precision 16-mixed, bf16-mixed, 32-true
   --help-all                     every option there is
   --print_config                 print the options in force as YAML, and stop
 
@@ -194,7 +200,15 @@ COMMAND_HELP = {
         command="validate", summary="Measure a trained network on the validation images.", more="", example=""
     ),
     "test": _EVALUATE.format(
-        command="test", summary="Measure a trained network on the test images.", more="", example=""
+        command="test",
+        summary="Measure a trained network on the test images; the first line says by which protocol.",
+        more=(
+            "  --data.crop_pct 0.875          the centre crop, as a fraction of the image; also --data.interpolation\n"
+            "  --data.test_crops 10           ten crops of each image, whose probabilities are averaged\n"
+            "  --data.test_root DIR           other images, such as ImageNetV2's\n"
+            "  --data.real_labels FILE        ImageNet-ReaL's labels, real.json\n"
+        ),
+        example="",
     ),
     "predict": _EVALUATE.format(
         command="predict",

@@ -176,6 +176,8 @@ def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
     """What two parameters that share memory have in common; None for empty ones, which have none to share."""
     if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
         return (parameter.device, id(parameter))
+    if hasattr(parameter, "to_local"):  # a sharded one has no memory but its shard's
+        parameter = parameter.to_local()
     pointer = parameter.untyped_storage().data_ptr()
     return (parameter.device, pointer) if pointer else None
 

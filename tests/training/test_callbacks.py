@@ -216,6 +216,35 @@ def test_an_average_goes_on_where_it_was(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_what_was_validated_is_what_the_files_hold(tmp_path: Path) -> None:
+    seen = _Steps()
+    fit(tmp_path, WeightAverage(0.8), WeightsExport(), seen, epochs=2)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    validated = seen.validated[(content["epoch"] + 1) * len(seen.validated) // 2 - 1]
+    assert torch.equal(content["state_dict"]["network.fc.weight"], validated)
+    assert torch.equal(load(tmp_path / "last.safetensors").fc.weight, seen.validated[-1])
+    assert not torch.allclose(seen.validated[-1], seen.trained[-1])
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(load(tmp_path / "best.safetensors").fc.weight, best["network.fc.weight"])
+
+
+def test_a_checkpoint_after_the_end_holds_the_average_too(tmp_path: Path) -> None:
+    average = WeightAverage(0.8)
+    task = fit(tmp_path, average, epochs=1)
+    task.trainer.save_checkpoint(tmp_path / "end.ckpt")
+    content = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for found, expected in (
+        (content["state_dict"]["network.fc.weight"], task.network.fc.weight),
+        (content["state_dict"]["network.fc.weight"], last["state_dict"]["network.fc.weight"]),
+        (
+            content["callbacks"]["WeightAverage"]["trained"]["fc.weight"],
+            last["callbacks"]["WeightAverage"]["trained"]["fc.weight"],
+        ),
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_an_average_needs_a_decay() -> None:
     with pytest.raises(ValueError, match="decay is 1"):
         WeightAverage(1.0)

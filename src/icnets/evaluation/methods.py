@@ -9,7 +9,7 @@ from typing import Any
 
 from icnets.convert import ICConfig
 from icnets.distill import DistillationSchedule
-from icnets.training.network import check_optimization
+from icnets.training.optimization import Optimization
 
 __all__ = [
     "ComparedTraining",
@@ -66,7 +66,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; training needs at least 1 epoch")
-        check_optimization(self.optimizer, self.lr, self.weight_decay, 0.9, self.schedule, self.warmup)
+        Optimization(self.optimizer, self.lr, self.weight_decay, 0.9, self.schedule, self.warmup)  # type: ignore[arg-type]
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icnets import checkpoint
 from icnets.files import atomic_write
+from icnets.training.engine import gathered_state, sharded
 
 __all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightAverage", "WeightsExport", "progress_bar"]
 
@@ -133,7 +134,8 @@ class History(_Stopwatch):
 class WeightsExport(Callback):
     """Writes the network after every epoch to last.safetensors, and the best so far to best.safetensors.
 
-    These are ``icnets.save``'s files: ``icnets.load`` rebuilds the network from them, without Lightning.
+    The weights are those that were validated: the average, where there is a :class:`WeightAverage`. The files are
+    ``icnets.save``'s: ``icnets.load`` rebuilds the network from them, without Lightning.
 
     Args:
         folder: where to write; made if missing. None: beside Lightning's own checkpoints.
@@ -166,13 +168,13 @@ class WeightsExport(Callback):
         improved = value is not None and self._improves(float(value))
         if improved and value is not None:
             self.best = float(value)
+        network, state = _network(pl_module), _weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         notes = _notes(trainer)
-        checkpoint.save(_network(pl_module), self.folder / "last.safetensors", metadata=notes)
-        if improved:
-            checkpoint.save(_network(pl_module), self.folder / "best.safetensors", metadata=notes)
+        for name in ("last", "best") if improved else ("last",):
+            checkpoint.save(network, self.folder / f"{name}.safetensors", metadata=notes, state=state)
 
     def _improves(self, value: float) -> bool:
         if math.isnan(value):
@@ -189,14 +191,14 @@ class WeightsExport(Callback):
 class WeightAverage(Callback):
     """A running average of weights and buffers (EMA), which is validated, and is the network when training ends.
 
-    timm's ``ModelEmaV3``, whose decay rises from 0 with the steps, so that the start is forgotten. A checkpoint in
-    between holds the weights as trained, and the average in this callback's state.
+    timm's ``ModelEmaV3``, whose decay rises from 0 with the steps, so that the start is forgotten. A checkpoint holds
+    the average as the network, and what training goes on from in this callback's state.
 
     Args:
         decay: of the average per step, in (0, 1).
 
     Raises:
-        ValueError: the decay is not in (0, 1).
+        ValueError: the decay is not in (0, 1); at the start of training, a network that is sharded.
     """
 
     def __init__(self, decay: float) -> None:
@@ -204,12 +206,18 @@ class WeightAverage(Callback):
             raise ValueError(f"decay is {decay}; it must lie between 0 and 1, such as 0.999")
         self.decay = decay
         self._average: ModelEmaV3 | None = None
+        self._swapped = False  # whether the average is in the network, and what is trained in the average's place
         self._resumed: dict[str, Tensor] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._average = ModelEmaV3(_network(pl_module), decay=self.decay, use_warmup=True)
+        network = _network(pl_module)
+        if sharded(network):
+            raise ValueError("an average of weights (ema) can't be kept under fsdp2; leave ema out, or use ddp")
+        self._average = ModelEmaV3(network, decay=self.decay, use_warmup=True)
+        self._swapped = False
         if self._resumed is not None:
-            self._average.module.load_state_dict(self._resumed)
+            network.load_state_dict(self._resumed)
+            self._resumed = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -224,6 +232,13 @@ class WeightAverage(Callback):
             kept = value.clone()
             value.copy_(average[name])
             average[name].copy_(kept)
+        self._swapped = not self._swapped
+
+    def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
+        """The state dict of the average, wherever it is."""
+        assert self._average is not None
+        state: dict[str, Tensor] = (_network(pl_module) if self._swapped else self._average.module).state_dict()
+        return state
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -236,15 +251,32 @@ class WeightAverage(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._average is None else {"average": self._average.module.state_dict()}
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._average is None:
+            return
+        prefix = "network." if hasattr(pl_module, "network") else ""
+        state = checkpoint["state_dict"]
+        trained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if self._swapped:
+            trained = self._average.module.state_dict()
+        checkpoint["callbacks"][self.state_key] = {"trained": trained}
+        state.update({prefix + name: value for name, value in self.weights(pl_module).items()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict.get("average")
+        self._resumed = state_dict.get("trained")
 
 
 def _network(module: L.LightningModule) -> Any:
     return getattr(module, "network", module)
+
+
+def _weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor] | None:
+    """What to export in the place of the network's own state: the average, or gathered shards; None: nothing else."""
+    network = _network(module)
+    if sharded(network):
+        return gathered_state(network)
+    callbacks: list[Callback] = vars(trainer)["callbacks"]
+    return next((c.weights(module) for c in callbacks if isinstance(c, WeightAverage)), None)
 
 
 def _notes(trainer: L.Trainer) -> dict[str, str]:

@@ -117,6 +117,9 @@ class LastCheckpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._stop)  # Lightning restores what there was before it
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            for path in last_checkpoints(self.folder):  # of a run that is begun anew
+                path.unlink(missing_ok=True)
 
     def _stop(self, number: int, frame: Any) -> None:
         self._told_to_stop = True

@@ -12,10 +12,12 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
 from icnets.training.epochs import EpochData
-from icnets.training.folders import find_images, folder_splits, require_readable, take, train_and_val
+from icnets.training.folders import find_images, require_readable, take, train_and_val
 from icnets.training.images import ImageFiles, TensorImages
-from icnets.training.shards import Shards, expand, find_shards
-from icnets.training.sources import HuggingFace, Paths, Source
+from icnets.training.protocol import describe, multicrop
+from icnets.training.shards import Shards
+from icnets.training.sources import Paths, Source
+from icnets.training.splits import Split, Splits, hugging_face_splits, image_folder_splits, shard_names, shard_splits
 
 __all__ = ["ImageData"]
 
@@ -70,6 +72,11 @@ class ImageData(EpochData):
         prefetch: batches that each worker reads ahead.
         cache: folder for what is kept of the data, such as where images lie in shards; ~/.cache/icnets, or where
             ICNETS_CACHE says.
+        crop_pct: folder: side of what validation and test see, as a fraction of the image's shorter side.
+        interpolation: folder: of resizing for validation and test: bilinear, bicubic, ...
+        test_crops: folder: 1 (the centre), or 10 for test, whose probabilities are averaged.
+        test_root: folder of other images to test on, one subfolder per class, or subfolders 0, 1, ... (ImageNetV2).
+        real_labels: ImageNet-ReaL's real.json for test: a prediction is right if it is among an image's labels.
 
     Raises:
         ValueError: for an argument out of its range; by ``setup``, for a folder that can't be used.
@@ -109,14 +116,19 @@ class ImageData(EpochData):
         eval_batch_size: int | None = None,
         prefetch: int = 2,
         cache: Path | None = None,
+        crop_pct: float = 0.95,
+        interpolation: str = "bilinear",
+        test_crops: int = 1,
+        test_root: Path | None = None,
+        real_labels: Path | None = None,
     ) -> None:
         super().__init__()
         self.root = None if root is None else Path(root)
         self.predict_root = None if predict_root is None else Path(predict_root)
         self.train_size, self.val_fraction, self.test_fraction = train_size, val_fraction, test_fraction
-        self._digits = root is None and train_shards is None and hf is None
-        self.image_size = image_size if image_size is not None else (8 if self._digits else 224)
-        self.in_chans = in_chans if in_chans is not None else (1 if self._digits else 3)
+        self.digits = root is None and train_shards is None and hf is None
+        self.image_size = image_size if image_size is not None else (8 if self.digits else 224)
+        self.in_chans = in_chans if in_chans is not None else (1 if self.digits else 3)
         self.mean, self.std = self._normalization(mean, std)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shift, self.min_scale, self.hflip, self.color_jitter = shift, min_scale, hflip, color_jitter
@@ -128,6 +140,9 @@ class ImageData(EpochData):
         self.repeats, self.max_unreadable = repeats, max_unreadable
         self.eval_batch_size, self.prefetch = eval_batch_size, prefetch
         self.cache = Path(cache or os.environ.get("ICNETS_CACHE") or Path.home() / ".cache" / "icnets")
+        self.crop_pct, self.interpolation, self.test_crops = crop_pct, interpolation, test_crops
+        self.test_root = None if test_root is None else Path(test_root)
+        self.real_labels = None if real_labels is None else Path(real_labels)
         self._names: list[str] = []
         self._splits: dict[str, ImageFiles | TensorImages] = {}
         self._check_arguments()
@@ -137,7 +152,7 @@ class ImageData(EpochData):
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans is {self.in_chans}; images are read with 1 (grey) or 3 (colour) channels")
-        if self._digits:
+        if self.digits:
             known: tuple[tuple[float, ...], ...] = ((_DIGITS_MEAN,) * self.in_chans, (_DIGITS_STD,) * self.in_chans)
         elif self.in_chans == 3:
             known = _IMAGENET
@@ -165,6 +180,10 @@ class ImageData(EpochData):
         for name in ("hflip", "erase", "min_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}; it must be greater than 0 and at most 1")
+        if self.test_crops not in (1, 10) or (self.digits and self.test_crops == 10):
+            raise ValueError(f"test_crops is {self.test_crops}; it must be 1, or 10 for a folder of images")
         for name in ("val_fraction", "test_fraction", "mix_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
@@ -206,34 +225,28 @@ class ImageData(EpochData):
                 or training and validation folders with different classes.
         """
         if not self._splits:
-            if self.hf is not None:
-                self._setup_hugging_face(self.hf)
-            elif shards := self._find_shards():
-                self._setup_shards(shards)
-            elif self.root is None:
+            if self.digits:
                 self._setup_digits()
             else:
-                self._setup_folder(self.root)
+                self._setup_images(self._locate())
         if stage == "predict" and self.predict_root is not None and "predict" not in self._splits:
             listing = find_images(self.predict_root, classes=False)
-            self._require_readable([listing.paths])
-            self._splits["predict"] = self._files(Paths(listing.paths), listing.targets, "predict")
+            self._require_readable([Paths(listing.paths)])
+            self._splits["predict"] = self._files(Split(Paths(listing.paths), listing.targets), "predict")
 
     def prepare_data(self) -> None:
         """Reads where the images of shards lie, in one process of each machine, before the others ask for it."""
-        for shards in self._find_shards().values():
+        for shards in shard_names(self.root, self.train_shards, self.val_shards).values():
             Shards(shards, self.cache)
 
-    def _find_shards(self) -> dict[str, list[str]]:
-        """Names of the shards by split; none at all where the images are elsewhere."""
-        if self.train_shards is not None and self.val_shards is not None:
-            return {"train": expand(self.train_shards), "val": expand(self.val_shards)}
-        if self.root is None or not self.root.is_dir():
-            return {}
-        found = {split: find_shards(self.root, split) for split in ("train", "val", "test")}
-        if found["train"] and not found["val"]:
-            raise ValueError(f"{self.root} has training shards but none for validation: val/*.tar or val*.tar")
-        return {split: names for split, names in found.items() if names} if found["train"] else {}
+    def _locate(self) -> Splits:
+        if self.hf is not None:
+            return hugging_face_splits(self.hf, self.hf_val)
+        if shards := shard_names(self.root, self.train_shards, self.val_shards):
+            return shard_splits(shards, self.root, self.cache)
+        assert self.root is not None
+        options = ("train_size", "val_fraction", "test_fraction", "seed", "test_root", "real_labels")
+        return image_folder_splits(self.root, **{name: getattr(self, name) for name in options})
 
     def _setup_digits(self) -> None:
         from sklearn.datasets import load_digits
@@ -259,55 +272,28 @@ class ImageData(EpochData):
                 mix=self._mix() if name == "train" else None,
             )
 
-    def _setup_folder(self, root: Path) -> None:
-        listings = folder_splits(
-            root,
-            train_size=self.train_size,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            seed=self.seed,
-        )
-        self._names = listings["train"].class_names
-        self._require_readable([listings[name].paths for name in ("train", "val", "test")])
-        self._splits = {name: self._files(Paths(item.paths), item.targets, name) for name, item in listings.items()}
+    def _setup_images(self, found: Splits) -> None:
+        self._names = found.class_names
+        self._require_readable([split.source for split in found.splits.values()])
+        self._splits = {name: self._files(split, name) for name, split in found.splits.items()}
 
-    def _setup_shards(self, shards: dict[str, list[str]]) -> None:
-        sources = {split: Shards(names, self.cache) for split, names in shards.items()}
-        listed = None if self.root is None else self.root / "classes.txt"
-        if listed is not None and listed.is_file():
-            self._names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
-        else:
-            self._names, known = [str(i) for i in range(max(sources["train"].targets) + 1)], "the training shards have"
-        for split, source in sources.items():
-            if (most := max(source.targets)) >= len(self._names):
-                raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(self._names) - 1}")
-        self._splits = {split: self._files(source, source.targets, split) for split, source in sources.items()}
-        self._splits.setdefault("test", self._splits["val"])
-
-    def _setup_hugging_face(self, name: str) -> None:
-        train, val = HuggingFace(name, "train"), HuggingFace(name, self.hf_val)
-        self._names = train.class_names
-        self._splits = {
-            split: self._files(source, source.targets, split)
-            for split, source in (("train", train), ("val", val), ("test", val))
-        }
-
-    def _require_readable(self, listings: Sequence[Sequence[Path]]) -> None:
-        paths = sorted({path for listing in listings for path in listing})
+    def _require_readable(self, sources: Sequence[Source]) -> None:
+        paths = sorted({path for source in sources if isinstance(source, Paths) for path in source.paths})
         if len(paths) <= self.check_limit and not self.max_unreadable:
             require_readable(paths)
 
-    def _files(self, source: Source, targets: Sequence[int], split: str) -> ImageFiles:
-        limit = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
+    def _files(self, split: Split, name: str) -> ImageFiles:
+        training = name == "train"
+        limit = len(split.source) // 1000 if self.max_unreadable is None else self.max_unreadable
         return ImageFiles(
-            source,
-            targets,
-            self._transform(split == "train"),
+            split.source,
+            split.targets,
+            multicrop(self) if name == "test" and self.test_crops > 1 else self._transform(training),
             in_chans=self.in_chans,
             seed=self.seed,
-            mix=self._mix() if split == "train" else None,
-            training=split == "train",
-            max_unreadable=0 if split == "predict" else limit,
+            mix=self._mix() if training else None,
+            training=training,
+            max_unreadable=0 if name == "predict" else limit,
         )
 
     def _transform(self, training: bool) -> Any:
@@ -322,13 +308,19 @@ class ImageData(EpochData):
                 re_prob=self.erase,
                 mean=(self.mean * 3)[:3],
                 std=(self.std * 3)[:3],
-                crop_pct=0.95,
+                crop_pct=self.crop_pct,
+                interpolation="bilinear" if training else self.interpolation,
                 normalize=True,
             )
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise ValueError(
                 f"auto_augment is {self.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
             ) from error
+
+    def protocol(self) -> str:
+        """One line that says how the test images are evaluated."""
+        self.setup()
+        return describe(self, self.size("test"))
 
     def _mix(self) -> Mixup | None:
         if not (self.mixup or self.cutmix):

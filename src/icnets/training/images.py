@@ -57,8 +57,10 @@ def _seeded(*entropy: int) -> Iterator[None]:
 class _Images(Dataset[Batch]):
     """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted."""
 
-    def __init__(self, targets: Sequence[int], seed: int, mix: Callable[[Tensor, Tensor], Batch] | None) -> None:
-        self.targets = torch.tensor(list(targets), dtype=torch.int64)
+    def __init__(
+        self, targets: Sequence[int] | Tensor, seed: int, mix: Callable[[Tensor, Tensor], Batch] | None
+    ) -> None:
+        self.targets = targets if isinstance(targets, Tensor) else torch.tensor(list(targets), dtype=torch.int64)
         self.seed = seed
         self.mix = mix
 
@@ -81,12 +83,17 @@ class _Images(Dataset[Batch]):
         x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
         for row, (_, index, _) in enumerate(parts):
             if index == PADDING:
-                target[row] = IGNORED
+                target[row] = self.ignored
         if self.mix is None:
             return x, target
         with _seeded(self.seed, epoch, indices[0], 1):
             x, target = self.mix(x, target)
         return x, target.float()
+
+    @property
+    def ignored(self) -> int:
+        """The target of what evaluation leaves out; where several classes may be right: none of them."""
+        return IGNORED if self.targets.ndim == 1 else False
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         """Images (N, C, ...) of one epoch, augmented, and their classes."""
@@ -209,7 +216,7 @@ class ImageFiles(_Images):
 
     Args:
         source: gives the encoded images.
-        targets: class indices.
+        targets: class indices; or (N, classes) bool, where several classes may be right.
         transform: draws from the random numbers of random, numpy and torch.
         in_chans: 1 or 3.
         seed: of everything random.
@@ -221,7 +228,7 @@ class ImageFiles(_Images):
     def __init__(
         self,
         source: Source,
-        targets: Sequence[int],
+        targets: Sequence[int] | Tensor,
         transform: Callable[[Image.Image], Any],
         *,
         in_chans: int = 3,
@@ -242,9 +249,9 @@ class ImageFiles(_Images):
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         pairs = [self._read(epoch, index, copy) for index, copy in zip(indices, copies, strict=True)]
-        return torch.stack([x for x, _ in pairs]), torch.tensor([target for _, target in pairs])
+        return torch.stack([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
 
-    def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, int]:
+    def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
         substitutes: Any = None
         while True:
             try:
@@ -253,10 +260,12 @@ class ImageFiles(_Images):
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 self.unreadable.add(index, error)
             if not self.training:
-                return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), IGNORED
+                return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), torch.full_like(
+                    self.targets[0], self.ignored
+                )
             substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, copy, 4))
             index = int(substitutes.integers(len(self)))
-        return self._transformed(image, epoch, index, copy), int(self.targets[index])
+        return self._transformed(image, epoch, index, copy), self.targets[index]
 
     def _decode(self, index: int) -> Image.Image:
         with Image.open(self.source.open(index)) as file:

@@ -1,6 +1,7 @@
 """fit, validate, test and predict: Lightning's command line around our data and task, with one folder per run."""
 
 import csv
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -9,12 +10,13 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.layers import IC_LAYERS
-from icnets.training.callbacks import History, TargetAccuracy, WeightsExport, progress_bar
+from icnets.training import strategies  # noqa: F401 - registers fsdp2
+from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.checkpoints import (
     AtomicCheckpointIO,
     LastCheckpoints,
@@ -24,6 +26,8 @@ from icnets.training.checkpoints import (
 )
 from icnets.training.data import ImageData
 from icnets.training.network import holds_ic_network, starting_config
+from icnets.training.plan import kept_bytes, plan, preflight
+from icnets.training.precision import precision_options
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 
@@ -69,7 +73,10 @@ class _Announcement(Callback):
         kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
         sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
         count = sum(p.numel() for p in network.parameters())
-        print(f"{kind}, {count:,} parameters; images: {sizes}", flush=True)
+        lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+        step = f"{pl_module.global_batch} images a step, lr {lr:.4g}"
+        if trainer.is_global_zero:
+            print(f"{kind}, {count:,} parameters; images: {sizes}; {step}", flush=True)
 
 
 class ICNetsCLI(LightningCLI):
@@ -88,8 +95,12 @@ class ICNetsCLI(LightningCLI):
         parser.add_argument("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
         parser.add_argument("--target", type=float | None, default=None, help="say when val/top1 first reached this")
         parser.add_argument(
+            "--ema", type=float | None, default=None, help="validate and keep a running average with this decay"
+        )
+        parser.add_argument(
             "--output", type=Path | None, default=None, help="predict: CSV file; RUNS/NAME/predictions.csv"
         )
+        parser.add_argument("--plan", action="store_true", help="fit: print what would run, and stop")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
@@ -105,6 +116,25 @@ class ICNetsCLI(LightningCLI):
         if self.config.subcommand != "fit" and chosen.ckpt_path is not None:
             _without_sources(chosen.model)
 
+    def before_instantiate_classes(self) -> None:
+        chosen = self.config[self.config.subcommand]
+        if chosen.plan and self.config.subcommand == "fit":
+            if os.environ.get("RANK", "0") == "0":
+                print(plan(chosen, self.folder))
+            sys.exit(0)
+
+    def before_fit(self) -> None:
+        average = self.config_init.fit.ema is not None
+        if self.trainer.is_global_zero:
+            keeps = self.config_init.fit.trainer.enable_checkpointing is not False
+            preflight(
+                self.folder, kept_bytes(self.model, average=average, keep=self.config_init.fit.keep) if keeps else 0
+            )
+
+    def before_test(self) -> None:
+        if self.trainer.is_global_zero:
+            print(self.datamodule.protocol(), flush=True)
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         chosen = self.config_init[self.subcommand]
         callbacks: list[Callback] = []
@@ -114,10 +144,15 @@ class ICNetsCLI(LightningCLI):
             callbacks += [_Announcement(), History(self.folder / "history.csv")]
             if chosen.target is not None:
                 callbacks.append(TargetAccuracy(chosen.target))
+            if chosen.ema is not None:
+                callbacks.append(WeightAverage(chosen.ema))
+            if chosen.trainer.logger is not False:
+                callbacks.append(LearningRateMonitor(logging_interval="step"))
             if chosen.trainer.enable_checkpointing is not False:
                 last = LastCheckpoints(self.folder / "checkpoints", chosen.save_every, chosen.keep)
                 callbacks += [WeightsExport(), _best(self.folder), last]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks, "plugins": [AtomicCheckpointIO()]}
+        kwargs |= precision_options(chosen.trainer.precision, chosen.trainer.accelerator, chosen.trainer.strategy)
         if chosen.trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.subcommand == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)

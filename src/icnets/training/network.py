@@ -1,27 +1,23 @@
-"""The network of a training run: a name or a module, its starting weights, the conversion; and its parameter groups."""
+"""The network of a training run: a name or a module, its starting weights, and the conversion."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
-from timm.models import load_state_dict
+from timm.models import get_pretrained_cfg, is_model, load_state_dict
 from torch import Tensor, nn
 
 from icnets import checkpoint
 from icnets.convert import ICConfig, convert_, load_basic_state_dict
-from icnets.layers import IC_LAYERS, ic_parameters
+from icnets.layers import IC_LAYERS
 from icnets.timm_models import NETWORKS, create_model
 
-__all__ = ["build_network", "learning_rate_factor", "load_weights", "make_optimizer", "parameter_groups"]
+__all__ = ["Normalization", "build_network", "load_teacher", "load_weights"]
 
-OptimizerName = Literal["sgd", "adamw"]
-ScheduleName = Literal["one-cycle", "cosine", "step"]
+Normalization = tuple[tuple[float, ...] | None, tuple[float, ...] | None]  # mean and std per channel, where known
 
 _CALIBRATION_BATCHES = 4
 
@@ -69,6 +65,38 @@ def build_network(
     if ic is not None:
         convert_(network, ic, optimizers=())
     return network.train(), None
+
+
+def load_teacher(
+    source: str, *, num_classes: int, in_chans: int, weights: bool = True
+) -> tuple[nn.Module, Normalization]:
+    """A trained network to teach, and the normalisation that it was trained with, where that is known.
+
+    Args:
+        source: path of a checkpoint of ours, or "timm:NAME" for timm's pretrained network, e.g. timm:resnet50.a2_in1k.
+        num_classes, in_chans: of the student.
+        weights: False: timm's network without its weights, which aren't downloaded then.
+
+    Raises:
+        ValueError: no such checkpoint or network, one without pretrained weights, or other classes or channels.
+    """
+    if not source.startswith("timm:"):
+        return checkpoint.load(source), (None, None)
+    name = source.removeprefix("timm:")
+    cfg = get_pretrained_cfg(name) if is_model(name.split(".")[0]) else None
+    if cfg is None or not cfg.has_weights:
+        raise ValueError(
+            f"teacher is {source!r}, but timm has no pretrained network {name!r}; see timm.list_pretrained()"
+        )
+    if cfg.num_classes != num_classes:
+        raise ValueError(
+            f"the student has {num_classes} classes and the teacher {source} {cfg.num_classes}: "
+            "distillation needs the same classes in the same order"
+        )
+    if cfg.input_size[0] != in_chans:
+        raise ValueError(f"in_chans is {in_chans}, but the teacher {source} was trained with {cfg.input_size[0]}")
+    network = create_model(name, pretrained=weights, ic=None, num_classes=num_classes)
+    return network, (tuple(cfg.mean), tuple(cfg.std))
 
 
 def starting_config(name: str, *, trained: bool) -> ICConfig | None:
@@ -150,75 +178,3 @@ def written_by_icnets(path: Path) -> bool:
             return "icnets" in header.get("__metadata__", {})
         except (ValueError, AttributeError):
             return False
-
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights, with decay, and without it biases, norms and IC's own parameters.
-
-    Decay would pull w', b1 and the gain towards the basic network, and a norm's scale has no use for it.
-    """
-    new = {id(p) for _, p in ic_parameters(network)}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in new]
-    kept = {id(p) for p in decayed}
-    rest = [p for p in trained if id(p) not in kept]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def learning_rate_factor(step: int, *, total: int, schedule: ScheduleName, warmup: float) -> float:
-    """The learning rate at ``step`` of ``total``, as a fraction of the largest, in [0, 1].
-
-    It rises linearly over the first ``warmup`` of the training, then: "one-cycle" falls linearly to 0, "cosine" falls
-    to 0 in half a cosine, "step" falls to a tenth at 1/2 and to a hundredth at 3/4 of the training.
-    """
-    progress = min((step + 0.5) / max(total, 1), 1.0)  # the middle of the step: neither its first nor its last is lost
-    if progress < warmup:
-        return progress / warmup
-    if schedule == "step":
-        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
-    rest = (1 - progress) / (1 - warmup)
-    return rest if schedule == "one-cycle" else 0.5 * (1 - math.cos(math.pi * rest))
-
-
-def make_optimizer(
-    network: nn.Module,
-    *,
-    name: OptimizerName,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    schedule: ScheduleName,
-    warmup: float,
-    total: int,
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """SGD with Nesterov momentum or AdamW over :func:`parameter_groups`, and its schedule by steps."""
-    groups = parameter_groups(network, weight_decay)
-    if not groups:
-        raise ValueError("the network has no parameters to train: all have requires_grad=False")
-    optimizer: torch.optim.Optimizer
-    if name == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=lr)
-    factor = partial(learning_rate_factor, total=total, schedule=schedule, warmup=warmup)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def check_optimization(
-    optimizer: str, lr: float, weight_decay: float, momentum: float, schedule: str, warmup: float
-) -> None:
-    """Raises ValueError for an argument of :func:`make_optimizer` out of its range."""
-    for name, value, choices in (
-        ("optimizer", optimizer, get_args(OptimizerName)),
-        ("schedule", schedule, get_args(ScheduleName)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr is {lr}; it must be positive")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
-    for name, number in (("momentum", momentum), ("warmup", warmup)):
-        if not 0 <= number < 1:
-            raise ValueError(f"{name} is {number}; it must be at least 0 and less than 1")

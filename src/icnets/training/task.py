@@ -11,24 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from icnets import checkpoint
 from icnets.convert import ICConfig
 from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
 from icnets.messages import few, first_line
 from icnets.state_dicts import mismatch, shapes
+from icnets.teacher import require_independent
+from icnets.training import engine
 from icnets.training.checkpoints import LastCheckpoints
 from icnets.training.images import IGNORED, seed_all
 from icnets.training.loss_watch import LossWatch, explain
-from icnets.training.network import (
+from icnets.training.network import Normalization, build_network, calibrate, calibration_batches, load_teacher
+from icnets.training.optimization import (
+    LossName,
+    Optimization,
     OptimizerName,
+    ScalingName,
     ScheduleName,
-    build_network,
-    calibrate,
-    calibration_batches,
-    check_optimization,
     make_optimizer,
+    task_loss,
 )
+from icnets.training.protocol import average_crops, best_label
 
 __all__ = ["ClassificationTask", "Prediction"]
 
@@ -55,19 +58,31 @@ class ClassificationTask(L.LightningModule):
         pretrained: start from timm's pretrained weights.
         init_from: start from this checkpoint, usually the trained basic network's; ic.warm_start says how an IC
             network takes them over ("gain" unless ic says otherwise).
-        teacher: checkpoint of the trained basic network (or the network itself) for weak logit distillation; without
-            it there is none.
-        teacher_mean: normalisation that the teacher was trained with, where it differs from the student's.
+        teacher: checkpoint of the trained basic network (or the network itself) for weak logit distillation, or
+            timm:NAME for timm's pretrained network of that name; without it there is none.
+        teacher_mean: normalisation that the teacher was trained with, where it differs from the student's; for
+            timm:NAME it is known.
         teacher_std: likewise; both or neither.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
-        optimizer: sgd (Nesterov momentum) or adamw.
+        optimizer: sgd (Nesterov momentum), adamw or lamb (timm's, arXiv 1904.00962).
         lr: the largest learning rate.
         weight_decay: of weights; biases, norms and the parameters of collisions have none.
         momentum: of SGD.
-        schedule: course of the learning rate: one-cycle (linear to 0), cosine (to 0), or step (a tenth at 1/2 and 3/4).
+        schedule: course of the learning rate: one-cycle (linear) and cosine fall to min_lr, step to a tenth at each
+            of the milestones.
         warmup: fraction of the training over which the learning rate rises.
         label_smoothing: of hard labels; that of the distillation's loss, where one is given, must not contradict.
         model_options: more arguments for timm's network, e.g. drop_path_rate.
+        min_lr: where the learning rate ends, as a fraction of lr.
+        milestones: fractions of the training, for step.
+        lr_batch: the global batch (per device x devices x accumulated) that lr is meant for; lr is scaled to the one
+            in use. None: lr is taken as it is.
+        lr_scaling: linear or sqrt, in the global batch.
+        loss: cross-entropy, or bce: binary cross-entropy, each class by itself (arXiv 2110.00476).
+        bce_threshold: bce: mixed targets above it count as 1, the others as 0; without it they are taken as they are.
+        compile: compile the network and its teacher by torch.compile.
+        channels_last: keep images and weights with channels last, which GPUs' tensor cores want.
+        activation_checkpointing: compute activations anew in backward: less memory, about a third more time.
 
     Raises:
         ValueError, TypeError: an argument out of its range, an unknown network, a checkpoint that doesn't fit; when
@@ -94,25 +109,24 @@ class ClassificationTask(L.LightningModule):
         warmup: float = 0.2,
         label_smoothing: float = 0.0,
         model_options: dict[str, Any] | None = None,
+        min_lr: float = 0.0,
+        milestones: tuple[float, ...] = (0.5, 0.75),
+        lr_batch: int | None = None,
+        lr_scaling: ScalingName = "linear",
+        loss: LossName = "cross-entropy",
+        bce_threshold: float | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_optimization(optimizer, lr, weight_decay, momentum, schedule, warmup)
+        self.optimization = Optimization(
+            optimizer, lr, weight_decay, momentum, schedule, warmup, min_lr, tuple(milestones), lr_batch, lr_scaling
+        )
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
-        if distillation is not None and label_smoothing not in (0.0, distillation.label_smoothing):
-            raise ValueError(
-                f"label_smoothing is {label_smoothing} for the task and {distillation.label_smoothing} for the "
-                "distillation; give the distillation's only"
-            )
         self.num_classes = num_classes
-        self.optimization: dict[str, Any] = {
-            "name": optimizer,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "schedule": schedule,
-            "warmup": warmup,
-        }
+        self.criterion = _criterion(distillation, loss, label_smoothing, bce_threshold)
         self.network, self._waiting = build_network(
             model,
             num_classes=num_classes,
@@ -122,15 +136,19 @@ class ClassificationTask(L.LightningModule):
             init_from=init_from,
             options=model_options,
         )
-        self.criterion = distillation or WeakLogitDistillation(label_smoothing=label_smoothing)
-        self._teacher_normalization = (teacher_mean, teacher_std)
-        teacher = checkpoint.load(teacher) if isinstance(teacher, str | Path) else teacher
+        normalization: Normalization = (teacher_mean, teacher_std)
+        if isinstance(teacher, str | Path):
+            teacher, known = load_teacher(str(teacher), num_classes=num_classes, in_chans=in_chans)
+            normalization = known if normalization == (None, None) else normalization
+        self._teacher_normalization = normalization
         self._teacher_network = (teacher,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
         self._watch = LossWatch(math.log(num_classes))
+        self.channels_last = channels_last
+        self._engine = {"compile": compile, "activation_checkpointing": activation_checkpointing}
         self._make_metrics(num_classes)
 
     def _make_metrics(self, classes: int) -> None:
@@ -162,6 +180,7 @@ class ClassificationTask(L.LightningModule):
         network = self._teacher_network[0]
         if stage == "fit" and self.teacher is None and network is not None:
             self.teacher = self._make_teacher(network)
+            require_independent(self.teacher.model, self.network)  # while it can be seen: sharding copies
 
     def _calibration_batches(self) -> Iterator[Tensor]:
         data = getattr(self.trainer, "datamodule", None)
@@ -179,10 +198,34 @@ class ClassificationTask(L.LightningModule):
         student = {f"student_{name}": getattr(data, name, None) for name in ("mean", "std")}
         return Teacher(network, mean=mean, std=std, **student)
 
+    def configure_model(self) -> None:
+        """Once, in place: recomputed activations, memory format, sharding over the strategy's mesh, compilation."""
+        options, self._engine = self._engine, {}
+        networks = [self.network, *([] if self.teacher is None else [self.teacher.model])]
+        if options.get("activation_checkpointing"):
+            engine.recompute_activations_(self.network)
+        for network in networks if options else []:
+            if self.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if self.device_mesh is not None:
+                engine.shard_(network, self.device_mesh["data_parallel"])
+            if options["compile"]:
+                engine.compile_(network)
+
+    @property
+    def global_batch(self) -> int | None:
+        """Images per optimizer step: per device x devices x accumulated; None where the data module doesn't say."""
+        size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if size is None:
+            return None
+        return int(size) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by steps."""
         total = self._total_steps()
-        optimizer, scheduler = make_optimizer(self.network, total=total, **self.optimization)
+        optimizer, scheduler = make_optimizer(
+            self.network, self.optimization, total=total, global_batch=self.global_batch
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _total_steps(self) -> int:
@@ -202,10 +245,11 @@ class ClassificationTask(L.LightningModule):
         if self._checked:
             return
         self._checked = True
-        x = batch[0][:2]
+        x = self._images(batch[0][:2])
         self.network.eval()
         try:
-            with torch.no_grad():
+            # Eager: two images are no reason to compile.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 logits = self.network(x)
         except RuntimeError as error:
             raise ValueError(
@@ -217,9 +261,13 @@ class ClassificationTask(L.LightningModule):
             found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(f"the network gives {found} for {len(x)} images of {self.num_classes} classes")
         if self.teacher is not None:
-            self.teacher.check(self.network, x)
+            with torch.compiler.set_stance("force_eager"):
+                self.teacher.check(self.network, x)
 
     # Training and evaluation.
+
+    def _images(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
 
     @property
     def progress(self) -> float:
@@ -228,15 +276,16 @@ class ClassificationTask(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch: x (N, C, H, W); target (N,) int64, or (N, classes) where mixed."""
-        x, target = batch
+        x, target = self._images(batch[0]), batch[1]
         progress = self.progress
         taught = self.teacher is not None and self.criterion.needs_teacher(progress)
         logits_of_teacher = self.teacher(x) if taught and self.teacher is not None else None
         terms = self.criterion.terms(self.network(x), logits_of_teacher, target, progress)
         self._require_finite(self._watch.update(terms.loss, self.global_step, self.current_epoch, batch_idx))
-        self.log("train/loss", terms.loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(x))
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(x)}
+        self.log("train/loss", terms.loss.detach(), prog_bar=True, sync_dist=True, **options)
         if self.teacher is not None:
-            self.log("train/distillation_weight", terms.weight, on_step=False, on_epoch=True, batch_size=len(x))
+            self.log("train/distillation_weight", terms.weight, **options)
         return terms.loss
 
     def _require_finite(self, found: tuple[int, int, int, str] | None) -> None:
@@ -247,12 +296,21 @@ class ClassificationTask(L.LightningModule):
         images = names(found[1], found[2]) if names is not None else ()
         raise FloatingPointError(explain(found, images, str(saved[0]) if saved and saved[0] else None))
 
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits (N, classes), float32, of images (N, C, H, W), or of their crops (N, C, crops, H, W)."""
+        if x.ndim != 5:
+            return self.network(self._images(x)).float()
+        return average_crops(self.network(self._images(x.movedim(2, 1).flatten(0, 1))), len(x))
+
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
         x, target = batch
-        logits = self.network(x).float()
-        there = int((target != IGNORED).sum())
-        loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / max(there, 1)
-        self.log(f"{stage}/loss", loss, batch_size=there, sync_dist=True)
+        logits = self._logits(x)
+        if target.dtype == torch.bool:
+            logits, target = best_label(logits, target)
+        else:
+            there = int((target != IGNORED).sum())
+            loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / max(there, 1)
+            self.log(f"{stage}/loss", loss, batch_size=there, sync_dist=True)
         for name, metric in self.metrics.items():
             if isinstance(metric, MulticlassAccuracy) and name.startswith(stage):
                 metric.update(logits, target)
@@ -265,7 +323,7 @@ class ClassificationTask(L.LightningModule):
         if self._watches_teacher and self._teacher_top1 is None and self.teacher is not None:
             metric = self.metrics["teacher_top1"]
             assert isinstance(metric, MulticlassAccuracy)
-            metric.update(self.teacher(batch[0]).float(), batch[1])
+            metric.update(self.teacher(self._images(batch[0])).float(), batch[1])
 
     @property
     def _watches_teacher(self) -> bool:
@@ -285,12 +343,12 @@ class ClassificationTask(L.LightningModule):
         self.criterion.observe(student.compute(), self._teacher_top1)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates test/loss, test/top1, test/top5."""
+        """Updates test/top1, test/top5 and, where each image has one label, test/loss."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Prediction:
         """Probabilities and the most probable class of each image of the batch."""
-        probabilities = self.network(batch[0]).float().softmax(dim=1)
+        probabilities = self._logits(batch[0]).softmax(dim=1)
         return Prediction(probabilities, probabilities.argmax(dim=1))
 
     # Checkpoints.
@@ -311,6 +369,8 @@ class ClassificationTask(L.LightningModule):
                 f"the checkpoint was trained on {len(trained)} classes ({few(trained)}), "
                 f"but the data has {len(names)} ({few(names)})"
             )
+        if "state_dict" not in checkpoint:  # the strategy has loaded it already
+            return
         problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))
         if problem is not None:
             converted = any(isinstance(m, IC_LAYERS) for m in self.network.modules())
@@ -318,3 +378,21 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(
                 f"the checkpoint doesn't fit this network, {kind} {type(self.network).__name__}: {problem}"
             )
+
+
+def _criterion(
+    distillation: WeakLogitDistillation | None, loss: LossName, smoothing: float, threshold: float | None
+) -> WeakLogitDistillation:
+    """The loss of the distillation, whose task term is the one that is asked for."""
+    if distillation is not None and smoothing not in (0.0, distillation.label_smoothing):
+        raise ValueError(
+            f"label_smoothing is {smoothing} for the task and {distillation.label_smoothing} for the "
+            "distillation; give the distillation's only"
+        )
+    if distillation is not None:
+        smoothing = distillation.label_smoothing
+    task = task_loss(loss, smoothing=smoothing, threshold=threshold)
+    criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
+    if task is not None:
+        criterion.task_loss = task
+    return criterion

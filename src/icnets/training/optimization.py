@@ -1,0 +1,180 @@
+"""How a network is optimised: parameter groups, optimizer, course of the learning rate, its scaling with the batch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm exports it so
+from torch import nn
+
+from icnets.layers import ic_parameters
+
+__all__ = [
+    "LossName",
+    "Optimization",
+    "OptimizerName",
+    "ScalingName",
+    "ScheduleName",
+    "learning_rate_factor",
+    "make_optimizer",
+    "parameter_groups",
+    "scaled_lr",
+    "task_loss",
+]
+
+OptimizerName = Literal["sgd", "adamw", "lamb"]
+ScheduleName = Literal["one-cycle", "cosine", "step"]
+ScalingName = Literal["linear", "sqrt"]
+LossName = Literal["cross-entropy", "bce"]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The options of :func:`make_optimizer`; the same names as the arguments of ``ClassificationTask``.
+
+    Raises:
+        ValueError: a value out of its range, which the message names.
+    """
+
+    optimizer: OptimizerName = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: ScheduleName = "one-cycle"
+    warmup: float = 0.2
+    min_lr: float = 0.0
+    milestones: Sequence[float] = (0.5, 0.75)
+    lr_batch: int | None = None
+    lr_scaling: ScalingName = "linear"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("lr_scaling", ScalingName)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it must be positive")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        for name in ("momentum", "warmup", "min_lr"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        marks = list(self.milestones)
+        if not all(0 < mark < 1 for mark in marks) or marks != sorted(marks):
+            raise ValueError(
+                f"milestones are {marks}; they must be ascending fractions of the training, e.g. [0.5, 0.75]"
+            )
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ValueError(f"lr_batch is {self.lr_batch}; it must be at least 1, or null to take lr as it is")
+
+
+def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: ScalingName = "linear") -> float:
+    """The learning rate for a batch of ``global_batch`` images, where ``lr`` is meant for one of ``lr_batch``.
+
+    Linear: arXiv 1706.02677, for SGD. Square root: usual for LAMB (arXiv 1904.00962) and Adam. Without ``lr_batch``,
+    ``lr`` itself.
+    """
+    if lr_batch is None:
+        return lr
+    ratio = global_batch / lr_batch
+    return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weights, with decay, and without it biases, norms and IC's own parameters.
+
+    Decay would pull w', b1 and the gain towards the basic network, and a norm's scale has no use for it.
+    """
+    new = {id(p) for _, p in ic_parameters(network)}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in new]
+    kept = {id(p) for p in decayed}
+    rest = [p for p in trained if id(p) not in kept]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(
+    step: int,
+    *,
+    total: int,
+    schedule: ScheduleName,
+    warmup: float,
+    min_lr: float = 0.0,
+    milestones: Sequence[float] = (0.5, 0.75),
+) -> float:
+    """The learning rate at ``step`` of ``total``, as a fraction of the largest, in [0, 1].
+
+    It rises linearly over the first ``warmup`` of the training, then: "one-cycle" falls linearly to ``min_lr``,
+    "cosine" falls there in half a cosine, "step" falls to a tenth of itself at each milestone, a fraction of the
+    training (``min_lr`` says nothing there).
+    """
+    progress = min((step + 0.5) / max(total, 1), 1.0)  # the middle of the step: neither its first nor its last is lost
+    if progress < warmup:
+        return progress / warmup
+    if schedule == "step":
+        return float(10.0 ** -sum(progress >= mark for mark in milestones))
+    rest = (1 - progress) / (1 - warmup)
+    shape = rest if schedule == "one-cycle" else 0.5 * (1 - math.cos(math.pi * rest))
+    return min_lr + (1 - min_lr) * shape
+
+
+def make_optimizer(
+    network: nn.Module, options: Optimization, *, total: int, global_batch: int | None = None
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """SGD with Nesterov momentum, AdamW or timm's LAMB over :func:`parameter_groups`, and its schedule by steps.
+
+    Args:
+        network: whose parameters are trained.
+        options: see :class:`Optimization`.
+        total: optimizer steps of the whole training.
+        global_batch: images per optimizer step, over all devices; needed where ``options.lr_batch`` is given.
+
+    Raises:
+        ValueError: nothing to train, or no ``global_batch``.
+    """
+    groups = parameter_groups(network, options.weight_decay)
+    if not groups:
+        raise ValueError("the network has no parameters to train: all have requires_grad=False")
+    if options.lr_batch is not None and global_batch is None:
+        raise ValueError("lr_batch is given, but the data module has no batch_size to scale lr by; leave lr_batch out")
+    lr = scaled_lr(options.lr, lr_batch=options.lr_batch, global_batch=global_batch or 1, scaling=options.lr_scaling)
+    optimizer: torch.optim.Optimizer
+    if options.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=options.momentum > 0)
+    elif options.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=lr)
+    else:
+        optimizer = create_optimizer_v2(groups, opt=options.optimizer, lr=lr)
+    factor = partial(
+        learning_rate_factor,
+        total=total,
+        schedule=options.schedule,
+        warmup=options.warmup,
+        min_lr=options.min_lr,
+        milestones=tuple(options.milestones),
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def task_loss(name: LossName, *, smoothing: float, threshold: float | None) -> nn.Module | None:
+    """timm's binary cross-entropy (logits (N, C), target (N,) or (N, C)) -> scalar; None for the cross-entropy.
+
+    Args:
+        name: "cross-entropy" or "bce", the mean over classes and images (arXiv 2110.00476).
+        smoothing: of hard labels.
+        threshold: "bce": soft targets above it count as 1, the others as 0; None takes them as they are.
+
+    Raises:
+        ValueError: an unknown name, or a threshold out of [0, 1) or without "bce".
+    """
+    if name not in get_args(LossName):
+        raise ValueError(f"loss is {name!r}; it must be one of {', '.join(get_args(LossName))}")
+    if threshold is not None and not (name == "bce" and 0 <= threshold < 1):
+        raise ValueError(f"bce_threshold is {threshold} with loss {name!r}; it belongs to bce, at least 0, less than 1")
+    if name == "cross-entropy":
+        return None
+    return BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)

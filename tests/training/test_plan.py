@@ -1,0 +1,158 @@
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from icnets import ICConfig, create_model
+from icnets.cli import main
+from icnets.evaluation.measure import memory_for_backward
+from icnets.training.checkpoints import last_checkpoints
+from icnets.training.plan import Devices, activation_bytes, checkpoint_bytes, preflight
+from training.folders import write_classes
+
+CONF = Path(__file__).parents[1] / "conf"
+BASIC, IC, FOLDER = (str(CONF / f"{name}.yaml") for name in ("digits_basic", "digits_ic", "folder"))
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    torch.use_deterministic_algorithms(False)
+    for name in ("PL_SEED_WORKERS", "PL_GLOBAL_SEED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:
+    assert main(["fit", *argv, "--plan"]) == 0
+    assert not Path("runs").exists()
+    lines = [re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    return {name: text for name, text in lines if name}
+
+
+def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "--config", BASIC, "--trainer.accumulate_grad_batches", "2", "--model.lr_batch", "40")
+    assert found["devices"] == "1 × cpu on 1 node"
+    assert found["strategy"] == "one device, precision 32-true"
+    assert found["images"] == "120 to train, 150 to validate, 10 classes (digits)"
+    assert found["batch"] == "80 = 40 a device × 1 devices × 2 accumulated"
+    assert found["steps"] == "2 an epoch, 4 in 2 epochs"
+    assert found["optimizer"] == "sgd, lr 0.1 (0.05 for 40 images, linear), one-cycle"
+    assert found["writes to"] == "runs/resnet10t-1"
+    assert (found["resumes"], found["missing"]) == ("begins anew", "nothing")
+    assert re.fullmatch(r"resnet10t, [\d.]+ k parameters, [\d.]+ [kM] MACs", found["network"])
+
+
+def test_many_nodes_without_data_or_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.num_nodes", "4"]
+    engine = ["--trainer.strategy", "fsdp2", "--trainer.precision", "bf16-mixed", "--ema", "0.99"]
+    model = ["--model.teacher", "none.safetensors", "--model.activation_checkpointing", "true"]
+    found = planned(capsys, "--config", FOLDER, "--data.root", "nowhere", *trainer, *engine, *model)
+    assert found["devices"] == "8 × gpu on 4 nodes"
+    assert found["strategy"] == "fsdp2, precision bf16-mixed"
+    assert found["images"] == "1,281,167 to train, 50,000 to validate, 1,000 classes (assumed, as ImageNet-1k has them)"
+    assert found["batch"] == "128 = 4 a device × 32 devices × 1 accumulated"
+    assert found["steps"] == "10,009 an epoch, 10,009 in 1 epochs"
+    assert found["missing"].startswith("data: nowhere is not a folder")
+
+
+def test_what_is_missing_is_named_and_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["fit", "--config", IC, "--model.teacher", "t.safetensors", "--model.init_from", "i.pth", "--plan"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "missing      teacher: there is no checkpoint t.safetensors; check the path\n" in out
+    assert "             init_from: there is no checkpoint i.pth\n" in out
+
+
+def test_the_steps_are_those_that_a_training_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(write_classes(tmp_path / "photos", ant=12, bee=13))
+    options = ["--config", FOLDER, "--data.root", root, "--trainer.accumulate_grad_batches", "2"]
+    found = planned(capsys, *options)
+    assert main(["fit", *options, "--name", "one"]) == 0
+    content = torch.load(last_checkpoints(Path("runs/one/checkpoints"))[0], weights_only=True)
+    assert found["steps"].startswith(f"{content['global_step']} an epoch")
+
+
+@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", False), ("adamw", True)])
+def test_the_size_of_a_checkpoint(optimizer: str, ema: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", BASIC, "--name", "a", "--model.optimizer", optimizer, "--model.model_options", "{}"]
+    options += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", *(["--ema", "0.9"] if ema else [])]
+    assert main(["fit", *options]) == 0
+    files = {path.name: path.stat().st_size for path in Path("runs/a/checkpoints").iterdir()}
+    last = last_checkpoints(Path("runs/a/checkpoints"))[0]
+    weights = torch.load(last, weights_only=True)["state_dict"]
+    network = {name: value for name, value in weights.items() if name.startswith("network.")}
+    buffers = sum(v.numel() * v.element_size() for n, v in network.items() if "running" in n or "num_batches" in n)
+    parameters = sum(v.numel() for n, v in network.items() if "running" not in n and "num_batches" not in n)
+    one, kept = checkpoint_bytes(parameters, buffers, optimizer, ema, keep=2)
+    assert files[last.name] == pytest.approx(one, rel=0.02)
+    # After one epoch there is one of the two, and none that is being written.
+    assert sum(files.values()) == pytest.approx(kept - 2 * one, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"accelerator": "cpu", "devices": "auto"}, (1, 1, "one device")),
+        ({"accelerator": "gpu", "devices": "4", "num_nodes": 2}, (4, 8, "ddp")),
+        ({"accelerator": "gpu", "devices": [0, 2]}, (2, 2, "ddp")),
+        ({"accelerator": "cpu", "devices": 2, "strategy": "fsdp2"}, (2, 2, "fsdp2")),
+    ],
+)
+def test_devices(options: dict[str, Any], expected: tuple[int, int, str]) -> None:
+    trainer = SimpleNamespace(**{"num_nodes": 1, "strategy": "auto", "precision": None, **options})
+    found = Devices.of(trainer)
+    assert (found.per_node, found.world, found.strategy) == expected
+    assert found.precision == "32-true"
+
+
+def test_a_launcher_that_started_something_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert planned(capsys, "--config", BASIC)["attention"].startswith("the launcher started 16 processes")
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("ic", [None, ICConfig()])
+def test_activations_in_half_precision_without_computing_them(ic: ICConfig | None, recomputed: bool) -> None:
+    network = create_model(
+        "resnet10t", ic=ic, num_classes=10, in_chans=1, channels=[8, 8, 16, 16], stem_width=8
+    ).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    sample = torch.zeros(3, 1, 64, 64)
+    fixed, per_image = activation_bytes(network, sample, precision="bf16-mixed", recomputed=recomputed)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    single = activation_bytes(network, sample, precision="32-true", recomputed=recomputed)[1]
+    assert 0 < per_image < single * (1.2 if ic else 0.8)
+    if not recomputed:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert memory_for_backward(network, sample) == pytest.approx(fixed + 3 * per_image, rel=0.02)
+
+
+# Before training.
+
+
+def test_no_room_for_the_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(["fit", "--config", BASIC, "--name", "full"]) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(
+        r"icnets: error: runs/full has 0\.0 MiB of free disk space, but .* need [\d.]+ MiB: free .*\n", err
+    )
+    assert not Path("runs/full/checkpoints").exists()
+    assert main(["fit", "--config", BASIC, "--name", "full", "--trainer.enable_checkpointing", "false"]) == 0
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"can't write to the run's folder .*file/run \(Not a directory\); give another"
+    ):
+        preflight(tmp_path / "file" / "run", 0)
