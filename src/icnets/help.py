@@ -40,6 +40,8 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --overwrite true               begin anew in the folder of an earlier run
   --target ACC                   say in which epoch, after how many seconds val/top1 first reached ACC, e.g. 0.95
   --seed_everything N            seed of everything (default 0)
+  --allow-imports                let the configuration name classes of any package, not only of icnets, torch,
+                                 lightning, timm and torchvision; what it names is imported, so only if you trust it
 
   --model.model NAME             timm's name of a network; ic_NAME for its IC network
   --model.ic.layers all          which convolutions to convert: all, kxk, no-stem
@@ -75,6 +77,7 @@ usage: icnets {command} --name RUN --ckpt_path best [OPTIONS]
   --ckpt_path best               best or last of that run, or the path of a .ckpt file
   --config FILE                  options from this YAML file instead of the run's own
   --data.root DIR                other images than the run's
+  --allow-imports                let the options name classes of any package, as for fit
 {more}  --help-all                     every option there is
 
 Example:
