@@ -16,6 +16,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   profile    parameters, MACs, measured time and memory beside the basic network
   convert    a basic network's checkpoint in, an IC network's checkpoint out
   export     ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept
+  data       data check: decode every image of a data set, and list what is broken, misfiled or double
   build      compile the CPU kernels for this machine, once: IC units in eager mode then take one pass over memory
 
   icnets COMMAND --help     options of a command, with an example
@@ -191,6 +192,31 @@ Example, after the compiler was changed:
   icnets build --force
 """
 
+DATA = """\
+usage: icnets data check DIR [OPTIONS]
+
+Decode every image of a data set, in folders or in tar shards, and list what is broken, misfiled or double. Nothing is
+changed, and no shard is unpacked.
+
+  DIR                            train/, val/ (and test/) with class folders; or class folders; or tar shards, in DIR
+                                 or in train/ and val/: members KEY.jpg (jpeg, png, webp), each followed by KEY.cls,
+                                 the class index, or KEY.json, {"label": index}
+  --workers N                    processes that decode (default: one per core)
+  --csv FILE                     every problem: severity, kind, path, reason; the terminal has the first of each kind
+  --min-size N                   report images with a side of fewer pixels (default 16)
+
+Errors stop a training, or make it silently wrong: files that are empty, cut off, unreadable or too large to decode;
+16-bit images; empty classes, or classes that a split lacks; one file in two classes or two splits; damaged shards, and
+members without partner, with a bad class, with an unsafe name, or that are links. Warnings work, but look: CMYK and
+other modes, several frames, wrong extensions, files that training ignores, very small and huge images, repetitions.
+
+Exit status: 0 without errors, 1 with errors in the data, 2 for a mistake in the arguments.
+
+Example:
+
+  icnets data check photos --csv problems.csv
+"""
+
 COMMAND_HELP = {
     "fit": FIT,
     "validate": _EVALUATE.format(
@@ -212,5 +238,6 @@ COMMAND_HELP = {
     "study": STUDY,
     "profile": PROFILE,
     "export": EXPORT,
+    "data": DATA,
     "build": BUILD,
 }

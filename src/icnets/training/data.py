@@ -21,6 +21,7 @@ from icnets.training.images import (
     as_is,
     find_images,
     require_readable,
+    split_folders,
     take,
 )
 
@@ -354,14 +355,10 @@ def _split_folders(root: Path) -> dict[str, Listing]:
     """Listings by split, or of "all" where the folder has none; splits must have the classes of the training set."""
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
-    if not (root / "train").is_dir():
+    folders = split_folders(root)
+    if not folders:
         return {"all": find_images(root)}
-    names = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
-    listings = {}
-    for split, candidates in names.items():
-        folder = next((root / c for c in candidates if (root / c).is_dir()), None)
-        if folder is not None:
-            listings[split] = find_images(folder)
+    listings = {split: find_images(folder) for split, folder in folders.items()}
     known = listings["train"].class_names
     for split, listing in listings.items():
         missing = sorted(set(known) - set(listing.class_names))
