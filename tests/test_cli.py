@@ -81,13 +81,14 @@ def test_help_of_commands(command: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_options_named_in_the_help_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = ("--help-all", "--allow-imports", "--model.ic.layers", "--model.ic.warm_start")
     for command in ("fit", "predict", "compare", "profile"):
         main([command, "--help"])
         words = capsys.readouterr().out.replace(",", " ").replace(";", " ").split()
         main([command, "--help-all"])
         everything = capsys.readouterr().out
         for word in words:
-            if word.startswith("--") and word not in ("--help-all", "--model.ic.layers", "--model.ic.warm_start"):
+            if word.startswith("--") and word not in elsewhere:
                 assert word in everything, word
 
 
@@ -280,7 +281,11 @@ PHOTOS = ["fit", "--config", FOLDER, "--name", "new", "--data.root", "photos"]
 BEST = "runs/basic/checkpoints/best"
 RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
-    ([], "no command given; choose from fit, validate, test, predict, compare, study, profile, export, build, convert"),
+    (
+        [],
+        "no command given; choose from fit, validate, test, predict, compare, study, profile, export, data, build, "
+        "convert",
+    ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
     (["fit"], "model.model is missing; give --model.model or --config"),
     ([*FIT, "--model.lrr", "1"], "unknown option --model.lrr"),

@@ -27,8 +27,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
 
-    0: done. 2: a mistake in the arguments or files, reported in one line. 130: interrupted. Anything else that goes
-    wrong is a bug of ours, and its traceback is shown.
+    0: done. 1: ``data check`` found errors. 2: a mistake in the arguments or files, reported in one line. 130:
+    interrupted. Anything else that goes wrong is a bug of ours, and its traceback is shown.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -95,6 +95,10 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.export.command import main as export
 
         return export(rest)
+    if command == "data":
+        from icnets.data_check.command import main as data
+
+        return data(rest)
     if command == "build":
         return _build(rest)
     from icnets.training.lightning_cli import run

@@ -16,6 +16,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   profile    parameters, MACs, measured time and memory beside the basic network
   convert    a basic network's checkpoint in, an IC network's checkpoint out
   export     ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept
+  data       data check: decode every image of a data set, and list what is broken, misfiled or double
   build      compile the CPU kernels for this machine, once: IC units in eager mode then take one pass over memory
 
   icnets COMMAND --help     options of a command, with an example
@@ -42,6 +43,8 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --overwrite true               begin anew in the folder of an earlier run
   --target ACC                   say in which epoch, after how many seconds val/top1 first reached ACC, e.g. 0.95
   --seed_everything N            seed of everything (default 0)
+  --allow-imports                let the configuration name classes of any package, not only of icnets, torch,
+                                 lightning, timm and torchvision; what it names is imported, so only if you trust it
 
   --model.model NAME             timm's name of a network; ic_NAME for its IC network
   --model.ic.layers all          which convolutions to convert: all, kxk, no-stem
@@ -81,6 +84,7 @@ usage: icnets {command} --name RUN --ckpt_path best [OPTIONS]
   --ckpt_path best               best or last of that run, or the path of a .ckpt file
   --config FILE                  options from this YAML file instead of the run's own
   --data.root DIR                other images than the run's
+  --allow-imports                let the options name classes of any package, as for fit
 {more}  --help-all                     every option there is
 
 Example:
@@ -194,6 +198,31 @@ Example, after the compiler was changed:
   icnets build --force
 """
 
+DATA = """\
+usage: icnets data check DIR [OPTIONS]
+
+Decode every image of a data set, in folders or in tar shards, and list what is broken, misfiled or double. Nothing is
+changed, and no shard is unpacked.
+
+  DIR                            train/, val/ (and test/) with class folders; or class folders; or tar shards, in DIR
+                                 or in train/ and val/: members KEY.jpg (jpeg, png, webp), each followed by KEY.cls,
+                                 the class index, or KEY.json, {"label": index}
+  --workers N                    processes that decode (default: one per core)
+  --csv FILE                     every problem: severity, kind, path, reason; the terminal has the first of each kind
+  --min-size N                   report images with a side of fewer pixels (default 16)
+
+Errors stop a training, or make it silently wrong: files that are empty, cut off, unreadable or too large to decode;
+16-bit images; empty classes, or classes that a split lacks; one file in two classes or two splits; damaged shards, and
+members without partner, with a bad class, with an unsafe name, or that are links. Warnings work, but look: CMYK and
+other modes, several frames, wrong extensions, files that training ignores, very small and huge images, repetitions.
+
+Exit status: 0 without errors, 1 with errors in the data, 2 for a mistake in the arguments.
+
+Example:
+
+  icnets data check photos --csv problems.csv
+"""
+
 COMMAND_HELP = {
     "fit": FIT,
     "validate": _EVALUATE.format(
@@ -223,5 +252,6 @@ COMMAND_HELP = {
     "study": STUDY,
     "profile": PROFILE,
     "export": EXPORT,
+    "data": DATA,
     "build": BUILD,
 }

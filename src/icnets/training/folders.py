@@ -10,7 +10,19 @@ from timm.data.readers import get_img_extensions
 
 from icnets.messages import few
 
-__all__ = ["Listing", "find_images", "folder_splits", "require_readable", "take", "train_and_val"]
+__all__ = [
+    "Listing",
+    "class_names",
+    "find_images",
+    "folder_splits",
+    "images_below",
+    "require_readable",
+    "split_folders",
+    "take",
+    "train_and_val",
+]
+
+_SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,21 @@ class Listing:
     class_names: list[str]
 
 
-def _images_below(folder: Path) -> list[Path]:
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of "train", "val" and "test" that there are; none if ``root`` has no train/."""
+    if not (root / "train").is_dir():
+        return {}
+    found = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _SPLITS.items()}
+    return {split: folder for split, folder in found.items() if folder is not None}
+
+
+def class_names(folder: Path) -> list[str]:
+    """The subfolders of a folder, sorted; those whose names begin with a dot don't count."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The files that training reads, in any subfolders, sorted: by their extension, without a look inside."""
     extensions = get_img_extensions(as_set=True)
     found = (p for p in folder.rglob("*") if p.suffix.lower() in extensions and not p.name.startswith("."))
     return sorted(p for p in found if p.is_file())
@@ -37,15 +63,15 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
     if not classes:
-        paths = _images_below(folder)
+        paths = images_below(folder)
         if not paths:
             raise ValueError(f"{folder} holds no images ({', '.join(sorted(get_img_extensions()))})")
         return Listing(paths, [0] * len(paths), [])
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = class_names(folder)
     if len(names) < 2:
         found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
         raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
-    per_class = [_images_below(folder / name) for name in names]
+    per_class = [images_below(folder / name) for name in names]
     empty = [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]
     if empty:
         raise ValueError(f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}")
@@ -158,14 +184,10 @@ def _split_folders(root: Path) -> dict[str, Listing]:
     """Listings by split, or of "all" where the folder has none; splits must have the classes of the training set."""
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
-    if not (root / "train").is_dir():
+    folders = split_folders(root)
+    if not folders:
         return {"all": find_images(root)}
-    names = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
-    listings = {}
-    for split, candidates in names.items():
-        folder = next((root / c for c in candidates if (root / c).is_dir()), None)
-        if folder is not None:
-            listings[split] = find_images(folder)
+    listings = {split: find_images(folder) for split, folder in folders.items()}
     known = listings["train"].class_names
     for split, listing in listings.items():
         missing = sorted(set(known) - set(listing.class_names))

@@ -269,6 +269,8 @@ class ImageFiles(_Images):
 
     def _decode(self, index: int) -> Image.Image:
         with Image.open(self.source.open(index)) as file:
+            if file.mode.startswith(("I", "F")):  # Pillow would clip all of it to white
+                raise ValueError(f"it has more than 8 bits a channel (mode {file.mode}); convert it to 8")
             return (file if self.in_chans == 3 else file.convert("L")).convert("RGB")
 
     def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:

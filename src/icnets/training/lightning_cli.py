@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.layers import IC_LAYERS
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
+from icnets.training.allowed_imports import allowed_imports, take_flag
 from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.checkpoints import (
     AtomicCheckpointIO,
@@ -190,19 +191,21 @@ def run(argv: Sequence[str]) -> None:
         ValueError, TypeError, OSError: a mistake in the arguments, the files or the images.
     """
     quiet()
-    ICNetsCLI(
-        ClassificationTask,
-        ImageData,
-        save_config_callback=_SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults=_TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        parser_class=_Parser,
-        parser_kwargs={"prog": "icnets"},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=list(argv),
-    )
+    args, everything = take_flag(argv)
+    with allowed_imports(everything=everything):
+        ICNetsCLI(
+            ClassificationTask,
+            ImageData,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=_Parser,
+            parser_kwargs={"prog": "icnets"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
 
 
 def _option(args: Sequence[str], name: str) -> str | None:

@@ -21,10 +21,9 @@ import numpy as np
 from icnets.files import atomic_write
 from icnets.messages import few, first_line
 
-__all__ = ["IMAGE_SUFFIXES", "Shards", "expand", "find_shards"]
+__all__ = ["IMAGE_SUFFIXES", "Shards", "expand", "find_shards", "require_end", "split_key"]
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_BLOCK = 512  # bytes of a header
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Shards:
         return io.BytesIO(self._read(index, int(self._offsets[index]), int(self._sizes[index])))
 
     def name(self, index: int) -> str:
-        header = self._read(index, int(self._offsets[index]) - _BLOCK, _BLOCK)
+        header = self._read(index, int(self._offsets[index]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         member = header[:100].rstrip(b"\0").decode(errors="replace")
         return f"{self.shards[int(self._shard[index])]}: {member}"
 
@@ -160,6 +159,7 @@ def _read_index(shard: str) -> _Index:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 rows = list(_samples(shard, archive, file, length))
+                require_end(archive)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"the shard {shard} is damaged or no tar file: {first_line(error)}") from error
     if not rows:
@@ -181,8 +181,8 @@ def _samples(shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int) 
     images: dict[str, tarfile.TarInfo] = {}
     classes: dict[str, int] = {}
     for member in _members(shard, archive, length):
-        key, _, suffix = member.name.partition(".") if "/" not in member.name else _split_key(member.name)
-        if suffix.lower() in IMAGE_SUFFIXES:
+        key, suffix = split_key(member.name)
+        if suffix in IMAGE_SUFFIXES:
             if key in images:
                 raise ValueError(f"the shard {shard} has two images for {key!r}; its names must differ")
             images[key] = member
@@ -197,10 +197,22 @@ def _samples(shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int) 
         yield member.offset_data, member.size, classes[key]
 
 
-def _split_key(name: str) -> tuple[str, str, str]:
-    folder, _, base = name.rpartition("/")
-    key, dot, suffix = base.partition(".")
-    return f"{folder}/{key}", dot, suffix
+def split_key(name: str) -> tuple[str, str]:
+    """Key and extension of a member: "a/0001.seg.png" -> ("a/0001", "seg.png"), the latter in lower case."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def require_end(archive: tarfile.TarFile) -> None:
+    """Raises ReadError without a block of zeros at the end; tarfile takes damaged headers and a cut for the end too."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut off at byte {archive.offset:,}")
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {archive.offset:,} is damaged")
 
 
 def _members(shard: str, archive: tarfile.TarFile, length: int) -> Iterable[tarfile.TarInfo]:

@@ -1,0 +1,1 @@
+"""``icnets data check``: every image of a data set is decoded before a training meets the broken ones."""

@@ -1,0 +1,90 @@
+"""Which code a configuration may name: that of the packages here, unless the command line allows any.
+
+jsonargparse imports what a ``class_path`` names while it parses, and the import alone runs code. It has a policy for
+that, which this module sets: nothing but our packages, both for the path that is given and for the place where the
+object found there is defined, so that ``torch.os.system`` is no way round.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from jsonargparse import set_parsing_settings
+from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
+
+__all__ = ["ALLOWED", "FLAG", "allowed_imports", "take_flag"]
+
+ALLOWED = ("icnets", "lightning", "timm", "torch", "torchvision")
+FLAG = "--allow-imports"
+
+# What in these packages runs or unpickles code of others by design.
+_LOADERS = [
+    *("torch._inductor", "torch.distributed.elastic", "torch.hub", "torch.jit.load", "torch.load"),
+    *("torch.multiprocessing", "torch.package", "torch.serialization", "torch.testing"),
+    *("torch.utils.cpp_extension", "torch.utils.model_zoo"),
+]
+
+
+@contextmanager
+def allowed_imports(*, everything: bool = False, remedy: str = f"if you trust it, give {FLAG} true") -> Iterator[None]:
+    """What jsonargparse parses and instantiates in this block can name objects of ``ALLOWED`` only.
+
+    Values of no particular type, such as those of ``model_options``, stay plain: no class is made of them.
+
+    Args:
+        everything: lift the guard.
+        remedy: how the message for a refused name ends.
+
+    Raises:
+        ValueError: a name outside of these packages; it was not imported.
+    """
+    if everything:
+        yield
+        return
+    before = dict(parsing_settings)
+    set_parsing_settings(
+        import_path_denylist=["*", *_LOADERS],
+        import_path_allowlist=list(ALLOWED),
+        validate_subclass_spec_in_any=True,  # otherwise a refused one would pass as a mere dict
+        instantiate_subclass_spec_in_any=False,
+    )
+    try:
+        yield
+    except Exception as error:
+        refused = re.search(r"Importing '([\w.]+)' is not allowed, denied by", str(error))
+        if refused is None:
+            raise
+        raise ValueError(f"{refused[1]} was not imported: {_reason(refused[1])}; {remedy}") from error
+    finally:
+        parsing_settings.clear()
+        parsing_settings.update(before)
+
+
+def _reason(name: str) -> str:
+    if name.partition(".")[0] in ALLOWED:
+        return "it loads or runs code from elsewhere"
+    return f"a configuration may name classes of {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]} only"
+
+
+def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--allow-imports [true|false]``, and whether it was given; the last one counts.
+
+    The parser never hears of it, so that no configuration can grant itself the right.
+
+    Raises:
+        ValueError: another value than true or false.
+    """
+    rest: list[str] = []
+    allowed = False
+    waiting = list(args)
+    while waiting:
+        name, equals, value = (arg := waiting.pop(0)).partition("=")
+        if name != FLAG:
+            rest.append(arg)
+            continue
+        if not equals:
+            value = waiting.pop(0) if waiting and waiting[0].lower() in ("true", "false") else "true"
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{FLAG} is {value!r}; it must be true or false")
+        allowed = value.lower() == "true"
+    return rest, allowed
