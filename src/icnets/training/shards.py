@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -23,6 +24,7 @@ from icnets.messages import few, first_line
 
 __all__ = ["IMAGE_SUFFIXES", "Shards", "expand", "find_shards", "require_end", "split_key"]
 
+_OPEN = 64  # files at a time; a process may have 1,024, and there may be more shards
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -82,7 +84,7 @@ class Shards:
         self.targets: list[int] = np.concatenate([index.targets for index in indices]).tolist()
         ends = np.cumsum(counts).tolist()
         self.groups = list(zip([0, *ends[:-1]], ends, strict=True))
-        self._files: dict[int, Any] = {}
+        self._files: dict[str, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -99,22 +101,28 @@ class Shards:
         return f"{self.shards[int(self._shard[index])]}: {member}"
 
     def _read(self, index: int, offset: int, size: int) -> bytes:
-        number = int(self._shard[index])
-        shard = self.shards[number]
+        shard = self.shards[int(self._shard[index])]
         if is_remote(shard):
             import fsspec
 
-            if number not in self._files:
-                self._files[number] = fsspec.core.url_to_fs(shard)
-            system, path = self._files[number]
+            system, path = fsspec.core.url_to_fs(shard)
             content: bytes = system.cat_file(path, start=offset, end=offset + size)
         else:
-            if number not in self._files:
-                self._files[number] = open(shard, "rb")  # noqa: SIM115  # kept, for the images to come
-            content = os.pread(self._files[number].fileno(), size, offset)
+            content = os.pread(self._file(shard).fileno(), size, offset)
         if len(content) != size:
             raise OSError(f"{shard} has become shorter: {len(content)} bytes at {offset} where there were {size}")
         return content
+
+    def _file(self, shard: str) -> BinaryIO:
+        if shard not in self._files:
+            if len(self._files) == _OPEN:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[shard] = open(shard, "rb")  # noqa: SIM115  # kept, for the images to come
+        return self._files[shard]
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            file.close()
 
 
 def is_remote(shard: str) -> bool:
@@ -141,9 +149,9 @@ def _state(shard: str) -> str:
 def _cached_index(shard: str, cache: Path) -> _Index:
     path = cache / f"shard-{hashlib.sha256(_state(shard).encode()).hexdigest()[:24]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             return _Index(kept["offsets"], kept["sizes"], kept["targets"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none, or not a whole one
     index = _read_index(shard)
     cache.mkdir(parents=True, exist_ok=True)
@@ -159,7 +167,6 @@ def _read_index(shard: str) -> _Index:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 rows = list(_samples(shard, archive, file, length))
-                require_end(archive)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"the shard {shard} is damaged or no tar file: {first_line(error)}") from error
     if not rows:
@@ -191,6 +198,7 @@ def _samples(shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int) 
             file.seek(member.offset_data)
             classes[key] = _class_index(shard, member.name, file.read(member.size))
             file.seek(place)
+    require_end(archive)
     if lonely := [name.name for key, name in images.items() if key not in classes]:
         raise ValueError(f"the shard {shard} has images without a class: {few(lonely)}; each needs a .cls or .json")
     for key, member in images.items():
