@@ -60,7 +60,7 @@ QUESTIONS = (
         budgets=True,
         figure="evidence-budgets",
         note="Each budget is a training of its own, with its learning rate brought down to 0 at its end. The teacher "
-        "is the basic network with its whole budget, whose own seconds are not counted; `basic` under the same "
+        "is the basic network with its whole budget, whose own time is not counted; `basic` under the same "
         "distillation is the control that separates distillation from the unit.",
     ),
     Question(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,6 +24,7 @@ from icnets.layers import IC_LAYERS, ic_parameters
 __all__ = [
     "Count",
     "Latency",
+    "Taught",
     "agreement",
     "count_macs",
     "count_parameters",
@@ -201,6 +203,23 @@ def _step(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]
         model(sample).sum().backward()
 
     return step
+
+
+class Taught(nn.Module):
+    """A student with its teacher's forward pass and the distillation's loss, whose step is to be timed.
+
+    ``(N, ...)`` to logits ``(N, classes)`` of the student, plus the loss.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.student, self.teacher, self.temperature = student, teacher, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        target = (self.teacher(x) / self.temperature).log_softmax(1)
+        logits: Tensor = self.student(x)
+        own = (logits / self.temperature).log_softmax(1)
+        return logits + F.kl_div(own, target, reduction="batchmean", log_target=True)
 
 
 def memory_for_backward(model: nn.Module, sample: Tensor) -> int:

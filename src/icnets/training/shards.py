@@ -155,8 +155,8 @@ def _cached_index(shard: str, cache: Path) -> _Index:
         pass  # none, or not a whole one
     index = _read_index(shard)
     cache.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
-        np.savez(file, offsets=index.offsets, sizes=index.sizes, targets=index.targets)
+    with atomic_write(path) as unfinished, open(unfinished, "wb") as output:
+        np.savez(output, offsets=index.offsets, sizes=index.sizes, targets=index.targets)
     return index
 
 

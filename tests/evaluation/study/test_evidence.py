@@ -31,13 +31,21 @@ def _header(name: str, folds: int | None = None) -> dict:
         "kind": "study", "name": name, "basic": "basic", "folds": folds, "classes": 10,
         "sizes": {"train": 4000, "val": 2000, "test": 10_000}, "versions": {"torch": "2.15.0"},
         "machine": {"cuda": None},
+        "methods": [{"name": "scratch", "wld": None}, {"name": "WLD", "wld": {"schedule": {"kind": "constant"}}}],
     }  # fmt: skip
 
 
 def _network(name: str, ratio: float) -> dict:
     step = {"ms_per_image": 0.05, "ratio": ratio, "ratio_low": ratio - 0.1, "ratio_high": ratio + 0.1}
     step |= {"rounds": 11, "batch_size": 100, "threads": 1}
-    return {"kind": "network", "name": name, "parameters": 5000, "macs": 60_000, "step": step}
+    return {
+        "kind": "network",
+        "name": name,
+        "parameters": 5000,
+        "macs": 60_000,
+        "step": step,
+        "step_taught": step | {"ratio": ratio + 0.5},
+    }
 
 
 def _run(cell: Cell, seed: int, error: float, curve: list[float] | None = None, **more: float) -> dict:
@@ -136,12 +144,13 @@ def test_the_smallest_budget_that_is_enough(tmp_path: Path) -> None:
     kinds = [("IC", "WLD"), ("basic", "WLD"), ("IC", "start gain"), ("basic", "scratch")]
     cells = [Cell(n, m, budget=b) for n, m in kinds for b in (0.25, 1.0)]
     question = Question("Faster?", cells, budgets=True)
-    text = page([Results([_header("x"), *own])], [question], tmp_path, "images")
-    assert "IC, WLD: with 25 % of the epochs and ×0.25 of the seconds" in text
+    costs = [_network("basic", 1.0), _network("IC", 1.2)]
+    text = page([Results([_header("x"), *costs, *own])], [question], tmp_path, "images")
+    assert "IC, WLD: with 25 % of the epochs and ×0.42 the time" in text  # of steps with a teacher, at 1.7
     assert "basic, WLD: with none of the budgets" in text
-    assert "IC, WLD in epoch 2 of 4 (20 s)" in text
-    assert "IC, start gain in epoch 0 of 4 (0 s)" in text
-    table = budget_table(Results([_header("x"), *own]), cells, Cell("basic"), "t")
+    assert "IC, WLD in epoch 2 of 4 (×0.85 the time)" in text
+    assert "IC, start gain in epoch 0 of 4 (×0.00 the time)" in text
+    table = budget_table(Results([_header("x"), *costs, *own]), cells, Cell("basic"), "t")
     assert [row[0] for row in table.rows] == ["IC, WLD", "basic, WLD", "IC, start gain", "basic"]
     assert table.rows[1][1] == "88.00 [88.00, 88.00]"
     assert table.rows[0][1].startswith("**91.00")

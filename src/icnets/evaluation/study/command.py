@@ -9,11 +9,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from icnets.distill import Teacher
 from icnets.evaluation.arguments import parse
 from icnets.evaluation.datasets import make_data
 from icnets.evaluation.grid import run_grid, showing, worker_count
 from icnets.evaluation.machine import machine, require_accelerator, versions
-from icnets.evaluation.measure import count_macs, count_parameters, measure_latency
+from icnets.evaluation.measure import Latency, Taught, count_macs, count_parameters, measure_latency
 from icnets.evaluation.runs import Job, Run, build, distillation
 from icnets.evaluation.study import lines
 from icnets.evaluation.study.plan import Planned, plan, without_places
@@ -56,7 +59,8 @@ def run_study(study: Study) -> list[lines.Line]:
     with lines.locked(study.folder / "lock"):
         known, old_costs = _known(study, planned)
         header = _header(study, data)
-        costs = _costs(study, networks, data, old_costs)
+        taught = {p.labels.network for p in planned if p.job.wld is not None}
+        costs = _costs(study, networks, taught, data, old_costs)
         _save(study, header, costs, known, planned)
         _train(study, planned, known)
         return _save(study, header, costs, known, planned)
@@ -107,21 +111,31 @@ def _header(study: Study, data: Any) -> lines.Line:
     }
 
 
-def _costs(study: Study, networks: dict[str, Job], data: Any, known: dict[str, lines.Line]) -> list[lines.Line]:
-    """Parameters, MACs and the time of a training step of each network; measured once, beside the basic network."""
+def _costs(
+    study: Study, networks: dict[str, Job], taught: set[str], data: Any, known: dict[str, lines.Line]
+) -> list[lines.Line]:
+    """Parameters, MACs and the time of a training step of each network; measured once, beside the basic network.
+
+    For those that are ``taught`` by a teacher, that of a step with it as well.
+    """
     names = list(networks)
     own = {name: _description(networks[name]) for name in names}
     old = {name for name in names if known.get(name, {}).get("network") == own[name]}
+    old -= {name for name in taught if "step_taught" not in known.get(name, {})}
     missing = [name for name in names if name not in old]
     measured: dict[str, lines.Line] = {}
     if missing:
         batch = next(iter(data.train_dataloader()))[0]
-        todo = list(dict.fromkeys([study.networks[0].name, *missing]))
-        basic = networks.get(todo[0]) or next(iter(networks.values()))
-        models = {name: build(networks.get(name, basic), data)[0] for name in todo}
+        first = study.networks[0].name
+        basic = networks.get(first) or next(iter(networks.values()))
+        models = {name: build(networks.get(name, basic), data)[0] for name in dict.fromkeys([first, *missing])}
+        steps: dict[str, nn.Module] = dict(models)
+        steps |= {
+            _taught(name): Taught(models[name], Teacher(build(basic, data)[0])) for name in missing if name in taught
+        }
         print(f"measuring a training step of {len(missing)} networks", flush=True)
-        step = measure_latency(
-            models, batch, rounds=study.cost_rounds, training=True, threads=study.threads, min_seconds=_COST_SECONDS
+        found = measure_latency(
+            steps, batch, rounds=study.cost_rounds, training=True, threads=study.threads, min_seconds=_COST_SECONDS
         )
         for name in missing:
             parameters, macs = count_parameters(models[name]), count_macs(models[name], batch[:1])
@@ -133,9 +147,18 @@ def _costs(study: Study, networks: dict[str, Job], data: Any, known: dict[str, l
                 "parameters_ic": parameters.ic,
                 "macs": macs.total,
                 "macs_ic": macs.ic,
-                "step": {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(step[name]).items()},
+                "step": _rounded(found[name]),
+                **({"step_taught": _rounded(found[_taught(name)])} if name in taught else {}),
             }
     return [measured.get(name) or known[name] for name in names]
+
+
+def _taught(name: str) -> str:
+    return f"{name}, taught"
+
+
+def _rounded(step: Latency) -> dict[str, Any]:
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(step).items()}
 
 
 def _description(job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from icnets.evaluation.table import Table
 
 __all__ = ["Question", "failures", "page"]
 
+_FEW = 4  # comparisons with one reference that are all told
 Figure = Callable[..., None]
 
 
@@ -61,14 +62,18 @@ def _verdict(study: Results, cell: Cell, reference: Cell, found: Comparison, amo
 
 
 def _answer(question: Question, study: Results) -> str:
+    """Every comparison; of more than a few with one reference, those that are clear."""
     cells = question.present(study)
     subjects = [cell for cell in question.subjects or cells if cell in cells]
     sentences = []
     for reference in question.references(study):
         pairs = [(cell, study.basic(cell) if reference is None else reference) for cell in subjects]
-        for (cell, own), found in zip(pairs, study.family(pairs), strict=True):
-            if found is not None:
-                sentences.append(_verdict(study, cell, own, found, [*cells, own]))
+        found = [(*pair, c) for pair, c in zip(pairs, study.family(pairs), strict=True) if c is not None]
+        told = [row for row in found if row[2].clear] if len(found) > _FEW else found
+        sentences += [_verdict(study, cell, own, c, [*cells, own]) for cell, own, c in told]
+        if (rest := len(found) - len(told)) > 0:
+            name = label(found[0][1], [*cells, found[0][1]])
+            sentences.append(f"{'the other ' if told else ''}{rest} − {name}: not distinguishable")
     return "; ".join(sentences)
 
 
@@ -87,8 +92,7 @@ def _enough(question: Question, study: Results) -> str:
         if enough is None:
             sentences.append(f"{name}: with none of the budgets")
             continue
-        ratio = study.seconds(enough) / study.seconds(target)
-        sentences.append(f"{name}: with {100 * enough.budget:g} % of the epochs and ×{ratio:.2f} of the seconds")
+        sentences.append(f"{name}: with {100 * enough.budget:g} % of the epochs and ×{study.time(enough):.2f} the time")
     return f"the basic network's {goal:.2f} % by its whole budget are reached by {'; '.join(sentences)}"
 
 
@@ -98,11 +102,11 @@ def _budget_notes(question: Question, study: Results) -> list[str]:
     for cell in question.present(study):
         if cell.budget != 1.0 or cell == study.basic(cell) or (found := study.reached(cell, study.basic(cell))) is None:
             continue
-        epochs, seconds, seeds, of = found
+        epochs, seeds, of = found
         total = len(next(iter(study.runs[study.basic(cell)].values()))["val_error"])
         some = "" if seeds == of else f" in {seeds} of {of} seeds"
         name = label(cell, [c for c in question.cells if c.budget == 1.0])
-        notes.append(f"{name} in epoch {epochs:g} of {total} ({seconds:.0f} s){some}")
+        notes.append(f"{name} in epoch {epochs:g} of {total} (×{study.time(cell, epochs):.2f} the time){some}")
     return notes
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from icnets.distill import DistillationSchedule
 from icnets.evaluation.statistics import Interval, holm, paired_difference, paired_p, t_interval
 
 __all__ = ["Cell", "Comparison", "Results"]
 
+_PLACES = 1000  # at which a schedule is looked at
 _SAME = 1e-3  # percentage points; validation errors are kept with four digits
 
 
@@ -106,24 +108,40 @@ class Results:
         corrected = holm([None if c is None else c.p for c in found])
         return [None if c is None else replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True)]
 
-    def seconds(self, cell: Cell) -> float:
-        """Of training, median over seeds."""
-        return statistics.median(self.values(cell, "seconds").values())
+    def time(self, cell: Cell, epochs: float | None = None) -> float:
+        """Time of training, or of its first ``epochs``, in units of the basic network's whole training.
 
-    def reached(self, cell: Cell, target: Cell) -> tuple[float, float, int, int] | None:
+        Epochs times the measured time of a step, both beside the basic network's: runs side by side take each other's
+        time, so their own seconds tell little. Where a teacher teaches, its forward pass and the loss are in the step.
+        """
+        total = float(len(next(iter(self.runs[cell].values()))["val_error"]))
+        whole = total / cell.budget
+        taught = min(self._taught(cell.method) * total, total if epochs is None else epochs)
+        line = self.networks[cell.network]
+        plain, with_teacher = line["step"]["ratio"], line.get("step_taught", line["step"])["ratio"]
+        return float(((total if epochs is None else epochs) - taught) * plain + taught * with_teacher) / whole
+
+    def _taught(self, method: str) -> float:
+        """Fraction of a training in which the teacher's forward pass is needed; at most, where it may stop itself."""
+        wld = next((m["wld"] for m in self.header["methods"] if m["name"] == method), None)
+        if wld is None:
+            return 0.0
+        schedule = DistillationSchedule(**wld["schedule"])
+        return sum(schedule(i / _PLACES) > 0 for i in range(_PLACES)) / _PLACES
+
+    def reached(self, cell: Cell, target: Cell) -> tuple[float, int, int] | None:
         """When validation first was as good as ``target``'s at its end, paired by seed.
 
         Returns:
-            Epochs and seconds as medians over the seeds that got there, their number, and that of all seeds; None
-            where no seed got there.
+            Epochs, as the median over the seeds that got there, their number, and that of all seeds; None where no
+            seed got there.
         """
         ours, theirs = self.runs.get(cell, {}), self.runs.get(target, {})
         seeds = sorted(ours.keys() & theirs.keys())
         hits = [hit for s in seeds if (hit := _first(ours[s], theirs[s]["val_error"][-1])) is not None]
         if not hits:
             return None
-        epochs, seconds = zip(*hits, strict=True)
-        return statistics.median(epochs), statistics.median(seconds), len(hits), len(seeds)
+        return statistics.median(hits), len(hits), len(seeds)
 
 
 def _figure(run: dict[str, Any], figure: str) -> float:
@@ -134,8 +152,7 @@ def _figure(run: dict[str, Any], figure: str) -> float:
     return float(run["test"][figure]) * (100 if figure == "auc" else 1)
 
 
-def _first(run: dict[str, Any], error: float) -> tuple[float, float] | None:
+def _first(run: dict[str, Any], error: float) -> float | None:
     if run.get("start_error", 101.0) <= error + _SAME:
-        return 0.0, 0.0
-    errors, seconds = run["val_error"], run["epoch_seconds"]
-    return next(((float(i + 1), seconds[i]) for i, e in enumerate(errors) if e <= error + _SAME), None)
+        return 0.0
+    return next((i + 1.0 for i, e in enumerate(run["val_error"]) if e <= error + _SAME), None)

@@ -44,7 +44,7 @@ def cell_table(
     title: str,
     subjects: Sequence[Cell] | None = None,
 ) -> Table:
-    """Cells as rows: accuracy, differences with their corrected p, seconds of training, number of seeds.
+    """Cells as rows: accuracy, differences with their corrected p, time of training, number of seeds.
 
     Args:
         results: the study.
@@ -70,16 +70,19 @@ def cell_table(
         pairs = [(cell, results.basic(cell)) for cell in cells]
         for row, cell, found in zip(rows, cells, results.family(pairs, "auc"), strict=True):
             row += [results.interval(cell, "auc").format(), difference_text(found)]
-    columns += ["training, s", "seeds"]
+    columns += ["time", "seeds"]
     for row, cell in zip(rows, cells, strict=True):
-        row += [f"{results.seconds(cell):.0f}", str(len(results.runs[cell]))]
+        row += [f"×{results.time(cell):.2f}", str(len(results.runs[cell]))]
     return Table(title, columns, rows, _notes(results))
 
 
 def _notes(results: Results) -> list[str]:
     folds = results.header["folds"]
     how = f"folds of {folds}-fold cross-validation, intervals widened for their overlap" if folds else "seeds"
-    return [f"Brackets: 95 % t interval over {how}; differences paired; p after Holm; bold: p < 0.05."]
+    return [
+        f"Brackets: 95 % t interval over {how}; differences paired; p after Holm; bold: p < 0.05. "
+        "Time: epochs times the measured time of a step, beside the basic network's whole training."
+    ]
 
 
 def cost_table(results: Results, title: str) -> Table:
@@ -89,13 +92,15 @@ def cost_table(results: Results, title: str) -> Table:
         step: dict[str, Any] = line["step"]
         spread = f"{step['ratio_low']:.2f}–{step['ratio_high']:.2f}"
         cells = [name, human(line["parameters"]), human(line["macs"])]
-        rows.append([*cells, f"×{step['ratio']:.2f} ({spread})", f"{step['ms_per_image'] * step['batch_size']:.1f}"])
+        taught = f"×{line['step_taught']['ratio']:.2f}" if "step_taught" in line else ""
+        ms = f"{step['ms_per_image'] * step['batch_size']:.1f}"
+        rows.append([*cells, f"×{step['ratio']:.2f} ({spread})", ms, taught])
     step = next(iter(results.networks.values()))["step"]
     note = (
         f"A step: forward and backward of {step['batch_size']} examples on {step['threads']} thread(s), eager; median "
         f"and quartiles of {step['rounds']} interleaved rounds."
     )
-    return Table(title, ["network", "parameters", "MACs", "training step", "ms"], rows, [note])
+    return Table(title, ["network", "parameters", "MACs", "training step", "ms", "step with teacher"], rows, [note])
 
 
 def budget_table(results: Results, cells: Sequence[Cell], target: Cell, title: str) -> Table:
