@@ -2,6 +2,7 @@ import csv
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -410,3 +411,37 @@ def test_messages_of_other_kinds() -> None:
     assert one_line(FileNotFoundError(2, "No such file or directory", "a.yaml")) == "a.yaml: No such file or directory"
     assert one_line(ValueError("two\n  lines")) == "two lines"
     assert one_line(ValueError()) == "ValueError"
+
+
+def test_an_unreadable_image_is_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_classes(tmp_path / "photos", ant=12, bee=12)
+    broken = root / "ant" / "003.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    options = ["--config", FOLDER, "--data.root", str(root), "--name", "photos", "--data.max_unreadable", "1"]
+    assert main(["fit", *options]) == 0
+    assert "1 images can't be read and were skipped so far: runs/photos/unreadable.txt" in capsys.readouterr().out
+    assert Path("runs/photos/unreadable.txt").read_text() == f"{broken}\n"
+    (root / "bee" / "004.png").write_bytes(b"")
+    assert main(["fit", *options, "--overwrite", "true"]) == 2
+    assert "2 images can't be read, and data.max_unreadable is 1:" in capsys.readouterr().err
+
+
+def test_a_run_that_is_told_to_stop_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = ClassificationTask.on_train_batch_start
+
+    def told(self: ClassificationTask, batch: object, batch_idx: int) -> None:
+        if self.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    auto = ["fit", "--config", BASIC, "--name", "a", "--ckpt_path", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "on_train_batch_start", told)
+        assert main(auto) == 143
+    assert "told to stop; saved runs/a/checkpoints/step-000000005.ckpt: go on with --ckpt_path last" in (
+        capsys.readouterr().err
+    )
+    assert main(auto) == 0
+    assert last_checkpoints(Path("runs/a/checkpoints"))[0].name == "step-000000006.ckpt"

@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way to end a run on Ctrl-C
             print("icnets: interrupted", file=sys.stderr)
             return 130
+        if (saved := getattr(stop, "checkpoint", None)) is not None:
+            print(f"icnets: told to stop; saved {saved}: go on with --ckpt_path last", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
         if not _is_users(error):

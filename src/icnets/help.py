@@ -38,7 +38,9 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --config FILE                  YAML file of options; can be given several times
   --name NAME                    the run's name: all files go to runs/NAME (default: the network's name and a number)
   --plan                         print what would run: devices, batch, steps, memory, disk, what is missing; then stop
-  --ckpt_path last               resume the run NAME, with its own options unless --config is given
+  --ckpt_path last               resume the run NAME, with its own options unless --config is given;
+                                 auto: resume it if it is there, else begin
+  --save_every N                 a checkpoint every N steps, not only after each epoch; also --keep (default 2)
   --ema DECAY                    validate and keep a running average of the weights, e.g. 0.9999
   --overwrite true               begin anew in the folder of an earlier run
   --target ACC                   say in which epoch, after how many seconds val/top1 first reached ACC, e.g. 0.95
@@ -61,6 +63,9 @@ Train a network. Options come from YAML files and, with the last word, from the 
                                  default: scikit-learn's digits
   --data.image_size N            height and width the network sees; also --data.in_chans 1 or 3
   --data.batch_size N            images per step; also --data.workers
+  --data.train_shards PATTERN    tar shards, paths or URLs, such as train-{000..146}.tar; with --data.val_shards;
+                                 or --data.hf NAME, a Hugging Face dataset
+  --data.max_unreadable N        so many unreadable images are skipped (default: one in a thousand)
   --data.auto_augment TEXT       timm's name, e.g. rand-m9-mstd0.5; also --data.mixup, --data.cutmix
 
   --trainer.max_epochs N         length of the training; also --trainer.accelerator, .devices, .num_nodes

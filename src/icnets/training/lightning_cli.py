@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from icnets.files import atomic_write
 from icnets.layers import IC_LAYERS
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
@@ -80,6 +81,22 @@ class _Announcement(Callback):
             print(f"{kind}, {count:,} parameters; images: {sizes}; {step}", flush=True)
 
 
+class _UnreadableImages(Callback):
+    """After every epoch, says which images could not be read so far, in the run's folder and in a line."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known = 0
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        names = trainer.datamodule.unreadable()
+        if len(names) > self.known and trainer.is_global_zero:
+            with atomic_write(self.file) as unfinished:
+                unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            print(f"{len(names)} images can't be read and were skipped so far: {self.file}", flush=True)
+        self.known = len(names)
+
+
 class ICNetsCLI(LightningCLI):
     """LightningCLI whose runs keep everything in RUNS/NAME; a checkpoint brings the configuration it was made with."""
 
@@ -143,6 +160,7 @@ class ICNetsCLI(LightningCLI):
             callbacks.append(progress_bar())
         if self.subcommand == "fit":
             callbacks += [_Announcement(), History(self.folder / "history.csv")]
+            callbacks.append(_UnreadableImages(self.folder / "unreadable.txt"))
             if chosen.target is not None:
                 callbacks.append(TargetAccuracy(chosen.target))
             if chosen.ema is not None:
