@@ -32,7 +32,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_auto_begins_and_goes_on_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "1"]) == 0
     assert "going on" not in capsys.readouterr().out
+    Path("runs/auto/.history.csv.0badcafe.tmp").touch()
     assert main([*COMMAND, "2"]) == 0
+    assert not list(Path("runs/auto").glob(".*"))
     out = capsys.readouterr().out
     assert "going on from runs/auto/checkpoints/step-000000001.ckpt" in out
     assert "epoch 2/2" in out

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from icnets.files import atomic_write
+from icnets.files import atomic_write, remove_unfinished
 from icnets.layers import IC_LAYERS
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
@@ -140,6 +140,7 @@ class ICNetsCLI(LightningCLI):
     def before_fit(self) -> None:
         average = self.config_init.fit.ema is not None
         if self.trainer.is_global_zero:
+            remove_unfinished(self.folder)
             if self.config_init.fit.ckpt_path is not None:
                 print(f"going on from {self.config_init.fit.ckpt_path}", flush=True)
             keeps = self.config_init.fit.trainer.enable_checkpointing is not False
