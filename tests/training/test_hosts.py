@@ -121,6 +121,11 @@ def lines(runs: Path, pattern: str) -> list[str]:
     return re.findall(pattern, text, re.MULTILINE)
 
 
+def history(runs: Path) -> list[dict[str, float]]:
+    with open(runs / "pair" / "history.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_host_that_dies_and_comes_back(hosts: list[Host], tmp_path: Path) -> None:
@@ -135,10 +140,10 @@ def test_a_host_that_dies_and_comes_back(hosts: list[Host], tmp_path: Path) -> N
     assert STEPS < step < 2 * STEPS  # it was within the second epoch
     assert lines(broken, r"^going on from .*step-(\d+)\.ckpt$") == [f"{step:09d}"]
     assert lines(broken, r"^epoch (\d)/4") == ["1", "2", "3", "4"]
-    with open(broken / "pair" / "history.csv") as file:
-        assert [(row["epoch"], row["step"]) for row in csv.DictReader(file)] == [
-            (str(epoch), str(epoch * STEPS)) for epoch in (1, 2, 3, 4)
-        ]
+    rows = history(broken)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, epoch * STEPS) for epoch in (1, 2, 3, 4)]
+    for row, other in zip(rows, history(whole), strict=True):
+        assert {**row, "seconds": 0} == pytest.approx({**other, "seconds": 0}, rel=1e-5)
     expected, found = (load_file(runs / "pair" / "checkpoints" / "last.safetensors") for runs in (whole, broken))
     assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

@@ -31,7 +31,7 @@ class EpochMeans(nn.ModuleDict):
 
         Every process must call this.
         """
-        progress = trainer.fit_loop.epoch_progress.current
+        progress: Any = trainer.fit_loop.epoch_progress.current
         if progress.processed > progress.completed:
             return {}
         found = {}
