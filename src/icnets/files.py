@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write", "move_into_place"]
+__all__ = ["atomic_write", "move_into_place", "remove_unfinished"]
 
 
 @contextmanager
@@ -31,3 +31,9 @@ def move_into_place(source: Path, target: Path) -> None:
     with open(source, "r+b") as file:
         os.fsync(file.fileno())
     os.replace(source, target)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what :func:`atomic_write` left in ``folder`` when a process was killed; no other may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from icnets.convert import ICConfig
 from icnets.distill import WeakLogitDistillation
-from icnets.training.callbacks import WeightAverage
+from icnets.training.callbacks import History, WeightAverage
 from icnets.training.checkpoints import (
     STOPPED,
     AtomicCheckpointIO,
@@ -143,6 +143,25 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     (tmp_path / ".step-000000001.ckpt.0badcafe.tmp").write_bytes(b"half")
     fit(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000021.ckpt", "step-000000024.ckpt"]
+
+
+def test_what_a_killed_process_left_is_removed_even_if_nothing_is_left_to_train(tmp_path: Path) -> None:
+    fit(tmp_path)
+    newest = last_checkpoints(tmp_path)[0]
+    (tmp_path / "step-000000018.ckpt").write_bytes(newest.read_bytes())
+    (tmp_path / ".best.ckpt.0badcafe.tmp").write_bytes(b"half")
+    fit(tmp_path, resume=newest)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000021.ckpt", "step-000000024.ckpt"]
+
+
+def test_means_of_an_epoch_are_over_all_of_it(tmp_path: Path) -> None:
+    whole, parts = History(), History()
+    fit(tmp_path / "whole", whole)
+    with pytest.raises(Died):
+        fit(tmp_path / "parts", At(1, 6, die), History())
+    fit(tmp_path / "parts", parts, resume=last_checkpoints(tmp_path / "parts")[0])
+    assert "train/loss" in whole.rows[1]
+    assert [{**row, "seconds": 0} for row in parts.rows] == [{**row, "seconds": 0} for row in whole.rows]
 
 
 def damage(path: Path, how: str) -> None:

@@ -329,7 +329,7 @@ def test_checkpoints_are_plain_data(tmp_path: Path) -> None:
     module = task(teacher=tiny(), ic=ICConfig(), distillation=WeakLogitDistillation(surpass_patience=1))
     fit(module, max_epochs=1).save_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert content["icnets"].keys() == {"class_names", "seed"}
+    assert content["icnets"].keys() == {"class_names", "seed", "means"}
     assert content["icnets"]["class_names"] == [str(i) for i in range(10)]
     names = {name.partition(".")[0] for name in content["state_dict"]}
     assert names == {"network", "criterion"}

@@ -4,7 +4,6 @@ import re
 import signal
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from icnets.files import atomic_write
+from icnets.files import atomic_write, remove_unfinished
 from icnets.messages import first_line
 
 __all__ = [
@@ -114,6 +113,10 @@ class LastCheckpoints(Checkpoint):
         self.newest: Path | None = None
         self._told_to_stop = False
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:  # a process that was killed may have left something, after its last step even
+            self._tidy()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._stop)  # Lightning restores what there was before it
@@ -156,12 +159,12 @@ class LastCheckpoints(Checkpoint):
         trainer.save_checkpoint(path)
         self.newest = path
         if trainer.is_global_zero:
-            for old in self._superfluous():
-                old.unlink(missing_ok=True)
+            self._tidy()
 
-    def _superfluous(self) -> Iterator[Path]:
-        yield from last_checkpoints(self.folder)[self.keep :]
-        yield from self.folder.glob(".*.tmp")  # of a process that was killed while it wrote
+    def _tidy(self) -> None:
+        for old in last_checkpoints(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
 
 
 class Stopped(SystemExit):

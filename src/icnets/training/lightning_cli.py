@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from icnets.files import atomic_write
+from icnets.files import atomic_write, remove_unfinished
 from icnets.layers import IC_LAYERS
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
@@ -63,7 +63,8 @@ class _SaveConfig(SaveConfigCallback):
         folder = Path(config.runs) / config.name
         config.ckpt_path = None
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        with atomic_write(folder / "config.yaml") as temporary:  # a process that is started again may read it
+            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
 
 
 class _Announcement(Callback):
@@ -77,6 +78,7 @@ class _Announcement(Callback):
         count = sum(p.numel() for p in network.parameters())
         lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
         step = f"{pl_module.global_batch} images a step, lr {lr:.4g}"
+        _require_one_step(trainer)
         if trainer.is_global_zero:
             print(f"{kind}, {count:,} parameters; images: {sizes}; {step}", flush=True)
 
@@ -95,6 +97,16 @@ class _UnreadableImages(Callback):
                 unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
             print(f"{len(names)} images can't be read and were skipped so far: {self.file}", flush=True)
         self.known = len(names)
+
+
+def _require_one_step(trainer: Any) -> None:
+    """ValueError where hosts go on at different steps, since each found other checkpoints: they would wait forever."""
+    step = trainer.strategy.broadcast(trainer.global_step)
+    if step != trainer.global_step:
+        raise ValueError(
+            f"process {trainer.global_rank} would go on at step {trainer.global_step} and process 0 at step {step}; "
+            "give --runs a folder that all hosts share"
+        )
 
 
 class ICNetsCLI(LightningCLI):
@@ -144,6 +156,9 @@ class ICNetsCLI(LightningCLI):
     def before_fit(self) -> None:
         average = self.config_init.fit.ema is not None
         if self.trainer.is_global_zero:
+            remove_unfinished(self.folder)
+            if self.config_init.fit.ckpt_path is not None:
+                print(f"going on from {self.config_init.fit.ckpt_path}", flush=True)
             keeps = self.config_init.fit.trainer.enable_checkpointing is not False
             preflight(
                 self.folder, kept_bytes(self.model, average=average, keep=self.config_init.fit.keep) if keeps else 0
@@ -250,7 +265,7 @@ def _with_config_of_run(args: list[str]) -> list[str]:
         if name is None:
             raise ValueError(f"ckpt_path is {path!r}, of which run? Give --name too")
         folder = Path(_option(args, "runs") or "runs") / name
-        if not folder.is_dir():
+        if not folder.is_dir() and path != "auto":
             raise ValueError(f"there is no run {folder}; check --name and --runs")
     else:
         folder = Path(path).parent.parent

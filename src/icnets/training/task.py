@@ -19,6 +19,7 @@ from icnets.state_dicts import mismatch, shapes
 from icnets.teacher import require_independent
 from icnets.training import engine
 from icnets.training.checkpoints import LastCheckpoints
+from icnets.training.epoch_means import EpochMeans
 from icnets.training.images import IGNORED, seed_all
 from icnets.training.loss_watch import LossWatch, explain
 from icnets.training.network import Normalization, build_network, calibrate, calibration_batches, load_teacher
@@ -152,6 +153,7 @@ class ClassificationTask(L.LightningModule):
         self._make_metrics(num_classes)
 
     def _make_metrics(self, classes: int) -> None:
+        self.means = EpochMeans("loss", "distillation_weight")
         ranks = {"top1": 1, "top5": 5} if classes > 5 else {"top1": 1}
         self.metrics = nn.ModuleDict(
             {
@@ -222,10 +224,8 @@ class ClassificationTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by steps."""
-        total = self._total_steps()
-        optimizer, scheduler = make_optimizer(
-            self.network, self.optimization, total=total, global_batch=self.global_batch
-        )
+        options: dict[str, Any] = {"total": self._total_steps(), "global_batch": self.global_batch}
+        optimizer, scheduler = make_optimizer(self.network, self.optimization, **options)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _total_steps(self) -> int:
@@ -282,10 +282,9 @@ class ClassificationTask(L.LightningModule):
         logits_of_teacher = self.teacher(x) if taught and self.teacher is not None else None
         terms = self.criterion.terms(self.network(x), logits_of_teacher, target, progress)
         self._require_finite(self._watch.update(terms.loss, self.global_step, self.current_epoch, batch_idx))
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(x)}
-        self.log("train/loss", terms.loss.detach(), prog_bar=True, sync_dist=True, **options)
+        self.means.log(self, "loss", terms.loss.detach(), len(x), prog_bar=True)
         if self.teacher is not None:
-            self.log("train/distillation_weight", terms.weight, **options)
+            self.means.log(self, "distillation_weight", terms.weight, len(x))
         return terms.loss
 
     def _require_finite(self, found: tuple[int, int, int, str] | None) -> None:
@@ -354,15 +353,17 @@ class ClassificationTask(L.LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes the class names (plain strings), so that nobody resumes with other classes."""
+        """Notes the class names (plain strings), so that nobody resumes with other classes, the seed, the means."""
         self._require_finite(self._watch.look())
         names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-        checkpoint["icnets"] = {"class_names": list(names) if names is not None else None, "seed": self._seed}
+        means = self.means.sums(self.trainer)
+        checkpoint["icnets"] = {"class_names": names and list(names), "seed": self._seed, "means": means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says in one line what a checkpoint of another network or other classes has that this one has not."""
         notes = checkpoint.get("icnets") or {}
         self._seed, trained = notes.get("seed"), notes.get("class_names")
+        self.means.resume(notes.get("means") or {}, self.global_rank)
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         if trained and names and list(names) != list(trained):
             raise ValueError(

@@ -1,0 +1,61 @@
+"""One command that begins a run, and goes on with it however often it is repeated."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from icnets.cli import main
+from icnets.training import lightning_cli
+
+COMMAND = [
+    *("fit", "--name", "auto", "--ckpt_path", "auto", "--model.model", "resnet10t", "--data.train_size", "20"),
+    *("--model.model_options", "{channels: [4, 4, 4, 4], stem_width: 4}", "--trainer.max_epochs"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop("PL_SEED_WORKERS", None), os.environ.pop("PL_GLOBAL_SEED", None)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_auto_begins_and_goes_on_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "1"]) == 0
+    assert "going on" not in capsys.readouterr().out
+    Path("runs/auto/.history.csv.0badcafe.tmp").touch()
+    assert main([*COMMAND, "2"]) == 0
+    assert not list(Path("runs/auto").glob(".*"))
+    out = capsys.readouterr().out
+    assert "going on from runs/auto/checkpoints/step-000000001.ckpt" in out
+    assert "epoch 2/2" in out
+    assert "epoch 1/2" not in out
+
+
+def test_hosts_that_found_different_checkpoints() -> None:
+    strategy = SimpleNamespace(broadcast=lambda value: 12)
+    lightning_cli._require_one_step(SimpleNamespace(strategy=strategy, global_step=12, global_rank=1))
+    with pytest.raises(ValueError, match="process 1 would go on at step 0 and process 0 at step 12; give --runs"):
+        lightning_cli._require_one_step(SimpleNamespace(strategy=strategy, global_step=0, global_rank=1))
+
+
+def test_a_configuration_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main([*COMMAND, "1"]) == 0
+    before = Path("runs/auto/config.yaml").read_bytes()
+
+    def half(self: object, config: object, path: Path, **options: object) -> None:
+        Path(path).write_text("trainer:")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lightning_cli._Parser, "save", half)
+    assert main([*COMMAND, "2"]) == 2
+    assert Path("runs/auto/config.yaml").read_bytes() == before
