@@ -1,0 +1,195 @@
+"""Subclasses of torch's layers: what they do beside the convolution stays theirs, and the convolution collides (ours).
+
+Some pad in a way of their own or standardise their weight before they convolve; some have their weight computed by
+torch's parametrisations. Their class stays among the bases of the unit's class. Where the forward pass is their own, it
+runs as it is, but the one call of torch's convolution in it is an IC convolution: :func:`obstacle` makes sure, by a
+trial on a copy, that there is exactly one, and that its output is what the layer returns.
+"""
+
+import copy
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from icnets import functional
+from icnets.messages import first_line
+
+__all__ = ["basic_of", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
+
+_CONVOLUTIONS: dict[Any, Any] = {
+    F.conv1d: functional.ic_conv1d,
+    F.conv2d: functional.ic_conv2d,
+    F.conv3d: functional.ic_conv3d,
+}
+_HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
+_HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
+_FORWARD = {"forward", "_conv_forward", "__call__"}
+# What the unit's own methods extend rather than replace, so that a subclass may define it too.
+_SHARED = {"forward", "reset_parameters", "extra_repr"}
+_STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"}
+_TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
+
+
+def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
+    """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
+    classes = type(module).__mro__[: type(module).__mro__.index(basic)]
+    return sorted({name for cls in classes for name in vars(cls)} - _HARMLESS)
+
+
+def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
+    """Whether a class between the module's own and ``basic`` has a forward pass of its own."""
+    return not _FORWARD.isdisjoint(own_behaviour(module, basic))
+
+
+# -- what such a layer does ------------------------------------------------------------------------------------------
+
+
+class _Record(TorchFunctionMode):
+    """Notes the calls of torch's convolutions: the weight and the output of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _CONVOLUTIONS:
+            self.calls.append((kwargs["weight"] if "weight" in kwargs else args[1], result))
+        return result
+
+
+def _trial(module: Any) -> tuple[list[tuple[Tensor, Tensor]], Any]:
+    """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
+    twin = type(module).__new__(type(module))
+    # Hooks aren't called here, and may hold the whole network.
+    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in module.__dict__.items()})
+    weight = twin._parameters.get("weight")
+    like = module.weight if weight is None else weight
+    shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Record() as record:
+        if weight is not None:
+            weight.normal_()
+        result = type(module).forward(twin, torch.randn(2, module.in_channels, *shape).to(like.device, like.dtype))
+    return record.calls, result
+
+
+def _masks(weight: Tensor) -> bool:
+    # Of random weights whole taps are zero only if something made them so.
+    return weight.device.type != "meta" and bool((weight == 0).all(0).any())
+
+
+def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -> str | None:
+    """Why a module of a subclass of ``basic`` can't become a ``unit``, or None. Nothing in it is changed."""
+    kind, own = type(module).__name__, own_behaviour(module, basic)
+    classes = unit.__mro__[: unit.__mro__.index(basic)]
+    taken = _STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
+    clashes = {n for n in taken if n in own or (hasattr(module, n) and not hasattr(basic, n))} - _SHARED
+    if clashes:
+        return f"{kind} has attributes of its own that an IC unit has too ({', '.join(sorted(clashes)[:3])})"
+    if not has_own_forward(module, basic):
+        return None
+    reason = f"{kind} has behaviour of its own ({', '.join(own[:3])})"
+    if not hasattr(module, "in_channels") or getattr(module, "transposed", False):
+        return reason
+    try:
+        calls, result = _trial(module)
+    except Exception as error:  # whatever someone else's code raises
+        return f"{reason}, which fails on a trial input: {first_line(error)}"
+    if len(calls) != 1:
+        return f"{reason}: it calls torch's convolution {len(calls)} times"
+    weight, output = calls[0]
+    if weight.shape != cast(Tensor, module.weight).shape:
+        return f"{reason}: it convolves with a weight of shape {tuple(weight.shape)}"
+    if output is not result:
+        return f"{reason}: it changes the convolution's output"
+    return f"{reason}: it masks its weight, but a collision sees every input" if _masks(weight) else None
+
+
+# -- the class of its unit -------------------------------------------------------------------------------------------
+
+
+class _Colliding(TorchFunctionMode):
+    """While it is entered, the convolution of ``layer`` is an IC convolution."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS:
+            return self.convolve(_CONVOLUTIONS[func], *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def convolve(self, unit: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Any:
+        collision, inner_bias, gain = self.layer.vectors()
+        w = collision * self.layer.sum_scale
+        return unit(input, weight, w, bias, *args, **kw, inner_bias=inner_bias, gain=gain)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    with _Colliding(self):
+        return self.basic_type.forward(self, *args, **kwargs)
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    # Pickle can't find a class that was made here, but can make it again.
+    if parametrize.is_parametrized(self):  # which torch refuses to pickle
+        return nn.Module.__reduce_ex__(self, protocol)
+    return _restore, (self._unit, self.basic_type, type(self)._options), self.__dict__
+
+
+def _restore(unit: type[nn.Module], former: type[nn.Module], options: tuple[bool, bool]) -> nn.Module:
+    cls = _combined(unit, former, *options)
+    return cls.__new__(cls)
+
+
+def _make(unit: Any, former: type[nn.Module], own_forward: bool, renamed: bool) -> type[nn.Module]:
+    members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
+    members |= {"_unit": unit, "_options": (own_forward, renamed)}
+    if own_forward:
+        members["forward"] = _forward
+    if renamed:
+        members["vector_names"] = _renamed(unit)
+    return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)
+
+
+_combined = cache(_make)
+
+
+def _renamed(unit: Any) -> tuple[str, ...]:
+    return tuple(f"ic_{name}" for name in unit.vector_names)
+
+
+def vector_names(unit: Any, module: Any) -> tuple[str, ...]:
+    """The names that the vectors of ``module`` have, or will have once it is a ``unit``."""
+    if isinstance(module, unit):
+        return cast("tuple[str, ...]", module.vector_names)
+    taken = any(hasattr(module, name) for name in unit.vector_names)
+    return _renamed(unit) if taken else unit.vector_names
+
+
+def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
+    """The class that turns ``basic`` into a ``unit``: the unit's own wherever that has the behaviour of both."""
+    former = type(basic)
+    renamed = vector_names(unit, basic) != unit.vector_names
+    own_forward = has_own_forward(basic, unit.basic_type) or renamed
+    if not own_forward and not own_behaviour(basic, unit.basic_type):
+        return cast(type[nn.Module], unit)
+    # torch makes a class for each parametrised module, which must not outlive it.
+    make = _make if parametrize.is_parametrized(basic) else _combined
+    return make(unit, former, own_forward, renamed)
+
+
+def basic_of(layer: Any) -> type[nn.Module]:
+    """The class that ``layer``, a unit, had as a basic one."""
+    former: type[nn.Module] = layer.basic_type
+    if former.__name__.startswith("Parametrized") and not parametrize.is_parametrized(layer):
+        return former.__bases__[0]  # as torch does where it removes the last parametrisation
+    return former
