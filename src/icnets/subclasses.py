@@ -18,14 +18,16 @@ from torch.overrides import TorchFunctionMode
 
 from icnets import functional
 from icnets.messages import first_line
+from icnets.receptive_field import sum_padding
 
-__all__ = ["basic_of", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
+__all__ = ["basic_of", "convolved", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
 
 _CONVOLUTIONS: dict[Any, Any] = {
     F.conv1d: functional.ic_conv1d,
     F.conv2d: functional.ic_conv2d,
     F.conv3d: functional.ic_conv3d,
 }
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
 _HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
 _FORWARD = {"forward", "_conv_forward", "__call__"}
@@ -50,21 +52,21 @@ def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
 
 
 class _Record(TorchFunctionMode):
-    """Notes the calls of torch's convolutions: the weight and the output of each."""
+    """Notes the arguments of the calls of torch's convolutions, and their results."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Tensor, Tensor]] = []
+        self.calls: list[tuple[dict[str, Any], Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:
-            self.calls.append((kwargs["weight"] if "weight" in kwargs else args[1], result))
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            self.calls.append((dict(zip(names, args, strict=False)) | (kwargs or {}), result))
         return result
 
 
-def _trial(module: Any) -> tuple[list[tuple[Tensor, Tensor]], Any]:
+def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
     """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
     twin = type(module).__new__(type(module))
     # Hooks aren't called here, and may hold the whole network.
@@ -79,9 +81,23 @@ def _trial(module: Any) -> tuple[list[tuple[Tensor, Tensor]], Any]:
     return record.calls, result
 
 
+def convolved(module: Any, x: Tensor) -> tuple[Tensor, list[int], str]:
+    """What ``module``, a convolution, convolves when it is given ``x``: an input, its padding in pairs, and its mode."""
+    if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
+        return x, sum_padding(module), module.padding_mode
+    with _Record() as record:
+        type(module).forward(module, x)
+    call = record.calls[0][0]
+    pairs = functional.padding_pairs(call.get("padding", 0), list(module.kernel_size), list(module.dilation))
+    return call["input"], pairs, "zeros"
+
+
 def _masks(weight: Tensor) -> bool:
-    # Of random weights whole taps are zero only if something made them so.
-    return weight.device.type != "meta" and bool((weight == 0).all(0).any())
+    # Of random weights some taps are zero in every filter only if something made them so.
+    if weight.device.type == "meta":
+        return False
+    silent = (weight == 0).all(0)
+    return bool(silent.any()) and not bool(silent.all())
 
 
 def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -> str | None:
@@ -103,9 +119,13 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
         return f"{reason}, which fails on a trial input: {first_line(error)}"
     if len(calls) != 1:
         return f"{reason}: it calls torch's convolution {len(calls)} times"
-    weight, output = calls[0]
+    call, output = calls[0]
+    weight: Tensor = call["weight"]
     if weight.shape != cast(Tensor, module.weight).shape:
         return f"{reason}: it convolves with a weight of shape {tuple(weight.shape)}"
+    conv = [call.get(name, 1) for name in ("stride", "dilation", "groups")]
+    if conv != [module.stride, module.dilation, module.groups]:
+        return f"{reason}: it convolves with other options than its own"
     if output is not result:
         return f"{reason}: it changes the convolution's output"
     return f"{reason}: it masks its weight, but a collision sees every input" if _masks(weight) else None

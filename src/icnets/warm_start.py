@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import receptive_field
+from icnets.subclasses import convolved
 
 __all__ = ["calibrated"]
 
@@ -53,16 +54,15 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
         y = output if module.bias is None else output - module.bias
         return y.double(), receptive_field.linear_sum(x.double()), 0
     nd = len(module.kernel_size)
-    s = receptive_field.receptive_field_sum(
-        x.double(),
-        list(module.kernel_size),
-        list(module.stride),
-        receptive_field.sum_padding(module),
-        list(module.dilation),
-        module.groups,
-        module.padding_mode,
-    )
     bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
+    window = (list(module.kernel_size), list(module.stride))
+    if module.transposed:
+        size, pads = list(output.shape[-nd:]), list(module.padding)
+        s = receptive_field.transposed_sum(x.double(), *window, pads, list(module.dilation), module.groups, size)
+        return (output - bias).double(), s, nd
+    x, padding, mode = convolved(module, x)
+    field = (padding, list(module.dilation), module.groups, mode)
+    s = receptive_field.receptive_field_sum(x.double(), *window, *field)
     return (output - bias).double(), s, nd
 
 

@@ -62,12 +62,22 @@ def _wake(model: nn.Module) -> None:
             p.copy_(0.1 + 0.02 * noise if name.endswith("gain") else 0.05 * noise)
 
 
+def _shake(model: nn.Module) -> None:
+    """Random values for parameters that start at zero: they would hide what comes before them."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.is_floating_point() and not p.any():
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+
+
 class Subject:
     """A network before and after conversion, and the outputs that the checks compare."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.args, self.train_args = prepared.args, prepared.train_args
         self.basic = prepared.model
+        _shake(self.basic)
         self.basic_state = copy.deepcopy(self.basic.state_dict())
         self.before = _outputs(self.basic, self.args)
         self.model = copy.deepcopy(self.basic)
