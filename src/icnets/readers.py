@@ -40,40 +40,60 @@ def _forward_functions(cls: type) -> Iterator[Any]:
             waiting += sorted(called)
 
 
-def _chain(node: ast.expr) -> tuple[str, ...] | None:
-    """``self.a.b[i]`` as ("a", "b"): attributes from self on; None for anything else."""
+Chain = tuple[str, ...]
+
+
+def _chain(node: ast.expr, known: Mapping[str, Chain]) -> Chain | None:
+    """``self.a.b[i]`` as ("a", "b"): attributes from self on; None for anything else. Names may stand for such."""
     if isinstance(node, ast.Name):
-        return () if node.id == "self" else None
+        return known.get(node.id)
     if isinstance(node, ast.Subscript):
-        return _chain(node.value)
+        return _chain(node.value, known)
     if isinstance(node, ast.Attribute):
-        rest = _chain(node.value)
+        rest = _chain(node.value, known)
         return None if rest is None else (*rest, node.attr)
     return None
 
 
-def _weights_in(function: Any) -> Iterator[tuple[str, ...]]:
+def _names(tree: ast.AST) -> dict[str, Chain]:
+    """Local names for what hangs on self: ``conv = self.conv``, ``for conv in self.convs``."""
+    known: dict[str, Chain] = {"self": ()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.For | ast.comprehension):
+            target, value = node.target, node.iter
+        else:
+            continue
+        chain = _chain(value, known)
+        if isinstance(target, ast.Name) and chain:
+            known.setdefault(target.id, chain)
+    return known
+
+
+def _weights_in(function: Any) -> Iterator[Chain]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):  # made at run time, or no Python
         return
+    known = _names(tree)
     facts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _FACTS}
     compared = {id(m) for n in ast.walk(tree) if isinstance(n, ast.Compare) for m in (n.left, *n.comparators)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "weight" and id(node) not in facts | compared:
-            chain = _chain(node.value)
+            chain = _chain(node.value, known)
             if chain:
                 yield chain
 
 
 @cache
-def _reads(cls: type) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _reads(cls: type) -> tuple[tuple[str, Chain], ...]:
     """(method, attributes) for each ``self.attributes.weight`` that the forward pass of ``cls`` reads."""
     with_weight = [f for f in _forward_functions(cls) if "weight" in f.__code__.co_names]
     return tuple((f.__qualname__, chain) for f in with_weight for chain in _weights_in(f))
 
 
-def _resolve(module: nn.Module, chain: tuple[str, ...]) -> list[nn.Module]:
+def _resolve(module: nn.Module, chain: Chain) -> list[nn.Module]:
     found = [module]
     for name in chain:
         children = [m._modules.get(name) for m in found]

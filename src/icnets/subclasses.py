@@ -81,15 +81,21 @@ def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
     return record.calls, result
 
 
-def convolved(module: Any, x: Tensor) -> tuple[Tensor, list[int], str]:
-    """What ``module``, a convolution, convolves when it is given ``x``: an input, its padding in pairs, and its mode."""
+def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
+    """What ``module``, a convolution, convolves when it is given ``x``, as ``receptive_field_sum`` takes it.
+
+    Returns the input, and the convolution's kernel size, stride, padding in pairs, dilation, groups and padding mode.
+    """
+    kernel, nd = list(module.kernel_size), len(module.kernel_size)
     if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
-        return x, sum_padding(module), module.padding_mode
+        conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
+        return x, kernel, *conv, module.padding_mode
     with _Record() as record:
         type(module).forward(module, x)
     call = record.calls[0][0]
-    pairs = functional.padding_pairs(call.get("padding", 0), list(module.kernel_size), list(module.dilation))
-    return call["input"], pairs, "zeros"
+    stride, dilation = ([v] * nd if isinstance(v := call.get(n, 1), int) else list(v) for n in ("stride", "dilation"))
+    padding = functional.padding_pairs(call.get("padding", 0), kernel, dilation)
+    return call["input"], kernel, stride, padding, dilation, call.get("groups", 1), "zeros"
 
 
 def _masks(weight: Tensor) -> bool:
@@ -123,9 +129,6 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
     weight: Tensor = call["weight"]
     if weight.shape != cast(Tensor, module.weight).shape:
         return f"{reason}: it convolves with a weight of shape {tuple(weight.shape)}"
-    conv = [call.get(name, 1) for name in ("stride", "dilation", "groups")]
-    if conv != [module.stride, module.dilation, module.groups]:
-        return f"{reason}: it convolves with other options than its own"
     if output is not result:
         return f"{reason}: it changes the convolution's output"
     return f"{reason}: it masks its weight, but a collision sees every input" if _masks(weight) else None

@@ -55,14 +55,12 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
         return y.double(), receptive_field.linear_sum(x.double()), 0
     nd = len(module.kernel_size)
     bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
-    window = (list(module.kernel_size), list(module.stride))
     if module.transposed:
-        size, pads = list(output.shape[-nd:]), list(module.padding)
-        s = receptive_field.transposed_sum(x.double(), *window, pads, list(module.dilation), module.groups, size)
-        return (output - bias).double(), s, nd
-    x, padding, mode = convolved(module, x)
-    field = (padding, list(module.dilation), module.groups, mode)
-    s = receptive_field.receptive_field_sum(x.double(), *window, *field)
+        window = [list(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
+        s = receptive_field.transposed_sum(x.double(), *window, module.groups, list(output.shape[-nd:]))
+    else:
+        x, *field = convolved(module, x)
+        s = receptive_field.receptive_field_sum(x.double(), *field)
     return (output - bias).double(), s, nd
 
 

@@ -82,7 +82,11 @@ def _torchvision_model(case: Case) -> nn.Module:
     from torchvision import models
 
     own = {"weights_backbone": None} if case.task in ("detection", "segmentation") else {}
-    return models.get_model(case.name, weights=None, **own)
+    model: nn.Module = models.get_model(case.name, weights=None, **own)
+    for module in model.modules():
+        if hasattr(module, "score_thresh"):  # of untrained detectors no box would be left to compare
+            module.score_thresh = 0.0
+    return model
 
 
 # -- segmentation-models-pytorch -------------------------------------------------------------------------------------

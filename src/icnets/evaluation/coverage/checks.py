@@ -99,8 +99,9 @@ def backward(subject: Subject) -> None:
     """Whatever has a gradient in the basic network has a finite one, and so has every unit that takes part."""
     model = copy.deepcopy(subject.model).train()
     torch.manual_seed(1)
-    leaves = [t for t in tree_leaves(model(*_fresh(subject.train_args))) if isinstance(t, Tensor)]
-    sum(t.float().square().mean() for t in leaves if t.requires_grad).backward()  # type: ignore[union-attr]
+    leaves = [t for t in tree_leaves(model(*_fresh(subject.train_args))) if isinstance(t, Tensor) and t.requires_grad]
+    if leaves:
+        torch.stack([t.abs().square().mean() for t in leaves]).sum().backward()
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     assert not bad, f"the gradient of {bad[0]} is not finite"
     for name, unit in model.named_modules():
