@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from icnets.collision import output_channels
 from icnets.deploy import FUSED_LAYERS
 from icnets.files import atomic_write
 from icnets.folding import FoldedNormAct
 from icnets.guards import guard_
-from icnets.collision import output_channels
 from icnets.layers import IC_LAYERS, ICLayer, unit_of
 from icnets.messages import first_line
 from icnets.state_dicts import mismatch, shapes

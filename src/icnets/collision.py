@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from icnets import functional
 from icnets.subclasses import basic_of, unit_class
@@ -132,7 +131,7 @@ class Collision(nn.Module):
 
     def give_back_(self) -> nn.Module:
         """Turns the layer back into the basic one, in place, and returns it; what the collision learned is lost."""
-        former = basic_of(self)
+        former: Any = basic_of(self)
         self.__dict__.pop("basic_type", None)
         for name in self.vector_names:
             del self._parameters[name]

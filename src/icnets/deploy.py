@@ -20,7 +20,15 @@ from icnets.layers import IC_LAYERS, ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLi
 from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
 from icnets.subclasses import own_behaviour
 
-__all__ = ["FUSED_LAYERS", "FusedICConv1d", "FusedICConv2d", "FusedICConv3d", "FusedICLinear", "deploy_", "obstacle_to_deploying"]
+__all__ = [
+    "FUSED_LAYERS",
+    "FusedICConv1d",
+    "FusedICConv2d",
+    "FusedICConv3d",
+    "FusedICLinear",
+    "deploy_",
+    "obstacle_to_deploying",
+]
 
 
 @dataclass(frozen=True)

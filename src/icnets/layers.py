@@ -242,7 +242,9 @@ class ICConv3d(_ICConv, nn.Conv3d):
 
 class ICConvTranspose1d(_ICConvTranspose, nn.ConvTranspose1d):
     basic_type = nn.ConvTranspose1d
-    __doc__ = _DOC.format(summary="1-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__)
+    __doc__ = _DOC.format(
+        summary="1-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
+    )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
@@ -251,7 +253,9 @@ class ICConvTranspose1d(_ICConvTranspose, nn.ConvTranspose1d):
 
 class ICConvTranspose2d(_ICConvTranspose, nn.ConvTranspose2d):
     basic_type = nn.ConvTranspose2d
-    __doc__ = _DOC.format(summary="2-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__)
+    __doc__ = _DOC.format(
+        summary="2-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
+    )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
@@ -260,7 +264,9 @@ class ICConvTranspose2d(_ICConvTranspose, nn.ConvTranspose2d):
 
 class ICConvTranspose3d(_ICConvTranspose, nn.ConvTranspose3d):
     basic_type = nn.ConvTranspose3d
-    __doc__ = _DOC.format(summary="3-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__)
+    __doc__ = _DOC.format(
+        summary="3-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
+    )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)

@@ -107,7 +107,8 @@ def declared(model: nn.Module) -> dict[nn.Module, str]:
     """Each module whose weight the source of a forward pass reads, and the method that does."""
     found: dict[nn.Module, str] = {}
     for parent in model.modules():
-        for method, chain in _reads(type(parent)):
+        cls: Any = type(parent)
+        for method, chain in _reads(cls):
             for child in _resolve(parent, chain):
                 found.setdefault(child, method)
     return found

@@ -68,7 +68,8 @@ class _Record(TorchFunctionMode):
 
 def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
     """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
-    twin = type(module).__new__(type(module))
+    cls: Any = type(module)
+    twin = cls.__new__(cls)
     # Hooks aren't called here, and may hold the whole network.
     twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in module.__dict__.items()})
     weight = twin._parameters.get("weight")
@@ -150,7 +151,9 @@ class _Colliding(TorchFunctionMode):
             return self.convolve(_CONVOLUTIONS[func], *args, **kwargs)
         return func(*args, **kwargs)
 
-    def convolve(self, unit: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Any:
+    def convolve(
+        self, unit: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any
+    ) -> Any:
         collision, inner_bias, gain = self.layer.vectors()
         w = collision * self.layer.sum_scale
         return unit(input, weight, w, bias, *args, **kw, inner_bias=inner_bias, gain=gain)
@@ -168,12 +171,12 @@ def _reduce(self: Any, protocol: Any) -> Any:
     return _restore, (self._unit, self.basic_type, type(self)._options), self.__dict__
 
 
-def _restore(unit: type[nn.Module], former: type[nn.Module], options: tuple[bool, bool]) -> nn.Module:
-    cls = _combined(unit, former, *options)
-    return cls.__new__(cls)
+def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
+    cls: Any = _combined(unit, former, *options)
+    return cast(nn.Module, cls.__new__(cls))
 
 
-def _make(unit: Any, former: type[nn.Module], own_forward: bool, renamed: bool) -> type[nn.Module]:
+def _make(unit: Any, former: Any, own_forward: bool, renamed: bool) -> type[nn.Module]:
     members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
     members |= {"_unit": unit, "_options": (own_forward, renamed)}
     if own_forward:
@@ -200,7 +203,7 @@ def vector_names(unit: Any, module: Any) -> tuple[str, ...]:
 
 def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
     """The class that turns ``basic`` into a ``unit``: the unit's own wherever that has the behaviour of both."""
-    former = type(basic)
+    former: Any = type(basic)
     renamed = vector_names(unit, basic) != unit.vector_names
     own_forward = has_own_forward(basic, unit.basic_type) or renamed
     if not own_forward and not own_behaviour(basic, unit.basic_type):

@@ -56,11 +56,12 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
     nd = len(module.kernel_size)
     bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
     if module.transposed:
-        window = [list(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
-        s = receptive_field.transposed_sum(x.double(), *window, module.groups, list(output.shape[-nd:]))
+        kernel, stride, padding = list(module.kernel_size), list(module.stride), list(module.padding)
+        field = (kernel, stride, padding, list(module.dilation), module.groups, list(output.shape[-nd:]))
+        s = receptive_field.transposed_sum(x.double(), *field)
     else:
-        x, *field = convolved(module, x)
-        s = receptive_field.receptive_field_sum(x.double(), *field)
+        x, *window = convolved(module, x)
+        s = receptive_field.receptive_field_sum(x.double(), *window)
     return (output - bias).double(), s, nd
 
 

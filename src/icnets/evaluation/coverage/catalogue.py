@@ -6,6 +6,7 @@ from and, for torchvision, on the task that its package names.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -69,24 +70,40 @@ def _timm_model(case: Case) -> nn.Module:
 
 
 def _torchvision_cases(_: Path | None) -> Iterator[Case]:
-    from torchvision import models
-
+    models: Any = importlib.import_module("torchvision.models")
     for name in models.list_models():
-        package = models.get_model_builder(name).__module__.removeprefix("torchvision.models.")
-        task, _, family = package.rpartition(".")
+        package: str = models.get_model_builder(name).__module__.removeprefix("torchvision.models.")
+        task, _dot, family = package.rpartition(".")
         if task != "quantization":  # the same networks, for int8
             yield Case("torchvision", family, name, task or "images")
 
 
 def _torchvision_model(case: Case) -> nn.Module:
-    from torchvision import models
-
+    models: Any = importlib.import_module("torchvision.models")
     own = {"weights_backbone": None} if case.task in ("detection", "segmentation") else {}
     model: nn.Module = models.get_model(case.name, weights=None, **own)
-    for module in model.modules():
-        if hasattr(module, "score_thresh"):  # of untrained detectors no box would be left to compare
-            module.score_thresh = 0.0
+    if case.task == "detection":
+        _make_small(model)
     return model
+
+
+def _make_small(model: nn.Module) -> None:
+    """A detector that takes images as small as they come, looks at few places, and keeps boxes it doesn't believe in.
+
+    Untrained, it would keep none, and there would be nothing to compare.
+    """
+    for module in model.modules():
+        settings = module.__dict__
+        if "score_thresh" in settings:
+            settings["score_thresh"] = 0.0
+        if {"min_size", "max_size"} <= settings.keys():
+            settings |= {"min_size": (_SIDES[0],), "max_size": 2 * _SIDES[0]}
+        for name in ("_pre_nms_top_n", "_post_nms_top_n"):
+            if name in settings:
+                settings[name] = {"training": 50, "testing": 50}
+        for name in ("topk_candidates", "detections_per_img"):
+            if name in settings:
+                settings[name] = 50
 
 
 # -- segmentation-models-pytorch -------------------------------------------------------------------------------------
@@ -114,7 +131,8 @@ def _load(path: Path) -> Any:
     name = f"icnets_coverage_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
@@ -226,5 +244,3 @@ def prepare(case: Case) -> Prepared:
             continue
         return Prepared(model.eval(), args, train_args, size)
     raise RuntimeError(f"the basic network takes no input that was tried: {last}")
-
-

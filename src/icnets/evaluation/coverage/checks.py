@@ -25,7 +25,7 @@ __all__ = ["CHECKS", "SAMPLED", "run_checks"]
 _TOLERANCE = 1e-3  # of the largest output; single precision adds up over a hundred layers
 
 
-def _outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
     torch.manual_seed(1)
     with torch.no_grad():
         leaves = tree_leaves(model(*_fresh(args)))
@@ -109,7 +109,7 @@ def backward(subject: Subject) -> None:
             own = set(unit.vector_names)
             weights = [p for n, p in unit.named_parameters() if n not in own and "bias" not in n]
             used = any(p.grad is not None for p in weights)
-            idle = [n for n in own if unit._parameters[n] is not None and unit._parameters[n].grad is None]
+            idle = [n for n in sorted(own) if (p := unit._parameters[n]) is not None and p.grad is None]
             assert not (used and idle), f"{name} gives its weight a gradient, but not {idle[0]}"
 
 

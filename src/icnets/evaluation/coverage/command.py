@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def measure(case: Case, _: Any = None) -> lines.Line:
 
 
 def check(case: Case, options: tuple[bool, float]) -> lines.Line:
-    """Every check on a case: a line of kind "checks". ``options``: whether it is of the sample, and a limit in seconds."""
+    """Every check on a case: a line of kind "checks". ``options``: whether it is of the sample; a limit in seconds."""
     from icnets.evaluation.coverage.catalogue import prepare
     from icnets.evaluation.coverage.checks import run_checks
 
@@ -140,13 +141,16 @@ def _run_alone(work: Work, suspects: Sequence[tuple[Case, Any]]) -> Iterator[lin
 
 
 def chosen(found: Sequence[Case], sizes: dict[str, lines.Line], everything: bool, largest: float) -> list[Case]:
-    """Of the cases with a convolution the smallest of each family; or everything of at most ``largest`` parameters."""
-    known = [c for c in found if sizes[c.id]["parameters"] and sizes[c.id]["convolutions"]]
-    known.sort(key=lambda c: sizes[c.id]["parameters"])
+    """Of the cases with a convolution the smallest of each family; with everything, those of at most ``largest`` too.
+
+    What couldn't be measured counts as small: it is tried, and its line then says what is wrong.
+    """
+    known = [c for c in found if sizes[c.id]["convolutions"] != 0]
+    known.sort(key=lambda c: sizes[c.id]["parameters"] or 0)
     representatives: dict[tuple[str, str, str], Case] = {}
     for case in known:
         representatives.setdefault((case.source, case.task, case.family), case)
-    small = [c for c in known if everything and sizes[c.id]["parameters"] <= largest]
+    small = [c for c in known if everything and (sizes[c.id]["parameters"] or 0) <= largest]
     return list(dict.fromkeys([*representatives.values(), *small]))
 
 
@@ -174,7 +178,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _header() -> lines.Line:
-    known = versions("torch", "timm", "torchvision", "segmentation-models-pytorch")
+    packages = {"torch": "torch", "timm": "timm", "torchvision": "torchvision"}
+    packages |= {"segmentation_models_pytorch": "segmentation-models-pytorch"}
+    known = versions(*[name for module, name in packages.items() if find_spec(module) is not None])
     return {"kind": "coverage", "schema": 1, "versions": known, "machine": machine()}
 
 
@@ -224,4 +230,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             unfinished.write_text(markdown(found), encoding="utf-8")
         print(args.docs)
     return 0
-

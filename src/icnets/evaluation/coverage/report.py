@@ -55,7 +55,7 @@ def summary(found: Sequence[Line]) -> str:
 
 def markdown(found: Sequence[Line]) -> str:
     """The whole page."""
-    header = next((line for line in found if line["kind"] == "coverage"), {"versions": {}})
+    header: Line = next((line for line in found if line["kind"] == "coverage"), {"versions": {}})
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items() if version)
     parts = [_INTRODUCTION, f"With {versions}:", *[f"- {row}" for row in summary(found).splitlines()]]
     parts += ["", "## Failures", "", *_failures(found), "", "## Skipped layers", "", *_skipped(found)]
