@@ -95,8 +95,8 @@ def window_mean(
 
 
 def _pool_pads(kernel_size: list[int], padding: list[int], dilation: list[int], padding_mode: str) -> bool:
-    # Pooling pads with zeros, symmetrically, by at most half of the window.
-    if padding_mode != "zeros" or max(dilation) > 1:
+    # Pooling pads with zeros, symmetrically, by at most half of the window; in 3-D only what has a window's size already.
+    if padding_mode != "zeros" or max(dilation) > 1 or len(kernel_size) == 3:
         return False
     for i in range(len(kernel_size)):
         if padding[2 * i] != padding[2 * i + 1] or 2 * padding[2 * i] > kernel_size[len(kernel_size) - 1 - i]:

@@ -39,8 +39,12 @@ _TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
 
 def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
     """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
-    classes = type(module).__mro__[: type(module).__mro__.index(basic)]
-    return sorted({name for cls in classes for name in vars(cls)} - _HARMLESS)
+    return _own_names(type(module), basic)
+
+
+def _own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
+    classes = cls.__mro__[: cls.__mro__.index(basic)]
+    return sorted({name for c in classes for name in vars(c)} - _HARMLESS)
 
 
 def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
@@ -176,7 +180,8 @@ def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
     return cast(nn.Module, cls.__new__(cls))
 
 
-def _make(unit: Any, former: Any, own_forward: bool, renamed: bool) -> type[nn.Module]:
+@cache
+def _combined(unit: Any, former: Any, own_forward: bool, renamed: bool) -> Any:
     members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
     members |= {"_unit": unit, "_options": (own_forward, renamed)}
     if own_forward:
@@ -186,7 +191,10 @@ def _make(unit: Any, former: Any, own_forward: bool, renamed: bool) -> type[nn.M
     return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)
 
 
-_combined = cache(_make)
+def _parametrised(unit: Any, former: Any) -> Any:
+    """A class for one module only, as torch makes one for each: once it is plain again, its class is ``unit``."""
+    members = {name: value for name, value in vars(former).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{unit.__name__}", (unit,), members)
 
 
 def _renamed(unit: Any) -> tuple[str, ...]:
@@ -204,18 +212,21 @@ def vector_names(unit: Any, module: Any) -> tuple[str, ...]:
 def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
     """The class that turns ``basic`` into a ``unit``: the unit's own wherever that has the behaviour of both."""
     former: Any = type(basic)
+    parametrised = parametrize.is_parametrized(basic)
+    own: Any = former.__bases__[0] if parametrised else former  # torch puts a class of its own in front
     renamed = vector_names(unit, basic) != unit.vector_names
     own_forward = has_own_forward(basic, unit.basic_type) or renamed
-    if not own_forward and not own_behaviour(basic, unit.basic_type):
-        return cast(type[nn.Module], unit)
-    # torch makes a class for each parametrised module, which must not outlive it.
-    make = _make if parametrize.is_parametrized(basic) else _combined
-    return make(unit, former, own_forward, renamed)
+    if own_forward or _own_names(own, unit.basic_type):
+        unit = _combined(unit, own, own_forward, renamed)
+    return cast(type[nn.Module], _parametrised(unit, former) if parametrised else unit)
 
 
 def basic_of(layer: Any) -> type[nn.Module]:
-    """The class that ``layer``, a unit, had as a basic one."""
+    """The class that ``layer``, a unit, had as a basic one; TypeError where torch's parametrisation is in the way."""
     former: type[nn.Module] = layer.basic_type
-    if former.__name__.startswith("Parametrized") and not parametrize.is_parametrized(layer):
-        return former.__bases__[0]  # as torch does where it removes the last parametrisation
-    return former
+    before, now = former.__name__.startswith("Parametrized"), parametrize.is_parametrized(layer)
+    if now and not before:
+        raise TypeError(
+            f"a {former.__name__} was parametrised after its conversion; remove its parametrisations before revert_"
+        )
+    return former.__bases__[0] if before and not now else former

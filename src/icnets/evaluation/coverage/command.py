@@ -48,10 +48,13 @@ def measure(case: Case, _: Any = None) -> lines.Line:
 
     line: lines.Line = {"kind": "size", "id": case.id, "family": case.family}
     try:
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                model = build(case)
+        except Exception:  # some constructors compute with values
             model = build(case)
     except Exception as error:
-        return {**line, "parameters": None, "convolutions": None, "reason": f"{type(error).__name__}: {error}"[:300]}
+        return {**line, "parameters": 0, "convolutions": 0, "reason": f"{type(error).__name__}: {error}"[:300]}
     found = [m for m in model.modules() if obstacle(m) != "" and not isinstance(m, nn.Linear)]
     return {**line, "parameters": sum(p.numel() for p in model.parameters()), "convolutions": len(found)}
 
@@ -141,16 +144,13 @@ def _run_alone(work: Work, suspects: Sequence[tuple[Case, Any]]) -> Iterator[lin
 
 
 def chosen(found: Sequence[Case], sizes: dict[str, lines.Line], everything: bool, largest: float) -> list[Case]:
-    """Of the cases with a convolution the smallest of each family; with everything, those of at most ``largest`` too.
-
-    What couldn't be measured counts as small: it is tried, and its line then says what is wrong.
-    """
-    known = [c for c in found if sizes[c.id]["convolutions"] != 0]
-    known.sort(key=lambda c: sizes[c.id]["parameters"] or 0)
+    """Of the cases with a convolution the smallest of each family; with everything, those of at most ``largest`` too."""
+    known = [c for c in found if sizes[c.id]["convolutions"]]
+    known.sort(key=lambda c: sizes[c.id]["parameters"])
     representatives: dict[tuple[str, str, str], Case] = {}
     for case in known:
         representatives.setdefault((case.source, case.task, case.family), case)
-    small = [c for c in known if everything and (sizes[c.id]["parameters"] or 0) <= largest]
+    small = [c for c in known if everything and sizes[c.id]["parameters"] <= largest]
     return list(dict.fromkeys([*representatives.values(), *small]))
 
 

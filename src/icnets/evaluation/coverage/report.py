@@ -59,6 +59,7 @@ def markdown(found: Sequence[Line]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items() if version)
     parts = [_INTRODUCTION, f"With {versions}:", *[f"- {row}" for row in summary(found).splitlines()]]
     parts += ["", "## Failures", "", *_failures(found), "", "## Skipped layers", "", *_skipped(found)]
+    parts += ["", "## Basic networks that can't be made", "", *_unmade(found)]
     parts += ["", "## Families", "", *_families(found)]
     return "\n".join(parts) + "\n"
 
@@ -80,6 +81,14 @@ def _skipped(found: Sequence[Line]) -> list[str]:
             reasons[reason].append(f"{name} ({count})")
     rows = [f"| {_cell(reason)} | {few(names, 5)} |" for reason, names in sorted(reasons.items())]
     return ["| reason | networks (layers) |", "|---|---|", *rows] if rows else ["None."]
+
+
+def _unmade(found: Sequence[Line]) -> list[str]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, line in sorted(_by_id(found, "size").items()):
+        if "reason" in line:
+            reasons[line["reason"]].append(name)
+    return [f"- {reason}: {few(names)}" for reason, names in reasons.items()] or ["None."]
 
 
 def _families(found: Sequence[Line]) -> list[str]:
