@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import reference
 from icnets import ICConfig, ICConv2d, convert_, fuse_, load, revert_, save
+from icnets.deploy import deploy_
 from strategies import randomise
 
 
@@ -105,8 +106,6 @@ def test_fuse_leaves_it_and_folds_no_norm_into_it():
     torch.testing.assert_close(model(x), z)
     assert not torch.equal(z, y)
     with pytest.raises(TypeError, match="which can't be deployed"):
-        from icnets.deploy import deploy_
-
         deploy_(model[0])
 
 

@@ -23,7 +23,7 @@ from icnets.folding import FoldedNormAct
 from icnets.guards import guard_
 from icnets.layers import IC_LAYERS, ICLayer, unit_of
 from icnets.messages import first_line
-from icnets.state_dicts import mismatch, shapes
+from icnets.state_dicts import mismatch, shapes, with_versions
 from icnets.subclasses import vector_names
 
 __all__ = ["CheckpointError", "load", "save"]
@@ -227,5 +227,5 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             kind.take_over_(module, **options)
     guard_(model)
     with torch.no_grad():
-        model.load_state_dict(tensors)
+        model.load_state_dict(with_versions(tensors, model.state_dict()))
     return model.eval()

@@ -17,7 +17,7 @@ from icnets.guards import guard_, unguard_
 from icnets.layers import IC_LAYERS, ICLayer, ic_parameters, unit_of
 from icnets.messages import few
 from icnets.readers import declared, observed
-from icnets.state_dicts import mismatch, shapes
+from icnets.state_dicts import mismatch, shapes, with_versions
 from icnets.subclasses import own_behaviour
 from icnets.warm_start import calibrated
 
@@ -313,4 +313,4 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     problem = mismatch(expected, shapes(state_dict))
     if problem is not None:
         raise ValueError(f"the state dict is not the basic network's: {problem}")
-    model.load_state_dict({**{k: own[k] for k in own.keys() & new}, **state_dict})
+    model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))

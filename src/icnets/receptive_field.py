@@ -95,7 +95,7 @@ def window_mean(
 
 
 def _pool_pads(kernel_size: list[int], padding: list[int], dilation: list[int], padding_mode: str) -> bool:
-    # Pooling pads with zeros, symmetrically, by at most half of the window; in 3-D only what has a window's size already.
+    # Pooling pads with zeros, symmetrically, by at most half of the window; in 3-D only what is large enough already.
     if padding_mode != "zeros" or max(dilation) > 1 or len(kernel_size) == 3:
         return False
     for i in range(len(kernel_size)):

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -22,11 +23,8 @@ from icnets.receptive_field import sum_padding
 
 __all__ = ["basic_of", "convolved", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
 
-_CONVOLUTIONS: dict[Any, Any] = {
-    F.conv1d: functional.ic_conv1d,
-    F.conv2d: functional.ic_conv2d,
-    F.conv3d: functional.ic_conv3d,
-}
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_UNITS: dict[int, Any] = {1: functional.ic_conv1d, 2: functional.ic_conv2d, 3: functional.ic_conv3d}
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
 _HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
@@ -142,6 +140,14 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
 # -- the class of its unit -------------------------------------------------------------------------------------------
 
 
+def ic_convolution(nd: int, x: Tensor, weight: Tensor, w: Tensor, bias: Tensor | None, *args: Any, **kw: Any) -> Tensor:
+    """``functional.ic_conv1d``, 2d or 3d, by ``nd``: one leaf for torch.fx, which can't see through their sizes."""
+    return cast(Tensor, _UNITS[nd](x, weight, w, bias, *args, **kw))
+
+
+torch.fx.wrap("ic_convolution")
+
+
 class _Colliding(TorchFunctionMode):
     """While it is entered, the convolution of ``layer`` is an IC convolution."""
 
@@ -151,16 +157,12 @@ class _Colliding(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CONVOLUTIONS:
-            return self.convolve(_CONVOLUTIONS[func], *args, **kwargs)
-        return func(*args, **kwargs)
+        return self.convolve(*args, **kwargs) if func in _CONVOLUTIONS else func(*args, **kwargs)
 
-    def convolve(
-        self, unit: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any
-    ) -> Any:
+    def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Any:
         collision, inner_bias, gain = self.layer.vectors()
-        w = collision * self.layer.sum_scale
-        return unit(input, weight, w, bias, *args, **kw, inner_bias=inner_bias, gain=gain)
+        w, nd = collision * self.layer.sum_scale, len(self.layer.kernel_size)
+        return ic_convolution(nd, input, weight, w, bias, *args, **kw, inner_bias=inner_bias, gain=gain)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -107,7 +107,9 @@ def test_the_page_counts_by_family_and_gives_each_reason():
 
 
 def test_representatives_are_the_smallest_and_everything_is_bounded():
-    found = [Case("timm", family, name) for family, name in (("r", "a"), ("r", "b"), ("r", "c"), ("v", "d"), ("x", "e"))]
+    found = [
+        Case("timm", family, name) for family, name in (("r", "a"), ("r", "b"), ("r", "c"), ("v", "d"), ("x", "e"))
+    ]
     values = {"a": (9, 1), "b": (3, 1), "c": (10**9, 1), "d": (4, 0), "e": (10**9, 2)}
     sizes = {f"timm/{n}": size(f"timm/{n}", *v) for n, v in values.items()}
     assert [c.name for c in command.chosen(found, sizes, False, 1e8)] == ["b", "e"]
@@ -130,7 +132,9 @@ def test_a_small_network_passes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["torchvision/ssdlite320_mobilenet_v3_large", "torchvision/lraspp*", "timm/test_nfnet"])
+@pytest.mark.parametrize(
+    "pattern", ["torchvision/ssdlite320_mobilenet_v3_large", "torchvision/lraspp*", "timm/test_nfnet"]
+)
 def test_every_check_passes(pattern):
     found = run_checks(prepare(cases([pattern.partition("/")[0]], only=pattern)[0]))
     assert set(found["checks"].values()) == {"ok"}

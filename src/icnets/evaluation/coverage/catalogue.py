@@ -6,6 +6,7 @@ from and, for torchvision, on the task that its package names.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -84,6 +85,7 @@ def _torchvision_model(case: Case) -> nn.Module:
     model: nn.Module = models.get_model(case.name, weights=None, **own)
     if case.task == "detection":
         _make_small(model)
+        model.double()  # rounding must not change which of two boxes is kept
     return model
 
 
@@ -177,13 +179,13 @@ def _image(side: int, channels: int = 3) -> Tensor:
     return torch.rand(_BATCH, channels, side, side)
 
 
-def _boxes(side: int) -> list[dict[str, Tensor]]:
-    box = torch.tensor([[side * 0.2, side * 0.2, side * 0.8, side * 0.7]])
+def _boxes(side: int, like: Tensor) -> list[dict[str, Tensor]]:
+    box = torch.tensor([[side * 0.2, side * 0.2, side * 0.8, side * 0.7]]).to(like)
     target = {
         "boxes": box,
         "labels": torch.ones(1, dtype=torch.int64),
         "masks": torch.ones(1, side, side, dtype=torch.uint8),
-        "keypoints": torch.tensor([[[side * 0.5, side * 0.5, 1.0]] * 17]),
+        "keypoints": torch.tensor([[[side * 0.5, side * 0.5, 1.0]] * 17]).to(like),
     }
     return [target] * _BATCH
 
@@ -200,11 +202,11 @@ def _inputs(case: Case, model: nn.Module) -> Iterator[tuple[tuple[Any, ...], tup
             yield (x,), (x,), list(x.shape[1:])
         return
     for side, channels in _sides(model):
-        x = _image(side, channels)
+        x = _image(side, channels).to(next(model.parameters()).dtype)
         args: tuple[Any, ...] = (x,)
         train_args = args
         if case.task == "detection":
-            args, train_args = (list(x),), (list(x), _boxes(side))
+            args, train_args = (list(x),), (list(x), _boxes(side, x))
         elif case.task == "optical_flow":
             args = train_args = (x, _image(side, channels))
         yield args, train_args, list(x.shape[1:])
@@ -224,7 +226,7 @@ def _sides(model: nn.Module) -> list[tuple[int, int]]:
 def _works(model: nn.Module, args: tuple[Any, ...], train_args: tuple[Any, ...]) -> None:
     with torch.no_grad():
         model.eval()(*args)
-        state = {k: v.clone() for k, v in model.state_dict().items()}
+        state = copy.deepcopy(model.state_dict())  # with the versions that some modules ask for
         model.train()(*train_args)
         model.load_state_dict(state)
 

@@ -144,7 +144,7 @@ def _run_alone(work: Work, suspects: Sequence[tuple[Case, Any]]) -> Iterator[lin
 
 
 def chosen(found: Sequence[Case], sizes: dict[str, lines.Line], everything: bool, largest: float) -> list[Case]:
-    """Of the cases with a convolution the smallest of each family; with everything, those of at most ``largest`` too."""
+    """Of the cases with a convolution the smallest of each family; with everything, all of ``largest`` or fewer."""
     known = [c for c in found if sizes[c.id]["convolutions"]]
     known.sort(key=lambda c: sizes[c.id]["parameters"])
     representatives: dict[tuple[str, str, str], Case] = {}
