@@ -77,6 +77,20 @@ def updated_cost(page: str, results: Path) -> str:
     return between(page, CPU_START, CPU_END, cost_table.markdown(rows.read(results)))
 
 
+def networks_page() -> str:
+    """docs/networks.md: the registered networks by family."""
+    from icnets.timm_models import FAMILIES
+
+    rows = [f"| {family} | {' '.join(f'`ic_{n}`' for n in names.split())} |" for family, names in FAMILIES.items()]
+    head = [
+        "# Networks with an `ic_` name",
+        "",
+        "Written by benchmarks/update_docs.py from the table in src/icnets/timm_models.py. `import icnets.timm_models`",
+        "registers them with timm; `icnets.create_model` converts every other network of timm's as well.",
+    ]
+    return "\n".join([*head, "", "| family | networks |", "|---|---|", *rows]) + "\n"
+
+
 def main(argv: list[str]) -> None:
     if argv:
         run = Path(argv[0])
@@ -86,6 +100,7 @@ def main(argv: list[str]) -> None:
     readme = ROOT / "README.md"
     text = updated(readme.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
     readme.write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "networks.md").write_text(networks_page(), encoding="utf-8")
     cost = ROOT / "docs" / "cost.md"
     cost.write_text(updated_cost(cost.read_text(encoding="utf-8"), CPU_RESULTS), encoding="utf-8")
 

@@ -204,3 +204,21 @@ def test_a_model_that_does_not_fit_is_left_unchanged(tmp_path, change, message):
         load(tmp_path / "m.safetensors", model=other)
     assert other.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
+def test_a_module_that_asks_for_its_version_loads(tmp_path):
+    # torchvision's MNASNet refuses a state dict that doesn't say of which version it is; a file of tensors can't.
+    class Versioned(nn.Conv2d):
+        _version = 3
+
+        def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
+            assert metadata.get("version") == 3
+            super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+    basic = Versioned(2, 3, 1)
+    model = copy.deepcopy(basic)
+    icnets.convert_(model)
+    icnets.save(model, tmp_path / "ic.safetensors")
+    loaded = icnets.load(tmp_path / "ic.safetensors", copy.deepcopy(basic))
+    assert torch.equal(loaded.weight, model.weight)
+    icnets.load_basic_state_dict(model, basic.state_dict())

@@ -46,6 +46,10 @@ def test_the_cost_tables_are_made_from_their_lines(update_docs):
     assert update_docs.updated_cost(page, update_docs.CPU_RESULTS) == page
 
 
+def test_the_page_of_networks_is_made_from_their_table(update_docs):
+    assert update_docs.networks_page() == (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

@@ -346,3 +346,16 @@ def test_public_names_are_importable():
         assert getattr(icnets, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = icnets.nothing
+
+
+def test_a_3d_window_may_be_larger_than_the_unpadded_input():
+    # avg_pool3d refuses that, and the formula's own operators must not.
+    layer, x = (
+        randomise(ICConv3d(2, 3, (3, 1, 1), padding=(1, 0, 0), dtype=torch.float64), 9),
+        torch.randn(1, 2, 2, 4, 4),
+    )
+    s = functional.receptive_field_sum(x, [3, 1, 1], [1, 1, 1], [0, 0, 0, 0, 1, 1], [1, 1, 1])
+    torch.testing.assert_close(s, x.sum((1, 2), keepdim=True).expand(-1, -1, 2, -1, -1))
+    x = x.double()
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), reference.ic_conv(layer, x, layer.collision_weight))

@@ -56,7 +56,11 @@ def test_gain_keeps_the_function_and_every_new_parameter_learns(name):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# One of each family at once, the rest by test-all.
+FIRST = {f"ic_{names.split()[0]}" for names in icnets.timm_models.FAMILIES.values()}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in NETWORKS])
 def test_registered_networks(name):
     with torch.device("meta"):
         basic = timm.create_model(NETWORKS[name])

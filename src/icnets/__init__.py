@@ -7,7 +7,16 @@ if TYPE_CHECKING:
     from icnets.convert import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
     from icnets.distill import DistillationSchedule, Teacher, WeakLogitDistillation
     from icnets.fuse import FuseReport, fuse_
-    from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLinear, ic_parameters
+    from icnets.layers import (
+        ICConv1d,
+        ICConv2d,
+        ICConv3d,
+        ICConvTranspose1d,
+        ICConvTranspose2d,
+        ICConvTranspose3d,
+        ICLinear,
+        ic_parameters,
+    )
     from icnets.timm_models import create_model
 
 __version__ = "0.1.0"
@@ -21,6 +30,9 @@ __all__ = [
     "ICConv1d",
     "ICConv2d",
     "ICConv3d",
+    "ICConvTranspose1d",
+    "ICConvTranspose2d",
+    "ICConvTranspose3d",
     "ICLinear",
     "Teacher",
     "WeakLogitDistillation",
@@ -52,6 +64,9 @@ _LATER = {
     "ICConv1d": "layers",
     "ICConv2d": "layers",
     "ICConv3d": "layers",
+    "ICConvTranspose1d": "layers",
+    "ICConvTranspose2d": "layers",
+    "ICConvTranspose3d": "layers",
     "ICLinear": "layers",
     "ic_parameters": "layers",
     "create_model": "timm_models",

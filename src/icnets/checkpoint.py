@@ -16,18 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from icnets.collision import output_channels
 from icnets.deploy import FUSED_LAYERS
 from icnets.files import atomic_write
 from icnets.folding import FoldedNormAct
-from icnets.layers import IC_LAYERS, ICLayer
+from icnets.guards import guard_
+from icnets.layers import IC_LAYERS, ICLayer, unit_of
 from icnets.messages import first_line
-from icnets.state_dicts import mismatch, shapes
+from icnets.state_dicts import mismatch, shapes, with_versions
+from icnets.subclasses import vector_names
 
 __all__ = ["CheckpointError", "load", "save"]
 
 VERSION = 1
-
-BASIC_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 # A checkpoint names one of these and its arguments; nothing else is imported on a file's say-so.
 FACTORIES = {
@@ -50,7 +51,7 @@ def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any
 def _describe(layer: ICLayer) -> dict[str, Any]:
     return {
         "scale": layer.collision_scale,
-        "inner_bias": layer.inner_bias is not None,
+        "inner_bias": layer.vectors()[1] is not None,
         "gain": layer.initial_gain,
         "collision_weight": layer.initial_collision_weight,
     }
@@ -184,7 +185,8 @@ def _check(path: Path, model: nn.Module, layers: Mapping[str, Any], tensors: Map
     expected = shapes(model.state_dict())
     for name, options in layers.items():
         module = modules.get(name)
-        if module is None or not isinstance(module, BASIC_LAYERS):
+        unit = None if module is None else unit_of(module)
+        if module is None or unit is None:
             found = "no such module" if module is None else f"a {type(module).__name__}"
             raise CheckpointError(
                 f"{path} has an IC unit at {name!r}, where the model has {found}; pass its own network"
@@ -193,10 +195,9 @@ def _check(path: Path, model: nn.Module, layers: Mapping[str, Any], tensors: Map
             raise CheckpointError(
                 f"{path} has {options} at {name!r}, the model {_describe(module)}; pass a basic network"
             )
-        new = ["collision", *(["inner_bias"] if options["inner_bias"] else [])]
-        new += ["gain"] if options["gain"] is not None else []
-        outputs = module.weight.shape[0]
-        expected |= {f"{name}.{key}" if name else key: (outputs,) for key in new}
+        present = (True, options["inner_bias"], options["gain"] is not None)
+        new = [key for key, there in zip(vector_names(unit, module), present, strict=True) if there]
+        expected |= {f"{name}.{key}" if name else key: (output_channels(module),) for key in new}
     problem = mismatch(expected, shapes(tensors))
     if problem is not None:
         raise CheckpointError(f"{path} doesn't fit the model: {problem}")
@@ -223,8 +224,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     for name, options in header["layers"].items():
         module = modules[name]
         if not isinstance(module, IC_LAYERS):
-            kind = next(t for t in IC_LAYERS if isinstance(module, t.basic_type))
+            kind = unit_of(module)
+            assert kind is not None
             kind.take_over_(module, **options)
+    guard_(model)
     with torch.no_grad():
-        model.load_state_dict(tensors)
+        model.load_state_dict(with_versions(tensors, model.state_dict()))
     return model.eval()

@@ -93,6 +93,10 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.evaluation.profile import main as profile
 
         return profile(rest)
+    if command == "coverage":
+        from icnets.evaluation.coverage.command import main as coverage
+
+        return coverage(rest)
     if command == "export":
         from icnets.export.command import main as export
 

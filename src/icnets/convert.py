@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from icnets.layers import IC_LAYERS, ICLayer, ic_parameters
+from icnets import subclasses
+from icnets.guards import guard_, unguard_
+from icnets.layers import IC_LAYERS, ICLayer, ic_parameters, unit_of
 from icnets.messages import few
-from icnets.state_dicts import mismatch, shapes
+from icnets.readers import declared, observed
+from icnets.state_dicts import mismatch, shapes, with_versions
+from icnets.subclasses import own_behaviour
 from icnets.warm_start import calibrated
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
@@ -122,18 +125,6 @@ def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
             raise TypeError(f"the model holds a traced graph ({where}); {verb} the nn.Module that it was made from")
 
 
-def _ic_type(module: nn.Module) -> type[ICLayer] | None:
-    return next((t for t in IC_LAYERS if isinstance(module, t.basic_type)), None)
-
-
-def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
-    """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
-    harmless = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
-    harmless |= {"__static_attributes__", "__parameters__", "__orig_bases__"}
-    classes = type(module).__mro__[: type(module).__mro__.index(basic)]
-    return sorted({name for cls in classes for name in vars(cls)} - harmless)
-
-
 def obstacle(module: nn.Module) -> str | None:
     """Why the module can't become an IC unit, or None; for what is no convolution or linear layer, ''."""
     kind = type(module)
@@ -143,27 +134,30 @@ def obstacle(module: nn.Module) -> str | None:
         return "lazy: run one batch through the model first"
     if "quantized" in kind.__module__ and ("Conv" in kind.__name__ or "Linear" in kind.__name__):
         return "quantised"
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return "transposed convolution"
-    basic = _ic_type(module)
-    if basic is None:
-        return ""
-    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
-        return "its weight is parametrised"
-    weight = module._parameters["weight"]
-    if weight is None or type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
+    unit = unit_of(module)
+    if unit is None:
+        convolves = "weight" in module._parameters and {"kernel_size", "in_channels"} <= module.__dict__.keys()
+        return f"{kind.__name__} is no convolution of torch's" if convolves else ""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter) or type(weight.data) is not Tensor:
         return f"its weight is a {type(weight).__name__}, not a plain Parameter"
     if weight.is_complex():
         return "complex weight"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
-    if names := own_behaviour(module, basic.basic_type):
-        return f"{kind.__name__} has behaviour of its own ({', '.join(names[:3])})"
-    return None
+    return subclasses.obstacle(module, unit.basic_type, unit)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the module is torch's own convolution (not transposed) or linear layer, in class and in behaviour."""
+    unit = unit_of(module)
+    if unit is None or isinstance(module, (*IC_LAYERS, nn.modules.conv._ConvTransposeNd)) or obstacle(module):
+        return False
+    return type(module._parameters.get("weight")) is nn.Parameter and not own_behaviour(module, unit.basic_type)
 
 
 def _choose(
-    model: nn.Module, config: ICConfig, filter_fn: FilterFn | None
+    model: nn.Module, config: ICConfig, filter_fn: FilterFn | None, example_input: Any
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Splits the convolutions (and linear layers, if wanted) into those to convert and those left, with reasons."""
     chosen: dict[str, nn.Module] = {}
@@ -186,6 +180,12 @@ def _choose(
             skipped[name] = "filter_fn said no"
         else:
             chosen[name] = module
+    readers = declared(model)
+    if example_input is not None and chosen:
+        args = tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)
+        readers = observed(model, chosen, args)
+    for name in [n for n, m in chosen.items() if m in readers]:
+        skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
     return chosen, skipped
 
 
@@ -202,7 +202,8 @@ def _extend(optimizers: Iterable[torch.optim.Optimizer], layers: Iterable[ICLaye
     for optimizer in optimizers:
         for group in list(optimizer.param_groups):
             members = {id(p) for p in group["params"]}
-            new = [p for layer in layers if id(layer.weight) in members for _, p in ic_parameters(layer)]
+            trained = [layer for layer in layers if any(id(p) in members for p in layer.parameters())]
+            new = [p for layer in trained for _, p in ic_parameters(layer)]
             if new:
                 options = {k: v for k, v in group.items() if k not in ("params", "param_names", "weight_decay")}
                 names = {"param_names": [f"ic.{i}" for i in range(len(new))]} if "param_names" in group else {}
@@ -217,6 +218,7 @@ def convert_(
     *,
     optimizers: Iterable[torch.optim.Optimizer] | None = None,
     calibration_data: Iterable[Any] | None = None,
+    example_input: Any = None,
 ) -> ConversionReport:
     """Turns the convolutions of ``model`` into IC units, in place (paper: arXiv 2102.03495; the surgery is ours).
 
@@ -228,6 +230,9 @@ def convert_(
             By default none may exist; pass ``()`` if those that do are not used any more.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor, or a tuple or list that
             begins with one.
+        example_input: a batch, or a tuple of the model's arguments. A layer whose weight something reads without
+            calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of the forward passes shows
+            most such places; with an example the model is run once, which shows them all.
 
     Returns:
         What was converted, what was not and why, and the parameter counts. Converting twice changes nothing.
@@ -243,7 +248,7 @@ def convert_(
     refuse_wrapped(model)
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
-    chosen, skipped = _choose(model, config, filter_fn)
+    chosen, skipped = _choose(model, config, filter_fn, example_input)
     if chosen and optimizers is None and _built_optimizers(model):
         raise RuntimeError(
             "an optimizer that trains this model was built before the conversion and would miss the new parameters; "
@@ -254,6 +259,7 @@ def convert_(
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
         starts = calibrated(model, chosen, calibration_data, config.calibration_rate, config.inner_bias)
     _install(chosen, config, starts)
+    guard_(model)
     _extend(optimizers or (), [m for m in chosen.values() if isinstance(m, IC_LAYERS)])
     return ConversionReport(list(chosen), skipped, before, _count(model), config)
 
@@ -261,7 +267,7 @@ def convert_(
 def _install(chosen: Mapping[str, nn.Module], config: ICConfig, starts: Mapping[str, Mapping[str, Tensor]]) -> None:
     gain = 0.0 if config.warm_start == "gain" else None
     for name, module in chosen.items():
-        target = _ic_type(module)
+        target = unit_of(module)
         assert target is not None
         layer = target.take_over_(
             module,
@@ -273,9 +279,10 @@ def _install(chosen: Mapping[str, nn.Module], config: ICConfig, starts: Mapping[
         start = starts.get(name, {})
         if "collision_weight" in start:
             layer.collision_weight = start["collision_weight"]
-        if "inner_bias" in start and layer.inner_bias is not None:
+        inner_bias = layer.vectors()[1]
+        if "inner_bias" in start and inner_bias is not None:
             with torch.no_grad():
-                layer.inner_bias.copy_(start["inner_bias"])
+                inner_bias.copy_(start["inner_bias"])
 
 
 def revert_(model: nn.Module) -> list[str]:
@@ -290,6 +297,7 @@ def revert_(model: nn.Module) -> list[str]:
         layer = model.get_submodule(name)
         assert isinstance(layer, IC_LAYERS)
         layer.give_back_()
+    unguard_(model)
     return names
 
 
@@ -305,4 +313,4 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     problem = mismatch(expected, shapes(state_dict))
     if problem is not None:
         raise ValueError(f"the state dict is not the basic network's: {problem}")
-    model.load_state_dict({**{k: own[k] for k in own.keys() & new}, **state_dict})
+    model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))

@@ -16,10 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icnets.kernels import eager, native, passes
-from icnets.layers import ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
+from icnets.layers import IC_LAYERS, ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
 from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
+from icnets.subclasses import own_behaviour
 
-__all__ = ["FUSED_LAYERS", "FusedICConv1d", "FusedICConv2d", "FusedICConv3d", "FusedICLinear", "deploy_"]
+__all__ = [
+    "FUSED_LAYERS",
+    "FusedICConv1d",
+    "FusedICConv2d",
+    "FusedICConv3d",
+    "FusedICLinear",
+    "deploy_",
+    "obstacle_to_deploying",
+]
 
 
 @dataclass(frozen=True)
@@ -247,6 +256,18 @@ def fold_(layer: nn.Module, after: Affine) -> None:
         layer.bias = _frozen(bias * after.scale + after.shift, old)
 
 
+def obstacle_to_deploying(unit: ICLayer) -> str | None:
+    """Why an IC unit has no deployed form, or None."""
+    kind = next(t for t in IC_LAYERS if isinstance(unit, t))
+    if kind not in _FUSED:
+        return "a transposed unit has no deployed form"
+    if type(unit._parameters.get("weight")) is not nn.Parameter:
+        return "its weight is parametrised"
+    if "forward" in unit.__dict__ or own_behaviour(unit, kind):
+        return f"{type(unit).__name__} has behaviour of its own"
+    return None
+
+
 def weight_growth(layer: ICLayer) -> float:
     """How much wider the deployed weights' range is than the learned ones', at worst over the output channels.
 
@@ -275,11 +296,13 @@ def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
 
     Raises:
         ValueError: the unit is in training mode.
-        TypeError: ``layer`` is no IC unit.
+        TypeError: ``layer`` is no IC unit, or one without a deployed form.
     """
-    kind = next((k for k in _FUSED if isinstance(layer, k)), None)
-    if kind is None:
+    if not isinstance(layer, IC_LAYERS):
         raise TypeError(f"layer is a {type(layer).__name__}; only IC units have a deployed form")
+    if (reason := obstacle_to_deploying(layer)) is not None:
+        raise TypeError(f"layer is a {type(layer).__name__}, which can't be deployed: {reason}")
+    kind = next(k for k in _FUSED if isinstance(layer, k))
     if layer.training:
         raise ValueError("the IC unit is in training mode; call .eval() before fusing")
     solved, padding = _solve(layer, after), [] if isinstance(layer, ICLinear) else sum_padding(layer)

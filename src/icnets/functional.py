@@ -87,6 +87,19 @@ def _tuple(value: int | Sequence[int], nd: int) -> list[int]:
     return [value] * nd if isinstance(value, int) else list(value)
 
 
+def padding_pairs(padding: int | str | Sequence[int], kernel: list[int], dilation: list[int]) -> list[int]:
+    """A convolution's padding as pairs for ``F.pad``: last dimension first, (before, after)."""
+    nd = len(kernel)
+    if padding == "valid":
+        return [0] * (2 * nd)
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(reversed(kernel), reversed(dilation), strict=True)]
+        return [p for total in totals for p in (total // 2, total - total // 2)]
+    if isinstance(padding, str):
+        raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
+    return pad_pairs(_tuple(padding, nd))
+
+
 def _ic_conv(
     conv: Callable[..., Tensor],
     nd: int,
@@ -102,15 +115,7 @@ def _ic_conv(
     gain: Tensor | None,
 ) -> Tensor:
     kernel, step, rate = list(weight.shape[2:]), _tuple(stride, nd), _tuple(dilation, nd)
-    if padding == "valid":
-        pairs = [0] * (2 * nd)
-    elif padding == "same":
-        totals = [d * (k - 1) for k, d in zip(reversed(kernel), reversed(rate), strict=True)]
-        pairs = [p for total in totals for p in (total // 2, total - total // 2)]
-    elif isinstance(padding, str):
-        raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
-    else:
-        pairs = pad_pairs(_tuple(padding, nd))
+    pairs = padding_pairs(padding, kernel, rate)
     if eager.serves(x, weight, bias, collision_weight, inner_bias, gain):
         if pairs[::2] != pairs[1::2]:
             x, pairs = F.pad(x, pairs), [0] * (2 * nd)

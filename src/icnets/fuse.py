@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from icnets.convert import by_reason, obstacle, own_behaviour, refuse_wrapped
-from icnets.deploy import FUSED_LAYERS, deploy_, fold_, weight_growth
+from icnets.convert import by_reason, is_plain, refuse_wrapped
+from icnets.deploy import FUSED_LAYERS, deploy_, fold_, obstacle_to_deploying, weight_growth
 from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.layers import IC_LAYERS, ICLayer
 from icnets.messages import few, first_line
@@ -73,15 +72,6 @@ class _Undo:
             module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(state)
-
-
-def _unit_obstacle(unit: ICLayer) -> str | None:
-    if parametrize.is_parametrized(unit) or "weight" not in unit._parameters:
-        return "its weight is parametrised"
-    kind = next(t for t in IC_LAYERS if isinstance(unit, t))
-    if "forward" in unit.__dict__ or own_behaviour(unit, kind):
-        return f"{type(unit).__name__} has behaviour of its own"
-    return None
 
 
 def _refuse(model: nn.Module) -> None:
@@ -162,10 +152,10 @@ class _Plan:
 def _plan(model: nn.Module, args: tuple[Any, ...], fold_batch_norm: bool) -> _Plan:
     """Runs the example once and decides what to fuse and to fold, without changing anything."""
     names = {module: name for name, module in model.named_modules()}
-    skipped = {n: why for m, n in names.items() if isinstance(m, IC_LAYERS) and (why := _unit_obstacle(m))}
+    skipped = {n: why for m, n in names.items() if isinstance(m, IC_LAYERS) and (why := obstacle_to_deploying(m))}
     skipped |= {n: "already deployed" for m, n in names.items() if isinstance(m, FUSED_LAYERS)}
     units = [m for m, n in names.items() if isinstance(m, IC_LAYERS) and n not in skipped]
-    plain = [m for m in names if not isinstance(m, FUSED_LAYERS) and obstacle(m) is None]
+    plain = [m for m in names if not isinstance(m, FUSED_LAYERS) and is_plain(m)]
     norms = [m for m in names if is_norm(m)] if fold_batch_norm else []
     hooked = {m for m in [*units, *plain] if m._forward_hooks}
     folds: dict[nn.Module, nn.Module] = {}

@@ -1,156 +1,31 @@
 """torch's layers with a collision in them: subclasses that keep torch's arguments, attributes and state-dict keys."""
 
-import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icnets import functional, receptive_field
+from icnets.collision import Collision
 from icnets.kernels import eager
 
-__all__ = ["IC_LAYERS", "ICConv1d", "ICConv2d", "ICConv3d", "ICLinear", "ic_parameters"]
+__all__ = [
+    "IC_LAYERS",
+    "ICConv1d",
+    "ICConv2d",
+    "ICConv3d",
+    "ICConvTranspose1d",
+    "ICConvTranspose2d",
+    "ICConvTranspose3d",
+    "ICLinear",
+    "ic_parameters",
+]
 
 
-class _Collision(nn.Module):
-    """What the IC layers add to torch's: three vectors, their units, and the way from and to the basic layer."""
-
-    __jit_unused_properties__ = ["collision_weight", "fan_in"]
-
-    basic_type: ClassVar[type[nn.Module]]
-    weight: Tensor
-    collision: Tensor
-    inner_bias: Tensor | None
-    gain: Tensor | None
-    sum_scale: float
-
-    def _add_collision(
-        self,
-        inner_bias: bool,
-        gain: float | None,
-        collision_weight: float,
-        scale: str,
-        requires_grad: bool = True,
-    ) -> None:
-        """Registers the new parameters beside ``weight``, of its dtype and on its device."""
-        if self.weight.is_complex():
-            raise TypeError(f"weight is {self.weight.dtype}; a collision needs an order, so use a real dtype")
-        for name, value in (("collision_weight", collision_weight), ("gain", gain)):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; it must be a finite number")
-        self.collision_scale = scale
-        self.sum_scale = functional.fan_in_scale(scale, self.fan_in)
-        self.initial_collision_weight = collision_weight
-        self.initial_gain = gain
-        present = {"collision": True, "inner_bias": inner_bias, "gain": gain is not None}
-        for name, wanted in present.items():
-            vector = self.weight.new_empty(self.weight.shape[0]) if wanted else None
-            self.register_parameter(name, None if vector is None else nn.Parameter(vector, requires_grad))
-        self.reset_collision()
-
-    def reset_collision(self) -> None:
-        """Puts w', b1 and the gain back to the values they were made with (ours: w' = 0, b1 = 0)."""
-        with torch.no_grad():
-            self.collision.fill_(self.initial_collision_weight / self.sum_scale)
-            if self.inner_bias is not None:
-                self.inner_bias.zero_()
-            if self.gain is not None and self.initial_gain is not None:
-                self.gain.fill_(self.initial_gain)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()  # type: ignore[misc]
-        if "collision" in self._parameters:  # torch's constructor calls this before they are there
-            self.reset_collision()
-
-    @property
-    def fan_in(self) -> int:
-        """n, the number of inputs in the receptive field of one output: C_in / groups x kernel size."""
-        return self.weight[0].numel()
-
-    @property
-    def collision_weight(self) -> Tensor:
-        """w' in the paper's units, ``(C_out,)``, detached. Assign a number or a tensor to set it.
-
-        The learned parameter ``collision`` is w' divided by ``sum_scale``: a change of units, computed in float64
-        so that reading and writing each round once.
-        """
-        return (self.collision.detach().double() * self.sum_scale).to(self.collision.dtype)
-
-    @collision_weight.setter
-    def collision_weight(self, value: float | Tensor) -> None:
-        w = torch.as_tensor(value, dtype=torch.float64, device=self.collision.device)
-        if w.dim() > 0 and w.shape != self.collision.shape:
-            raise ValueError(
-                f"collision_weight has shape {tuple(w.shape)}; it must be a number or {tuple(self.collision.shape)}"
-            )
-        with torch.no_grad():
-            self.collision.copy_((w / self.sum_scale).expand_as(self.collision))
-
-    @classmethod
-    def take_over_(
-        cls,
-        basic: nn.Module,
-        *,
-        inner_bias: bool = True,
-        gain: float | None = None,
-        collision_weight: float = 0.0,
-        scale: str = "sqrt",
-    ) -> Self:
-        """Turns ``basic`` itself into this class, in place, and returns it.
-
-        The object stays the same one, so every reference to it, its Parameters, hooks and attributes remain valid.
-        The new parameters are trained if and only if its weight is.
-        """
-        if not isinstance(basic, cls.basic_type):
-            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
-        former = basic.__class__
-        basic.__class__ = cls
-        assert isinstance(basic, cls)
-        if former is not cls.basic_type:
-            basic.__dict__["basic_type"] = former
-        basic._add_collision(inner_bias, gain, collision_weight, scale, basic.weight.requires_grad)
-        return basic
-
-    def give_back_(self) -> nn.Module:
-        """Turns the layer back into the basic one, in place, and returns it; what the collision learned is lost."""
-        former = self.__dict__.pop("basic_type", self.basic_type)
-        for name in ("collision", "inner_bias", "gain"):
-            del self._parameters[name]
-        for name in ("collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"):
-            del self.__dict__[name]
-        self.__class__ = former
-        return self
-
-    def fuse(self) -> nn.Module:
-        """This unit's deployed form, in place, as timm's ``reparameterize_model`` asks for it; eval mode only.
-
-        :func:`icnets.fuse_` does a whole network and folds its batch norms too.
-        """
-        from icnets.deploy import deploy_
-
-        return deploy_(self)  # type: ignore[arg-type]
-
-    @classmethod
-    def _from_basic(cls, basic: nn.Module, **options: Any) -> Self:
-        if type(basic) is not cls.basic_type:
-            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
-        twin = basic.__class__.__new__(basic.__class__)
-        # Registries are copied one level deep: the same Parameters and hooks, in dictionaries of its own.
-        state = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in basic.__dict__.items()}
-        object.__setattr__(twin, "__dict__", state)
-        return cls.take_over_(twin, **options)
-
-    def extra_repr(self) -> str:
-        extra = [super().extra_repr(), f"scale={self.collision_scale}"]
-        extra += ["inner_bias=False"] if self.inner_bias is None else []
-        extra += ["gain=True"] if self.gain is not None else []
-        return ", ".join(extra)
-
-
-class _ICConv(_Collision):
+class _ICConv(Collision):
     """The constructor and the forward pass that the three convolutions share."""
 
     if TYPE_CHECKING:  # torch's own attributes; TorchScript would take a runtime annotation at its word
@@ -223,11 +98,12 @@ class _ICConv(_Collision):
         return cls._from_basic(conv, **options)
 
     def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight  # once: a parametrised one is computed at each look
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            z = self._eager_forward(input)
+            z = self._eager_forward(input, weight)
             if z is not None:
                 return z
-        y = self._conv_forward(input, self.weight, self.bias)
+        y = self._conv_forward(input, weight, self.bias)
         if isinstance(self.padding, str):
             padding = receptive_field.as_list(self._reversed_padding_repeated_twice)
         elif self.padding_mode != "zeros":  # apart, so that TorchScript prunes the branch above
@@ -247,9 +123,9 @@ class _ICConv(_Collision):
         return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, len(self.kernel_size))
 
     @torch.jit.unused
-    def _eager_forward(self, input: Tensor) -> Tensor | None:
+    def _eager_forward(self, input: Tensor, weight: Tensor) -> Tensor | None:
         # Attributes of modules are slow to get, so each once.
-        weight, bias, collision, inner_bias = self.weight, self.bias, self.collision, self.inner_bias
+        bias, collision, inner_bias = self.bias, self.collision, self.inner_bias
         gain, padding = self.gain, self.padding
         if not eager.serves(input, weight, bias, collision, inner_bias, gain):
             return None
@@ -259,6 +135,73 @@ class _ICConv(_Collision):
             padding = (0,) * len(self.kernel_size)
         conv = (self.stride, padding, self.dilation, self.groups)
         return eager.ic_conv(input, weight, bias, *conv, collision, inner_bias, gain, self.sum_scale)
+
+
+class _ICConvTranspose(Collision):
+    """The constructor, the receptive field and the collision that the three transposed convolutions share."""
+
+    if TYPE_CHECKING:
+        in_channels: int
+        kernel_size: Any
+        stride: Any
+        padding: Any
+        dilation: Any
+        output_padding: Any
+        groups: int
+        bias: Tensor | None
+
+        def _output_padding(self, *args: Any) -> list[int]: ...
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        inner_bias: bool = True,
+        gain: float | None = None,
+        collision_weight: float = 0.0,
+        scale: str = "sqrt",
+    ) -> None:
+        basic = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias)
+        super().__init__(*basic, dilation, padding_mode, device=device, dtype=dtype)  # type: ignore[call-arg]
+        self._add_collision(inner_bias, gain, collision_weight, scale)
+
+    from_conv = _ICConv.__dict__["from_conv"]
+
+    @property
+    def fan_in(self) -> int:
+        """n, the most inputs that meet in one output: C_in / groups x ceil(kernel size / stride)."""
+        taps = [math.ceil(k / step) for k, step in zip(self.kernel_size, self.stride, strict=True)]
+        return self.in_channels // self.groups * math.prod(taps)
+
+    def _extra(self, input: Tensor, output_size: list[int] | None) -> list[int]:
+        return self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        )
+
+    def _collide(self, input: Tensor, y: Tensor) -> Tensor:
+        nd = len(self.kernel_size)
+        s = receptive_field.transposed_sum(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            [y.size(i) for i in range(y.dim() - nd, y.dim())],
+            self.sum_scale,
+        )
+        return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, nd)
 
 
 _DOC = """{summary}
@@ -297,7 +240,40 @@ class ICConv3d(_ICConv, nn.Conv3d):
     __doc__ = _DOC.format(summary="3-D convolution with inter-layer collision (arXiv 2102.03495).", basic="Conv3d")
 
 
-class ICLinear(_Collision, nn.Linear):
+class ICConvTranspose1d(_ICConvTranspose, nn.ConvTranspose1d):
+    basic_type = nn.ConvTranspose1d
+    __doc__ = _DOC.format(
+        summary="1-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
+    )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
+        return self._collide(input, F.conv_transpose1d(input, self.weight, self.bias, *conv))
+
+
+class ICConvTranspose2d(_ICConvTranspose, nn.ConvTranspose2d):
+    basic_type = nn.ConvTranspose2d
+    __doc__ = _DOC.format(
+        summary="2-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
+    )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
+        return self._collide(input, F.conv_transpose2d(input, self.weight, self.bias, *conv))
+
+
+class ICConvTranspose3d(_ICConvTranspose, nn.ConvTranspose3d):
+    basic_type = nn.ConvTranspose3d
+    __doc__ = _DOC.format(
+        summary="3-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
+    )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
+        return self._collide(input, F.conv_transpose3d(input, self.weight, self.bias, *conv))
+
+
+class ICLinear(Collision, nn.Linear):
     basic_type = nn.Linear
     __doc__ = _DOC.format(summary="The IC neuron: a linear layer with collision (arXiv 2011.11271).", basic="Linear")
 
@@ -342,18 +318,33 @@ class ICLinear(_Collision, nn.Linear):
         return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, 0)
 
 
-ICLayer = ICConv1d | ICConv2d | ICConv3d | ICLinear
-IC_LAYERS: tuple[type[ICLayer], ...] = (ICConv1d, ICConv2d, ICConv3d, ICLinear)
+ICLayer = ICConv1d | ICConv2d | ICConv3d | ICConvTranspose1d | ICConvTranspose2d | ICConvTranspose3d | ICLinear
+IC_LAYERS: tuple[type[ICLayer], ...] = (
+    ICConv1d,
+    ICConv2d,
+    ICConv3d,
+    ICConvTranspose1d,
+    ICConvTranspose2d,
+    ICConvTranspose3d,
+    ICLinear,
+)
+
+
+def unit_of(module: nn.Module) -> type[ICLayer] | None:
+    """The IC layer that can take the place of ``module``, by its type; None if there is none."""
+    return next((t for t in IC_LAYERS if isinstance(module, t.basic_type)), None)
 
 
 def ic_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
     """Name and Parameter of everything IC added to ``model``: ``*.collision``, ``*.inner_bias``, ``*.gain``.
 
-    A shared unit comes once, under its first name, unless ``remove_duplicate`` is False, as in a state dict.
+    They are called ``*.ic_collision``, ``*.ic_inner_bias`` and ``*.ic_gain`` where a layer has one of these names for
+    something of its own. A shared unit comes once, under its first name, unless ``remove_duplicate`` is False, as in a
+    state dict.
     """
     for prefix, module in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, IC_LAYERS):
-            for name in ("collision", "inner_bias", "gain"):
+            for name in module.vector_names:
                 parameter = module._parameters[name]
                 if parameter is not None:
                     yield f"{prefix}.{name}" if prefix else name, parameter

@@ -17,6 +17,7 @@ __all__ = [
     "receptive_field_mean",
     "receptive_field_sum",
     "sum_padding",
+    "transposed_sum",
     "window_mean",
     "window_size",
 ]
@@ -94,8 +95,8 @@ def window_mean(
 
 
 def _pool_pads(kernel_size: list[int], padding: list[int], dilation: list[int], padding_mode: str) -> bool:
-    # Pooling pads with zeros, symmetrically, by at most half of the window.
-    if padding_mode != "zeros" or max(dilation) > 1:
+    # Pooling pads with zeros, symmetrically, by at most half of the window; in 3-D only what is large enough already.
+    if padding_mode != "zeros" or max(dilation) > 1 or len(kernel_size) == 3:
         return False
     for i in range(len(kernel_size)):
         if padding[2 * i] != padding[2 * i + 1] or 2 * padding[2 * i] > kernel_size[len(kernel_size) - 1 - i]:
@@ -170,6 +171,48 @@ def receptive_field_mean(
     return window_mean(total, kernel_size, stride, padding, dilation, padding_mode)
 
 
+def transposed_sum(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    output_size: list[int],
+    scale: float = 1.0,
+) -> Tensor:
+    """Sum of the inputs that a transposed convolution brings to each place of its output, times ``scale`` (ours).
+
+    It equals a transposed convolution with an all-ones kernel. Transposing one is a convolution of step 1 over the
+    input with ``stride - 1`` zeros between its places, so the sum is over windows of that.
+
+    Args:
+        x: input ``(N, C, *L)`` or ``(C, *L)``, floating point.
+        kernel_size, stride, padding, dilation: of the transposed convolution, one int per spatial dimension.
+        groups: groups of the convolution.
+        output_size: spatial size of the convolution's output, whatever its ``output_padding`` is.
+        scale: factor on the sum.
+
+    Returns:
+        ``(N, groups, *output_size)``, float64 for a float64 input and float32 otherwise.
+    """
+    nd = len(kernel_size)
+    ones = [1] * nd
+    total = channel_sum(x, groups, ones, ones, [0])
+    pairs: list[int] = []
+    for j in range(nd):
+        i = nd - 1 - j  # F.pad begins with the last dimension
+        spread = (total.size(i - nd) - 1) * stride[i] + 1
+        if stride[i] > 1:
+            apart = F.pad(total.unsqueeze(i - nd), [0, 0] * j + [0, stride[i] - 1])
+            total = apart.flatten(i - nd - 1, i - nd).narrow(i - nd, 0, spread)
+        reach = dilation[i] * (kernel_size[i] - 1)
+        pairs.append(reach - padding[i])
+        pairs.append(output_size[i] + padding[i] - spread)
+    mean = window_mean(F.pad(total, pairs), kernel_size, ones, [0], dilation)
+    return mean * (scale * window_size(kernel_size))
+
+
 def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
     """Sum over the last dimension of ``x`` ``(*, C)``, times ``scale``: ``(*, 1)``, float32 at least."""
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
@@ -178,4 +221,5 @@ def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
 torch.fx.wrap("receptive_field_sum")
+torch.fx.wrap("transposed_sum")
 torch.fx.wrap("linear_sum")

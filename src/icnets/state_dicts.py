@@ -1,5 +1,6 @@
 """State dicts compared before anything is loaded: what is missing, unexpected, or of another shape."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from icnets.messages import few
 
-__all__ = ["mismatch", "shapes"]
+__all__ = ["mismatch", "shapes", "with_versions"]
 
 Shape = tuple[int, ...] | None  # None: a module's extra state, which is no tensor
 
@@ -15,6 +16,13 @@ Shape = tuple[int, ...] | None  # None: a module's extra state, which is no tens
 def shapes(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
     """The shape of every tensor in a state dict; None for what isn't one."""
     return {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in state_dict.items()}
+
+
+def with_versions(state_dict: Mapping[str, Any], own: Any) -> dict[str, Any]:
+    """``state_dict`` with the versions in ``own``, the model's state dict: some modules refuse one that has none."""
+    result: Any = OrderedDict(state_dict)
+    result._metadata = own._metadata
+    return result
 
 
 def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:

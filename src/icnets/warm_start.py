@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import receptive_field
+from icnets.subclasses import convolved
 
 __all__ = ["calibrated"]
 
@@ -53,16 +54,14 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
         y = output if module.bias is None else output - module.bias
         return y.double(), receptive_field.linear_sum(x.double()), 0
     nd = len(module.kernel_size)
-    s = receptive_field.receptive_field_sum(
-        x.double(),
-        list(module.kernel_size),
-        list(module.stride),
-        receptive_field.sum_padding(module),
-        list(module.dilation),
-        module.groups,
-        module.padding_mode,
-    )
     bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
+    if module.transposed:
+        kernel, stride, padding = list(module.kernel_size), list(module.stride), list(module.padding)
+        field = (kernel, stride, padding, list(module.dilation), module.groups, list(output.shape[-nd:]))
+        s = receptive_field.transposed_sum(x.double(), *field)
+    else:
+        x, *window = convolved(module, x)
+        s = receptive_field.receptive_field_sum(x.double(), *window)
     return (output - bias).double(), s, nd
 
 

@@ -71,7 +71,7 @@ def _ic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
     collision = 2 * z.numel()
     if isinstance(module, nn.Linear):
         return x.numel() + collision
-    assert isinstance(module, _CONVS)
+    assert isinstance(module, (*_CONVS, *_TRANSPOSED))
     windows = z.numel() // module.out_channels * module.groups * math.prod(module.kernel_size)
     return x.numel() + windows + collision
 

@@ -1,0 +1,168 @@
+"""What every IC layer adds to torch's: three vectors, their units, and the way from and to the basic layer."""
+
+import copy
+import math
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from icnets import functional
+from icnets.subclasses import basic_of, unit_class
+
+__all__ = ["Collision", "output_channels"]
+
+
+def output_channels(layer: nn.Module) -> int:
+    """Output channels of a convolution, transposed or not, or outputs of a linear layer."""
+    return cast(int, layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+class Collision(nn.Module):
+    """The part that the IC layers share, in front of torch's layer among the bases of each."""
+
+    __jit_unused_properties__ = ["collision_weight", "fan_in"]
+
+    basic_type: ClassVar[type[nn.Module]]
+    # Of w', b1 and the gain; others where the layer has attributes of these names already.
+    vector_names: ClassVar[tuple[str, str, str]] = ("collision", "inner_bias", "gain")
+    weight: Tensor
+    collision: Tensor
+    inner_bias: Tensor | None
+    gain: Tensor | None
+    sum_scale: float
+
+    def _add_collision(
+        self,
+        inner_bias: bool,
+        gain: float | None,
+        collision_weight: float,
+        scale: str,
+        requires_grad: bool = True,
+    ) -> None:
+        """Registers the new parameters beside ``weight``, of its dtype and on its device."""
+        weight = self.weight
+        if weight.is_complex():
+            raise TypeError(f"weight is {weight.dtype}; a collision needs an order, so use a real dtype")
+        for name, value in (("collision_weight", collision_weight), ("gain", gain)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be a finite number")
+        self.collision_scale = scale
+        self.sum_scale = functional.fan_in_scale(scale, self.fan_in)
+        self.initial_collision_weight = collision_weight
+        self.initial_gain = gain
+        for name, wanted in zip(self.vector_names, (True, inner_bias, gain is not None), strict=True):
+            vector = weight.new_empty(output_channels(self)) if wanted else None
+            self.register_parameter(name, None if vector is None else nn.Parameter(vector, requires_grad))
+        self.reset_collision()
+
+    def vectors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """w' on the learned scale, b1 and the gain, ``(C_out,)`` each; the last two may be absent."""
+        collision, inner_bias, gain = (getattr(self, name) for name in self.vector_names)
+        return collision, inner_bias, gain
+
+    def reset_collision(self) -> None:
+        """Puts w', b1 and the gain back to the values they were made with (ours: w' = 0, b1 = 0)."""
+        collision, inner_bias, gain = self.vectors()
+        with torch.no_grad():
+            collision.fill_(self.initial_collision_weight / self.sum_scale)
+            if inner_bias is not None:
+                inner_bias.zero_()
+            if gain is not None and self.initial_gain is not None:
+                gain.fill_(self.initial_gain)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        if self.vector_names[0] in self._parameters:  # torch's constructor calls this before they are there
+            self.reset_collision()
+
+    @property
+    def fan_in(self) -> int:
+        """n, the number of inputs in the receptive field of one output: C_in / groups x kernel size."""
+        return self.weight[0].numel()
+
+    @property
+    def collision_weight(self) -> Tensor:
+        """w' in the paper's units, ``(C_out,)``, detached. Assign a number or a tensor to set it.
+
+        The learned parameter ``collision`` is w' divided by ``sum_scale``: a change of units, computed in float64
+        so that reading and writing each round once.
+        """
+        collision = self.vectors()[0]
+        return (collision.detach().double() * self.sum_scale).to(collision.dtype)
+
+    @collision_weight.setter
+    def collision_weight(self, value: float | Tensor) -> None:
+        collision = self.vectors()[0]
+        w = torch.as_tensor(value, dtype=torch.float64, device=collision.device)
+        if w.dim() > 0 and w.shape != collision.shape:
+            raise ValueError(
+                f"collision_weight has shape {tuple(w.shape)}; it must be a number or {tuple(collision.shape)}"
+            )
+        with torch.no_grad():
+            collision.copy_((w / self.sum_scale).expand_as(collision))
+
+    @classmethod
+    def take_over_(
+        cls,
+        basic: nn.Module,
+        *,
+        inner_bias: bool = True,
+        gain: float | None = None,
+        collision_weight: float = 0.0,
+        scale: str = "sqrt",
+    ) -> Self:
+        """Turns ``basic`` itself into this class, in place, and returns it.
+
+        The object stays the same one, so every reference to it, its Parameters, hooks and attributes remain valid.
+        The new parameters are trained if and only if its weight is. A subclass with behaviour of its own keeps it; see
+        :mod:`icnets.subclasses`.
+        """
+        if not isinstance(basic, cls.basic_type):
+            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
+        trained = any(p.requires_grad for name, p in basic.named_parameters() if "bias" not in name)
+        former = basic.__class__
+        basic.__class__ = unit_class(cls, basic)
+        assert isinstance(basic, cls)
+        if former is not cls.basic_type:
+            basic.__dict__["basic_type"] = former
+        basic._add_collision(inner_bias, gain, collision_weight, scale, trained)
+        return basic
+
+    def give_back_(self) -> nn.Module:
+        """Turns the layer back into the basic one, in place, and returns it; what the collision learned is lost."""
+        former: Any = basic_of(self)
+        self.__dict__.pop("basic_type", None)
+        for name in self.vector_names:
+            del self._parameters[name]
+        for name in ("collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"):
+            del self.__dict__[name]
+        self.__class__ = former
+        return self
+
+    def fuse(self) -> nn.Module:
+        """This unit's deployed form, in place, as timm's ``reparameterize_model`` asks for it; eval mode only.
+
+        A unit without one, such as a transposed unit, stays what it is. :func:`icnets.fuse_` does a whole network and
+        folds its batch norms too.
+        """
+        from icnets.deploy import deploy_, obstacle_to_deploying
+
+        return deploy_(self) if obstacle_to_deploying(self) is None else self  # type: ignore[arg-type]
+
+    @classmethod
+    def _from_basic(cls, basic: nn.Module, **options: Any) -> Self:
+        if type(basic) is not cls.basic_type:
+            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
+        twin = basic.__class__.__new__(basic.__class__)
+        # Registries are copied one level deep: the same Parameters and hooks, in dictionaries of its own.
+        state = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in basic.__dict__.items()}
+        object.__setattr__(twin, "__dict__", state)
+        return cls.take_over_(twin, **options)
+
+    def extra_repr(self) -> str:
+        _, inner_bias, gain = self.vectors()
+        extra = [super().extra_repr(), f"scale={self.collision_scale}"]
+        extra += ["inner_bias=False"] if inner_bias is None else []
+        extra += ["gain=True"] if gain is not None else []
+        return ", ".join(extra)

@@ -1,0 +1,1 @@
+"""Every architecture of timm, torchvision and segmentation-models-pytorch, converted and checked."""

@@ -1,0 +1,199 @@
+"""What a converted network must do, whatever it is: one function for each check, each raising AssertionError."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from icnets.checkpoint import load, save
+from icnets.convert import ICConfig, convert_, revert_
+from icnets.evaluation.coverage.catalogue import Prepared
+from icnets.fuse import fuse_
+from icnets.layers import IC_LAYERS, ic_parameters
+from icnets.messages import first_line
+
+__all__ = ["CHECKS", "SAMPLED", "run_checks"]
+
+_TOLERANCE = 1e-3  # of the largest output; single precision adds up over a hundred layers
+
+
+def _outputs(model: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        leaves = tree_leaves(model(*_fresh(args)))
+    return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return copy.deepcopy(args)  # some work in place on what they get
+
+
+def _difference(a: list[Tensor], b: list[Tensor]) -> float:
+    """Largest difference, relative to the largest value of its tensor; infinite for other shapes."""
+    if [t.shape for t in a] != [t.shape for t in b]:
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.numel():
+            size = max(x.abs().max().item(), 1e-30)
+            worst = max(worst, ((x - y).abs().nan_to_num(torch.inf).max() / size).item())
+    return worst
+
+
+def _assert_close(a: list[Tensor], b: list[Tensor], what: str) -> None:
+    found = _difference(a, b)
+    assert found <= _TOLERANCE, f"{what} differs by {found:.2g} of the largest output"
+
+
+def _wake(model: nn.Module) -> None:
+    """Random collisions, small enough for the network to stay in range, so that none is silent."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, p in ic_parameters(model):
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+            p.copy_(0.1 + 0.02 * noise if name.endswith("gain") else 0.05 * noise)
+
+
+def _shake(model: nn.Module) -> None:
+    """Random values for parameters that start at zero: they would hide what comes before them."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.is_floating_point() and not p.any():
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+
+
+class Subject:
+    """A network before and after conversion, and the outputs that the checks compare."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.args, self.train_args = prepared.args, prepared.train_args
+        self.basic = prepared.model
+        _shake(self.basic)
+        self.basic_state = copy.deepcopy(self.basic.state_dict())
+        self.before = _outputs(self.basic, self.args)
+        self.model = copy.deepcopy(self.basic)
+        self.report = convert_(self.model, ICConfig(warm_start="gain"), optimizers=())
+        self.warm = _outputs(self.model, self.args)
+        _wake(self.model)
+        self.awake = _outputs(self.model, self.args)
+
+
+def gain(subject: Subject) -> None:
+    """The warm start keeps the function, and the collisions do change it once they are awake."""
+    _assert_close(subject.before, subject.warm, "the warm start")
+    assert all(t.isfinite().all() for t in subject.awake), "the outputs are not finite"
+    if subject.report.converted:
+        assert _difference(subject.before, subject.awake) > 0, "the collisions change nothing"
+
+
+def backward(subject: Subject) -> None:
+    """Whatever has a gradient in the basic network has a finite one, and so has every unit that takes part."""
+    model = copy.deepcopy(subject.model).train()
+    torch.manual_seed(1)
+    leaves = [t for t in tree_leaves(model(*_fresh(subject.train_args))) if isinstance(t, Tensor) and t.requires_grad]
+    if leaves:
+        torch.stack([t.abs().square().mean() for t in leaves]).sum().backward()
+    bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    assert not bad, f"the gradient of {bad[0]} is not finite"
+    for name, unit in model.named_modules():
+        if isinstance(unit, IC_LAYERS):
+            own = set(unit.vector_names)
+            weights = [p for n, p in unit.named_parameters() if n not in own and "bias" not in n]
+            used = any(p.grad is not None for p in weights)
+            idle = [n for n in sorted(own) if (p := unit._parameters[n]) is not None and p.grad is None]
+            assert not (used and idle), f"{name} gives its weight a gradient, but not {idle[0]}"
+
+
+def rebuild(subject: Subject) -> None:
+    """A checkpoint rebuilds the network from the basic one."""
+    twin = copy.deepcopy(subject.basic)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        save(subject.model, path)
+        twin = load(path, twin)
+    assert _difference(subject.awake, _outputs(twin, subject.args)) == 0, "the network that was loaded differs"
+
+
+def revert(subject: Subject) -> None:
+    """``revert_`` gives the basic network back: classes, state dict and outputs."""
+    twin = copy.deepcopy(subject.model)
+    revert_(twin)
+    state = twin.state_dict()
+    assert state.keys() == subject.basic_state.keys(), "the state dict has other keys"
+    kinds = [type(m) for m in twin.modules()]
+    assert kinds == [type(m) for m in subject.basic.modules()], "the modules have other classes"
+    assert _difference(subject.before, _outputs(twin, subject.args)) == 0, "the outputs differ"
+
+
+def fuse(subject: Subject) -> None:
+    """``fuse_`` keeps the outputs; it compares them itself."""
+    fuse_(copy.deepcopy(subject.model), _fresh(subject.args))
+
+
+def compiled(subject: Subject) -> None:
+    """``torch.compile`` in one graph or several, without Inductor, gives the same outputs."""
+    torch._dynamo.reset()
+    twin = torch.compile(copy.deepcopy(subject.model), backend="aot_eager")
+    _assert_close(subject.awake, _outputs(twin, subject.args), "the compiled network")
+
+
+def onnx(subject: Subject) -> None:
+    """The ONNX graph gives the same outputs in ONNX Runtime."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "network.onnx"
+        torch.onnx.export(copy.deepcopy(subject.model), _fresh(subject.args), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        given = [t for t in tree_leaves(subject.args) if isinstance(t, Tensor)]
+        names = [i.name for i in session.get_inputs()]
+        found = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
+    outputs = [torch.from_numpy(f) for f in found]
+    _assert_close(subject.awake, [t for t in outputs if t.is_floating_point()], "the ONNX network")
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "gain": gain,
+    "backward": backward,
+    "rebuild": rebuild,
+    "revert": revert,
+    "fuse": fuse,
+}
+SAMPLED: dict[str, Callable[[Subject], None]] = {"compile": compiled, "onnx": onnx}
+
+
+def run_checks(prepared: Prepared, sampled: bool = False) -> dict[str, Any]:
+    """Converts the network and runs every check, those on a sample only where asked.
+
+    Returns:
+        ``converted`` (a count), ``skipped`` (how many for each reason) and ``checks``: "ok" or what went wrong.
+    """
+    found: dict[str, str] = {}
+    try:
+        subject = Subject(prepared)
+    except Exception as error:
+        return {"converted": 0, "skipped": {}, "checks": {"convert": _reason(error)}}
+    found["convert"] = "ok"
+    for name, check in {**CHECKS, **(SAMPLED if sampled else {})}.items():
+        try:
+            check(subject)
+            found[name] = "ok"
+        except Exception as error:
+            found[name] = _reason(error)
+    reasons = list(subject.report.skipped.values())
+    skipped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    return {"converted": len(subject.report.converted), "skipped": skipped, "checks": found}
+
+
+def _reason(error: Exception) -> str:
+    return f"{'' if isinstance(error, AssertionError) else type(error).__name__ + ': '}{first_line(error)}"[:300]

@@ -1,0 +1,234 @@
+"""Subclasses of torch's layers: what they do beside the convolution stays theirs, and the convolution collides (ours).
+
+Some pad in a way of their own or standardise their weight before they convolve; some have their weight computed by
+torch's parametrisations. Their class stays among the bases of the unit's class. Where the forward pass is their own, it
+runs as it is, but the one call of torch's convolution in it is an IC convolution: :func:`obstacle` makes sure, by a
+trial on a copy, that there is exactly one, and that its output is what the layer returns.
+"""
+
+import copy
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from icnets import functional
+from icnets.messages import first_line
+from icnets.receptive_field import sum_padding
+
+__all__ = ["basic_of", "convolved", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_UNITS: dict[int, Any] = {1: functional.ic_conv1d, 2: functional.ic_conv2d, 3: functional.ic_conv3d}
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
+_HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
+_FORWARD = {"forward", "_conv_forward", "__call__"}
+# What the unit's own methods extend rather than replace, so that a subclass may define it too.
+_SHARED = {"forward", "reset_parameters", "extra_repr"}
+_STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"}
+_TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
+
+
+def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
+    """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
+    return _own_names(type(module), basic)
+
+
+def _own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
+    classes = cls.__mro__[: cls.__mro__.index(basic)]
+    return sorted({name for c in classes for name in vars(c)} - _HARMLESS)
+
+
+def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
+    """Whether a class between the module's own and ``basic`` has a forward pass of its own."""
+    return not _FORWARD.isdisjoint(own_behaviour(module, basic))
+
+
+# -- what such a layer does ------------------------------------------------------------------------------------------
+
+
+class _Record(TorchFunctionMode):
+    """Notes the arguments of the calls of torch's convolutions, and their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[dict[str, Any], Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _CONVOLUTIONS:
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            self.calls.append((dict(zip(names, args, strict=False)) | (kwargs or {}), result))
+        return result
+
+
+def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
+    """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
+    cls: Any = type(module)
+    twin = cls.__new__(cls)
+    # Hooks aren't called here, and may hold the whole network.
+    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in module.__dict__.items()})
+    weight = twin._parameters.get("weight")
+    like = module.weight if weight is None else weight
+    shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Record() as record:
+        if weight is not None:
+            weight.normal_()
+        result = type(module).forward(twin, torch.randn(2, module.in_channels, *shape).to(like.device, like.dtype))
+    return record.calls, result
+
+
+def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
+    """What ``module``, a convolution, convolves when it is given ``x``, as ``receptive_field_sum`` takes it.
+
+    Returns the input, and the convolution's kernel size, stride, padding in pairs, dilation, groups and padding mode.
+    """
+    kernel, nd = list(module.kernel_size), len(module.kernel_size)
+    if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
+        conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
+        return x, kernel, *conv, module.padding_mode
+    with _Record() as record:
+        type(module).forward(module, x)
+    call = record.calls[0][0]
+    stride, dilation = ([v] * nd if isinstance(v := call.get(n, 1), int) else list(v) for n in ("stride", "dilation"))
+    padding = functional.padding_pairs(call.get("padding", 0), kernel, dilation)
+    return call["input"], kernel, stride, padding, dilation, call.get("groups", 1), "zeros"
+
+
+def _masks(weight: Tensor) -> bool:
+    # Of random weights some taps are zero in every filter only if something made them so.
+    if weight.device.type == "meta":
+        return False
+    silent = (weight == 0).all(0)
+    return bool(silent.any()) and not bool(silent.all())
+
+
+def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -> str | None:
+    """Why a module of a subclass of ``basic`` can't become a ``unit``, or None. Nothing in it is changed."""
+    kind, own = type(module).__name__, own_behaviour(module, basic)
+    classes = unit.__mro__[: unit.__mro__.index(basic)]
+    taken = _STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
+    clashes = {n for n in taken if n in own or (hasattr(module, n) and not hasattr(basic, n))} - _SHARED
+    if clashes:
+        return f"{kind} has attributes of its own that an IC unit has too ({', '.join(sorted(clashes)[:3])})"
+    if not has_own_forward(module, basic):
+        return None
+    reason = f"{kind} has behaviour of its own ({', '.join(own[:3])})"
+    if not hasattr(module, "in_channels") or getattr(module, "transposed", False):
+        return reason
+    try:
+        calls, result = _trial(module)
+    except Exception as error:  # whatever someone else's code raises
+        return f"{reason}, which fails on a trial input: {first_line(error)}"
+    if len(calls) != 1:
+        return f"{reason}: it calls torch's convolution {len(calls)} times"
+    call, output = calls[0]
+    weight: Tensor = call["weight"]
+    if weight.shape != cast(Tensor, module.weight).shape:
+        return f"{reason}: it convolves with a weight of shape {tuple(weight.shape)}"
+    if output is not result:
+        return f"{reason}: it changes the convolution's output"
+    return f"{reason}: it masks its weight, but a collision sees every input" if _masks(weight) else None
+
+
+# -- the class of its unit -------------------------------------------------------------------------------------------
+
+
+def ic_convolution(nd: int, x: Tensor, weight: Tensor, w: Tensor, bias: Tensor | None, *args: Any, **kw: Any) -> Tensor:
+    """``functional.ic_conv1d``, 2d or 3d, by ``nd``: one leaf for torch.fx, which can't see through their sizes."""
+    return cast(Tensor, _UNITS[nd](x, weight, w, bias, *args, **kw))
+
+
+torch.fx.wrap("ic_convolution")
+
+
+class _Colliding(TorchFunctionMode):
+    """While it is entered, the convolution of ``layer`` is an IC convolution."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.convolve(*args, **kwargs) if func in _CONVOLUTIONS else func(*args, **kwargs)
+
+    def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Any:
+        collision, inner_bias, gain = self.layer.vectors()
+        w, nd = collision * self.layer.sum_scale, len(self.layer.kernel_size)
+        return ic_convolution(nd, input, weight, w, bias, *args, **kw, inner_bias=inner_bias, gain=gain)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    with _Colliding(self):
+        return self.basic_type.forward(self, *args, **kwargs)
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    # Pickle can't find a class that was made here, but can make it again.
+    if parametrize.is_parametrized(self):  # which torch refuses to pickle
+        return nn.Module.__reduce_ex__(self, protocol)
+    return _restore, (self._unit, self.basic_type, type(self)._options), self.__dict__
+
+
+def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
+    cls: Any = _combined(unit, former, *options)
+    return cast(nn.Module, cls.__new__(cls))
+
+
+@cache
+def _combined(unit: Any, former: Any, own_forward: bool, renamed: bool) -> Any:
+    members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
+    members |= {"_unit": unit, "_options": (own_forward, renamed)}
+    if own_forward:
+        members["forward"] = _forward
+    if renamed:
+        members["vector_names"] = _renamed(unit)
+    return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)
+
+
+def _parametrised(unit: Any, former: Any) -> Any:
+    """A class for one module only, as torch makes one for each: once it is plain again, its class is ``unit``."""
+    members = {name: value for name, value in vars(former).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{unit.__name__}", (unit,), members)
+
+
+def _renamed(unit: Any) -> tuple[str, ...]:
+    return tuple(f"ic_{name}" for name in unit.vector_names)
+
+
+def vector_names(unit: Any, module: Any) -> tuple[str, ...]:
+    """The names that the vectors of ``module`` have, or will have once it is a ``unit``."""
+    if isinstance(module, unit):
+        return cast("tuple[str, ...]", module.vector_names)
+    taken = any(hasattr(module, name) for name in unit.vector_names)
+    return _renamed(unit) if taken else unit.vector_names
+
+
+def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
+    """The class that turns ``basic`` into a ``unit``: the unit's own wherever that has the behaviour of both."""
+    former: Any = type(basic)
+    parametrised = parametrize.is_parametrized(basic)
+    own: Any = former.__bases__[0] if parametrised else former  # torch puts a class of its own in front
+    renamed = vector_names(unit, basic) != unit.vector_names
+    own_forward = has_own_forward(basic, unit.basic_type) or renamed
+    if own_forward or _own_names(own, unit.basic_type):
+        unit = _combined(unit, own, own_forward, renamed)
+    return cast(type[nn.Module], _parametrised(unit, former) if parametrised else unit)
+
+
+def basic_of(layer: Any) -> type[nn.Module]:
+    """The class that ``layer``, a unit, had as a basic one; TypeError where torch's parametrisation is in the way."""
+    former: type[nn.Module] = layer.basic_type
+    before, now = former.__name__.startswith("Parametrized"), parametrize.is_parametrized(layer)
+    if now and not before:
+        raise TypeError(
+            f"a {former.__name__} was parametrised after its conversion; remove its parametrisations before revert_"
+        )
+    return former.__bases__[0] if before and not now else former

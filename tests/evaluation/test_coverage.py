@@ -1,0 +1,153 @@
+import json
+import textwrap
+
+import pytest
+
+from icnets import cli
+from icnets.evaluation.coverage import command
+from icnets.evaluation.coverage.catalogue import Case, cases, prepare
+from icnets.evaluation.coverage.checks import CHECKS, SAMPLED, run_checks
+from icnets.evaluation.coverage.report import markdown, summary
+
+MODULES = """
+import torch
+from torch import nn
+
+
+class Good(nn.Sequential):
+    shape = (2, 3, 8, 8)
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+class Broken(nn.Module):
+    shape = (2, 3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        raise ValueError("no images today")
+
+
+class Hidden(nn.Module):
+    shape = (2, 3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.nn.functional.conv2d(x, self.get_submodule("conv").weight)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "modules").mkdir()
+    name = f"mine_{tmp_path.name}.py"  # a module's name is remembered for the whole process
+    (tmp_path / "modules" / name).write_text(textwrap.dedent(MODULES))
+    return tmp_path / "modules"
+
+
+def run(folder, *more):
+    path = folder.parent / "lines.jsonl"
+    argv = ["coverage", "--sources", "folder", "--folder", str(folder), "--lines", str(path), "--all", "--workers", "1"]
+    assert cli.main([*argv, *more]) == 0
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow  # two processes import torch
+def test_the_command_checks_resumes_and_writes_the_page(folder, capsys):
+    page = folder.parent / "coverage.md"
+    found = run(folder, "--only", "*Good", "--docs", str(page))
+    assert [line["kind"] for line in found] == ["coverage", "size", "checks"]
+    assert found[2]["checks"] == dict.fromkeys(["convert", *CHECKS, *SAMPLED], "ok")
+    found = run(folder, "--docs", str(page))
+    assert sum(line["kind"] == "checks" for line in found) == 3
+    outcomes = {line["id"].rpartition(":")[2]: line["checks"] for line in found if line["kind"] == "checks"}
+    assert "no images today" in outcomes["Broken"]["prepare"]
+    assert outcomes["Hidden"]["backward"] == "conv gives its weight a gradient, but not collision"
+    text = page.read_text()
+    assert "folder: 1 of 3 (33.3%) pass every check" in text
+    assert "no images today" in text
+    capsys.readouterr()
+    assert run(folder) == found  # nothing is left to do
+    assert "checked" not in capsys.readouterr().out
+    run(folder, "--retry")
+    assert capsys.readouterr().out.count("checked") == 2
+
+
+def line(name, family="resnet", **checks):
+    return {"kind": "checks", "id": name, "family": family, "skipped": {}, "checks": checks, "seconds": 1}
+
+
+def size(name, parameters, convolutions=3, family="resnet"):
+    return {"kind": "size", "id": name, "family": family, "parameters": parameters, "convolutions": convolutions}
+
+
+def test_the_page_counts_by_family_and_gives_each_reason():
+    found = [
+        {"kind": "coverage", "versions": {"torch": "2"}},
+        size("timm/a", 5),
+        size("timm/b", 6),
+        size("timm/v", 7, 0, "vit"),
+        line("timm/a", gain="ok", fuse="ok"),
+        {**line("timm/b", gain="the warm start | differs", fuse="ok"), "skipped": {"complex weight": 4}},
+    ]
+    text = markdown(found)
+    assert "| timm/b | gain: the warm start \\| differs |" in text
+    assert "| complex weight | timm/b (4) |" in text
+    assert "| timm | resnet | 2 | 2 | 2 | 1 |" in text
+    assert "| timm | vit | 1 | 0 | 0 | 0 |" in text
+    assert summary(found) == "timm: 1 of 2 (50.0%) pass every check"
+    assert summary([]) == "nothing was checked"
+
+
+def test_representatives_are_the_smallest_and_everything_is_bounded():
+    found = [
+        Case("timm", family, name) for family, name in (("r", "a"), ("r", "b"), ("r", "c"), ("v", "d"), ("x", "e"))
+    ]
+    values = {"a": (9, 1), "b": (3, 1), "c": (10**9, 1), "d": (4, 0), "e": (10**9, 2)}
+    sizes = {f"timm/{n}": size(f"timm/{n}", *v) for n, v in values.items()}
+    assert [c.name for c in command.chosen(found, sizes, False, 1e8)] == ["b", "e"]
+    assert [c.name for c in command.chosen(found, sizes, True, 1e8)] == ["b", "e", "a"]
+
+
+def test_every_source_that_is_installed_has_cases():
+    assert len(cases(["timm"])) > 1000
+    tasks = {case.task for case in cases(["torchvision"])}
+    assert tasks == {"images", "detection", "segmentation", "video", "optical_flow"}
+    assert [c.id for c in cases(["timm"], only="timm/resnet5?")] == ["timm/resnet50", "timm/resnet51q"][:1]
+
+
+def test_a_small_network_passes():
+    case = next(iter(cases(["timm"], only="timm/test_resnet")))
+    found = run_checks(prepare(case))
+    assert set(found["checks"].values()) == {"ok"}
+    assert found["skipped"] == {}
+    assert found["converted"] == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pattern", ["torchvision/ssdlite320_mobilenet_v3_large", "torchvision/lraspp*", "timm/test_nfnet"]
+)
+def test_every_check_passes(pattern):
+    found = run_checks(prepare(cases([pattern.partition("/")[0]], only=pattern)[0]))
+    assert set(found["checks"].values()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--folder", "nowhere"], "there is no folder nowhere; check --folder"),
+        (["--sample", "0"], "--sample is 0; it must be 1 or more"),
+        (["--sources", "keras"], "invalid choice: 'keras'"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message, capsys):
+    assert cli.main(["coverage", *argv]) == 2
+    assert message in capsys.readouterr().err
