@@ -28,10 +28,12 @@ class EpochData(L.LightningDataModule):
         if self.trainer is None:
             return {}
         loop: Any = self.trainer.fit_loop
-        progress = loop.epoch_progress.current
+        progress, batch = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
         if progress.processed > progress.completed:  # the epoch is over, and what belongs to its end is at work
             return {"epoch": progress.processed, "batch": 0}
-        return {"epoch": progress.completed, "batch": loop.epoch_loop.batch_progress.current.processed}
+        if batch >= self.trainer.num_training_batches:  # all trained on; its validation is at work
+            return {"epoch": progress.completed + 1, "batch": 0}
+        return {"epoch": progress.completed, "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Says where the next iteration of the training images begins."""
