@@ -263,7 +263,11 @@ PHOTOS = ["fit", "--config", FOLDER, "--name", "new", "--data.root", "photos"]
 BEST = "runs/basic/checkpoints/best"
 RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
-    ([], "no command given; choose from fit, validate, test, predict, compare, study, profile, export, build, convert"),
+    (
+        [],
+        "no command given; choose from fit, validate, test, predict, compare, study, profile, coverage, export, build, "
+        "convert",
+    ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
     (["fit"], "model.model is missing; give --model.model or --config"),
     ([*FIT, "--model.lrr", "1"], "unknown option --model.lrr"),
