@@ -284,7 +284,8 @@ RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
     (
         [],
-        "no command given; choose from fit, validate, test, predict, compare, study, profile, export, data, build, "
+        "no command given; choose from fit, validate, test, predict, compare, study, profile, coverage, export, data, "
+        "build, "
         "convert",
     ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
