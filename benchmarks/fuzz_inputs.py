@@ -140,8 +140,9 @@ def classify(outcome: Outcome, clean: Outcome, name: str, valid: bool, leftovers
         notices = [line for line in lines[:-1] if not _is_notice(line)]
         if notices or not last.startswith(_ERROR):
             return "several lines", " | ".join(lines)
-        return ("error" if name in last else "doesn't say where"), last
-    if any(name in text for text in lines if _is_notice(text)) or (outcome.status == 1 and name in outcome.stdout):
+        return ("error" if name in last and not last.endswith(":") else "doesn't say where"), last
+    listed = set(outcome.stdout.splitlines()) - set(clean.stdout.splitlines())
+    if any(name in text for text in [*listed, *filter(_is_notice, lines)]):
         return "named", lines[-1] if lines else ""
     if (outcome.status, outcome.result) == (clean.status, clean.result):
         return "harmless", ""
