@@ -125,7 +125,7 @@ def header(path, **changes):
 
     with safe_open(path, "pt") as file:
         old = json.loads(file.metadata()["icnets"])
-    save_file(load_file(path), path, {"icnets": json.dumps({**old, **changes})})
+    save_file(load_file(path), path, {"icnets": json.dumps({**old, "checksum": None, **changes})})
 
 
 def damage(path, kind):
@@ -152,6 +152,12 @@ def damage(path, kind):
         header(path, architecture={"factory": "os.system", "args": {"command": "true"}})
     elif kind == "arguments":
         header(path, architecture={"factory": "timm.create_model", "args": {"model_name": "resnet1"}})
+    elif kind == "flipped":
+        path.write_bytes(data[:-3] + bytes([data[-3] ^ 64]) + data[-2:])
+    elif kind == "note":
+        path.write_bytes(data.replace(b"mine", b"mime"))
+    elif kind == "option":
+        path.write_bytes(data.replace(rb"\"scale\": \"sqrt\"", rb"\"scale\": \"mean\"", 1))
     elif kind == "unknown":
         pass
 
@@ -170,16 +176,27 @@ def damage(path, kind):
         ("version", "has format version 9; this icnets reads version 1: upgrade icnets"),
         ("factory", "names the factory 'os.system'; only timm.create_model"),
         ("arguments", "asks timm.create_model for .*, which fails: Unknown model"),
+        ("flipped", "is damaged: its checksum differs; write it again with icnets.save"),
+        ("note", "is damaged: its checksum differs"),
+        ("option", "is damaged: its checksum differs"),
         ("unknown", r"doesn't say how to make its network; pass the basic one: load\(path, model=...\)"),
     ],
 )
 def test_bad_files_are_clear_errors(tmp_path, kind, message):
     path = tmp_path / "m.safetensors"
-    save(trained(), path)
+    save(trained(), path, metadata={"note": "mine"})
     damage(path, kind)
     with pytest.raises(CheckpointError, match=message) as caught:
         load(path)
     assert "\n" not in str(caught.value).strip()
+
+
+def test_a_file_without_checksum_and_notes_of_any_name_are_read(tmp_path):
+    model = trained()
+    save(model, tmp_path / "m.safetensors", metadata={"format": "mine", "icnets": "mine"})
+    load(tmp_path / "m.safetensors", model=network())
+    header(tmp_path / "m.safetensors")
+    assert torch.equal(load(tmp_path / "m.safetensors", model=network())[0].weight, model[0].weight)
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ def mistakes(runs: Path, tmp_path: Path) -> Path:
     (tmp_path / "key.yaml").write_text("model:\n  model: resnet10t\n  lrr: 0.1\n")
     (tmp_path / "syntax.yaml").write_text("model: [resnet10t\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "latin.yaml").write_bytes("model: é\n".encode("latin-1"))
     return tmp_path
 
 
@@ -295,6 +296,11 @@ CASES: list[tuple[list[str], str]] = [
     (["fit", "--config", "key.yaml"], "unknown option model.lrr for fit"),
     (["fit", "--config", "none.yaml"], "config: File does not exist: '*none.yaml'"),
     (["fit", "--config", "syntax.yaml"], "the configuration is not valid YAML: while parsing *"),
+    (["fit", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
+    (
+        ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, 8, 16], stem_width: 8}"],
+        "timm can't make resnet10t with model_options {'channels': [8, 8, 16], 'stem_width': 8}: *; check them",
+    ),
     (["fit", "--config", "list.yaml"], "the configuration must be a mapping of options, not - 1"),
     ([*FIT, "--data.batch_size", "many"], "data.batch_size is 'many'; it must be a whole number"),
     ([*FIT, "--trainer.max_epochs", "ten"], "trainer.max_epochs is 'ten'; it must be a whole number"),

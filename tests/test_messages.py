@@ -1,6 +1,6 @@
 import pytest
 
-from icnets.messages import first_line
+from icnets.messages import first_line, one_line
 
 
 @pytest.mark.parametrize(
@@ -13,3 +13,22 @@ from icnets.messages import first_line
 )
 def test_the_first_line_that_says_something(error, line):
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("Unexpected config: "), "the configuration is empty; it must be a mapping of options"),
+        (ValueError("Unexpected config: - 1"), "the configuration must be a mapping of options, not - 1"),
+        (
+            ValueError(
+                'Parser key "model.x":\n  Does not validate against any of the Union subtypes\n  Errors:\n'
+                "    - Problem with given class_path 'icnets.Mo':\n        module 'icnets' has no attribute 'Mo'\n"
+                "    - Expected a <class 'NoneType'>"
+            ),
+            "model.x: Problem with given class_path 'icnets.Mo': module 'icnets' has no attribute 'Mo'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_in_one_line(error, line):
+    assert one_line(error) == line

@@ -1,9 +1,11 @@
 """Checkpoints: safetensors, with what rebuilds the network in the header.
 
 ``load(path)`` repeats the surgery by itself: the header names the IC layers with their options, and, for networks made
-by a known factory (timm's, torchvision's), the call that makes the basic network.
+by a known factory (timm's, torchvision's), the call that makes the basic network. A checksum over all of it finds
+damage: safetensors itself would read a flipped bit as another weight.
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -71,6 +73,16 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def _checksum(header: Mapping[str, Any], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a checkpoint holds."""
+    notes = {key: value for key, value in metadata.items() if key not in ("format", "icnets")}
+    digest = hashlib.sha256(json.dumps([header, notes], sort_keys=True).encode())
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -108,12 +120,15 @@ def save(
         "architecture": getattr(model, "icnets_architecture", None),
         "layers": {name: _describe(m) for name, m in modules.items() if isinstance(m, IC_LAYERS)},
     }
+    tensors = _tensors(model.state_dict() if state is None else state)
     try:
+        header = json.loads(json.dumps(header))  # as it will be read: keys are strings
+        header["checksum"] = _checksum(header, metadata or {}, tensors)
         strings = {"format": "pt", **(metadata or {}), "icnets": json.dumps(header, sort_keys=True)}
     except TypeError as error:
         raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
     with atomic_write(path) as temporary:
-        save_file(_tensors(model.state_dict() if state is None else state), temporary, strings)
+        save_file(tensors, temporary, strings)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
@@ -131,6 +146,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         ) from None
     header = _header(path, metadata.pop("icnets", None))
     metadata.pop("format", None)
+    checksum = header.pop("checksum", None)  # files of icnets 0.1 have none
+    if checksum not in (None, _checksum(header, metadata, tensors)):
+        raise CheckpointError(f"{path} is damaged: its checksum differs; write it again with icnets.save")
     return header, tensors, metadata
 
 

@@ -44,6 +44,7 @@ def _shorter(text: str) -> str:
             r"\1 is missing; give --\1 or --config",
         ),
         (r"Problems parsing config: (.*)", r"the configuration is not valid YAML: \1"),
+        (r"Unexpected config: ?", r"the configuration is empty; it must be a mapping of options"),
         (r"Unexpected config: (.*)", r"the configuration must be a mapping of options, not \1"),
     ):
         match = re.fullmatch(pattern, text.strip(), flags=re.DOTALL)
@@ -64,6 +65,8 @@ def _parser_message(text: str) -> str:
     wanted = [t for line in found for t in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(\w+\[.*\]))", line)]
     if not wanted or not values:
         reason = found[0] if found else " ".join(lines)
+        if reason.endswith(":") and len(found) > 1:  # what it is, is in the next line
+            reason = f"{reason} {found[1]}"
         return f"{key}: {reason}" if key and key not in reason else reason
     kinds = [_kind(name, alias) for name, alias in wanted]
     return f"{key or 'an option'} is {values[0]!r}; it must be {' or '.join(dict.fromkeys(kinds))}"

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from icnets.training.epochs import EpochData
 from icnets.training.folders import find_images, require_readable, take, train_and_val
-from icnets.training.images import ImageFiles, TensorImages
+from icnets.training.images import ImageFiles, Normalization, TensorImages
 from icnets.training.protocol import describe, multicrop
 from icnets.training.shards import Shards
 from icnets.training.sources import Paths, Source
@@ -285,10 +285,13 @@ class ImageData(EpochData):
     def _files(self, split: Split, name: str) -> ImageFiles:
         training = name == "train"
         limit = len(split.source) // 1000 if self.max_unreadable is None else self.max_unreadable
+        crops = name == "test" and self.test_crops > 1
+        itself = crops or (training and self.erase > 0)  # normalises, at its own place
         return ImageFiles(
             split.source,
             split.targets,
-            multicrop(self) if name == "test" and self.test_crops > 1 else self._transform(training),
+            multicrop(self) if crops else self._transform(training, normalize=itself),
+            finish=None if itself else Normalization(self.mean, self.std),
             in_chans=self.in_chans,
             seed=self.seed,
             mix=self._mix() if training else None,
@@ -296,7 +299,7 @@ class ImageData(EpochData):
             max_unreadable=0 if name == "predict" else limit,
         )
 
-    def _transform(self, training: bool) -> Any:
+    def _transform(self, training: bool, normalize: bool) -> Any:
         try:
             return create_transform(
                 self.image_size,
@@ -310,7 +313,7 @@ class ImageData(EpochData):
                 std=(self.std * 3)[:3],
                 crop_pct=self.crop_pct,
                 interpolation="bilinear" if training else self.interpolation,
-                normalize=True,
+                normalize=normalize,
             )
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise ValueError(

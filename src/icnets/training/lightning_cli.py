@@ -136,7 +136,10 @@ class ICNetsCLI(LightningCLI):
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(_with_config_of_run(list(args)))
+        try:
+            self.config = parser.parse_args(_with_config_of_run(list(args)))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the configuration is no UTF-8 text: {error}") from error
         chosen = self.config[self.config.subcommand]
         if chosen.name is None:
             chosen.name = _name(chosen, self.config.subcommand)

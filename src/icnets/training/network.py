@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from icnets import checkpoint
 from icnets.convert import ICConfig, convert_, load_basic_state_dict
 from icnets.layers import IC_LAYERS
+from icnets.messages import first_line
 from icnets.timm_models import NETWORKS, create_model
 
 __all__ = ["Normalization", "build_network", "load_teacher", "load_weights"]
@@ -53,7 +54,7 @@ def build_network(
         if ic is None:
             ic = starting_config(model, trained=pretrained or init_from is not None)
         args: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **(options or {})}
-        network = create_model(model, pretrained=pretrained, ic=None, **args)
+        network = _created(model, pretrained, options or {}, args)
     else:
         if pretrained or options:
             raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
@@ -65,6 +66,18 @@ def build_network(
     if ic is not None:
         convert_(network, ic, optimizers=())
     return network.train(), None
+
+
+def _created(model: str, pretrained: bool, options: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
+    try:
+        return create_model(model, pretrained=pretrained, ic=None, **args)
+    except Exception as error:
+        if not options:
+            raise
+        # timm stumbles over unfitting options somewhere within, by any kind of error.
+        raise ValueError(
+            f"timm can't make {model} with model_options {dict(options)}: {first_line(error)}; check them"
+        ) from error
 
 
 def load_teacher(

@@ -1,0 +1,218 @@
+"""What the program reads, small enough to be read 200 times, and how it is told to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils import tensorboard  # noqa: F401 - here and below: imported once, and not in every run
+
+import icnets
+from icnets.checkpoint import CheckpointError
+from icnets.cli import main
+from icnets.data_check import check  # noqa: F401
+from icnets.training import lightning_cli  # noqa: F401
+from imagenet_like import add_member
+
+__all__ = ["CASES", "Case", "prepare"]
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".webp")
+_NETWORK = {"channels": [4, 8, 8, 8], "stem_width": 4}
+_CONFIG = {
+    "seed_everything": 3,
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    "model": {
+        "model": "resnet10t",
+        "model_options": _NETWORK,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "distillation": {"class_path": "icnets.WeakLogitDistillation", "init_args": {"temperature": 2.0}},
+    },
+    "data": {"train_size": 40, "image_size": 16, "batch_size": 20},
+}
+_EPOCH = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+_PHOTOS = ["--data.train_size", "null", "--data.batch_size", "4", "--data.in_chans", "3"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way in which files are read.
+
+    Attributes:
+        kind: of the files.
+        name: of what reads them.
+        files: patterns of those that may be damaged.
+        run: is called in the folder; returns the exit status.
+        result: what came of it.
+        valid: tells of (name, whole content, damaged content) whether the latter is one that nobody can find fault
+            with: such as an image that decodes to other pixels.
+    """
+
+    kind: str
+    name: str
+    files: tuple[str, ...]
+    run: Callable[[], int]
+    result: Callable[[], str]
+    valid: Callable[[bytes, bytes], bool]
+
+
+# The files.
+
+
+def _photos(root: Path, rng: np.random.Generator) -> Iterator[tuple[Path, int]]:
+    for split, count in (("train", 6), ("val", 2)):
+        for label, name in enumerate(("ant", "bee")):
+            for i in range(count):
+                path = root / split / name / f"{name}{i}{_IMAGE_SUFFIXES[i % 3]}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((48, 40)).save(path)
+                yield path, label
+
+
+def prepare(folder: Path) -> None:
+    """Write all of it to ``folder``, the working directory: it trains a network for that."""
+    shards = folder / "shards"
+    shards.mkdir()
+    for number, (path, label) in enumerate(_photos(folder / "photos", np.random.default_rng(0))):
+        shard = shards / f"{path.parts[-3]}-{number % 2}.tar"
+        with tarfile.open(shard, "a", format=tarfile.USTAR_FORMAT) as tar:
+            add_member(tar, f"{number:03}{path.suffix}", path.read_bytes())
+            add_member(tar, f"{number:03}.cls", str(label).encode())
+    text = "# A network that is as small as can be.\n" + yaml.safe_dump(_CONFIG, sort_keys=False)
+    (folder / "digits.yaml").write_text(text, encoding="utf-8")
+    fit = ["fit", "--config", "digits.yaml", "--name", "run", "--trainer.max_epochs", "2"]
+    if main(fit):
+        raise ValueError("the network that is damaged afterwards couldn't be trained")
+    shutil.copy(folder / "runs/run/checkpoints/best.safetensors", folder / "basic.safetensors")
+    if main(["convert", "basic.safetensors", "ic.safetensors"]):
+        raise ValueError("the network couldn't be converted")
+
+
+# What came of it.
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    parts = (f"{name}{value.dtype}{tuple(value.shape)}{value.tolist()}" for name, value in sorted(tensors.items()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _weights(path: str) -> str:
+    return _digest(load_file(path))
+
+
+def _logits(path: str) -> str:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return _digest({"logits": icnets.load(path)(torch.randn(2, 1, 16, 16, generator=generator))})
+
+
+def _printed() -> str:
+    """What the run has printed, without what differs from run to run."""
+    text = Path("stdout").read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if re.search(r"test/|error|warning", line))
+
+
+# What can't be told from what was meant.
+
+
+def _decodes(before: bytes, after: bytes) -> bool:
+    try:
+        Image.open(BytesIO(after)).convert("RGB")
+    except Exception:
+        return False
+    return True
+
+
+def _payload(before: bytes, after: bytes) -> bool:
+    """Only within members of a shard, for which a tar file has no checksum."""
+    if len(before) != len(after):
+        return False
+    inside = np.zeros(len(before), bool)
+    with tarfile.open(fileobj=BytesIO(before)) as tar:
+        for member in tar:
+            inside[member.offset_data : member.offset_data + member.size] = True
+    changed = np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)
+    return not (changed & ~inside).any()
+
+
+def _other_options(before: bytes, after: bytes) -> bool:
+    try:
+        return bool(yaml.safe_load(after) != yaml.safe_load(before))
+    except (yaml.YAMLError, ValueError):
+        return False
+
+
+def _never(before: bytes, after: bytes) -> bool:
+    return False
+
+
+# The ways in.
+
+
+def _load(path: str) -> int:
+    """``icnets.load``, whose errors are for a program to show."""
+    try:
+        icnets.load(path)
+    except CheckpointError as error:
+        print(f"icnets: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _cli(*args: str) -> Callable[[], int]:
+    return partial(main, list(args))
+
+
+def _fit(*args: str) -> Callable[[], int]:
+    return _cli("fit", "--config", "digits.yaml", "--name", "new", *args, *_EPOCH)
+
+
+_NEW = partial(_weights, "runs/new/checkpoints/last.safetensors")
+_OLD = partial(_weights, "runs/run/checkpoints/last.safetensors")
+_STEPS = ("runs/run/checkpoints/*.ckpt",)
+_SHARDS, _PICTURES = ("shards/*.tar",), ("photos/*/*/*",)
+_WEIGHTS = ("basic.safetensors", "ic.safetensors")
+_START = ["--model.init_from", "basic.safetensors", "--model.model", "ic_resnet10t"]
+_AGAIN = ["--name", "run", "--trainer.max_epochs", "3"]
+
+CASES = [
+    Case("images", "fit", _PICTURES, _fit("--data.root", "photos", *_PHOTOS), _NEW, _decodes),
+    Case(
+        "images", "fit, 3 may be unreadable", _PICTURES,
+        _fit("--data.root", "photos", *_PHOTOS, "--data.max_unreadable", "3"), _NEW, _decodes,
+    ),
+    Case("images", "data check", _PICTURES, _cli("data", "check", "photos", "--workers", "1"), _printed, _decodes),
+    Case("shards", "fit", _SHARDS, _fit("--data.root", "shards", *_PHOTOS), _NEW, _payload),
+    Case(
+        "shards", "fit, 3 may be unreadable", _SHARDS,
+        _fit("--data.root", "shards", *_PHOTOS, "--data.max_unreadable", "3"), _NEW, _payload,
+    ),
+    Case("shards", "data check", _SHARDS, _cli("data", "check", "shards", "--workers", "1"), _printed, _payload),
+    Case("Lightning checkpoints", "fit --ckpt_path last", _STEPS, _cli("fit", *_AGAIN, "--ckpt_path", "last"), _OLD,
+         _never),
+    Case("Lightning checkpoints", "test --ckpt_path best", ("runs/run/checkpoints/best.ckpt",),
+         _cli("test", "--name", "run", "--ckpt_path", "best"), _printed, _never),
+    Case("icnets checkpoints", "icnets.load", ("ic.safetensors",), partial(_load, "ic.safetensors"),
+         partial(_logits, "ic.safetensors"), _never),
+    Case("icnets checkpoints", "convert", ("basic.safetensors",), _cli("convert", "basic.safetensors",
+         "new.safetensors"), partial(_weights, "new.safetensors"), _never),
+    Case("icnets checkpoints", "init_from", ("basic.safetensors",), _fit("--model.init_from", "basic.safetensors"),
+         _NEW, _never),
+    Case("icnets checkpoints", "teacher", ("basic.safetensors",), _fit("--model.teacher", "basic.safetensors"), _NEW,
+         _never),
+    Case("YAML", "fit", ("digits.yaml",), _fit(), _NEW, _other_options),
+]  # fmt: skip
