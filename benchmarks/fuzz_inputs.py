@@ -142,7 +142,7 @@ def classify(outcome: Outcome, clean: Outcome, name: str, valid: bool, leftovers
             return "several lines", " | ".join(lines)
         return ("error" if name in last and not last.endswith(":") else "doesn't say where"), last
     listed = set(outcome.stdout.splitlines()) - set(clean.stdout.splitlines())
-    if any(name in text for text in [*listed, *filter(_is_notice, lines)]):
+    if name and any(name in text for text in [*listed, *filter(_is_notice, lines)]):
         return "named", lines[-1] if lines else ""
     if (outcome.status, outcome.result) == (clean.status, clean.result):
         return "harmless", ""
@@ -203,13 +203,16 @@ class Fuzz:
         made = _in_child(make, nothing, self.whole, 600)
         if made.status != 0:
             raise RuntimeError(f"the files couldn't be made:\n{made.stderr}")
-        self.clean = {(case.kind, case.name): self._clean(case) for case in CASES}
+        self._clean: dict[tuple[str, str], Outcome] = {}
 
-    def _clean(self, case: Case) -> Outcome:
-        outcome = self._run(case, self._copy())
-        if outcome.status != 0:
-            raise RuntimeError(f"{case.kind}, {case.name} fails with whole files:\n{outcome.stderr}")
-        return outcome
+    def clean(self, case: Case) -> Outcome:
+        """What whole files come to."""
+        key = case.kind, case.name
+        if key not in self._clean:
+            self._clean[key] = outcome = self._run(case, self._copy())
+            if outcome.status != 0:
+                raise RuntimeError(f"{case.kind}, {case.name} fails with whole files:\n{outcome.stderr}")
+        return self._clean[key]
 
     def _copy(self) -> Path:
         copy = self.folder / "copy"
@@ -222,13 +225,14 @@ class Fuzz:
     def one(self, number: int) -> tuple[Finding, Outcome]:
         """Damage number so many, from 0."""
         case = _case(number)
+        clean = self.clean(case)
         copy = self._copy()
         path, words, valid = _damage(case, copy, np.random.default_rng((self.seed, number)))
         start = time.monotonic()
         outcome = self._run(case, copy)
         seconds = time.monotonic() - start
         name = "" if path.suffix == ".yaml" else path.name
-        found, message = classify(outcome, self.clean[case.kind, case.name], name, valid, _leftovers(copy))
+        found, message = classify(outcome, clean, name, valid, _leftovers(copy))
         message = message.replace(str(copy), ".")[:400]
         where = str(path.relative_to(copy))
         return Finding(number, case.kind, case.name, where, words, found, message, round(seconds, 2)), outcome

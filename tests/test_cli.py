@@ -298,8 +298,12 @@ CASES: list[tuple[list[str], str]] = [
     (["fit", "--config", "syntax.yaml"], "the configuration is not valid YAML: while parsing *"),
     (["fit", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
     (
-        ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, 8, 16], stem_width: 8}"],
-        "timm can't make resnet10t with model_options {'channels': [8, 8, 16], 'stem_width': 8}: *; check them",
+        ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, x, 16, 16], stem_width: 8}"],
+        "timm can't make resnet10t with model_options {'channels': [8, 'x', 16, 16], 'stem_width': 8}: *; check them",
+    ),
+    (
+        ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, 8], stem_width: 8}"],
+        "the network can't take images of shape (1, 16, 16): *",
     ),
     (["fit", "--config", "list.yaml"], "the configuration must be a mapping of options, not - 1"),
     ([*FIT, "--data.batch_size", "many"], "data.batch_size is 'many'; it must be a whole number"),

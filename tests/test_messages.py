@@ -28,6 +28,13 @@ def test_the_first_line_that_says_something(error, line):
             ),
             "model.x: Problem with given class_path 'icnets.Mo': module 'icnets' has no attribute 'Mo'",
         ),
+        (
+            ValueError(
+                "Parser key \"model.x\":\n  Errors:\n    - Problem with given class_path 'icnets.Mo':\n"
+                "        'NoneType' object has no attribute 'keys'\n    - Expected a <class 'NoneType'>"
+            ),
+            "model.x: Problem with given class_path 'icnets.Mo': 'NoneType' object has no attribute 'keys'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_configuration_in_one_line(error, line):

@@ -65,8 +65,8 @@ def _parser_message(text: str) -> str:
     wanted = [t for line in found for t in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(\w+\[.*\]))", line)]
     if not wanted or not values:
         reason = found[0] if found else " ".join(lines)
-        if reason.endswith(":") and len(found) > 1:  # what it is, is in the next line
-            reason = f"{reason} {found[1]}"
+        if reason.endswith(":"):  # what it is, is in the next line
+            reason = " ".join([reason, *lines[lines.index(reason) + 1 :][:1]]).removesuffix(":")
         return f"{key}: {reason}" if key and key not in reason else reason
     kinds = [_kind(name, alias) for name, alias in wanted]
     return f"{key or 'an option'} is {values[0]!r}; it must be {' or '.join(dict.fromkeys(kinds))}"

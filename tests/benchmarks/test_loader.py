@@ -8,6 +8,11 @@ import pytest
 import imagenet_like
 import loader
 
+pytestmark = [  # timm leaves the files to Python to close, and in this process its warnings are errors
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 @pytest.mark.parametrize("auto_augment", [None, pytest.param("rand-m9-mstd0.5", marks=pytest.mark.slow)])
 def test_loaders_are_compared_on_the_same_images(tmp_path: Path, auto_augment: str | None) -> None:

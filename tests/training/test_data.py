@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from icnets.training.data import ImageData
 from icnets.training.folders import take
-from icnets.training.images import ImageFiles, TensorImages
+from icnets.training.images import ImageFiles, Normalization, TensorImages, seed_all
 from icnets.training.sources import Paths
 from training.folders import write_classes, write_image
 
@@ -246,6 +247,27 @@ def test_folder_images_are_normalised(tmp_path: Path, in_chans: int) -> None:
     expected = torch.tensor([(v / 255 - m) / s for v, m, s in zip(values, mean, std, strict=True)])
     assert x.shape[1:] == (in_chans, 16, 16)
     assert torch.allclose(x, expected.view(1, -1, 1, 1).expand_as(x), atol=1e-5)
+
+
+def test_normalization_is_timms_to_the_bit() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 2, 1)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    channels_last = Image.fromarray(pixels.permute(1, 2, 0).numpy().copy())
+    expected = create_transform((2, 256), no_aug=True, is_training=True, mean=mean, std=std)(channels_last)
+    assert torch.equal(Normalization(mean, std)(pixels), expected)
+
+
+@pytest.mark.parametrize("erase", [0.0, 1.0])
+def test_an_image_is_what_timms_transform_makes_of_it(tmp_path: Path, erase: float) -> None:
+    data = ImageData(write_classes(tmp_path, cat=8, dog=8), image_size=16, erase=erase, seed=3)
+    data.setup()
+    images = data._splits["train"]
+    x, _ = images[(5, 2)]
+    options = {"scale": (0.35, 1.0), "color_jitter": 0.0, "re_prob": erase, "interpolation": "bilinear"}
+    transform = create_transform(16, is_training=True, **options)
+    seed_all(3, 5, 2)
+    with Image.open(paths(data, "train")[2]) as image:
+        assert torch.equal(x, transform(image.convert("RGB")))
 
 
 def test_predict_folder(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ class ClassificationTask(L.LightningModule):
             # Eager: two images are no reason to compile.
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 logits = self.network(x)
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # the latter where options left out one of its layers
             raise ValueError(
                 f"the network can't take images of shape {tuple(x.shape[1:])}: {first_line(error)}"
             ) from error
