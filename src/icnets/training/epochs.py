@@ -28,12 +28,10 @@ class EpochData(L.LightningDataModule):
         if self.trainer is None:
             return {}
         loop: Any = self.trainer.fit_loop
-        progress, batch = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
-        if progress.processed > progress.completed:  # the epoch is over, and what belongs to its end is at work
-            return {"epoch": progress.processed, "batch": 0}
-        if batch >= self.trainer.num_training_batches:  # all trained on; its validation is at work
-            return {"epoch": progress.completed + 1, "batch": 0}
-        return {"epoch": progress.completed, "batch": batch}
+        started, batch = loop.epoch_progress.current.started, loop.epoch_loop.batch_progress.current.processed
+        if batch >= self.trainer.num_training_batches:  # all trained on, whatever of the epoch's end is still at work
+            return {"epoch": started, "batch": 0}
+        return {"epoch": started - 1, "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Says where the next iteration of the training images begins."""
