@@ -146,7 +146,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         ) from None
     header = _header(path, metadata.pop("icnets", None))
     metadata.pop("format", None)
-    checksum = header.pop("checksum", None)  # files of icnets 0.1 have none
+    checksum = header.pop("checksum", None)  # older files have none
     if checksum not in (None, _checksum(header, metadata, tensors)):
         raise CheckpointError(f"{path} is damaged: its checksum differs; write it again with icnets.save")
     return header, tensors, metadata
