@@ -118,6 +118,8 @@ def test_interrupted() -> None:
     root = write_classes(Path("photos"), ant=1, bee=1)
     os.mkfifo(root / "ant" / "fifo.png")  # is no file, and not listed
     code = (
+        # Where tests run in the background of a shell, SIGINT is ignored, and so in what they start.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from icnets.cli import main; from icnets.data_check import command\n"
         "command.LineProgress.begin = lambda self, total: print('begun', flush=True)\n"
         "command.LineProgress.done = lambda self, problems: __import__('time').sleep(60)\n"
@@ -125,12 +127,15 @@ def test_interrupted() -> None:
     )
     Path("program.py").write_text(code)
     command = [sys.executable, "program.py", "data", "check", "photos", "--csv", "problems.csv"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout.readline() == "begun\n"
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, "", "icnets: interrupted\n")
     assert not Path("problems.csv").exists()
