@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -113,7 +114,9 @@ def _child(function: Callable[[], int], result: Callable[[], str], folder: Path)
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    """What is in a file, if it is there; without the folders of this machine, which are nobody's business."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return re.sub(rf"/\S*/site-packages/|{re.escape(tempfile.gettempdir())}/[^/\s'\"]+/", "", text)
 
 
 def classify(outcome: Outcome, clean: Outcome, name: str, valid: bool, leftovers: Sequence[str]) -> tuple[str, str]:
