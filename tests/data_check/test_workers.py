@@ -23,5 +23,7 @@ def test_a_bug_is_not_hidden() -> None:
 
 def test_it_can_be_left_early() -> None:
     results = each(eval, ["1"] * 100, 1)
-    assert next(results) == (0, 1)
+    index, value = next(results)  # whichever chunk is done first
+    assert index in range(100)
+    assert value == 1
     results.close()
