@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from icnets.evaluation.runs import Job, Run, train, warm_up
+from icnets.processes import end_with_parent
 
 __all__ = ["Progress", "run_grid", "worker_count"]
 
@@ -118,16 +118,8 @@ _tick: Callable[[], None] = lambda: None  # noqa: E731  # in a worker: tell the 
 def _begin(ticks: Any, first: Job) -> None:
     global _tick
     _tick = lambda: ticks.put(1)  # noqa: E731
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     warm_up(first)
-
-
-def _end_with_parent() -> None:
-    # A parent that was killed can't end its workers, and they'd wait for its orders for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _in_worker(job: Job) -> Run:
