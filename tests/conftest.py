@@ -1,4 +1,7 @@
+import logging
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +18,17 @@ settings.load_profile("icnets")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs go to a folder of the test's own; what a run leaves in the process is undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ICNETS_DEBUG", raising=False)
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    yield
+    torch.use_deterministic_algorithms(False)
+    for name in ("PL_SEED_WORKERS", "PL_GLOBAL_SEED"):
+        os.environ.pop(name, None)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

@@ -1,12 +1,10 @@
 import csv
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +22,7 @@ CONF = Path(__file__).parent / "conf"
 BASIC, IC, FOLDER = (str(CONF / f"{name}.yaml") for name in ("digits_basic", "digits_ic", "folder"))
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs go to a folder of the test's own; what a run leaves in the process is undone."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ICNETS_DEBUG", raising=False)
-    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
-    yield
-    torch.use_deterministic_algorithms(False)
-    os.environ.pop("PL_SEED_WORKERS", None), os.environ.pop("PL_GLOBAL_SEED", None)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_run")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +18,7 @@ CONF = Path(__file__).parents[1] / "conf"
 BASIC, IC, FOLDER = (str(CONF / f"{name}.yaml") for name in ("digits_basic", "digits_ic", "folder"))
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.use_deterministic_algorithms(False)
-    for name in ("PL_SEED_WORKERS", "PL_GLOBAL_SEED"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_run")
 
 
 def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:

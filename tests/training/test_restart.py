@@ -1,13 +1,9 @@
 """One command that begins a run, and goes on with it however often it is repeated."""
 
-import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from icnets.cli import main
 from icnets.training import lightning_cli
@@ -18,15 +14,7 @@ COMMAND = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
-    yield
-    torch.use_deterministic_algorithms(False)
-    os.environ.pop("PL_SEED_WORKERS", None), os.environ.pop("PL_GLOBAL_SEED", None)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_run")
 
 
 def test_auto_begins_and_goes_on_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:

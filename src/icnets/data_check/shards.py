@@ -4,16 +4,15 @@ A sample is a run of neighbours ``KEY.jpg`` (or jpeg, png, webp) and ``KEY.cls``
 ``KEY.json`` with {"label": index}. Other members of a key are left alone.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from icnets.data_check.decode import Item
 from icnets.data_check.problems import Problem, printable
-from icnets.training.shards import IMAGE_SUFFIXES, require_end, split_key
+from icnets.training.shards import IMAGE_SUFFIXES, class_index, leads_out, require_end, split_key
 
 __all__ = ["Shard", "ShardContent", "read_shard"]
 
@@ -63,9 +62,8 @@ def read_shard(shard: Shard) -> ShardContent:
 
 def _is_safe(shard: Shard, member: tarfile.TarInfo, problems: list[Problem]) -> bool:
     name = f"{shard.name}:{printable(member.name)}"
-    path = PurePosixPath(member.name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
-        problems.append(Problem(name, "unsafe-name", "absolute" if path.is_absolute() else "leads out of its folder"))
+    if leads_out(member.name):
+        problems.append(Problem(name, "unsafe-name", "leads out of its folder"))
         return False
     if member.isfile() or member.isdir():
         return member.isfile()
@@ -94,9 +92,10 @@ def _read_sample(
     labels = [entry for wanted in _LABELS for entry in by_extension if entry[0] == wanted]
     label = None
     if labels:
-        label, reason = _label(labels[0][0], labels[0][2])
-        if label is None:
-            report(labels[0][1], "bad-label", reason)
+        try:
+            label = str(class_index(labels[0][0], labels[0][2]))
+        except ValueError as error:
+            report(labels[0][1], "bad-label", str(error))
     for member in images[1:] if key not in seen else images:
         report(member, "repeated-key", f"key {printable(key)} has an image already")
     if images and not labels:
@@ -113,20 +112,3 @@ def _items(shard: Shard, images: list[tarfile.TarInfo], label: str | None) -> It
     for member in images:
         name = f"{shard.name}:{printable(member.name)}"
         yield Item(name, str(shard.path), shard.split, label, offset=member.offset_data, size=member.size)
-
-
-def _label(extension: str, data: bytes) -> tuple[str | None, str]:
-    """The class index as plain digits, or None and the reason."""
-    text = data.decode("utf-8", "replace").strip()
-    if extension == "json":
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None, "no JSON"
-        index = value.get("label") if isinstance(value, dict) else None
-        if isinstance(index, bool) or not isinstance(index, int):
-            return None, f"label is {printable(repr(index))[:40]}; it must be a whole number"
-        text = str(index)
-    if not (text.isascii() and text.isdecimal()):
-        return None, f"the class is {printable(repr(text))[:40]}; it must be a whole number from 0"
-    return text.lstrip("0") or "0", ""

@@ -22,7 +22,7 @@ import numpy as np
 from icnets.files import atomic_write
 from icnets.messages import few, first_line
 
-__all__ = ["IMAGE_SUFFIXES", "Shards", "expand", "find_shards", "require_end", "split_key"]
+__all__ = ["IMAGE_SUFFIXES", "Shards", "class_index", "expand", "find_shards", "leads_out", "require_end", "split_key"]
 
 _OPEN = 64  # files at a time; a process may have 1,024, and there may be more shards
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -85,12 +85,13 @@ class Shards:
         ends = np.cumsum(counts).tolist()
         self.groups = list(zip([0, *ends[:-1]], ends, strict=True))
         self._files: dict[str, BinaryIO] = {}
+        self._remote: dict[str, tuple[Any, str]] = {}
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}  # every process opens its own
+        return self.__dict__ | {"_files": {}, "_remote": {}}  # every process opens its own
 
     def open(self, index: int) -> BinaryIO:
         return io.BytesIO(self._read(index, int(self._offsets[index]), int(self._sizes[index])))
@@ -103,9 +104,7 @@ class Shards:
     def _read(self, index: int, offset: int, size: int) -> bytes:
         shard = self.shards[int(self._shard[index])]
         if is_remote(shard):
-            import fsspec
-
-            system, path = fsspec.core.url_to_fs(shard)
+            system, path = self._place(shard)
             content: bytes = system.cat_file(path, start=offset, end=offset + size)
         else:
             content = os.pread(self._file(shard).fileno(), size, offset)
@@ -119,6 +118,13 @@ class Shards:
                 self._files.pop(next(iter(self._files))).close()
             self._files[shard] = open(shard, "rb")  # noqa: SIM115  # kept, for the images to come
         return self._files[shard]
+
+    def _place(self, shard: str) -> tuple[Any, str]:
+        if shard not in self._remote:
+            import fsspec
+
+            self._remote[shard] = fsspec.core.url_to_fs(shard)
+        return self._remote[shard]
 
     def __del__(self) -> None:
         for file in getattr(self, "_files", {}).values():
@@ -196,7 +202,10 @@ def _samples(shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int) 
         elif suffix in ("cls", "json"):
             place = file.tell()
             file.seek(member.offset_data)
-            classes[key] = _class_index(shard, member.name, file.read(member.size))
+            try:
+                classes[key] = class_index(suffix, file.read(member.size))
+            except ValueError as error:
+                raise ValueError(f"{member.name!r} in the shard {shard}: {error}") from None
             file.seek(place)
     require_end(archive)
     if lonely := [name.name for key, name in images.items() if key not in classes]:
@@ -227,7 +236,7 @@ def _members(shard: str, archive: tarfile.TarFile, length: int) -> Iterable[tarf
     for member in archive:
         if not member.isfile():
             continue
-        if member.name.startswith("/") or ".." in member.name.split("/"):
+        if leads_out(member.name):
             raise ValueError(f"the shard {shard} has a member {member.name!r} that leads out of its folder")
         if member.offset_data + member.size > length:
             raise ValueError(
@@ -237,13 +246,24 @@ def _members(shard: str, archive: tarfile.TarFile, length: int) -> Iterable[tarf
         yield member
 
 
-def _class_index(shard: str, name: str, content: bytes) -> int:
-    try:
-        value = json.loads(content)["label"] if name.endswith("json") else int(content)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise ValueError(
-            f"{name!r} in the shard {shard} is {content[:40]!r}; it must be a class index from 0"
-        ) from None
-    return value
+def leads_out(name: str) -> bool:
+    """Whether a member so named would be unpacked outside its folder, on any system."""
+    name = name.replace("\\", "/")
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def class_index(suffix: str, content: bytes) -> int:
+    """The class in a member ``cls``, plain digits, or ``json``, {"label": index}; ValueError says what is wrong."""
+    text = content.decode("utf-8", "replace").strip()
+    if suffix == "json":
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError("it is no JSON") from None
+        index = value.get("label") if isinstance(value, dict) else None
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ValueError(f"its label is {repr(index)[:40]}; it must be a whole number")
+        text = str(index)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ValueError(f"its class is {repr(text)[:40]}; it must be a whole number from 0, of 9 digits at most")
+    return int(text)
