@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evidence bench test test-all lint format clean
+.PHONY: help demo docs evidence bench test test-all lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed  ## train basic, IC and IC + WLD networks and compare t
 
 evidence: $(VENV)/.installed  ## docs/evidence.md and its figures, from the lines in benchmarks/results/studies
 	$(BIN)/python benchmarks/evidence.py $(ARGS)
+
+docs: $(VENV)/.installed  ## the documentation as a site, into runs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 bench: $(VENV)/.installed  ## time and memory of ResNet-50 and its IC forms on this CPU, in under 5 minutes
 	$(BIN)/python benchmarks/cpu.py --quick $(ARGS)

@@ -213,8 +213,9 @@ class WeakLogitDistillation(nn.Module):
         """Surpass-stop: to be called once per validation.
 
         Args:
-            student_accuracy, teacher_accuracy: on the same data and in the same unit; in distributed training, the
-                values reduced over all processes, so that every process decides alike.
+            student_accuracy: in distributed training the value reduced over all processes, so that every process
+                decides alike.
+            teacher_accuracy: on the same data and in the same unit.
 
         Returns:
             Whether the distillation is off; always False without ``surpass_patience``.

@@ -49,7 +49,10 @@ def collide(
     Args:
         y: the layer's output ``(N, C_out, *L)``, ``bias`` included.
         s: receptive-field sums ``(N, groups, *L)`` from :func:`receptive_field_sum`.
-        collision, inner_bias, bias, gain: ``(C_out,)``; the last three may be absent.
+        collision: w', ``(C_out,)``.
+        inner_bias: b1, ``(C_out,)``, or absent.
+        bias: b2, ``(C_out,)``, or absent.
+        gain: on the branch, ``(C_out,)``; absent means 1.
         spatial_dims: length of ``*L``; 0 for a linear layer, whose channels come last.
 
     Returns:
@@ -196,7 +199,10 @@ def ic_linear(
     Args:
         x: ``(*, C_in)``.
         weight: ``(C_out, C_in)``.
-        collision_weight, bias, inner_bias, gain: ``(C_out,)``: w', b2, b1 and our gain; the last three may be absent.
+        collision_weight: w', ``(C_out,)``.
+        bias: b2, ``(C_out,)``, or absent.
+        inner_bias: b1, ``(C_out,)``, or absent.
+        gain: on the branch (ours), ``(C_out,)``; absent means 1.
 
     Returns:
         ``(*, C_out)``.

@@ -143,8 +143,10 @@ def receptive_field_sum(
 
     Args:
         x: input ``(N, C, *L)`` or ``(C, *L)``, floating point.
-        kernel_size, stride, dilation: one int per spatial dimension.
+        kernel_size: one int per spatial dimension, like ``stride`` and ``dilation``.
+        stride: of the windows.
         padding: pairs as ``F.pad`` takes them: last dimension first, (before, after).
+        dilation: of the windows.
         groups: groups of the convolution; ``C`` must be a multiple of it.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         scale: factor on the sum, applied before it can be rounded to a narrower type.

@@ -30,7 +30,10 @@ class Teacher(nn.Module):
 
     Args:
         model: the network. Not the student itself: pass ``copy.deepcopy(model)`` where both start from one network.
-        mean, std, student_mean, student_std: sequences or tensors with C_in values; std > 0.
+        mean: the teacher's normalisation, a sequence or tensor of C_in values, like the three that follow.
+        std: above 0.
+        student_mean: normalisation of the images that arrive.
+        student_std: above 0.
 
     Raises:
         TypeError: ``model`` is no nn.Module, or is a Teacher already.
