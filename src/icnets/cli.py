@@ -89,6 +89,10 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.evaluation.study.command import main as study
 
         return study(rest)
+    if command == "report":
+        from icnets.report.command import main as report
+
+        return report(rest)
     if command == "profile":
         from icnets.evaluation.profile import main as profile
 

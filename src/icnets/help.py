@@ -13,6 +13,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   predict    classes of images, as a CSV file
   compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture
   study      networks, methods and seeds in a grid on one data set; goes on where it was stopped
+  report     a comparison, or a training, as one HTML page with figures, images and what the units do
   profile    parameters, MACs, measured time and memory beside the basic network
   coverage   convert and check every architecture of timm, torchvision, segmentation-models-pytorch
   convert    a basic network's checkpoint in, an IC network's checkpoint out
@@ -143,6 +144,26 @@ mnist1d, solar and glyphs need pip install 'icnets[study]'.
 Example: a minute on scikit-learn's digits.
 
   icnets study --config recipes/studies/smoke.yaml
+"""
+
+REPORT = """\
+usage: icnets report RUN... [OPTIONS]
+
+One HTML page about the runs, which needs no network: the table and its verdicts, error by epoch and by second, error
+against time and MACs, the worst confusions, the images on which an IC network and its control disagree with the
+Grad-CAM of both, how often each unit's branch fires and how w' moved, and how to repeat it all.
+
+  RUN                            folder of icnets compare, such as runs/demo, or of icnets fit
+  --out FILE.html                the page (default: report.html in the folder of RUN)
+  --method NAME                  the method that is looked at (default: the IC network with the least test error)
+  --images N                     images shown on which it and its control disagree (default 12)
+  --force                        replace FILE if it exists
+
+The images are read again from where the run found them; without them the page says so and has the rest.
+
+Example:
+
+  icnets report runs/demo
 """
 
 PROFILE = """\
@@ -279,6 +300,7 @@ COMMAND_HELP = {
     ),
     "compare": COMPARE,
     "study": STUDY,
+    "report": REPORT,
     "profile": PROFILE,
     "coverage": COVERAGE,
     "export": EXPORT,

@@ -27,7 +27,7 @@ from icnets.evaluation.runs import Job, Run, build, distillation
 from icnets.evaluation.table import Table, show
 from icnets.files import atomic_write
 
-__all__ = ["compare", "main"]
+__all__ = ["compare", "jobs_of", "main"]
 
 SCHEMA = 1
 
@@ -128,11 +128,15 @@ def _path(settings: Settings, method: Method, seed: int) -> Path:
     return settings.out / "checkpoints" / f"{'-'.join(words)}-seed{seed}.safetensors"
 
 
+def jobs_of(settings: Settings, data: dict[str, Any], seed: int) -> list[Job]:
+    """One job per method, in their order; ``data`` as for :func:`compare`."""
+    return [_job(settings, data, method, seed) for method in settings.methods]
+
+
 def _jobs(settings: Settings, data: dict[str, Any]) -> list[Job]:
     """One job per method and seed, the basic networks first."""
-    first, *rest = settings.methods
-    basic = [_job(settings, data, first, seed) for seed in settings.seeds]
-    return [*basic, *(_job(settings, data, method, seed) for seed in settings.seeds for method in rest)]
+    by_seed = [jobs_of(settings, data, seed) for seed in settings.seeds]
+    return [*(own[0] for own in by_seed), *(job for own in by_seed for job in own[1:])]
 
 
 def compare(settings: Settings, data: dict[str, Any], command: str = "") -> tuple[list[Row], Table]:

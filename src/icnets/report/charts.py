@@ -1,0 +1,189 @@
+"""The figures of a report that are made from numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from icnets.evaluation.plots import COLOURS, DASHES, Curve
+from icnets.evaluation.report import Row
+from icnets.evaluation.statistics import t_interval
+from icnets.report.figures import INK, Figure, draw
+
+__all__ = ["confusion_chart", "cost_chart", "curve_charts", "firing_chart", "weight_chart"]
+
+MARKERS = "osD^vP*X<>hd"
+
+
+def _colour(number: int) -> str:
+    return INK if number == 0 else COLOURS[number % len(COLOURS)]  # plots' black is the page's ink
+
+
+def curve_charts(curves: Sequence[Curve], *, quantity: str = "validation error, %") -> list[Figure]:
+    """Error by epoch and by second: the mean over seeds, with its 95 % interval where there are several."""
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    band = ": mean over seeds, and its 95 % interval" if len(curves[0].errors) > 1 else ""
+    what = quantity.removesuffix(", %")
+    final = {c.name: t_interval([seed[-1] for seed in c.errors]).mean for c in curves}
+    words = "; ".join(f"{name} ends at {error:.2f}" for name, error in final.items())
+
+    def paint(x: Callable[[Curve], Sequence[float]], label: str) -> Callable[[Any], None]:
+        def on(axes: Any) -> None:
+            for curve in curves:
+                colour = _colour(groups.index(curve.group))
+                intervals = [t_interval(values) for values in zip(*curve.errors, strict=True)]
+                means = [i.mean for i in intervals]
+                dash = DASHES[curve.dash % len(DASHES)]
+                axes.plot(x(curve), means, color=colour, linestyle=dash, label=_short(curve.name, 40))
+                if intervals[0].low is not None:
+                    low, high = ([max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high"))
+                    axes.fill_between(x(curve), low, high, color=colour, alpha=0.08, linewidth=0)
+            axes.set(xlabel=label, ylabel=quantity)
+            if all(min(map(min, c.errors)) > 0 for c in curves):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+            axes.legend(fontsize=9)
+
+        return on
+
+    ways: list[tuple[str, Callable[[Curve], Sequence[float]], str]] = [
+        ("epochs", lambda c: c.epochs, "epoch"),
+        ("seconds", lambda c: c.seconds, "seconds of training"),
+    ]
+    return [
+        draw(
+            f"curves-{name}",
+            paint(x, label),
+            alt=f"{what.capitalize()} in per cent by {label}. {words}.",
+            caption=f"{what.capitalize()} by {label}{band}.",
+        )
+        for name, x, label in ways
+    ]
+
+
+def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
+    """Test error against "time" or "macs" per image, every method a mark with its interval."""
+    label = {"time": "ms per image, forward", "macs": "million MACs per image"}[cost]
+
+    def at(row: Row) -> float:
+        return row.cost.latency.ms_per_image if cost == "time" else row.cost.macs.total / 1e6
+
+    def paint(axes: Any) -> None:
+        span = max(map(at, rows)) - min(map(at, rows)) or at(rows[0])
+        for i, row in enumerate(rows):
+            e, dodge = row.error, 0.008 * span * (i - len(rows) // 2)  # networks of the same cost stay apart
+            bars = None if e.low is None or e.high is None else [[e.mean - e.low], [e.high - e.mean]]
+            look = {"color": _colour(i), "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
+            axes.errorbar([at(row) + dodge], [e.mean], yerr=bars, label=_short(row.name, 40), **look)
+        axes.set(xlabel=label, ylabel="test error, %")
+        axes.margins(x=0.15)
+        axes.legend(fontsize=9)
+
+    points = "; ".join(f"{row.name}: {row.error.format()} % at {at(row):.3g}" for row in rows)
+    return draw(
+        f"cost-{cost}",
+        paint,
+        alt=f"Test error in per cent against {label}. {points}.",
+        caption=f"Test error against {label}: lower and further left is better. Bars: intervals over seeds.",
+    )
+
+
+def confusion_chart(counts: Sequence[Sequence[int]], names: Sequence[str], title: str) -> Figure:
+    """Rows: the images' classes; columns: the network's answers; shading by share of the row, off the diagonal."""
+    size = len(counts)
+    shares = [[c / max(sum(row), 1) for c in row] for row in counts]
+    labels = [_short(name) for name in names]
+    most = max(0.05, *(s for i, row in enumerate(shares) for j, s in enumerate(row) if i != j))
+
+    def paint(axes: Any) -> None:
+        wrong = [[float("nan") if i == j else s for j, s in enumerate(row)] for i, row in enumerate(shares)]
+        axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=most)
+        if size <= 12:
+            for i, j in product(range(size), repeat=2):
+                if counts[i][j]:
+                    # Off the diagonal the ground is orange in dark mode too.
+                    colour = INK if i == j else "#ffffff" if shares[i][j] > 0.6 * most else "#000000"
+                    axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=9, color=colour)
+        step = -(-size // 30)
+        axes.set_xticks(range(0, size, step), labels[::step], rotation=90, fontsize=8)
+        axes.set_yticks(range(0, size, step), labels[::step], fontsize=8)
+        axes.set(xlabel="answer", ylabel="class")
+        axes.grid(visible=False)
+
+    pairs = sorted(
+        ((counts[i][j], i, j) for i in range(size) for j in range(size) if i != j and counts[i][j]), reverse=True
+    )
+    worst = "; ".join(f"{names[i]} taken for {names[j]}: {n}" for n, i, j in pairs[:5])
+    total, right = sum(map(sum, counts)), sum(counts[i][i] for i in range(size))
+    return draw(
+        "confusion",
+        paint,
+        alt=f"Confusion matrix of {title}: {right} of {total} right. {worst or 'No confusions'}.",
+        caption=f"{title}: {right} of {total} test images right. Shading: share of a class's images with that answer.",
+        size=(5.2, 4.7),
+    )
+
+
+def _short(name: str, limit: int = 14) -> str:
+    """A name as a label: not too long, printable, and no formula to matplotlib."""
+    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
+
+
+def firing_chart(rates: Mapping[str, tuple[float, float]]) -> Figure:
+    """Share of places in which each layer's branch fires, before training and after."""
+
+    def paint(axes: Any) -> None:
+        y = range(len(rates))
+        before, after = zip(*rates.values(), strict=True)
+        axes.hlines(y, [100 * b for b in before], [100 * a for a in after], color=INK, alpha=0.3)
+        axes.plot([100 * b for b in before], y, "o", color=COLOURS[3], label="before training", markersize=5)
+        axes.plot([100 * a for a in after], y, "D", color=COLOURS[1], label="after", markersize=5)
+        axes.set_yticks(y, [_short(name, 28) for name in rates], fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="places in which the branch fires, %")
+        axes.set_xlim(left=0)
+        axes.margins(x=0.05)
+        axes.legend(fontsize=9)
+
+    words = "; ".join(f"{name}: {100 * b:.0f} to {100 * a:.0f}" for name, (b, a) in rates.items())
+    return draw(
+        "firing",
+        paint,
+        alt=f"Per cent of places in which the branch fires, before and after training, by layer. {words}.",
+        caption="How often the collision branch fires, on test images: 0 % is a plain convolution, 100 % a linear one.",
+        size=(5.2, 1.4 + 0.22 * len(rates)),
+    )
+
+
+def weight_chart(weights: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """w′√n of each layer's channels, before training and after: median, quartiles and extremes."""
+
+    def paint(axes: Any) -> None:
+        for i, (before, after) in enumerate(weights.values()):
+            for values, colour, mark, shift in ((before, COLOURS[3], "o", -0.15), (after, COLOURS[1], "D", 0.15)):
+                ordered = sorted(values)
+                q = [ordered[round(p * (len(ordered) - 1))] for p in (0, 0.25, 0.5, 0.75, 1)]
+                axes.hlines(i + shift, q[0], q[4], color=colour, linewidth=0.8)
+                axes.hlines(i + shift, q[1], q[3], color=colour, linewidth=3)
+                label = ("before training" if shift < 0 else "after") if i == 0 else None
+                axes.plot([q[2]], [i + shift], mark, color=colour, markersize=5, label=label)
+        axes.set_yticks(range(len(weights)), [_short(name, 28) for name in weights], fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="w′√n")
+        axes.legend(fontsize=9)
+
+    words = "; ".join(f"{name}: {_median(a):.2f}" for name, (_, a) in weights.items())
+    return draw(
+        "weights",
+        paint,
+        alt=f"Collision weights times the root of the fan-in, by layer; medians after training: {words}.",
+        caption="How w′ moved, in units of 1/√n, n the fan-in: median, quartiles and extremes over channels.",
+        size=(5.2, 1.4 + 0.22 * len(weights)),
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,62 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from icnets import ICConfig, convert_
+from icnets.evaluation.firing import firing_rates
+
+
+class Same(nn.Conv2d):
+    """Pads by itself."""
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias)
+
+
+def naive(x, conv, padding):
+    """Share of places where (y - bias) - w's + b1 > 0, from the definition in float64."""
+    x = F.pad(x, padding).double()
+    y = F.conv2d(x, conv.weight.double(), stride=conv.stride, groups=conv.groups)
+    s = F.conv2d(x, torch.ones_like(conv.weight[:: len(conv.weight) // conv.groups]).double(), stride=conv.stride,
+                 groups=conv.groups)  # fmt: skip
+    s = s.repeat_interleave(len(conv.weight) // conv.groups, 1)
+    u = y - conv.collision_weight.double().view(-1, 1, 1) * s + conv.inner_bias.double().view(-1, 1, 1)
+    return (u > 0).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("layer", "padding"),
+    [
+        (nn.Conv2d(4, 6, 3, 2, 1), (1, 1, 1, 1)),
+        (nn.Conv2d(4, 6, 3, groups=2), (0, 0, 0, 0)),
+        (Same(4, 6, 2), (0, 1, 0, 1)),
+    ],
+)
+def test_against_the_definition(layer, padding):
+    model = nn.Sequential(layer)
+    convert_(model, ICConfig(), optimizers=())
+    with torch.no_grad():
+        model[0].collision.normal_()
+        model[0].inner_bias.normal_()
+    x = torch.randn(3, 4, 9, 9)
+    assert firing_rates(model, x) == {"0": pytest.approx(naive(x, model[0], padding), abs=1e-3)}
+    assert not model[0]._forward_hooks
+
+
+def test_a_gain_of_zero_never_fires_and_a_unit_that_does_not_run_is_left_out():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.used(self.used(x)[:, :3])
+
+    model = Two()
+    convert_(model, ICConfig(warm_start="gain"), optimizers=())
+    assert firing_rates(model, torch.randn(2, 3, 9, 9)) == {"used": 0.0}
+    with torch.no_grad():
+        model.used.gain.fill_(1.0)
+    rate = firing_rates(model, torch.randn(2, 3, 9, 9))["used"]
+    assert 0.3 < rate < 0.7
