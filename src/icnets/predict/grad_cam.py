@@ -1,0 +1,71 @@
+"""Grad-CAM (Selvaraju et al., arXiv 1610.02391): where in an image a network's answer comes from."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["GradCam"]
+
+
+class GradCam:
+    """Heat maps of a network, from the last maps (N, C, h, w) with more than one place that any of its modules gives.
+
+    In a ResNet these are the last stage's. The maps' channels are weighted by the mean gradient of the class's logit in
+    each, added up and cut off at 0; each image's map is then scaled to [0, 1].
+
+    Args:
+        network: in eval mode, (N, C, H, W) to logits (N, classes).
+        example: one batch of images, on its device.
+
+    Raises:
+        ValueError: no module of the network gives such maps.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.network = network
+        last: list[tuple[str, nn.Module]] = []
+
+        def look(name: str, module: nn.Module, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1:
+                last[:] = [(name, module)]
+
+        handles = [
+            module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output))  # type: ignore[misc]
+            for name, module in network.named_modules()
+            if module is not network
+        ]
+        try:
+            with torch.no_grad():
+                network(example)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not last:
+            raise ValueError(
+                f"no module of {type(network).__name__} gives maps larger than 1×1 for images of "
+                f"{example.shape[-2]}×{example.shape[-1]}; --grad-cam needs them: give a larger --image-size"
+            )
+        self.layer, self._module = last[0]
+
+    def __call__(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Heat maps (N, H, W) in [0, 1], on the CPU, of ``images`` (N, C, H, W) for the class of each, (N,) int64."""
+        maps: list[Tensor] = []
+
+        def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            maps[:] = [output.detach().requires_grad_()]  # gradients go no further back
+            return maps[0].clone()  # what follows may work in place
+
+        handle = self._module.register_forward_hook(cut)
+        try:
+            with torch.enable_grad():
+                logits = self.network(images).float()
+                chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
+                (gradient,) = torch.autograd.grad(chosen, maps)
+        finally:
+            handle.remove()
+        weights = gradient.mean((2, 3), keepdim=True)
+        heat = F.relu((weights * maps[0].detach()).sum(1, keepdim=True)).float()
+        heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return F.interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu()
