@@ -96,7 +96,6 @@ def predictions(
         _Files(data.image_files(paths), paths),
         batch_size=batch_size,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
         collate_fn=as_is,
     )
     try:
@@ -112,21 +111,18 @@ def predictions(
 
 def _predicted(model: Model, paths: Sequence[Path], read: _Read, top_k: int) -> Batch:
     errors, images = dict(read.errors), read.images
-    found: dict[int, tuple[list[int], list[float]]] = {}
+    found: dict[int, Prediction] = {}
     readable = [index for index in read.indices if index not in errors]
     if readable:
         probabilities, classes = model.logits(images).softmax(dim=1).topk(top_k)
         finite = probabilities.isfinite().all(1)
         for row, index in enumerate(readable):
             if finite[row]:
-                found[index] = (classes[row].tolist(), probabilities[row].tolist())
+                found[index] = Prediction(
+                    paths[index], tuple(classes[row].tolist()), tuple(probabilities[row].tolist())
+                )
             else:
                 errors[index] = "the network's output is not a number"
         images = images[finite]
-    return Batch(
-        [
-            Prediction(paths[i], error=errors[i]) if i in errors else Prediction(paths[i], *map(tuple, found[i]))
-            for i in read.indices
-        ],
-        images,
-    )
+    rows = [found[i] if i in found else Prediction(paths[i], error=errors[i]) for i in read.indices]
+    return Batch(rows, images)

@@ -92,7 +92,7 @@ def _notes(path: Path, strings: dict[str, str]) -> ImageNotes:
 
 def _named(name: str, pretrained: bool) -> tuple[nn.Module, ImageNotes]:
     """timm's pretrained network, or its IC network of the same function."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
     from timm.models import get_pretrained_cfg, is_model
 
     from icnets.timm_models import NETWORKS, create_model
@@ -102,7 +102,10 @@ def _named(name: str, pretrained: bool) -> tuple[nn.Module, ImageNotes]:
         raise ValueError(f"there is no file {name}, and timm has no network of that name; check MODEL")
     if not pretrained:
         raise ValueError(f"{name} has random weights; give --pretrained, or a checkpoint")
-    cfg = get_pretrained_cfg(".".join([NETWORKS.get(basic, basic), *([tag] if tag else [])]))
+    try:
+        cfg = get_pretrained_cfg(".".join([NETWORKS.get(basic, basic), *([tag] if tag else [])]))
+    except RuntimeError:  # an unknown tag
+        cfg = None
     if cfg is None or not cfg.has_weights:
         raise ValueError(f"timm has no pretrained weights of {name}; see timm.list_pretrained()")
     ic: dict[str, Any] = {} if basic in NETWORKS else {"ic": None}
@@ -111,7 +114,8 @@ def _named(name: str, pretrained: bool) -> tuple[nn.Module, ImageNotes]:
     except Exception as error:  # whatever happens on the way to the hub
         raise ValueError(f"can't get timm's pretrained weights of {name}: {first_line(error)}") from error
     subset = infer_imagenet_subset(network)
-    names = [ImageNetInfo(subset).index_to_description(i) for i in range(cfg.num_classes)] if subset else None
+    info = ImageNetInfo(subset) if subset else None
+    names = None if info is None else [info.index_to_description(i) for i in range(cfg.num_classes)]
     return network, replace(notes_of_cfg(cfg.to_dict()), class_names=names)
 
 
@@ -120,7 +124,7 @@ def _of_network(name: str, network: nn.Module, notes: ImageNotes, device: str) -
 
     def logits(x: Tensor) -> Tensor:
         with torch.no_grad():
-            output: Any = network(x.to(device, non_blocking=True))
+            output: Any = network(x.to(device))
         return _one_output(name, [output] if isinstance(output, Tensor) else output).float().cpu()
 
     return Model(name, logits, notes, network)

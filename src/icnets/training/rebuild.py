@@ -70,5 +70,5 @@ def _basic_or_ic(model: Mapping[str, Any], classes: int, in_chans: int) -> nn.Mo
     if ic is not None and ic.warm_start == "calibrate":
         ic = replace(ic, warm_start="none")
     start = Path(source) if source is not None and holds_ic_network(Path(source)) else None
-    options = {"num_classes": classes, "in_chans": in_chans, "options": model.get("model_options")}
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": in_chans, "options": model.get("model_options")}
     return build_network(name, ic=ic, init_from=start, **options)[0]
