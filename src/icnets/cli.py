@@ -27,8 +27,9 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
 
-    0: done. 1: ``data check`` found errors. 2: a mistake in the arguments or files, reported in one line. 130:
-    interrupted. Anything else that goes wrong is a bug of ours, and its traceback is shown.
+    0: done. 1: ``data check`` found errors, or ``predict`` images that can't be read. 2: a mistake in the arguments or
+    files, reported in one line. 130: interrupted. Anything else that goes wrong is a bug of ours, and its traceback is
+    shown.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -80,6 +81,10 @@ def _run(command: str, rest: list[str]) -> int:
         return 0
     if command == "convert":
         return _convert(rest)
+    if command == "predict" and "--help-all" in rest:  # both forms; Lightning's follows
+        from icnets.predict.command import parser
+
+        parser().print_help()
     rest = ["--help" if arg == "--help-all" else arg for arg in rest]
     if command == "compare":
         from icnets.evaluation.compare import main as compare
@@ -109,12 +114,23 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.data_check.command import main as data
 
         return data(rest)
+    if command == "predict" and not _of_a_run(rest):
+        from icnets.predict.command import main as predict
+
+        return predict(rest)
     if command == "build":
         return _build(rest)
     from icnets.training.lightning_cli import run
 
     run([command, *rest])
     return 0
+
+
+def _of_a_run(rest: list[str]) -> bool:
+    """Whether ``predict`` is asked for a run's own images, by Lightning's options, and not for MODEL and PATHS."""
+    names = {arg.partition("=")[0] for arg in rest}
+    own = {"--name", "--runs", "--config", "-c", "--ckpt_path", "--output", "--help", "--print_config"}
+    return bool(own & names) or any(name.startswith(("--data.", "--model.", "--trainer.")) for name in names)
 
 
 # Errors.

@@ -10,7 +10,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   fit        train a basic or an IC network, with or without weak logit distillation
   validate   accuracy of a trained network on the validation images
   test       accuracy of a trained network on the test images
-  predict    classes of images, as a CSV file
+  predict    classes of image files, by a checkpoint or an exported artefact, as CSV or JSON
   compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture
   study      networks, methods and seeds in a grid on one data set; goes on where it was stopped
   report     a comparison, or a training, as one HTML page with figures, images and what the units do
@@ -99,6 +99,37 @@ Example:
   icnets {command} --name digits --ckpt_path best{example}
 """
 
+PREDICT = """\
+usage: icnets predict MODEL PATHS... [OPTIONS]
+       icnets predict --name RUN --ckpt_path best [OPTIONS]
+
+Classify image files, each read as in the network's evaluation, and write path, classes, names and probabilities.
+
+  MODEL                          a checkpoint (.safetensors, or .ckpt in its run's folder), an artefact of icnets export
+                                 (.onnx, .xml, .pt2), or timm's name with --pretrained
+  PATHS                          image files; folders, searched to any depth; patterns in quotes, like 'new/**/*.jpg';
+                                 lists of paths, .txt (one a line) or .csv (column path, or the first)
+  --out FILE                     FILE.csv or FILE.json; - for the terminal (default; also --format json)
+  --top-k N                      classes of each image (default 5)
+  --class-names FILE             names of the classes, one a line, or a list in .json (default: as MODEL keeps them)
+  --batch-size N                 images at a time (default 64); also --workers, --device cuda
+  --image-size N                 what MODEL doesn't say of its images, or other than it says; also --in-chans, --mean,
+                                 --std, --crop-pct, --interpolation
+  --contact-sheet FILE.png       the first 100 images with their classes on one sheet
+  --grad-cam DIR                 of each image a picture with Grad-CAM's heat map for its class; checkpoints only
+
+Images that can't be read are skipped, listed, and have their reason in the output's column error.
+Exit status: 0 all predicted, 1 some images can't be read, 2 for a mistake in the arguments.
+
+The second form predicts the test images of a run, or those in --data.predict_root DIR, with the run's own options, into
+--output FILE (default: runs/RUN/predictions.csv), one column a class. It takes the options of icnets test, such as
+--config and --allow-imports; --help-all lists those of both.
+
+Example:
+
+  icnets predict runs/ic/checkpoints/best.safetensors new_photos --out classes.csv
+"""
+
 COMPARE = """\
 usage: icnets compare --config RECIPE.yaml [OPTIONS]
 
@@ -180,11 +211,15 @@ measured time and memory.
   --rounds N                     interleaved rounds of each measurement (default 11)
   --device cpu                   cpu or cuda
   --options JSON                 more arguments for timm's network
+  --layers                       layer by layer instead: shape, MACs, time of the IC layer and of the basic one in its
+                                 place, how often the collision fires; NAME can be a checkpoint too
+  --images DIR                   with --layers: a batch of images from this folder, in place of random input
   --json FILE                    write the numbers to this file; - for the terminal
 
-Example:
+Examples:
 
   icnets profile resnet50 --against resnet101 --batch-size 1
+  icnets profile runs/ic/checkpoints/best.safetensors --layers --images photos
 """
 
 EXPORT = """\
@@ -289,15 +324,7 @@ COMMAND_HELP = {
         ),
         example="",
     ),
-    "predict": _EVALUATE.format(
-        command="predict",
-        summary="Classify images, and write image, class and probabilities to a CSV file.",
-        more=(
-            "  --data.predict_root DIR        images to classify, in any subfolders (default: the test images)\n"
-            "  --output FILE                  the CSV file (default: runs/RUN/predictions.csv)\n"
-        ),
-        example=" --data.predict_root new_photos",
-    ),
+    "predict": PREDICT,
     "compare": COMPARE,
     "study": STUDY,
     "report": REPORT,

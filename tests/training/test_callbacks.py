@@ -156,6 +156,7 @@ def test_weights_are_those_of_the_best_and_last_epoch(tmp_path: Path) -> None:
         notes = file.metadata()
     assert int(notes["epoch"]) == best["epoch"]
     assert notes["class_names"] == "0,1,2,3,4,5,6,7,8,9"
+    assert (notes["crop_pct"], notes["interpolation"]) == ("1.0", "bilinear")  # digits are seen whole
     assert float(notes["val/top1"]) == pytest.approx(best["val/top1"], rel=1e-5)
     weights = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     for name, value in load(tmp_path / "best.safetensors").state_dict().items():

@@ -1,7 +1,8 @@
-"""How often the collision of a unit changes its output."""
+"""How often the collision of a unit fires."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,41 +10,56 @@ import torch
 from torch import Tensor, nn
 
 from icnets.layers import IC_LAYERS
-from icnets.subclasses import basic_of
 
-__all__ = ["firing_rates"]
+__all__ = ["firing_rates", "firing_share"]
+
+_ROUNDING = 1e-12  # of float64, relative to the largest output
+
+
+@torch.no_grad()
+def firing_share(unit: nn.Module, x: Tensor) -> float:
+    """Share of positive arguments ``y - w's + b1`` of an IC layer's rectifier, for its input ``x`` (N, C_in, *L).
+
+    Seen from outside, in float64: where the output differs from the basic layer's. A gain, which may be 0 or negative,
+    is left aside.
+    """
+    assert isinstance(unit, IC_LAYERS)
+    double = copy.deepcopy(unit).double()
+    gain = double.vectors()[2]
+    if gain is not None:
+        gain.fill_(1)
+    z = double.forward(x.double())
+    y = copy.deepcopy(double).give_back_().forward(x.double())
+    fired = (z - y) > _ROUNDING * y.abs().max()
+    return float(fired.double().mean())
 
 
 def firing_rates(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
-    """For each IC unit the share, in [0, 1], of output places in which its branch fires (ours).
-
-    Measured as where the unit's output differs from that of its basic layer, so a branch whose gain is 0 never fires.
+    """:func:`firing_share` of each IC unit of a network, by its name.
 
     Args:
         model: run once on ``inputs``, in the mode that it is in, without gradients.
 
     Returns:
-        By the unit's name; a unit that runs several times counts all its places, one that doesn't run is left out.
+        The mean over its calls for a unit that runs several times; one that doesn't run is left out.
     """
-    fired: dict[str, list[int]] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, IC_LAYERS):
-            handles.append(module.register_forward_hook(_counter(fired.setdefault(name, [0, 0]))))
+    shares: dict[str, list[float]] = {}
+    handles = [
+        module.register_forward_hook(_taker(shares.setdefault(name, [])))
+        for name, module in model.named_modules()
+        if isinstance(module, IC_LAYERS)
+    ]
     try:
         with torch.no_grad():
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: changed / places for name, (changed, places) in fired.items() if places}
+    return {name: sum(own) / len(own) for name, own in shares.items() if own}
 
 
-def _counter(count: list[int]) -> Any:
-    def hook(unit: nn.Module, args: Sequence[Any], z: Tensor) -> None:
-        y = basic_of(unit).forward(unit, *args)
-        # Where nothing fires both are the same but for the order of additions.
-        count[0] += int(((z - y).abs() > 1e-6 * y.abs().amax()).sum())
-        count[1] += z.numel()
+def _taker(shares: list[float]) -> Any:
+    def hook(unit: nn.Module, args: Sequence[Tensor], z: Tensor) -> None:
+        shares.append(firing_share(unit, args[0]))
 
     return hook

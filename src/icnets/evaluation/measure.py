@@ -22,19 +22,23 @@ from icnets.evaluation.rounds import interleaved, paired_ratio
 from icnets.layers import IC_LAYERS, ic_parameters
 
 __all__ = [
+    "COUNTED",
     "Count",
     "Latency",
     "Taught",
     "agreement",
     "count_macs",
     "count_parameters",
+    "layer_macs",
     "measure_latency",
     "memory_for_backward",
+    "restored",
     "use_threads",
 ]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,14 @@ def count_parameters(model: nn.Module) -> Count:
     )
 
 
-def _layer_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
+def layer_macs(module: nn.Module, x: Tensor, z: Tensor) -> Count:
+    """Multiply-accumulates of one of the layers ``COUNTED``, for a batch: input ``x`` and output ``z``."""
+    basic = _basic_macs(module, x, z)
+    ic = _ic_macs(module, x, z) if isinstance(module, IC_LAYERS) else 0
+    return Count(basic + ic, ic)
+
+
+def _basic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
     if isinstance(module, _CONVS):
         return z.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
     if isinstance(module, _TRANSPOSED):
@@ -77,7 +88,7 @@ def _ic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
 
 
 @contextmanager
-def _restored(model: nn.Module, training: bool) -> Iterator[None]:
+def restored(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode for a while; afterwards each module's mode and every buffer are what they were."""
     modes = {m: m.training for m in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
@@ -110,15 +121,12 @@ def count_macs(model: nn.Module, sample: Tensor) -> Count:
 
     def hook(module: nn.Module, args: tuple[Any, ...], z: Tensor) -> None:
         nonlocal total, ic
-        total += _layer_macs(module, args[0], z)
-        if isinstance(module, IC_LAYERS):
-            part = _ic_macs(module, args[0], z)
-            total, ic = total + part, ic + part
+        macs = layer_macs(module, args[0], z)
+        total, ic = total + macs.total, ic + macs.ic
 
-    counted = (*_CONVS, *_TRANSPOSED, nn.Linear)
-    handles: list[RemovableHandle] = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, counted)]
+    handles: list[RemovableHandle] = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, COUNTED)]
     try:
-        with _restored(model, training=False), torch.no_grad():
+        with restored(model, training=False), torch.no_grad():
             model(sample)
     finally:
         for handle in handles:
@@ -229,7 +237,7 @@ def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
     parameters and buffers; the input counts where a layer keeps it. On CUDA it is the peak of a forward and backward
     pass above what was allocated before. Modes, buffers and gradients are left as they were.
     """
-    with _restored(model, training=True):
+    with restored(model, training=True):
         if sample.device.type == "cuda":
             return _cuda_peak(model, sample)
         own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
@@ -270,7 +278,7 @@ def agreement(model_a: nn.Module, model_b: nn.Module, loader: Any) -> float:
         ValueError: for different numbers of classes, or a loader without images.
     """
     same = total = 0
-    with _restored(model_a, training=False), _restored(model_b, training=False):
+    with restored(model_a, training=False), restored(model_b, training=False):
         for batch in loader:
             x = batch if isinstance(batch, Tensor) else batch[0]
             a, b = model_a(x), model_b(x)

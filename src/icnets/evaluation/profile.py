@@ -24,7 +24,7 @@ from icnets.evaluation.table import Table, human, show
 from icnets.kernels import native
 from icnets.messages import first_line
 
-__all__ = ["Profile", "main", "profile", "profile_table"]
+__all__ = ["Profile", "conditions", "kernels_note", "main", "profile", "profile_table", "require_input"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ def profile(
 
 def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
     """The profiles as a table; each time and each memory stands with its ratio to the first row's."""
-    n, c, h, w = sample.shape
 
     def counted(count: Count) -> str:
         return f"{human(count.total)} ({human(count.ic)})" if count.ic else human(count.total)
@@ -86,24 +85,31 @@ def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
         )
         for p in profiles
     ]
-    device = "CPU" if sample.device.type == "cpu" else torch.cuda.get_device_name(sample.device)
-    threads = profiles[0].inference.threads
     saved = "tensors that autograd saves" if sample.device.type == "cpu" else "peak of a forward and backward pass"
     return Table(
-        f"{profiles[0].name}: batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, {device}, "
-        f"{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}",
+        f"{profiles[0].name}: {conditions(sample, profiles[0].inference.threads)}",
         ("network", "parameters (IC)", "MACs/image (IC)", "inference, ms/image", "training, ms/image", "memory, MiB"),
         rows,
         [
             f"(×): against {profiles[0].name}, median over {profiles[0].inference.rounds} interleaved rounds in eager "
             "mode; training is forward and backward.",
             f"Memory for backward: {saved}, for the batch, without parameters.",
-            *_kernels(sample),
+            *kernels_note(sample),
         ],
     )
 
 
-def _kernels(sample: Tensor) -> list[str]:
+def conditions(sample: Tensor, threads: int) -> str:
+    """What is measured, on what, by what: the first line of a table."""
+    n, c, h, w = sample.shape
+    device = "CPU" if sample.device.type == "cpu" else torch.cuda.get_device_name(sample.device)
+    return (
+        f"batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, {device}, "
+        f"{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
+    )
+
+
+def kernels_note(sample: Tensor) -> list[str]:
     """What the IC units compute with, on a CPU, and what would be faster."""
     if sample.device.type != "cpu":
         return []
@@ -152,6 +158,8 @@ def _parser() -> Any:
     parser.add_argument("--threads", type=int | None, default=None, help="torch's threads; its own choice")
     parser.add_argument("--rounds", type=int, default=11, help="interleaved rounds of each measurement")
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    parser.add_argument("--layers", action="store_true", help="layer by layer; NAME can be a checkpoint then")
+    parser.add_argument("--images", type=Path | None, default=None, help="with --layers: folder of images to show it")
     parser.add_argument(
         "--json", type=str | None, default=None, help="write the numbers to this file; - for the terminal"
     )
@@ -178,24 +186,34 @@ def _sample(models: Mapping[str, nn.Module], args: Any) -> Tensor:
     return torch.randn(args.batch_size, args.in_chans, size, size, generator=generator).to(args.device)
 
 
+def require_input(name: str, model: nn.Module, sample: Tensor) -> None:
+    """Raises ValueError where the network can't take such a batch."""
+    try:
+        with torch.no_grad():
+            model.eval()(sample)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{name} can't take a batch of shape {tuple(sample.shape)}: {first_line(error)}; try another --image-size"
+        ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     from icnets.evaluation.arguments import parse
 
     args = parse(_parser(), argv)
     _require_positive(args)
+    if args.layers:
+        from icnets.evaluation.layer_command import run
+
+        return run(args)
+    if args.images is not None:
+        raise ValueError(f"--images is {args.images}; it goes with --layers")
     options = {"num_classes": args.num_classes, "in_chans": args.in_chans, "options": args.options}
     models = build(args.name, args.against, device=args.device, **options)
     sample = _sample(models, args)
-    try:
-        for model in models.values():
-            with torch.no_grad():
-                model.eval()(sample)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{args.name} can't take a batch of shape {tuple(sample.shape)}: {first_line(error)}; "
-            "try another --image-size"
-        ) from error
+    for model in models.values():
+        require_input(args.name, model, sample)
     profiles = profile(models, sample, rounds=args.rounds, threads=args.threads)
     if args.json == "-":
         print(json.dumps([asdict(p) for p in profiles], indent=1))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from icnets.image_notes import ImageNotes, notes_of_cfg, read_notes
 from icnets.messages import few
 
 __all__ = ["main"]
@@ -55,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(args.format, args.int8)
     network, notes = _network(args)
     own = own_input_size(network)
-    side = args.image_size or int(notes.get("image_size", 0)) or (own or (0,))[-1]
+    side = args.image_size or notes.image_size or (own or (0,))[-1]
     if not side:
         raise ValueError(f"{args.model} doesn't say how large its images are; give --image-size N")
-    example = torch.zeros(2, own[0] if own else int(notes.get("in_chans", 3)), side, side)
+    example = torch.zeros(2, own[0] if own else notes.in_chans or 3, side, side)
     metadata, calibration, evaluation = _data(args, network, notes, example)
     report = export(
         network,
@@ -77,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _network(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
-    """The network of MODEL, and what its checkpoint notes."""
+def _network(args: argparse.Namespace) -> tuple[Any, ImageNotes]:
+    """The network of MODEL, and what is known of its images."""
     from icnets import checkpoint, create_model
 
     named = {"num_classes": args.num_classes, "in_chans": args.in_chans}
@@ -86,20 +88,18 @@ def _network(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     if Path(args.model).suffix == ".safetensors" or Path(args.model).is_file():
         for key in (*given, *(["pretrained"] if args.pretrained else [])):
             raise ValueError(f"--{key.replace('_', '-')} goes with a network's name, but {args.model} is a checkpoint")
-        return checkpoint.load(args.model), checkpoint.read(args.model)[2]
+        return checkpoint.load(args.model), read_notes(checkpoint.read(args.model)[2])
     basic = {} if args.model.startswith("ic_") else {"ic": None}
     network = create_model(args.model, pretrained=args.pretrained, **basic, **given)
-    cfg = getattr(network, "pretrained_cfg", {})
-    return network, {k: ",".join(map(str, cfg[k])) for k in ("mean", "std") if args.pretrained and k in cfg}
+    if not args.pretrained:
+        return network, ImageNotes()
+    return network, replace(notes_of_cfg(getattr(network, "pretrained_cfg", {})), image_size=None, in_chans=None)
 
 
-def _data(
-    args: argparse.Namespace, network: Any, notes: dict[str, str], example: Any
-) -> tuple[dict[str, Any], Any, Any]:
+def _data(args: argparse.Namespace, network: Any, notes: ImageNotes, example: Any) -> tuple[dict[str, Any], Any, Any]:
     """What the artefact says of its images, and batches to calibrate and to measure on (None without images)."""
-    names = notes["class_names"].split(",") if "class_names" in notes else None
-    norm: dict[str, Any] = {key: tuple(map(float, notes[key].split(","))) for key in ("mean", "std") if key in notes}
-    metadata: dict[str, Any] = {**norm, **({"class_names": names} if names else {})}
+    names = notes.class_names
+    metadata: dict[str, Any] = {**notes.transform, **({"class_names": names} if names else {})}
     if args.root is None and not _of_digits(names, notes):
         if args.int8:
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
@@ -109,7 +109,7 @@ def _data(
     from icnets.training.data import ImageData
 
     sizes: dict[str, Any] = {"in_chans": example.shape[1], "image_size": example.shape[2]}
-    data = ImageData(args.root, **sizes, **norm)
+    data = ImageData(args.root, **sizes, **notes.transform)
     if names is not None and names != data.class_names:
         raise ValueError(
             f"{args.root} has the classes {few(data.class_names)}, {args.model} was trained on {few(names)}; "
@@ -118,18 +118,18 @@ def _data(
     outputs = _outputs(network, example)
     if outputs != data.num_classes:
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
-    metadata |= {"mean": list(data.mean), "std": list(data.std), "class_names": data.class_names}
+    metadata |= {name: getattr(data, name) for name in ("mean", "std", "crop_pct", "interpolation", "class_names")}
     # Neither is augmented; and the artefact is measured on images that it wasn't calibrated on.
     return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), args.images)
 
 
-def _of_digits(names: list[str] | None, notes: dict[str, str]) -> bool:
+def _of_digits(names: list[str] | None, notes: ImageNotes) -> bool:
     """Whether the checkpoint was trained on the embedded digits: their classes, and their very mean."""
-    if names != [str(i) for i in range(10)] or "mean" not in notes:
+    if names != [str(i) for i in range(10)] or notes.mean is None:
         return False
     from icnets.training.data import ImageData
 
-    return float(notes["mean"].split(",")[0]) == ImageData().mean[0]
+    return notes.mean[0] == ImageData().mean[0]
 
 
 def _outputs(network: Any, example: Any) -> int:

@@ -14,7 +14,7 @@ from icnets.export import lowering
 from icnets.export.parity import Runner
 from icnets.export.residuals import join_residuals
 
-__all__ = ["annotate", "lower", "quantize", "read", "require_standard", "to_proto", "write"]
+__all__ = ["annotate", "lower", "notes", "quantize", "read", "require_standard", "to_proto", "write"]
 
 INPUT = "input"
 BATCH = "batch"
@@ -92,6 +92,14 @@ def read(path: Path) -> Runner:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]
+
+
+def notes(path: Path) -> dict[str, str]:
+    """What :func:`write` noted in the file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 class _Images:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from icnets.export import lowering, to_onnx
 from icnets.export.parity import Runner
 
-__all__ = ["lower", "quantize", "read", "write"]
+__all__ = ["lower", "notes", "quantize", "read", "write"]
 
 
 def lower(network: nn.Module) -> nn.Module:
@@ -51,6 +51,14 @@ def read(path: Path) -> Runner:
         return [torch.from_numpy(result[i].copy()) for i in range(len(compiled.outputs))]
 
     return run
+
+
+def notes(path: Path) -> dict[str, str]:
+    """What :func:`write` noted in the file; OpenVINO's own tools may have added to it."""
+    model = _openvino().Core().read_model(path)
+    if not model.has_rt_info(["model_info"]):
+        return {}
+    return {key: str(value.astype(str)) for key, value in model.get_rt_info(["model_info"]).astype(dict).items()}
 
 
 def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """PyTorch's own formats: an exported program, and one compiled ahead of time to a library for this machine's CPU."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,16 @@ from torch.export import ExportedProgram
 
 from icnets.export.parity import Runner, eager
 
-__all__ = ["read_compiled", "read_program", "require_compiler", "write_compiled", "write_program"]
+__all__ = [
+    "holds_compiled",
+    "notes_of_compiled",
+    "notes_of_program",
+    "read_compiled",
+    "read_program",
+    "require_compiler",
+    "write_compiled",
+    "write_program",
+]
 
 NOTES = "icnets.json"  # the extra file in a program's archive
 
@@ -22,6 +32,19 @@ def write_program(program: ExportedProgram, path: Path, notes: Mapping[str, str]
 def read_program(path: Path) -> Runner:
     """Runs a file of :func:`write_program`."""
     return eager(torch.export.load(path).module())
+
+
+def notes_of_program(path: Path) -> dict[str, str]:
+    """What :func:`write_program` noted in the file; the program itself isn't read."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"/{NOTES}")]
+        return dict(json.loads(archive.read(names[0]))) if names else {}
+
+
+def holds_compiled(path: Path) -> bool:
+    """Whether a .pt2 file is one of :func:`write_compiled`."""
+    with zipfile.ZipFile(path) as archive:
+        return any("/aotinductor/" in name for name in archive.namelist())
 
 
 def require_compiler() -> None:
@@ -46,3 +69,8 @@ def read_compiled(path: Path) -> Runner:
     """Runs a file of :func:`write_compiled`, without Python in between."""
     compiled = torch._inductor.aoti_load_package(str(path))
     return eager(compiled)  # type: ignore[arg-type]  # a callable, but no Module
+
+
+def notes_of_compiled(path: Path) -> dict[str, str]:
+    """What :func:`write_compiled` noted in the file, beside what AOTInductor notes by itself."""
+    return dict(torch._inductor.aoti_load_package(str(path)).get_metadata())

@@ -140,7 +140,8 @@ class ImageData(EpochData):
         self.repeats, self.max_unreadable = repeats, max_unreadable
         self.eval_batch_size, self.prefetch = eval_batch_size, prefetch
         self.cache = Path(cache or os.environ.get("ICNETS_CACHE") or Path.home() / ".cache" / "icnets")
-        self.crop_pct, self.interpolation, self.test_crops = crop_pct, interpolation, test_crops
+        self.crop_pct = 1.0 if self.digits else crop_pct  # which are seen whole
+        self.interpolation, self.test_crops = interpolation, test_crops
         self.test_root = None if test_root is None else Path(test_root)
         self.real_labels = None if real_labels is None else Path(real_labels)
         self._names: list[str] = []
@@ -232,7 +233,11 @@ class ImageData(EpochData):
         if stage == "predict" and self.predict_root is not None and "predict" not in self._splits:
             listing = find_images(self.predict_root, classes=False)
             self._require_readable([Paths(listing.paths)])
-            self._splits["predict"] = self._files(Split(Paths(listing.paths), listing.targets), "predict")
+            self._splits["predict"] = self.image_files(listing.paths)
+
+    def image_files(self, paths: Sequence[Path]) -> ImageFiles:
+        """Image files of no known class, as validation and test see theirs."""
+        return self._files(Split(Paths(paths), [0] * len(paths)), "predict")
 
     def prepare_data(self) -> None:
         """Reads where the images of shards lie, in one process of each machine, before the others ask for it."""

@@ -281,6 +281,11 @@ class ImageFiles(_Images):
         # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
         return default_collate([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
 
+    def evaluated(self, index: int) -> Tensor:
+        """One image (in_chans, H, W) as evaluation sees it; raises whatever its decoder does if it can't be read."""
+        with _apart():
+            return self._transformed(self._decode(index), 0, index, 0)
+
     def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
         substitutes: Any = None
         while True:

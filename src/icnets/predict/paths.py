@@ -1,0 +1,101 @@
+"""From what the command line names to image files: files, folders, patterns, and lists of paths."""
+
+import csv
+import glob
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm.data.readers import get_img_extensions
+
+from icnets.training.folders import find_images, images_below
+
+__all__ = ["LISTS", "find_paths", "shown", "written"]
+
+LISTS = (".txt", ".csv")
+_COLUMNS = ("path", "image", "file", "filename")  # that a list's header may call its paths
+
+
+def find_paths(given: Sequence[str]) -> list[Path]:
+    """The image files that ``given`` names, in its order; a folder's are sorted.
+
+    A file is taken as an image whatever its extension, but for lists (.txt, .csv). Folders are searched to any depth
+    for the extensions that training reads. What doesn't exist as it stands, and has one of ``*?[``, is a pattern, in
+    which ``**`` stands for folders to any depth; of what it finds, other extensions are passed over. A list names one
+    file a line (.txt), or in its column path, image, file or filename, else in its first one (.csv), relative to the
+    current folder; whether they exist shows when they are read.
+
+    Raises:
+        ValueError: something that isn't there, that holds or finds no images, or a list that can't be read.
+    """
+    found: list[Path] = []
+    for text in given:
+        path = Path(text)
+        if path.is_dir():
+            found += find_images(path, classes=False).paths
+        elif path.is_file():
+            found += _listed(path) if path.suffix.lower() in LISTS else [path]
+        elif path.exists():
+            raise ValueError(f"{shown(path)} is neither a file nor a folder; give image files or folders of them")
+        elif glob.has_magic(text):
+            found += _matching(text)
+        else:
+            raise ValueError(f"there is no {shown(path)}; check the path")
+    if not found:
+        raise ValueError("there are no images to predict; give image files, folders, patterns or lists of paths")
+    return found
+
+
+def _matching(pattern: str) -> list[Path]:
+    extensions = get_img_extensions(as_set=True)
+    found: list[Path] = []
+    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if path.is_dir():
+            found += images_below(path)
+        elif path.is_file() and path.suffix.lower() in extensions:
+            found.append(path)
+    if not found:
+        raise ValueError(f"the pattern {shown(pattern)} finds no images; check it, and quote it against the shell")
+    return list(dict.fromkeys(found))  # ** finds folders, and what is in them too
+
+
+def _listed(path: Path) -> list[Path]:
+    """The paths of a list; bytes that are no UTF-8 are kept, as names of files keep them."""
+    try:
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise ValueError(f"can't read the list {shown(path)}: {error.strerror}") from error
+    if path.suffix.lower() == ".csv":
+        names = _column(path, text)
+    else:
+        names = [line.removesuffix("\r") for line in text.split("\n")]
+    names = [name for name in names if name.strip()]
+    if not names:
+        raise ValueError(f"the list {shown(path)} names no files; give one path a line")
+    if any("\0" in name for name in names):
+        raise ValueError(f"{shown(path)} is no list of paths: it holds bytes of zero")
+    return [Path(name) for name in names]
+
+
+def _column(path: Path, text: str) -> list[str]:
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise ValueError(f"{shown(path)} is no CSV file: {error}") from error
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = next((header.index(name) for name in _COLUMNS if name in header), None)
+    if column is None:
+        return [row[0] for row in rows]
+    return [row[column] for row in rows[1:] if len(row) > column]
+
+
+def written(path: Path) -> str:
+    """A path as text for a file in UTF-8: bytes that are none are escaped, as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shown(path: Path | str) -> str:
+    """A path as text for a terminal, which it can't command: what isn't printable is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

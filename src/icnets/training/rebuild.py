@@ -1,0 +1,74 @@
+"""The network of a checkpoint of ``icnets fit`` (.ckpt), by its run's configuration, without the images of the run."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from icnets.convert import ICConfig
+from icnets.image_notes import ImageNotes
+from icnets.state_dicts import mismatch, shapes
+from icnets.training.checkpoints import read_checkpoint
+from icnets.training.data import ImageData
+from icnets.training.network import build_network, holds_ic_network, starting_config
+
+__all__ = ["rebuild"]
+
+_PREFIX = "network."
+
+
+def rebuild(path: Path) -> tuple[nn.Module, ImageNotes]:
+    """The trained network, in eval mode on the CPU, and how its run evaluated images.
+
+    Raises:
+        ValueError: a missing or damaged checkpoint, one without its run's config.yaml, or a network that isn't timm's.
+    """
+    content = read_checkpoint(path)
+    config = _config(path)
+    model: Mapping[str, Any] = config["model"]
+    data = ImageData(**config["data"])
+    names = (content["icnets"] or {}).get("class_names")
+    if not isinstance(model.get("model"), str) or not names:
+        raise ValueError(
+            f"{path} is of a network or of images of your own; give the .safetensors beside it, "
+            f"or icnets predict --ckpt_path {path}"
+        )
+    network = _basic_or_ic(model, len(names), data.in_chans)
+    state = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
+    problem = mismatch(shapes(network.state_dict()), shapes(state))
+    if problem is not None:
+        raise ValueError(f"{path} doesn't fit the network of its run's config.yaml: {problem}")
+    network.load_state_dict(state)
+    notes = ImageNotes(
+        data.image_size, data.in_chans, data.mean, data.std, data.crop_pct, data.interpolation, list(names)
+    )
+    return network.eval(), notes
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path.parent.parent / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"there is no {file}, by which {path} is read; give the .safetensors beside it")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(config["model"], dict) and isinstance(config["data"], dict):
+            return dict(config)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        pass
+    raise ValueError(f"{file}, by which {path} is read, is damaged; give the .safetensors beside it")
+
+
+def _basic_or_ic(model: Mapping[str, Any], classes: int, in_chans: int) -> nn.Module:
+    """The network as training built it, its weights aside: what they started from may be gone, or far away."""
+    name, source = model["model"], model.get("init_from")
+    ic = ICConfig(**model["ic"]) if model.get("ic") else None
+    if ic is None and (model.get("pretrained") or source is not None):
+        ic = starting_config(name, trained=True)
+    if ic is not None and ic.warm_start == "calibrate":
+        ic = replace(ic, warm_start="none")
+    start = Path(source) if source is not None and holds_ic_network(Path(source)) else None
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": in_chans, "options": model.get("model_options")}
+    return build_network(name, ic=ic, init_from=start, **options)[0]
