@@ -55,7 +55,7 @@ def test_it_says_how_to_load_what_it_is_and_whose():
     text = card_text(model, Card(description="*Mine.*"), "someone/net", None, own=True, notes={"mean": "0.5"})
     assert "model = from_pretrained('someone/net', basic)" in text
     assert "timm" not in text
-    assert "Sequential with 1 IC units; 24 parameters, of which the collisions have 4" in text
+    assert "Sequential with 1 IC unit; 24 parameters, of which the collisions have 4" in text
     assert "Images: mean 0.5." in text
     assert "\n*Mine.*\n" in text
     assert "arxiv.org/abs/2102.03495" in text

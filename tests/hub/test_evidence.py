@@ -52,7 +52,8 @@ def test_a_single_run_is_told_as_one(run):
     assert "someone" not in evidence.markdown
     assert evidence.measured is not None
     assert (evidence.measured.accuracy, evidence.measured.split) == (0.75, "validation")
-    assert (evidence.classes, evidence.dataset) == (["cat", "dog"], None)
+    assert (evidence.notes, evidence.dataset) == ({"class_names": "cat,dog"}, None)
+    assert "| 3 (last) | 0.5000 | 1.2000 | 70.00% |" in evidence.markdown
 
 
 def test_a_data_set_of_the_hub_is_named(run):

@@ -18,6 +18,7 @@ from icnets import CheckpointError, ICConfig, ICConv2d, convert_, create_model, 
 from icnets.cli import main
 from icnets.hub import Card, HubError, from_pretrained, push_to_hub, save_pretrained
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json"
 SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8, "num_classes": 5, "in_chans": 1}
 X = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -135,7 +136,7 @@ def test_what_no_config_says_is_left_to_icnets(tmp_path):
 
 def test_overwriting_leaves_nothing_of_the_one_before(folder):
     model = nn.Sequential(nn.Conv2d(1, 2, 3))
-    with pytest.raises(HubError, match=r"has a model.safetensors already; give another folder, or overwrite=True"):
+    with pytest.raises(HubError, match=r"has a model.safetensors already; give another folder, or say overwrite"):
         save_pretrained(model, folder)
     save_pretrained(model, folder, overwrite=True)
     assert {p.name for p in folder.iterdir()} == {"model.safetensors", "README.md"}
@@ -148,6 +149,22 @@ def test_labels_and_normalisation_reach_timm(tmp_path):
     assert (tuple(cfg["input_size"]), cfg["mean"], cfg["std"]) == ((1, 32, 32), [0.4], [0.3])
     assert list(cfg["label_names"]) == list("abcde")
     assert not {"tag", "license", "paper_ids", "origin_url"} & set(cfg)  # of timm's weights, not of these
+
+
+def test_a_normalisation_that_does_not_fit_leaves_no_weights(model, tmp_path):
+    with pytest.raises(ValueError, match=r"mean is 1,2,3, of 3 channels, and the network has 1"):
+        save_pretrained(model, tmp_path, metadata={"mean": "1,2,3"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_do_not_fit_the_network(model, tmp_path):
+    with pytest.raises(ValueError, match=r"the card has 2 classes, the network 5 outputs; give its own card"):
+        save_pretrained(model, tmp_path / "net", card=Card(classes=["a", "b"]))
+    with pytest.raises(ValueError, match=r"the evidence has 10 classes, the network 5 outputs; give its own evidence"):
+        save_pretrained(model, tmp_path / "net", card=Card(evidence=RESULTS))
+    assert not (tmp_path / "net").exists()
+    save_pretrained(model, tmp_path / "net", metadata={"class_names": "a, the first,b,c,d,e"})  # 5, joined by commas
+    assert "## Classes" not in (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
 
 
 def test_saving_leaves_the_random_numbers_alone(model, tmp_path):

@@ -46,7 +46,7 @@ class Card:
         license: of the weights, one of the Hub's identifiers ("mit", "apache-2.0", ...). What they were trained from
             decides, so nothing is assumed.
         datasets: ids on the Hub of what it was trained on; known by itself for a run of ``icnets fit --data.hf``.
-        classes: labels in the order of the outputs; known by themselves from the evidence.
+        classes: labels in the order of the outputs; by default those of the evidence.
         pipeline_tag: the task, in the Hub's words.
         description: a paragraph of your own, as Markdown.
         evidence: folder of ``icnets compare`` or ``icnets fit``, or a results.json.
@@ -141,8 +141,9 @@ def _summary(model: nn.Module) -> str:
     units = sum(isinstance(m, IC_LAYERS) for m in model.modules())
     total = sum(p.numel() for p in model.parameters())
     new = sum(p.numel() for _, p in ic_parameters(model))
-    kind = f"An Inter-layer Collision (IC) network: {escaped(type(model).__name__)} with {units} IC units"
-    kind = kind if units else f"A basic network: {escaped(type(model).__name__)} without IC units"
+    name, plural = escaped(type(model).__name__), "s" * (units != 1)
+    kind = f"An Inter-layer Collision (IC) network: {name} with {units} IC unit{plural}"
+    kind = kind if units else f"A basic network: {name} without IC units"
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 

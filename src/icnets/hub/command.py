@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         title=args.title,
         license=args.license,
         datasets=args.dataset,
-        classes=notes["class_names"].split(",") if "class_names" in notes else (),
         evidence=args.evidence,
         method=args.method,
     )

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ class Evidence:
         markdown: the section of the card, without its heading.
         data: name of the data set, as the run has it.
         dataset: its id on the Hub, where it is from there.
-        classes: the labels in the order of the outputs; empty where the run doesn't say.
+        classes: the labels in the order of the outputs; empty where the run doesn't list them.
         measured: this network's accuracy; None where it isn't known which of the run's networks it is.
+        notes: what the run noted beside its weights: mean, std, image_size, class_names, ...
     """
 
     markdown: str
@@ -43,6 +44,7 @@ class Evidence:
     dataset: str | None
     classes: list[str]
     measured: Measured | None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_evidence(path: Path, method: str | None = None) -> Evidence:
@@ -155,17 +157,17 @@ def _of_fit(folder: Path) -> Evidence:
     where, seed = _data_name(data), int(config["seed_everything"])
     columns = [c for c in ("train/loss", "val/loss", "val/top1") if c in best]
     lines = [f"| epoch | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for label, row in ((f"{best['epoch']:g} (best)", best), (f"{rows[-1]['epoch']:g} (last)", rows[-1])):
+    for label, row in (("best", best), ("last", rows[-1]))[: 1 + (best is not rows[-1])]:
         cells = (f"{row[c]:.2%}" if c == "val/top1" else f"{row[c]:.4f}" for c in columns)
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {row['epoch']:g} ({label}) | {' | '.join(cells)} |")
     lines += [
         "",
         f"`icnets fit`: {escaped(_network_name(config['model']['model']))} on {escaped(where)}, {len(rows)} "
         f"epoch{'s' * (len(rows) > 1)}, seed {seed}. One run: it has no interval over seeds, and no control was "
         "trained beside it. The best epoch was chosen on these same validation images, so its accuracy is optimistic.",
     ]
-    measured = Measured(f"accuracy on validation, best of {len(scored)} epochs", best["val/top1"], "validation")
-    return Evidence("\n".join(lines), where, data.get("hf"), _classes_of_run(folder), measured)
+    measured = Measured(f"accuracy on validation, best epoch of {len(scored)}", best["val/top1"], "validation")
+    return Evidence("\n".join(lines), where, data.get("hf"), [], measured, _notes_of_run(folder))
 
 
 def _network_name(model: Any) -> str:
@@ -173,10 +175,8 @@ def _network_name(model: Any) -> str:
     return model if isinstance(model, str) else str(model["class_path"]).rpartition(".")[2]
 
 
-def _classes_of_run(folder: Path) -> list[str]:
-    """The labels in the header of the run's weights, which join them by commas; empty where there are none."""
+def _notes_of_run(folder: Path) -> dict[str, str]:
     from icnets.checkpoint import read
 
     path = folder / "checkpoints" / "best.safetensors"
-    names = read(path)[2].get("class_names", "") if path.is_file() else ""
-    return names.split(",") if names else []
+    return read(path)[2] if path.is_file() else {}

@@ -15,6 +15,7 @@ from torch import nn
 from icnets.checkpoint import load, refuse_deployed, remember_architecture, save
 from icnets.files import atomic_write
 from icnets.hub.card import Card, card_text, evidence_of
+from icnets.hub.evidence import Evidence
 from icnets.hub.timm_format import timm_arguments, write_timm_config
 from icnets.messages import first_line
 
@@ -43,7 +44,7 @@ def _told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise HubError(f"{what}: {first_line(error)}; {remedy}") from error
+        raise HubError(f"{what}: {first_line(error).rstrip('.')}; {remedy}") from error
 
 
 def save_pretrained(
@@ -74,7 +75,7 @@ def save_pretrained(
         raise HubError(f"{folder} is a file; give a folder")
     there = [name for name in (WEIGHTS, CARD) if (folder / name).exists()]
     if there and not overwrite:
-        raise HubError(f"{folder} has a {there[0]} already; give another folder, or overwrite=True")
+        raise HubError(f"{folder} has a {there[0]} already; give another folder, or say overwrite")
     _write(model, folder, folder.resolve().name, "local-dir", card or Card(), architecture, metadata)
 
 
@@ -93,8 +94,8 @@ def _write(
     if architecture is not None:
         remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
     evidence = evidence_of(card)
-    classes = list(card.classes or (evidence.classes if evidence is not None else ()))
-    notes = dict(metadata or {})
+    notes = {**(evidence.notes if evidence is not None else {}), **(metadata or {})}
+    classes = _labels(model, card, evidence, notes)
     if classes:
         notes.setdefault("class_names", ",".join(classes))
     arguments = timm_arguments(model)
@@ -102,13 +103,25 @@ def _write(
     timm_name = None if arguments is None else f"{scheme}:{source}"
     text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=own, timm_name=timm_name)
     folder.mkdir(parents=True, exist_ok=True)
-    save(model, folder / WEIGHTS, metadata=notes)
     if arguments is None:
         (folder / CONFIG).unlink(missing_ok=True)  # of the network that was here before
     else:
         write_timm_config(model, folder / CONFIG, arguments, classes, notes)
+    save(model, folder / WEIGHTS, metadata=notes)
     with atomic_write(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _labels(model: nn.Module, card: Card, evidence: Evidence | None, notes: Mapping[str, str]) -> list[str]:
+    """The class labels: given, of the evidence, or noted. Raises ValueError for another number than of outputs."""
+    outputs: Any = getattr(model, "num_classes", None)
+    given = list(card.classes or (evidence.classes if evidence is not None else ()))
+    if given and isinstance(outputs, int) and len(given) != outputs:
+        source = "card" if card.classes else "evidence"
+        raise ValueError(f"the {source} has {len(given)} classes, the network {outputs} outputs; give its own {source}")
+    noted = notes["class_names"].split(",") if "class_names" in notes else []
+    # Labels with commas in them can't be told apart again: better none than wrong ones.
+    return given or (noted if len(noted) == outputs else [])
 
 
 def push_to_hub(

@@ -71,6 +71,9 @@ def write_timm_config(
         arguments: from :func:`timm_arguments`.
         classes: the labels; left out unless there is one for each output.
         notes: of the checkpoint: mean, std (numbers joined by commas), image_size, in_chans, where known.
+
+    Raises:
+        ValueError: notes that don't fit the network.
     """
     from timm.models._hub import save_config_for_hf
 
@@ -78,13 +81,23 @@ def write_timm_config(
     more: dict[str, Any] = {"pretrained_cfg": {"architecture": arguments["architecture"]}}
     if len(classes) == model.num_classes:
         more["label_names"] = list(classes)
-    images: dict[str, Any] = {k: tuple(map(float, notes[k].split(","))) for k in ("mean", "std") if k in notes}
-    if "image_size" in notes:
-        side = int(notes["image_size"])
-        images["input_size"] = (getattr(model, "in_chans", int(notes.get("in_chans", 3))), side, side)
+    channels = getattr(model, "in_chans", int(notes.get("in_chans", 3)))
+    images = _images(notes, channels)
     with atomic_write(path) as temporary:
         save_config_for_hf(model, str(temporary), model_config=more, model_args=args, data_config=images)
         config = json.loads(temporary.read_text(encoding="utf-8"))
         for key in _OF_OTHER_WEIGHTS:
             config["pretrained_cfg"].pop(key, None)
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _images(notes: Mapping[str, str], channels: int) -> dict[str, Any]:
+    """What timm calls the data configuration, as far as the notes say it."""
+    images: dict[str, Any] = {key: tuple(map(float, notes[key].split(","))) for key in ("mean", "std") if key in notes}
+    for key, values in images.items():
+        if len(values) not in (1, channels):
+            raise ValueError(f"{key} is {notes[key]}, of {len(values)} channels, and the network has {channels}")
+    if "image_size" in notes:
+        side = int(notes["image_size"])
+        images["input_size"] = (channels, side, side)
+    return images
