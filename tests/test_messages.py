@@ -35,6 +35,21 @@ def test_the_first_line_that_says_something(error, line):
             ),
             "model.x: Problem with given class_path 'icnets.Mo': 'NoneType' object has no attribute 'keys'",
         ),
+        (
+            ValueError(
+                "Does not validate against any of the Union subtypes\nSubtypes: [<class 'a.Logger'>, <class 'bool'>]\n"
+                "Errors:\n  - Problem with given class_path 'a.MLFlowLogger':\n      Requirement 'mlflow' not met.\n"
+                "  - Expected a <class 'bool'>\nGiven value: Namespace(class_path='a.MLFlowLogger', init_args=None)"
+            ),
+            "Problem with given class_path 'a.MLFlowLogger': Requirement 'mlflow' not met.",
+        ),
+        (
+            ValueError(
+                "Does not validate against any of the Union subtypes\nErrors:\n  - The file store is gone\n"
+                "  - Expected a <class 'bool'>\nGiven value: Namespace(class_path='a.MLFlowLogger', init_args=None)"
+            ),
+            "The file store is gone",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_configuration_in_one_line(error, line):

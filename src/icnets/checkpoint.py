@@ -59,6 +59,12 @@ def _describe(layer: ICLayer) -> dict[str, Any]:
     }
 
 
+def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Every IC unit with what it was made with, by name; a shared unit under each of its names, as its keys are."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
+
+
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     stores: set[int] = set()
@@ -112,13 +118,11 @@ def save(
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
     if architecture is not None:
         remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
-    if any(isinstance(m, (*FUSED_LAYERS, FoldedNormAct)) for m in model.modules()):
-        raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before fuse_, or export it")
-    modules = dict(model.named_modules(remove_duplicate=False))  # a shared unit has keys under each of its names
+    refuse_deployed(model)
     header = {
         "version": VERSION,
         "architecture": getattr(model, "icnets_architecture", None),
-        "layers": {name: _describe(m) for name, m in modules.items() if isinstance(m, IC_LAYERS)},
+        "layers": describe_layers(model),
     }
     tensors = _tensors(model.state_dict() if state is None else state)
     try:
@@ -129,6 +133,12 @@ def save(
         raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, strings)
+
+
+def refuse_deployed(model: nn.Module) -> None:
+    """Raises TypeError for a network that ``load`` can't rebuild."""
+    if any(isinstance(m, (*FUSED_LAYERS, FoldedNormAct)) for m in model.modules()):
+        raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before fuse_, or export it")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:

@@ -110,6 +110,10 @@ def _run(command: str, rest: list[str]) -> int:
         from icnets.export.command import main as export
 
         return export(rest)
+    if command == "hub":
+        from icnets.hub.command import main as hub
+
+        return hub(rest)
     if command == "data":
         from icnets.data_check.command import main as data
 

@@ -18,6 +18,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   coverage   convert and check every architecture of timm, torchvision, segmentation-models-pytorch
   convert    a basic network's checkpoint in, an IC network's checkpoint out
   export     ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept
+  hub        a network with its model card, as a folder or on the Hugging Face Hub
   data       data check: decode every image of a data set, and list what is broken, misfiled or double
   build      compile the CPU kernels for this machine, once: IC units in eager mode then take one pass over memory
 
@@ -283,6 +284,30 @@ Example, after the compiler was changed:
   icnets build --force
 """
 
+HUB = """\
+usage: icnets hub save CHECKPOINT DIR [OPTIONS]
+       icnets hub push CHECKPOINT OWNER/NAME [OPTIONS]
+
+Write a network with its model card to a folder, or push both to the Hugging Face Hub. icnets.hub.from_pretrained loads
+either, and so does timm after import icnets.timm_models, where the network has an ic_ name.
+
+  CHECKPOINT                     what icnets.save or icnets fit wrote (.safetensors)
+  --evidence DIR                 folder of icnets compare or icnets fit: its table goes into the card
+  --method NAME                  of a comparison, the row that the network is of
+  --title TEXT                   of the card (default: the name of the folder or repository)
+  --license ID                   of the weights, in the Hub's words: mit, apache-2.0, ... (default: unknown)
+  --dataset ID                   on the Hub, of what it was trained on; can be given several times
+  --overwrite                    save: replace the network that DIR holds
+  --private                      push: a new repository is private
+  --revision NAME                push: the branch
+
+It needs pip install 'icnets[hub]', and push a login: hf auth login.
+
+Example:
+
+  icnets hub save runs/ic/checkpoints/best.safetensors shared/ic --evidence runs/ic --license mit
+"""
+
 DATA = """\
 usage: icnets data check DIR [OPTIONS]
 
@@ -331,6 +356,7 @@ COMMAND_HELP = {
     "profile": PROFILE,
     "coverage": COVERAGE,
     "export": EXPORT,
+    "hub": HUB,
     "data": DATA,
     "build": BUILD,
 }

@@ -62,6 +62,9 @@ def _parser_message(text: str) -> str:
     options = [option for line in found for option in re.findall(r"Option '(.+)' is not accepted", line)]
     if options:
         return f"unknown option {key}.{options[0]}" if key else f"unknown option {options[0]}"
+    if values and "class_path" in values[0]:
+        # A class was given. Why it can't be made says more than what else could stand there.
+        found = [line for line in found if not line.startswith("Expected a ")] or found
     wanted = [t for line in found for t in re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(\w+\[.*\]))", line)]
     if not wanted or not values:
         reason = found[0] if found else " ".join(lines)

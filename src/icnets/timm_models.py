@@ -9,13 +9,19 @@ In timm's own scripts: ``--device-modules icnets.timm_models``.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 import timm
-from timm.models import generate_default_cfgs, get_arch_pretrained_cfgs, model_entrypoint, register_model
+from timm.models import (
+    generate_default_cfgs,
+    get_arch_pretrained_cfgs,
+    load_pretrained,
+    model_entrypoint,
+    register_model,
+)
 from torch import nn
 
 from icnets.checkpoint import remember_architecture
@@ -66,16 +72,19 @@ NETWORKS = {f"ic_{name}": name for names in FAMILIES.values() for name in names.
 _DEFAULT = ICConfig()
 
 
-def _convert(model: nn.Module, ic: ICConfig, pretrained: bool) -> None:
+def _convert(model: nn.Module, ic: ICConfig, pretrained: bool) -> ICConfig:
     # Pretrained weights are worth nothing unless their function is kept, so "not said" means "gain" for them.
-    convert_(model, replace(ic, warm_start="gain") if pretrained and ic is _DEFAULT else ic, optimizers=())
+    used = replace(ic, warm_start="gain") if pretrained and ic is _DEFAULT else ic
+    convert_(model, used, optimizers=())
+    return used
 
 
 def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _DEFAULT, **kwargs: Any) -> nn.Module:
     """Builds any timm network and converts it to an IC network.
 
     Args:
-        name: any name timm knows, with or without a tag ("resnet50", "resnet50.a1_in1k"), or a registered ``ic_`` name.
+        name: any name timm knows, with or without a tag ("resnet50", "resnet50.a1_in1k"), or a registered ``ic_`` name;
+            "local-dir:FOLDER" and "hf-hub:OWNER/NAME" too.
         pretrained: load the basic network's pretrained weights; unless ``ic`` is given, the IC network then starts
             from exactly their function (warm start "gain").
         ic: how to convert; None gives the basic network, which ``icnets.save`` can store all the same.
@@ -94,17 +103,27 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3)) or "see timm.list_models()"
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near it: {near}")
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    model: Any = timm.create_model(name, pretrained=pretrained, **kwargs)
+    if ":" in name:  # a folder or a repository says which network it holds, and with which arguments
+        name, kwargs = model.pretrained_cfg["architecture"], model._model_args
+        if name in NETWORKS:  # it was saved as an IC network, and is one again
+            return model
     if ic is not None:
         _convert(model, ic, pretrained)
     _remember(model, name, kwargs)
     return model
 
 
+# Arguments that say where weights come from or where they go, not what the network is.
+_SOURCES = (
+    *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir", "checkpoint_path"),
+    *("device", "dtype"),
+)
+
+
 def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
     """Leaves with the model what rebuilds it, as far as that is plain data; otherwise ``load`` asks for a model."""
-    sources = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path", "device", "dtype")
-    args = {k: v for k, v in kwargs.items() if k not in sources and v is not None}
+    args = {k: v for k, v in kwargs.items() if k not in _SOURCES and v is not None}
     try:
         json.dumps(args)
     except TypeError:
@@ -112,18 +131,46 @@ def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
     remember_architecture(model, "timm.create_model", {"model_name": name.split(".")[0], **args})
 
 
+def _saved_as_ic(cfg: Any) -> bool:
+    """Whether weights come from a folder or repository of an ``ic_`` network; timm's own files are basic networks'."""
+    source = cfg.get("source") if isinstance(cfg, Mapping) else getattr(cfg, "source", None)
+    return source in ("hf-hub", "local-dir")
+
+
+def _load_ic(model: Any, kwargs: Mapping[str, Any]) -> None:
+    cfg: dict[str, Any] = model.pretrained_cfg
+    if kwargs.get("features_only"):
+        raise ValueError(
+            f"features_only can't take the weights of the IC network in {cfg.get('file') or cfg.get('hf_hub_id')}; "
+            "create it whole and call its forward_intermediates"
+        )
+    in_chans = kwargs.get("in_chans", cfg["input_size"][0])
+    classes = getattr(model, "num_classes", 0)
+    load_pretrained(model, cfg, num_classes=classes, in_chans=in_chans, cache_dir=kwargs.get("cache_dir"))
+
+
 def _entrypoint(name: str, basic: str) -> Callable[..., nn.Module]:
-    def build(pretrained: bool = False, ic: ICConfig = _DEFAULT, **kwargs: Any) -> nn.Module:
-        model: nn.Module = model_entrypoint(basic)(pretrained=pretrained, **kwargs)
-        _convert(model, ic, pretrained)
+    def build(pretrained: bool = False, ic: ICConfig | Mapping[str, Any] = _DEFAULT, **kwargs: Any) -> nn.Module:
+        config = ic if isinstance(ic, ICConfig) else ICConfig(**ic)
+        saved_as_ic = pretrained and _saved_as_ic(kwargs.get("pretrained_cfg"))
+        pretrained = pretrained and not saved_as_ic
+        model: Any = model_entrypoint(basic)(pretrained=pretrained, **kwargs)
+        used = _convert(model, config, pretrained)
+        if saved_as_ic:
+            _load_ic(model, kwargs)
         for cfg in ("pretrained_cfg", "default_cfg"):
             if isinstance(getattr(model, cfg, None), dict):
                 setattr(model, cfg, {**getattr(model, cfg), "architecture": name})
+        # What timm writes into config.json beside the weights, as plain values.
+        model._model_args = {**getattr(model, "_model_args", {}), "ic": used.to_dict()}
         _remember(model, basic, kwargs)
         return model
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"timm's {basic} with IC units for convolutions (arXiv 2102.03495); ``ic`` sets how."
+    build.__doc__ = (
+        f"timm's {basic} with IC units for convolutions (arXiv 2102.03495); ``ic``, an ICConfig or its fields as a "
+        "dictionary, sets how."
+    )
     return build
 
 

@@ -147,10 +147,10 @@ class WeightsExport(Callback):
         ValueError: an unknown mode; at the start of training, no folder.
     """
 
-    def __init__(self, folder: Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
+    def __init__(self, folder: str | Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; it must be max or min")
-        self.folder = folder
+        self.folder = None if folder is None else Path(folder)
         self.monitor = monitor
         self.mode = mode
         self.best: float | None = None

@@ -1,0 +1,159 @@
+"""The model card: YAML for the Hub, then how to load the network, its evidence, and whose idea it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from icnets import __version__
+from icnets.hub.evidence import Evidence, read_evidence
+from icnets.hub.markdown import code_block, escaped, inline_code
+from icnets.layers import IC_LAYERS, ic_parameters
+
+__all__ = ["Card", "card_text", "evidence_of"]
+
+_SHOWN_CLASSES = 100
+
+_PAPER = """\
+## Whose idea it is
+
+The Inter-layer Collision unit, `z = y + relu(y − w′·s + b₁)` in the place of a convolution's `y`, is from "IC Networks:
+Remodeling the Basic Unit for Convolutional Neural Networks" (Junyi An, Fengshan Liu, Jian Zhao, Furao Shen,
+[arXiv 2102.03495](https://arxiv.org/abs/2102.03495)), whose code was not published. This network was made by icnets, an
+independent implementation; its authors had no part in the paper, nor the paper's in this network.
+
+```bibtex
+@article{an2021icnetworks,
+  title = {{IC} Networks: Remodeling the Basic Unit for Convolutional Neural Networks},
+  author = {An, Junyi and Liu, Fengshan and Zhao, Jian and Shen, Furao},
+  journal = {arXiv preprint arXiv:2102.03495},
+  year = {2021}
+}
+```
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says beyond what the network itself shows.
+
+    Args:
+        title: of the page; by default the name of the folder or repository.
+        license: of the weights, one of the Hub's identifiers ("mit", "apache-2.0", ...). What they were trained from
+            decides, so nothing is assumed.
+        datasets: ids on the Hub of what it was trained on; known by itself for a run of ``icnets fit --data.hf``.
+        classes: labels in the order of the outputs; by default those of the evidence.
+        pipeline_tag: the task, in the Hub's words.
+        description: a paragraph of your own, as Markdown.
+        evidence: folder of ``icnets compare`` or ``icnets fit``, or a results.json.
+        method: of a comparison, the row that this network is of.
+    """
+
+    title: str | None = None
+    license: str = "unknown"
+    datasets: Sequence[str] = ()
+    classes: Sequence[str] = ()
+    pipeline_tag: str | None = "image-classification"
+    description: str = ""
+    evidence: str | Path | None = None
+    method: str | None = None
+
+
+def evidence_of(card: Card) -> Evidence | None:
+    """The evidence that a card names, read. Raises ValueError for what isn't any."""
+    if card.evidence is None:
+        if card.method is not None:
+            raise ValueError(f"method is {card.method!r} and evidence is None; give the comparison that it is a row of")
+        return None
+    return read_evidence(Path(card.evidence), card.method)
+
+
+def card_text(
+    model: nn.Module,
+    card: Card,
+    source: str,
+    evidence: Evidence | None,
+    *,
+    classes: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
+    own: bool = False,
+    timm_name: str | None = None,
+) -> str:
+    """The README.md of a network.
+
+    Args:
+        model: the network.
+        card: what to say.
+        source: the folder or repository that it is loaded from.
+        evidence: from :func:`evidence_of`.
+        classes: the labels.
+        notes: of the checkpoint: mean, std, image_size, where known.
+        own: whether whoever loads it must bring the basic network.
+        timm_name: the name by which timm can load it, if it can.
+    """
+    title = card.title or source
+    header = _header(card, title, evidence, timm_name is not None)
+    parts = [f"---\n{header}\n---\n", f"# {escaped(title)}\n", f"{_summary(model)}\n"]
+    if card.description:
+        parts.append(f"{card.description.strip()}\n")
+    parts.append(_loading(source, own, timm_name, notes or {}))
+    if evidence is not None:
+        parts.append(f"## Evidence\n\n{evidence.markdown}\n")
+    if classes:
+        more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
+        shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
+        parts.append(f"## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n")
+    return "\n".join([*parts, _PAPER])
+
+
+def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    datasets = list(dict.fromkeys([*card.datasets, *([evidence.dataset] if evidence and evidence.dataset else [])]))
+    found: dict[str, Any] = {}
+    if evidence is not None and evidence.measured is not None and card.pipeline_tag is not None:
+        result = EvalResult(
+            task_type=card.pipeline_tag,
+            dataset_type=datasets[0] if datasets else "imagefolder",
+            dataset_name=evidence.data,
+            dataset_split=evidence.measured.split,
+            metric_type="accuracy",
+            metric_name=evidence.measured.name,
+            metric_value=round(evidence.measured.accuracy, 4),
+        )
+        found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
+    data = ModelCardData(
+        license=card.license,
+        library_name="icnets",
+        tags=["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"],
+        pipeline_tag=card.pipeline_tag,
+        datasets=datasets or None,
+        **found,
+    )
+    return data.to_yaml()
+
+
+def _summary(model: nn.Module) -> str:
+    units = sum(isinstance(m, IC_LAYERS) for m in model.modules())
+    total = sum(p.numel() for p in model.parameters())
+    new = sum(p.numel() for _, p in ic_parameters(model))
+    name, plural = escaped(type(model).__name__), "s" * (units != 1)
+    kind = f"An Inter-layer Collision (IC) network: {name} with {units} IC unit{plural}"
+    kind = kind if units else f"A basic network: {name} without IC units"
+    return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
+
+
+def _loading(source: str, own: bool, timm_name: str | None, notes: Mapping[str, str]) -> str:
+    basic = ", basic)  # your basic network: the module that convert_ was called on" if own else ")"
+    lines = ["from icnets.hub import from_pretrained", "", f"model = from_pretrained({source!r}{basic}"]
+    parts = ["## Load it\n", code_block(lines, "python")]
+    if timm_name is not None:
+        call = f"model = timm.create_model({timm_name!r}, pretrained=True)"
+        parts += ["\nor by timm\n", code_block(["import icnets.timm_models", "import timm", "", call], "python")]
+    sides = {"size": "image_size", "channels": "in_chans", "mean": "mean", "standard deviation": "std"}
+    known = [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]
+    return "\n".join([*parts, *(["", f"Images: {'; '.join(known)}."] if known else [])]) + "\n"

@@ -1,0 +1,219 @@
+"""The files of a repository: written to a folder, pushed by huggingface_hub, and loaded from either."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from icnets.checkpoint import load, refuse_deployed, remember_architecture, save
+from icnets.files import atomic_write
+from icnets.hub.card import Card, card_text, evidence_of
+from icnets.hub.evidence import Evidence
+from icnets.hub.timm_format import timm_arguments, write_timm_config
+from icnets.messages import first_line
+
+__all__ = ["HubError", "from_pretrained", "push_to_hub", "save_pretrained"]
+
+WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
+
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class HubError(ValueError):
+    """A folder or repository that can't be used, with the reason and the remedy in one line."""
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise HubError(f"huggingface_hub can't be imported ({error}); pip install 'icnets[hub]'") from None
+    return huggingface_hub
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """What goes wrong on the way to the Hub, whatever its kind, as one line."""
+    try:
+        yield
+    except Exception as error:
+        raise HubError(f"{what}: {first_line(error).rstrip('.')}; {remedy}") from error
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    card: Card | None = None,
+    architecture: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes what :func:`push_to_hub` would push: model.safetensors, README.md and, if timm can build it, config.json.
+
+    Args:
+        model: any network, converted or not.
+        folder: where to write; made if missing.
+        card: what the model card says; default :class:`Card`.
+        architecture, metadata: as for :func:`icnets.save`.
+        overwrite: replace the network that the folder holds.
+
+    Raises:
+        HubError: the folder is a file or holds a network already, or huggingface_hub is missing.
+        ValueError: evidence, a method or an architecture that can't be used.
+        TypeError: the model is deployed.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise HubError(f"{folder} is a file; give a folder")
+    there = [name for name in (WEIGHTS, CARD) if (folder / name).exists()]
+    if there and not overwrite:
+        raise HubError(f"{folder} has a {there[0]} already; give another folder, or say overwrite")
+    _write(model, folder, folder.resolve().name, "local-dir", card or Card(), architecture, metadata)
+
+
+def _write(
+    model: nn.Module,
+    folder: Path,
+    source: str,
+    scheme: str,
+    card: Card,
+    architecture: Mapping[str, Any] | None,
+    metadata: Mapping[str, str] | None,
+) -> None:
+    """Everything that can fail for what was given fails before the first file."""
+    _hub()
+    refuse_deployed(model)
+    if architecture is not None:
+        remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
+    evidence = evidence_of(card)
+    notes = {**(evidence.notes if evidence is not None else {}), **(metadata or {})}
+    classes = _labels(model, card, evidence, notes)
+    if classes:
+        notes.setdefault("class_names", ",".join(classes))
+    arguments = timm_arguments(model)
+    own = getattr(model, "icnets_architecture", None) is None
+    timm_name = None if arguments is None else f"{scheme}:{source}"
+    text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=own, timm_name=timm_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments is None:
+        (folder / CONFIG).unlink(missing_ok=True)  # of the network that was here before
+    else:
+        write_timm_config(model, folder / CONFIG, arguments, classes, notes)
+    save(model, folder / WEIGHTS, metadata=notes)
+    with atomic_write(folder / CARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _labels(model: nn.Module, card: Card, evidence: Evidence | None, notes: Mapping[str, str]) -> list[str]:
+    """The class labels: given, of the evidence, or noted. Raises ValueError for another number than of outputs."""
+    outputs: Any = getattr(model, "num_classes", None)
+    given = list(card.classes or (evidence.classes if evidence is not None else ()))
+    if given and isinstance(outputs, int) and len(given) != outputs:
+        source = "card" if card.classes else "evidence"
+        raise ValueError(f"the {source} has {len(given)} classes, the network {outputs} outputs; give its own {source}")
+    noted = notes["class_names"].split(",") if "class_names" in notes else []
+    # Labels with commas in them can't be told apart again: better none than wrong ones.
+    return given or (noted if len(noted) == outputs else [])
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    card: Card | None = None,
+    architecture: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    commit_message: str = "Network and model card by icnets",
+) -> str:
+    """Pushes the network and its model card to the Hub, in one commit; the repository is made if missing.
+
+    Args:
+        model, card, architecture, metadata: as for :func:`save_pretrained`.
+        repo_id: "owner/name", or "name" for your own.
+        private: of a new repository; None: as is usual for its owner.
+        revision: the branch; default main.
+        create_pr: open a pull request instead of committing.
+        token: of the Hub; default the one that ``hf auth login`` kept.
+        commit_message: its first line.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: no such repository, no access, or no connection; huggingface_hub is missing.
+        ValueError, TypeError: as for :func:`save_pretrained`.
+    """
+    hub = _hub()
+    if not _REPOSITORY.fullmatch(repo_id):
+        raise HubError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _write(model, folder, repo_id, "hf-hub", card or Card(), architecture, metadata)
+        with _told(f"{repo_id} can't be pushed", "check the name, the connection, and hf auth login"):
+            api = hub.HfApi(token=token, library_name="icnets")
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+            )
+    return str(commit)
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> nn.Module:
+    """Rebuilds the network of a folder or of a repository on the Hub, on the CPU and in eval mode.
+
+    Args:
+        source: a folder that :func:`save_pretrained` wrote, or a repository's id.
+        model: the basic network, for networks of your own; see :func:`icnets.load`.
+        revision: branch, tag or commit of a repository.
+        token: of the Hub, for a private repository.
+        cache_dir: where downloads are kept.
+        local_files_only: only what was downloaded before.
+
+    Raises:
+        HubError: no such folder or repository, no weights in it, no connection, or huggingface_hub is missing.
+        CheckpointError: weights that ``icnets.save`` didn't write, damaged ones, or ones that don't fit ``model``.
+    """
+    folder, name = Path(source), os.fspath(source)
+    if folder.exists():
+        if not (folder / WEIGHTS).is_file():
+            what = "is a file" if folder.is_file() else f"has no {WEIGHTS}"
+            raise HubError(f"{folder} {what}; give a folder that save_pretrained wrote")
+        return load(folder / WEIGHTS, model)
+    if not isinstance(source, str) or not _REPOSITORY.fullmatch(name):
+        raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
+    hub = _hub()
+    with _told(f"{name} is no folder here, and can't be had from the Hub", "check the name and the connection"):
+        path = hub.hf_hub_download(
+            name,
+            WEIGHTS,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            library_name="icnets",
+        )
+    return load(path, model)

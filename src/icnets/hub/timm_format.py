@@ -1,0 +1,103 @@
+"""config.json as timm writes it, so that ``timm.create_model("local-dir:...")`` builds the same IC network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from icnets.checkpoint import describe_layers
+from icnets.convert import ICConfig, convert_, revert_
+from icnets.files import atomic_write
+from icnets.state_dicts import shapes
+
+__all__ = ["timm_arguments", "write_timm_config"]
+
+# What timm says of its own pretrained weights, which these aren't.
+_OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "description", "notes")
+
+
+def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
+    """The ``ic_`` name and the arguments by which timm makes this very network; None where there are none.
+
+    The conversion isn't remembered but found: it must give the same units and the same shapes.
+    """
+    known = getattr(model, "icnets_architecture", None)
+    if known is None or known["factory"] != "timm.create_model" or not hasattr(model, "num_classes"):
+        return None
+    import timm
+
+    from icnets.timm_models import NETWORKS
+
+    args = dict(known["args"])
+    basic_name = args.pop("model_name")
+    if f"ic_{basic_name}" not in NETWORKS or args.get("features_only"):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        basic: nn.Module = timm.create_model(basic_name, **args)
+    wanted = (describe_layers(model), shapes(model.state_dict()))
+    for config in _configs(wanted[0]):
+        convert_(basic, config, optimizers=())
+        if (describe_layers(basic), shapes(basic.state_dict())) == wanted:
+            return {"architecture": f"ic_{basic_name}", **args, "ic": config.to_dict()}
+        revert_(basic)
+    return None
+
+
+def _configs(units: Mapping[str, Mapping[str, Any]]) -> list[ICConfig]:
+    """The configurations that may have made these units."""
+    first = next(iter(units.values()), None)
+    if first is None or first["gain"] not in (None, 0.0):
+        return []
+    options: dict[str, Any] = {key: first[key] for key in ("scale", "inner_bias", "collision_weight")}
+    options["warm_start"] = "none" if first["gain"] is None else "gain"
+    choices = itertools.product((False, True), ("all", "kxk", "no-stem"))
+    return [ICConfig(layers=layers, linear=linear, **options) for linear, layers in choices]
+
+
+def write_timm_config(
+    model: Any, path: Path, arguments: Mapping[str, Any], classes: Sequence[str], notes: Mapping[str, str]
+) -> None:
+    """Writes ``path``, a config.json.
+
+    Args:
+        model: the network.
+        path: the file.
+        arguments: from :func:`timm_arguments`.
+        classes: the labels; left out unless there is one for each output.
+        notes: of the checkpoint: mean, std (numbers joined by commas), image_size, in_chans, where known.
+
+    Raises:
+        ValueError: notes that don't fit the network.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    args = {key: value for key, value in arguments.items() if key != "architecture"}
+    more: dict[str, Any] = {"pretrained_cfg": {"architecture": arguments["architecture"]}}
+    if len(classes) == model.num_classes:
+        more["label_names"] = list(classes)
+    channels = getattr(model, "in_chans", int(notes.get("in_chans", 3)))
+    images = _images(notes, channels)
+    with atomic_write(path) as temporary:
+        save_config_for_hf(model, str(temporary), model_config=more, model_args=args, data_config=images)
+        config = json.loads(temporary.read_text(encoding="utf-8"))
+        for key in _OF_OTHER_WEIGHTS:
+            config["pretrained_cfg"].pop(key, None)
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _images(notes: Mapping[str, str], channels: int) -> dict[str, Any]:
+    """What timm calls the data configuration, as far as the notes say it."""
+    images: dict[str, Any] = {key: tuple(map(float, notes[key].split(","))) for key in ("mean", "std") if key in notes}
+    for key, values in images.items():
+        if len(values) not in (1, channels):
+            raise ValueError(f"{key} is {notes[key]}, of {len(values)} channels, and the network has {channels}")
+    if "image_size" in notes:
+        side = int(notes["image_size"])
+        images["input_size"] = (channels, side, side)
+    return images

@@ -1,0 +1,293 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+from unittest import mock
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import icnets
+import icnets.timm_models
+from icnets import CheckpointError, ICConfig, ICConv2d, convert_, create_model, fuse_
+from icnets.cli import main
+from icnets.hub import Card, HubError, from_pretrained, push_to_hub, save_pretrained
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "demo.json"
+SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8, "num_classes": 5, "in_chans": 1}
+X = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def own() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """As after training: no parameter at its initial value."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    with torch.no_grad():
+        return torch.equal(a.eval()(X), b.eval()(X))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return trained(create_model("resnet18", **SMALL))
+
+
+@pytest.fixture
+def folder(model: nn.Module, tmp_path: Path) -> Path:
+    save_pretrained(model, tmp_path / "net")
+    return tmp_path / "net"
+
+
+def test_a_network_of_ones_own_comes_back(tmp_path):
+    basic = own()
+    basic(X)
+    model = trained(basic)
+    convert_(model, ICConfig(linear=True))
+    save_pretrained(trained(model), tmp_path / "a" / "net")
+    assert {p.name for p in (tmp_path / "a" / "net").iterdir()} == {"model.safetensors", "README.md"}
+    fresh = own()
+    fresh(X)
+    assert same(from_pretrained(tmp_path / "a" / "net", fresh), model)
+    assert "from_pretrained('net', basic)" in (tmp_path / "a" / "net" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(CheckpointError, match="pass the basic one"):
+        from_pretrained(tmp_path / "a" / "net")
+
+
+def test_torchvisions_is_made_anew(tmp_path):
+    model = torchvision.models.get_model("mobilenet_v3_small", num_classes=5)
+    convert_(model, ICConfig(layers="kxk"))
+    args = {"name": "mobilenet_v3_small", "num_classes": 5}
+    save_pretrained(model, tmp_path, architecture={"factory": "torchvision.models.get_model", "args": args})
+    again, x = from_pretrained(tmp_path), X.expand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ICConfig(),
+        ICConfig(layers="kxk", warm_start="gain", inner_bias=False),
+        ICConfig(layers="no-stem", linear=True, scale="sum", collision_weight=0.5),
+    ],
+    ids=lambda c: c.layers,
+)
+def test_timm_loads_the_same_network(config, tmp_path):
+    model = trained(create_model("resnet18", ic=config, **SMALL))
+    save_pretrained(model, tmp_path)
+    source = f"local-dir:{tmp_path}"
+    for again in (timm.create_model(source, pretrained=True), create_model(source, pretrained=True)):
+        assert same(again, model)
+        assert again.pretrained_cfg["architecture"] == "ic_resnet18"
+        icnets.save(again, tmp_path / "again.safetensors")  # and that one needs the folder no more
+        assert same(icnets.load(tmp_path / "again.safetensors"), model)
+    assert same(from_pretrained(tmp_path), model)
+
+
+def test_timm_adapts_it_to_other_classes_and_refuses_features(folder, model):
+    other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3, in_chans=3)
+    assert other.fc.weight.shape[0] == 3
+    assert torch.equal(other.layer1[0].conv1.collision, model.layer1[0].conv1.collision)
+    with pytest.raises(ValueError, match=r"features_only can't take .*; create it whole"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True)
+
+
+@pytest.mark.parametrize("ic", [None, {"layers": "kxk"}], ids=str)
+def test_timms_own_format_holds_an_ic_network(ic, tmp_path):
+    model = trained(timm.create_model("ic_resnet18", **SMALL, **({} if ic is None else {"ic": ic})))
+    assert isinstance(model.layer2[0].downsample[0], ICConv2d) == (ic is None)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)  # what push_to_hf_hub uploads
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "ic_resnet18"
+    assert same(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
+
+
+def test_a_basic_folder_is_converted_like_any_pretrained_network(tmp_path):
+    basic = trained(timm.create_model("resnet18", **SMALL))
+    timm.models.save_for_hf(basic, tmp_path, safe_serialization=True)
+    model = create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert isinstance(model.conv1, ICConv2d)
+    assert same(model, basic)
+    icnets.save(trained(model), tmp_path / "ic.safetensors")
+    shutil.move(tmp_path / "config.json", tmp_path / "elsewhere")
+    assert same(icnets.load(tmp_path / "ic.safetensors"), model)
+
+
+def test_what_no_config_says_is_left_to_icnets(tmp_path):
+    model = create_model("resnet18", ic=None, **SMALL)
+    convert_(model, filter_fn=lambda module, name: "layer1" in name)
+    save_pretrained(trained(model), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    assert "create_model" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert same(from_pretrained(tmp_path), model)
+
+
+def test_overwriting_leaves_nothing_of_the_one_before(folder):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3))
+    with pytest.raises(HubError, match=r"has a model.safetensors already; give another folder, or say overwrite"):
+        save_pretrained(model, folder)
+    save_pretrained(model, folder, overwrite=True)
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "README.md"}
+
+
+def test_labels_and_normalisation_reach_timm(tmp_path):
+    notes = {"image_size": "32", "mean": "0.4", "std": "0.3"}
+    save_pretrained(create_model("resnet18", **SMALL), tmp_path, card=Card(classes=list("abcde")), metadata=notes)
+    cfg = timm.create_model(f"local-dir:{tmp_path}").pretrained_cfg
+    assert (tuple(cfg["input_size"]), cfg["mean"], cfg["std"]) == ((1, 32, 32), [0.4], [0.3])
+    assert list(cfg["label_names"]) == list("abcde")
+    assert not {"tag", "license", "paper_ids", "origin_url"} & set(cfg)  # of timm's weights, not of these
+
+
+def test_a_normalisation_that_does_not_fit_leaves_no_weights(model, tmp_path):
+    with pytest.raises(ValueError, match=r"mean is 1,2,3, of 3 channels, and the network has 1"):
+        save_pretrained(model, tmp_path, metadata={"mean": "1,2,3"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_do_not_fit_the_network(model, tmp_path):
+    with pytest.raises(ValueError, match=r"the card has 2 classes, the network 5 outputs; give its own card"):
+        save_pretrained(model, tmp_path / "net", card=Card(classes=["a", "b"]))
+    with pytest.raises(ValueError, match=r"the evidence has 10 classes, the network 5 outputs; give its own evidence"):
+        save_pretrained(model, tmp_path / "net", card=Card(evidence=RESULTS))
+    assert not (tmp_path / "net").exists()
+    save_pretrained(model, tmp_path / "net", metadata={"class_names": "a, the first,b,c,d,e"})  # 5, joined by commas
+    assert "## Classes" not in (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
+
+
+def test_saving_leaves_the_random_numbers_alone(model, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    save_pretrained(model, tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+# The Hub: its own cache, laid out as after a download, and its own signatures; no connection.
+
+
+@pytest.fixture
+def cache(folder: Path, tmp_path: Path) -> Path:
+    repository = tmp_path / "cache" / "models--someone--net"
+    shutil.copytree(folder, repository / "snapshots" / ("1" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1" * 40)
+    return tmp_path / "cache"
+
+
+def test_a_repository_is_loaded_by_icnets_and_by_timm(model, cache, monkeypatch):
+    assert same(from_pretrained("someone/net", cache_dir=cache, local_files_only=True), model)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert same(timm.create_model("hf-hub:someone/net", pretrained=True, cache_dir=cache), model)
+
+
+def test_a_push_is_one_commit_of_the_same_files(model, folder, tmp_path, monkeypatch):
+    api = mock.create_autospec(huggingface_hub.HfApi, instance=True)
+    api.create_repo.return_value = mock.Mock(repo_id="someone/net")
+    api.upload_folder.side_effect = lambda **given: shutil.copytree(given["folder_path"], tmp_path / "pushed")
+    monkeypatch.setattr(huggingface_hub, "HfApi", mock.create_autospec(huggingface_hub.HfApi, return_value=api))
+    push_to_hub(model, "net", private=True, revision="draft")
+    api.create_repo.assert_called_once_with("net", private=True, exist_ok=True)
+    assert api.upload_folder.call_args.kwargs["revision"] == "draft"
+    pushed = tmp_path / "pushed"
+    assert {p.name for p in pushed.iterdir()} == {p.name for p in folder.iterdir()}
+    assert (pushed / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    assert same(from_pretrained(pushed), model)
+    assert "timm.create_model('hf-hub:net', pretrained=True)" in (pushed / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_push_that_fails_says_why_in_a_line(model, monkeypatch):
+    api = mock.create_autospec(huggingface_hub.HfApi, instance=True)
+    api.create_repo.side_effect = RuntimeError("401 Unauthorized\nmore")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: api)
+    with pytest.raises(HubError, match=r"^someone/net can't be pushed: 401 Unauthorized; check .* hf auth login$"):
+        push_to_hub(model, "someone/net")
+
+
+# Mistakes.
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for source, message in {
+        tmp_path / "empty": "has no model.safetensors; give a folder that save_pretrained wrote",
+        tmp_path / "file": "is a file; give a folder",
+        tmp_path / "nothing": "there is no folder .*nothing",
+        "some/deep/folder": "there is no folder some/deep/folder, and it is no repository's id",
+    }.items():
+        with pytest.raises(HubError, match=message):
+            from_pretrained(source)
+    with pytest.raises(HubError, match=r"someone/gone is no folder here, and can't be had .*; check the name") as error:
+        from_pretrained("someone/gone", cache_dir=tmp_path, local_files_only=True)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_others_and_damaged_ones(folder):
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights)
+    with pytest.raises(CheckpointError, match=r"was not written by icnets\.save"):
+        from_pretrained(folder)
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        from_pretrained(folder)
+
+
+def test_nothing_is_written_for_what_can_not_be_saved(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(HubError, match="is a file; give a folder"):
+        save_pretrained(model, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"there is no evidence gone"):
+        save_pretrained(model, tmp_path / "net", card=Card(evidence="gone"))
+    with pytest.raises(ValueError, match=r"method is 'IC' and evidence is None"):
+        save_pretrained(model, tmp_path / "net", card=Card(method="IC"))
+    with pytest.raises(HubError, match=r"repo_id is 'a/b/c'; it must be 'owner/name'"):
+        push_to_hub(model, "a/b/c")
+    fuse_(model, X)
+    with pytest.raises(TypeError, match="the model is deployed"):
+        save_pretrained(model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_without_huggingface_hub(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for action in (
+        lambda: save_pretrained(model, tmp_path / "net"),
+        lambda: push_to_hub(model, "someone/net"),
+        lambda: from_pretrained("someone/net"),
+    ):
+        with pytest.raises(HubError, match=r"huggingface_hub can't be imported .*; pip install 'icnets\[hub\]'"):
+            action()
+
+
+# The command.
+
+
+def test_the_command_carries_what_the_checkpoint_says(model, tmp_path, capsys):
+    icnets.save(model, tmp_path / "best.safetensors", metadata={"class_names": "a,b,c,d,e", "mean": "0.4"})
+    arguments = ["hub", "save", str(tmp_path / "best.safetensors"), str(tmp_path / "net")]
+    assert main([*arguments, "--license", "mit", "--dataset", "someone/photos", "--title", "Mine"]) == 0
+    assert "has the network and its card" in capsys.readouterr().out
+    assert same(from_pretrained(tmp_path / "net"), model)
+    data = huggingface_hub.ModelCard.load(tmp_path / "net" / "README.md").data
+    assert (data.license, data.datasets) == ("mit", ["someone/photos"])
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    assert (config["label_names"], config["pretrained_cfg"]["mean"]) == (list("abcde"), [0.4])
+    for wrong, message in {
+        (): "hub needs a verb",
+        ("push", "gone.safetensors", "a/b"): "there is no checkpoint",
+    }.items():
+        assert main(["hub", *wrong]) == 2
+        assert message in capsys.readouterr().err
