@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ImageNotes", "as_text", "notes_of_cfg", "read_notes"]
+__all__ = ["ImageNotes", "as_text", "notes_of_cfg", "notes_of_data", "read_notes"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ def as_text(value: Any) -> str:
         return str(value)
     texts = [str(item) for item in value]
     return json.dumps(texts) if any("," in text for text in texts) else ",".join(texts)
+
+
+def notes_of_data(data: Any) -> dict[str, str]:
+    """What to note beside the weights of a network trained on ``data``, an ImageData or the like: what it knows."""
+    names = ("class_names", "mean", "std", "image_size", "in_chans", "crop_pct", "interpolation")
+    return {name: as_text(value) for name in names if (value := getattr(data, name, None)) is not None}
 
 
 def read_notes(notes: Mapping[str, str]) -> ImageNotes:

@@ -18,6 +18,7 @@ from icnets.evaluation import networks
 from icnets.evaluation.datasets import make_data
 from icnets.evaluation.measure import agreement, use_threads
 from icnets.evaluation.methods import Network, Training, WeakDistillation
+from icnets.image_notes import notes_of_data
 from icnets.training.callbacks import WeightAverage
 from icnets.training.fit import fit
 from icnets.training.network import calibration_batches
@@ -189,8 +190,8 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
         history = _fit(job, model, data, basic if job.teacher == job.start else _load(job.teacher, job, data), tick)
         model.cpu()
         if job.keep is not None:
-            notes = {"method": job.method, "seed": str(job.seed), "classes": ",".join(data.class_names)}
-            checkpoint.save(model, job.keep, metadata=notes)
+            notes = {"method": job.method, "seed": str(job.seed)}
+            checkpoint.save(model, job.keep, metadata=notes | notes_of_data(data))
         figures = _figures(model, data.test_dataloader())
         return Run(
             method=job.method,

@@ -17,6 +17,7 @@ from icnets.files import atomic_write
 from icnets.hub.card import Card, card_text, evidence_of
 from icnets.hub.evidence import Evidence
 from icnets.hub.timm_format import timm_arguments, write_timm_config
+from icnets.image_notes import as_text, read_notes
 from icnets.messages import first_line
 
 __all__ = ["HubError", "from_pretrained", "push_to_hub", "save_pretrained"]
@@ -97,7 +98,7 @@ def _write(
     notes = {**(evidence.notes if evidence is not None else {}), **(metadata or {})}
     classes = _labels(model, card, evidence, notes)
     if classes:
-        notes.setdefault("class_names", ",".join(classes))
+        notes.setdefault("class_names", as_text(classes))
     arguments = timm_arguments(model)
     own = getattr(model, "icnets_architecture", None) is None
     timm_name = None if arguments is None else f"{scheme}:{source}"
@@ -119,9 +120,8 @@ def _labels(model: nn.Module, card: Card, evidence: Evidence | None, notes: Mapp
     if given and isinstance(outputs, int) and len(given) != outputs:
         source = "card" if card.classes else "evidence"
         raise ValueError(f"the {source} has {len(given)} classes, the network {outputs} outputs; give its own {source}")
-    noted = notes["class_names"].split(",") if "class_names" in notes else []
-    # Labels with commas in them can't be told apart again: better none than wrong ones.
-    return given or (noted if len(noted) == outputs else [])
+    noted = read_notes({"class_names": notes["class_names"]}).class_names if "class_names" in notes else None
+    return given or (noted if noted is not None and len(noted) == outputs else [])
 
 
 def push_to_hub(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from icnets import checkpoint
 from icnets.files import atomic_write
-from icnets.image_notes import as_text
+from icnets.image_notes import notes_of_data
 from icnets.training.engine import gathered_state, sharded
 
 __all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightAverage", "WeightsExport", "progress_bar"]
@@ -284,11 +284,7 @@ def _notes(trainer: L.Trainer) -> dict[str, str]:
     """What a later user of the weights needs to know: epoch, metrics, classes, normalisation, size and crop."""
     notes = {"epoch": str(trainer.current_epoch + 1)}
     notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
-    data = getattr(trainer, "datamodule", None)
-    for name in ("class_names", "mean", "std", "image_size", "in_chans", "crop_pct", "interpolation"):
-        if (value := getattr(data, name, None)) is not None:
-            notes[name] = as_text(value)
-    return notes
+    return notes | notes_of_data(getattr(trainer, "datamodule", None))
 
 
 class ProgressLines(ProgressBar):

@@ -1,0 +1,139 @@
+"""timm's and torchvision's own tests, as they are, over IC networks.
+
+    python benchmarks/upstream_tests.py timm CHECKOUT [PYTEST'S OPTIONS]
+    python benchmarks/upstream_tests.py torchvision CHECKOUT [PYTEST'S OPTIONS]
+
+The tests aren't in the packages: CHECKOUT is a folder of the project's sources, of about the installed version.
+Nothing in it is changed. What changes is where tests/test_models.py (timm) and test/test_models.py (torchvision) get
+their networks from: ``timm.list_models`` gives the ``ic_`` networks in the place of the basic ones; torchvision's
+``get_model_builder`` gives builders whose networks are converted with the warm start "gain", so that the outputs which
+torchvision has on record must come out all the same. ``--basic`` among the options leaves all as it is, for what the
+tests say without us. torchvision's need pytest-mock.
+
+Counts by test and the failures go to benchmarks/results/upstream_NAME.json.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parent / "results"
+TESTS = {"timm": "tests/test_models.py", "torchvision": "test/test_models.py"}
+PACKAGES = ("icnets", "timm", "torch", "torchvision")
+
+
+def patch_timm() -> None:
+    """``list_models`` gives, for what its arguments choose, the IC networks of these names."""
+    import timm
+
+    from icnets.timm_models import NETWORKS
+
+    original = timm.list_models
+
+    def list_models(*args: Any, **kwargs: Any) -> list[str]:
+        if kwargs.get("pretrained"):
+            return []  # weights would be downloaded
+        names = (name.split(".")[0] for name in original(*args, **kwargs))
+        return list(dict.fromkeys(f"ic_{name}" for name in names if f"ic_{name}" in NETWORKS))
+
+    timm.list_models = list_models
+    timm.list_pretrained = lambda *args, **kwargs: []
+
+
+def patch_torchvision() -> None:
+    """``get_model_builder`` gives builders of IC networks of the same function; quantised ones stay what they are."""
+    from torchvision import models
+
+    from icnets import ICConfig, convert_
+
+    original = models.get_model_builder
+
+    def get_model_builder(name: str) -> Callable[..., Any]:
+        basic = original(name)
+        if name.startswith("quantized_"):
+            return basic
+
+        @functools.wraps(basic)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            model = basic(*args, **kwargs)
+            convert_(model, ICConfig(warm_start="gain"), optimizers=())
+            return model
+
+        return build
+
+    models.get_model_builder = get_model_builder
+
+
+# As a plugin of pytest, in each of its processes.
+
+_outcomes: dict[str, Counter[str]] = defaultdict(Counter)
+_failures: dict[str, str] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the tests are imported."""
+    patch = {"timm": patch_timm, "torchvision": patch_torchvision}.get(os.environ.get("ICNETS_UPSTREAM", ""))
+    if patch is not None:
+        patch()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Counts: a test is what its call says, or its set-up, where that skipped or failed it."""
+    if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+        test = report.nodeid.rpartition("::")[2]
+        _outcomes[test.partition("[")[0]][report.outcome] += 1
+        if report.failed:
+            _failures[test] = " ".join(str(report.longrepr).strip().splitlines()[-1].split())[:300]
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tests and writes the counts; pytest's exit status."""
+    if len(argv) < 2 or argv[0] not in TESTS:
+        raise SystemExit(__doc__)
+    project, checkout, options = argv[0], Path(argv[1]), argv[2:]
+    test = checkout / TESTS[project]
+    if not test.is_file():
+        raise SystemExit(f"there is no {test}; CHECKOUT must be a folder of {project}'s sources")
+    basic = "--basic" in options
+    os.environ["ICNETS_UPSTREAM"] = "" if basic else project
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    sys.path.insert(0, str(Path(__file__).parent))
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Path(folder) / "pytest.ini"  # the project's own may ask for plugins
+        ours.write_text("[pytest]\n")
+        arguments = [str(test), "-c", str(ours), "--rootdir", str(checkout), "-p", "upstream_tests", "-q"]
+        status = pytest.main([*arguments, *(option for option in options if option != "--basic")])
+    plugin: Any = sys.modules["upstream_tests"]  # not this module, which is __main__
+    _write(project, basic, plugin._outcomes, plugin._failures)
+    return int(status)
+
+
+def _write(project: str, basic: bool, outcomes: dict[str, Counter[str]], failures: dict[str, str]) -> None:
+    from importlib.metadata import version
+
+    total = sum(outcomes.values(), Counter())
+    record = {
+        "project": project,
+        "networks": "basic" if basic else "IC",
+        "versions": {package: version(package) for package in PACKAGES},
+        "total": dict(total),
+        "tests": {name: dict(counts) for name, counts in sorted(outcomes.items())},
+        "failures": dict(sorted(failures.items())),
+    }
+    path = RESULTS / f"upstream_{project}{'_basic' if basic else ''}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{dict(total)}; wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
