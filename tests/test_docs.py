@@ -1,6 +1,8 @@
 """What the README shows is what the code does."""
 
+import contextlib
 import importlib
+import io
 import json
 import re
 import subprocess
@@ -10,6 +12,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+
+from icnets.cli import COMMANDS, main
+from icnets.help import COMMAND_HELP
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,3 +69,60 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "convert_" in (tmp_path / "api.html").read_text(encoding="utf-8")
     assert (tmp_path / "images" / "evidence-networks.png").is_file()
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if python_blocks(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in python_blocks(page):  # one after the other, as one reads them
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_pages_have_code():
+    assert {"unit", "convert", "deploy", "train"} <= {page.stem for page in PAGES}
+
+
+def command_of(line: str) -> str:
+    return re.sub(r".*icnets(\.cli)? ", "", line).split()[0]
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every ``icnets`` command in a block of the README or the docs, with its continued lines."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+        for line in re.findall(r"^(?: {4}|)((?:icnets|torchrun .* -m icnets\.cli) [a-z].*)$", text, flags=re.MULTILINE):
+            found.append((page.name, re.sub(r"\s#.*", "", line)))
+    return [(page, line) for page, line in found if command_of(line) in COMMANDS]
+
+
+@pytest.fixture(scope="module")
+def options(request) -> dict[str, str]:
+    """What each command's help says, all of it."""
+    lightning = ("fit", "validate", "test")
+    help_of = {}
+    for command in sorted({command_of(line) for _, line in commands()}):
+        more = ["--help-all"] if command in (*lightning, "compare", "study") else ["--help"]
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            main([command, *more])
+        help_of[command] = out.getvalue() + (COMMAND_HELP.get(command) or "")
+    return help_of
+
+
+def test_every_command_in_the_docs_knows_its_options(options):
+    assert len(commands()) > 20
+    for page, line in commands():
+        command = command_of(line)
+        for option in re.findall(r"(?<!\S)(--[a-z][\w.-]*)", line[line.index(f" {command}") :]):
+            assert re.search(rf"{re.escape(option)}(?![\w-])", options[command]), (
+                f"{page}: {command} has no {option}: {line}"
+            )
