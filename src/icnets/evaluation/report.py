@@ -180,8 +180,11 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return [_verdict(row) for row in rows if row.cost.parameters.ic and row.to_control is not None]
 
 
-def curves(methods: Sequence[Method], runs: Mapping[str, Sequence[Run]]) -> list[Curve]:
-    """Validation error while training; a warm start counts on from the end of the basic network's training."""
+def curves(methods: Sequence[Method], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
+    """Validation error, or the mean training ``loss`` of each epoch, while training.
+
+    A warm start counts on from the end of the basic network's training.
+    """
     basic = runs[methods[0].name]
     before = len(basic[0].history)
     seconds_before = statistics.median(run.history[-1].seconds for run in basic)
@@ -191,8 +194,8 @@ def curves(methods: Sequence[Method], runs: Mapping[str, Sequence[Run]]) -> list
         epochs = [e.epoch + (before if warm else 0) for e in own[0].history]
         seconds = [statistics.median(e) for e in zip(*([h.seconds for h in run.history] for run in own), strict=True)]
         seconds = [s + (seconds_before if warm else 0.0) for s in seconds]
-        errors = [[e.val_error for e in run.history] for run in own]
-        starts = [run.start_error for run in own if run.start_error is not None]
+        errors = [[e.train_loss if loss else e.val_error for e in run.history] for run in own]
+        starts = [run.start_error for run in own if run.start_error is not None and not loss]
         if warm and len(starts) == len(own):
             epochs, seconds = [before, *epochs], [seconds_before, *seconds]
             errors = [[first, *error] for first, error in zip(starts, errors, strict=True)]

@@ -20,11 +20,14 @@ def _colour(number: int) -> str:
     return INK if number == 0 else COLOURS[number % len(COLOURS)]  # plots' black is the page's ink
 
 
-def curve_charts(curves: Sequence[Curve], *, quantity: str = "validation error, %") -> list[Figure]:
-    """Error by epoch and by second: the mean over seeds, with its 95 % interval where there are several."""
+def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") -> list[Figure]:
+    """``quantity``, such as "validation error, %", by epoch and by second.
+
+    Drawn is the mean over seeds, with its 95 % interval where there are several; ``remark`` ends the caption.
+    """
     groups = list(dict.fromkeys(curve.group for curve in curves))
     band = ": mean over seeds, and its 95 % interval" if len(curves[0].errors) > 1 else ""
-    what = quantity.removesuffix(", %")
+    what, _, unit = quantity.partition(", ")
     final = {c.name: t_interval([seed[-1] for seed in c.errors]).mean for c in curves}
     words = "; ".join(f"{name} ends at {error:.2f}" for name, error in final.items())
 
@@ -54,10 +57,10 @@ def curve_charts(curves: Sequence[Curve], *, quantity: str = "validation error, 
     ]
     return [
         draw(
-            f"curves-{name}",
+            f"{what.replace(' ', '-')}-{name}",
             paint(x, label),
-            alt=f"{what.capitalize()} in per cent by {label}. {words}.",
-            caption=f"{what.capitalize()} by {label}{band}.",
+            alt=f"{what.capitalize()} in {'per cent' if unit == '%' else unit} by {label}. {words}.",
+            caption=f"{what.capitalize()} by {label}{band}.{remark}",
         )
         for name, x, label in ways
     ]

@@ -86,7 +86,7 @@ def _comparison(comparison: Comparison, row: Row | None, images: int) -> Compari
         columns=list(table.columns),
         rows=[list(cells) for cells in table.rows],
         notes=list(table.notes),
-        curves=curve_charts(curves(settings.methods, comparison.runs)),
+        curves=_curves(comparison),
         costs=[cost_chart(rows, "time"), cost_chart(rows, "macs")],
         looks=_looks(comparison, row, images),
         boundary=_data_uri(boundary) if boundary.is_file() else None,
@@ -94,6 +94,13 @@ def _comparison(comparison: Comparison, row: Row | None, images: int) -> Compari
         command=record["command"],
         settings=json.dumps({"data": data["arguments"], **record["settings"]}, indent=1),
     )
+
+
+def _curves(comparison: Comparison) -> list[Figure]:
+    methods, runs = comparison.settings.methods, comparison.runs
+    remark = " With distillation the loss has another term." if any(method.wld for method in methods) else ""
+    errors = curve_charts(curves(methods, runs), "validation error, %")
+    return [*errors, *curve_charts(curves(methods, runs, loss=True), "training loss, nats", remark=remark)]
 
 
 def _data_uri(path: Path) -> str:
@@ -134,7 +141,7 @@ def _training(run: Training) -> TrainingPart:
     if tops:
         errors = [[100 * (1 - row["val/top1"]) for row in tops]]
         curve = Curve(run.folder.name, "run", [int(r["epoch"]) for r in tops], errors, [r["seconds"] for r in tops])
-        figures = curve_charts([curve])
+        figures = curve_charts([curve], "validation error, %")
     best = max(tops, key=lambda row: row["val/top1"], default=None)
     summary = f"{len(history)} epochs in {history[-1].get('seconds', 0):.0f} s of training."
     if best is not None:
