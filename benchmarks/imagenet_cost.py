@@ -125,8 +125,8 @@ def markdown(costs: Costs) -> str:
         f"the training steps that we measured **on a CPU** (batch {CPU_BATCH}, float32, with the compiled kernels; "
         "[cost](cost.md)); for WLD, the teacher's forward pass is added through the whole training. IC-ResNet-101's "
         "ratio is IC-ResNet-50's. Between networks such ratios carry over poorly, MobileNetV2's most of all. Between "
-        "basic and IC they are what a fused pass costs; mixed precision in eager mode has none yet, so expect more. "
-        "Other GPUs, for ResNet-50: "
+        "basic and IC they are what a fused pass costs; in mixed precision eager mode makes several in its place, so "
+        "expect more. Other GPUs, for ResNet-50: "
         f"{older['gpu']} ×{slower:.2f} ([same source]({older['source']})), {newer['gpu']} ×{faster:.1f} "
         f"([MLPerf Training]({newer['source']}), 16 GPUs)."
     )

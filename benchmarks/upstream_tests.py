@@ -52,10 +52,11 @@ def patch_timm() -> None:
 
 def patch_torchvision() -> None:
     """``get_model_builder`` gives builders of IC networks of the same function; quantised ones stay what they are."""
-    from torchvision import models
+    from importlib import import_module
 
     from icnets import ICConfig, convert_
 
+    models: Any = import_module("torchvision.models")
     original = models.get_model_builder
 
     def get_model_builder(name: str) -> Callable[..., Any]:

@@ -143,6 +143,53 @@ def test_training_in_float32_within_rounding():
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("options", "layout", "limit"),
+    [
+        ({}, torch.contiguous_format, 1 << 20),
+        ({"gain": 0.5, "bias": False}, torch.channels_last, 1 << 20),
+        ({"groups": 2}, torch.contiguous_format, 60),
+        ({"groups": 4, "gain": -0.3}, torch.channels_last, 60),
+    ],
+)
+def test_training_in_half_precision_is_as_exact_as_the_formula(monkeypatch, options, layout, limit, dtype, autocast):
+    torch.manual_seed(3)
+    exact = randomise(ICConv2d(16, 8, 3, padding=1, dtype=torch.float64, **options), 1).to(dtype).double()
+    if exact.gain is not None:
+        exact.gain.data.clamp_(min=-0.375)  # below -0.5 the formula itself is at work
+    layer = copy.deepcopy(exact).to(torch.float32 if autocast else dtype).to(memory_format=layout)
+    x = torch.randn(8, 16, 15, 15).to(dtype).contiguous(memory_format=layout)
+    dz = torch.randn(8, 8, 15, 15).to(dtype)
+    in_tiles(monkeypatch, limit)
+
+    def found():
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            return gradients(layer, x.float() if autocast else x, dz)
+
+    z, fast = found()
+    assert z.dtype == dtype
+    assert z.grad_fn.name() == "_CollideBackward"
+    by_formula(monkeypatch)
+    y, slow = found()
+    _, true = gradients(exact, x.double(), dz.double())
+    torch.testing.assert_close(z, y, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+    for a, b, c in zip(fast, slow, true, strict=True):
+        assert a.dtype == b.dtype
+        assert (a.double() - c).norm() <= 1.25 * (b.double() - c).norm() + 1e-3 * c.norm()
+
+
+def test_backward_within_autocast_sums_exactly():
+    torch.manual_seed(4)
+    layer, x = randomise(ICConv2d(4, 8, 3), 1), torch.randn(4, 4, 33, 33, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = layer(x)
+        inside = torch.autograd.grad(z.float().square().sum(), layer.collision, retain_graph=True)
+    outside = torch.autograd.grad(z.float().square().sum(), layer.collision)
+    assert torch.equal(inside[0], outside[0])
+
+
 @pytest.mark.parametrize("gain", [0.0, -0.4, 0.7])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_second_derivatives_with_a_gain(gain, groups):
@@ -224,7 +271,7 @@ def test_partly_frozen_layers(monkeypatch, frozen):
         (lambda: (ICConv2d(3, 4, 3, gain=-1.0), torch.randn(2, 3, 6, 6)), False),
         (lambda: (ICConv2d(3, 4, 3), torch.randn(3, 6, 6)), False),
         (lambda: (ICLinear(3, 4), torch.randn(2, 3)), False),
-        (lambda: (ICConv2d(3, 4, 3, dtype=torch.bfloat16), torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)), False),
+        (lambda: (ICConv2d(3, 4, 3, dtype=torch.bfloat16), torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)), True),
     ],
 )
 def test_where_it_serves_in_training(make, taken):
@@ -283,6 +330,17 @@ def test_training_keeps_no_more_than_the_basic_network(layers, limit, warm_start
     model = timm.create_model("ic_resnet50", ic=icnets.ICConfig(layers=layers, warm_start=warm_start)).train()
     ratio = saved_bytes(model, x) / saved_bytes(basic, x)
     assert 1 <= ratio <= limit
+
+
+@pytest.mark.parametrize(("layers", "limit"), [("all", 1.03), ("kxk", 1.015)])
+def test_training_in_half_precision_keeps_little_more(layers, limit):
+    import timm
+
+    x = torch.randn(4, 3, 64, 64, dtype=torch.bfloat16)
+    basic = timm.create_model("resnet50").train().bfloat16()
+    model = timm.create_model("ic_resnet50", ic=icnets.ICConfig(layers=layers)).train().bfloat16()
+    ratio = saved_bytes(model, x) / saved_bytes(basic, x)
+    assert 1 <= ratio <= limit  # s is kept in float32
 
 
 @pytest.mark.parametrize("name", ["ic_resnet18", "ic_mobilenetv2_100", "ic_densenet121", "ic_efficientnet_b0"])

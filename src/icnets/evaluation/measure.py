@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from icnets.evaluation.rounds import interleaved, paired_ratio
+from icnets.kernels import eager
 from icnets.layers import IC_LAYERS, ic_parameters
 
 __all__ = [
@@ -251,6 +252,8 @@ def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = model(sample)
+        for t in eager.kept(output) if isinstance(output, Tensor) else ():
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         del output  # the graph had to live until here: a freed address may be handed out again
         return sum(saved.values())
 

@@ -9,12 +9,17 @@ On CPUs the passes are one, where :mod:`icnets.kernels.native` was built, and el
 main memory is read and written once. If something overwrites z in place before backward (a convolution followed by
 ``ReLU(inplace=True)`` without a norm), y is computed again.
 
+In half precision, and under autocast, the sums, the collision and its gradients are computed in single precision and z
+is rounded once; a branch whose argument is smaller than that rounding can count as silent in backward.
+
 The environment variable ``ICNETS_FUSED=0`` turns these paths off.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,18 +29,40 @@ from icnets.kernels import native
 from icnets.kernels.passes import Gradients, collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
 
-__all__ = ["conv_leaky_relu", "ic_conv", "serves", "serves_deployed", "serves_post"]
+__all__ = [
+    "conv_leaky_relu",
+    "for_tensors_without_contents",
+    "ic_conv",
+    "kept",
+    "serves",
+    "serves_deployed",
+    "serves_post",
+]
 
 _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _DEVICES = ("cpu", "cuda")
 _EXACT = (torch.float32, torch.float64)
-_PLAIN = {Tensor, torch.nn.Parameter}
+_TYPES = (*_EXACT, torch.float16, torch.bfloat16)
+_PLAIN: set[type[Tensor]] = {Tensor, torch.nn.Parameter}
+_WITHOUT_CONTENTS: set[type[Tensor]] = set()
 _SMALL = 1 << 17  # elements of an activation below which a pass over it costs less than a call or two
 _LEAST_GAIN = -0.5  # u is read off z by a division by 1 + gain
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 # The packet's lookup is slow, so the one overload; absent from builds without oneDNN.
 _FUSED_CONV = getattr(getattr(torch.ops.mkldnn, "_convolution_pointwise", None), "default", None)
 _OVERWRITTEN = "modified by an inplace operation"
+
+
+@contextmanager
+def for_tensors_without_contents(kind: type[Tensor]) -> Iterator[None]:
+    """The fast paths also take tensors of ``kind``, fakes that only count memory; gains are taken for large enough."""
+    _PLAIN.add(kind)
+    _WITHOUT_CONTENTS.add(kind)
+    try:
+        yield
+    finally:
+        _PLAIN.remove(kind)
+        _WITHOUT_CONTENTS.remove(kind)
 
 
 def _plain_mode(*tensors: Tensor) -> bool:
@@ -71,11 +98,13 @@ def serves(
         return False
     if not _differentiable(x, weight, bias, collision, inner_bias, gain):
         return True
-    # Only behind a differentiable convolution can y be had again, and half-precision sums keep the formula.
-    if not _differentiable(x, weight, bias) or not _exact(x):
+    # Only behind a differentiable convolution can y be had again.
+    if not _differentiable(x, weight, bias) or x.dtype not in _TYPES:
         return False
+    if gain is None or type(x) in _WITHOUT_CONTENTS:
+        return True
     # On other devices the look at the gain would wait for the whole queue.
-    return gain is None or (x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all()))
+    return x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all())
 
 
 def ic_conv(
@@ -101,15 +130,15 @@ def ic_conv(
         scale: factor on s, the plain sum.
     """
     offset = inner_bias if bias is None else -bias if inner_bias is None else inner_bias - bias
-    compiled = native.serves(x, weight)
     if _differentiable(x, weight, bias, collision, inner_bias, gain):
-        y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
-        if not compiled:
-            kernel = list(weight.shape[2:])
-            s = window_mean(s, kernel, stride, pad_pairs(padding), dilation)
-            scale *= window_size(kernel)
-        z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
-        return z
+        unit = (collision, offset, gain, scale)
+        if not torch.is_autocast_enabled(x.device.type):
+            return _followed(x, weight, bias, stride, padding, dilation, groups, *unit)
+        # As autocast does it for a convolution; the functions themselves cast nothing.
+        x, weight, bias = _lowered(x), _lowered(weight), None if bias is None else _lowered(bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return _followed(x, weight, bias, stride, padding, dilation, groups, *unit)
+    compiled = native.serves(x, weight)
     if compiled:
         conv = (stride, padding, dilation, groups)
         return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))
@@ -124,6 +153,35 @@ def ic_conv(
         bias = shift if bias is None else bias + shift
     y = _CONV[len(kernel)](x, weight, bias, stride, padding, dilation, groups)
     return collide_(y, s, collision, factor, offset, gain, shift)
+
+
+def _lowered(t: Tensor) -> Tensor:
+    """``t`` in autocast's type, which leaves double precision alone."""
+    return t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(t.device.type))
+
+
+def _followed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    collision: Tensor,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """:func:`ic_conv` with what backward needs."""
+    compiled = native.serves(x, weight)
+    y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
+    if not compiled:
+        kernel = list(weight.shape[2:])
+        s = window_mean(s, kernel, stride, pad_pairs(padding), dilation)
+        scale *= window_size(kernel)
+    z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
+    return z
 
 
 def serves_deployed(x: Tensor, weight: Tensor) -> bool:
@@ -263,7 +321,20 @@ class _Collide(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain = _backward_plainly(dz, z, is_y, s, collision, offset, gain, ctx.factor, ctx.nd)
             return (*plain, None, None)
-        return (*collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor), None, None)
+        with torch.autocast(z.device.type, enabled=False):  # whoever calls backward within autocast: sums stay exact
+            return (*collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor), None, None)
+
+
+def kept(output: Tensor) -> list[Tensor]:
+    """What the IC layers before ``output`` keep for backward where autograd's hooks don't see it: the sums."""
+    nodes, seen, found = [output.grad_fn], set(), []
+    while nodes:
+        node: Any = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            found += [t for t in getattr(node, "rest", ())[:1] if t is not None]
+    return found
 
 
 def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
@@ -314,4 +385,4 @@ def _backward_plainly(
     grouped = m.unflatten(channel, split)
     ds = -(grouped * vector).sum(channel)
     dv = -(grouped * s.unsqueeze(channel)).flatten(channel - 1, channel).sum(over) * factor
-    return dz + m, ds, dv, None if offset is None else m.sum(over), d_gain
+    return (dz + m).type_as(dz), ds, dv, None if offset is None else m.sum(over), d_gain

@@ -81,6 +81,9 @@ def collide_backward(
         dy, ds, dv, do, dg = operator(dz, z, z_is_y, s, collision, factor, offset, gain)
         return dy, ds, dv, None if offset is None else do, None if gain is None else dg
     backward = _short_backward if is_short(z.numel(), z, s.size(1)) else _tiled_backward
+    work = torch.promote_types(z.dtype, s.dtype)  # single precision for half
+    collision = collision.to(work)
+    offset, gain = (None if t is None else t.to(work) for t in (offset, gain))
     dy, ds, dv, do, dg = backward(dz, z, s, collision, offset, gain, factor)
     # Both were summed over m, the branch's gradient without the gain.
     dv = dv.mul_(-factor) if gain is None else dv.mul_(gain).mul_(-factor)
@@ -102,6 +105,7 @@ def _short_backward(
     over = [0, *range(2, z.dim())]
     do = dg = None
     t = torch.addcmul(z, collision.view(column), s, value=-factor)
+    dz = dz.to(t.dtype)
     if offset is not None:
         t.add_(offset.view(column))
     if gain is not None:
@@ -119,7 +123,7 @@ def _short_backward(
     if offset is not None:
         do = m.sum(over)
     dy = (m if gain is None else m.mul_(gain.view(column))).add_(dz)
-    return dy, ds, dv, do, dg
+    return dy.to(z.dtype), ds, dv, do, dg
 
 
 def _tiled_backward(
@@ -137,10 +141,10 @@ def _tiled_backward(
     gain_ = None if gain is None else rows.vector(gain)
     # The gain is left out of the branch's gradient m, and put to the vectors instead.
     ds = GroupSums(rows, collision * -factor if gain is None else collision * gain * -factor)
-    dv, do, dg = ChannelSums(rows, z), ChannelSums(rows, z), ChannelSums(rows, z)
-    scratch = rows.scratch(z, z.dtype)
+    dv, do, dg = (ChannelSums(rows, collision) for _ in range(3))
+    scratch = rows.scratch(z, collision.dtype)
     for tile in rows.tiles():
-        part, gradient, sums = tile(z_), tile(dz_), tile(s_, wide=False)
+        part, gradient, sums = tile(z_), tile(dz_).to(collision.dtype), tile(s_, wide=False)
         t = torch.addcmul(part, tile(v_), sums, value=-factor, out=scratch(part))
         if offset_ is not None:
             t.add_(tile(offset_))

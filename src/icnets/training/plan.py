@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from icnets.convert import ICConfig
 from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward
 from icnets.evaluation.table import human
+from icnets.kernels import eager
 from icnets.messages import one_line
 from icnets.training import engine
 from icnets.training.data import ImageData
@@ -187,8 +188,9 @@ def _kept_of_fakes(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with torch.autocast("cpu", dtype=dtype), hooks:
+        with torch.autocast("cpu", dtype=dtype), hooks, eager.for_tensors_without_contents(FakeTensor):
             output = network(mode.from_tensor(x))
+        kept |= {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in eager.kept(output)}
         del output  # the graph had to live until here: a storage's address may be used again
     return sum(kept.values())
 
