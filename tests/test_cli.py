@@ -273,8 +273,8 @@ RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
     (
         [],
-        "no command given; choose from fit, validate, test, predict, compare, study, profile, coverage, export, hub, "
-        "data, build, convert",
+        "no command given; choose from fit, validate, test, predict, compare, study, report, profile, coverage, "
+        "export, hub, data, build, convert",
     ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
     (["fit"], "model.model is missing; give --model.model or --config"),

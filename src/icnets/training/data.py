@@ -140,13 +140,15 @@ class ImageData(EpochData):
         self.repeats, self.max_unreadable = repeats, max_unreadable
         self.eval_batch_size, self.prefetch = eval_batch_size, prefetch
         self.cache = Path(cache or os.environ.get("ICNETS_CACHE") or Path.home() / ".cache" / "icnets")
-        self.crop_pct = 1.0 if self.digits else crop_pct  # which are seen whole
+        self.crop_pct = crop_pct
         self.interpolation, self.test_crops = interpolation, test_crops
         self.test_root = None if test_root is None else Path(test_root)
         self.real_labels = None if real_labels is None else Path(real_labels)
         self._names: list[str] = []
         self._splits: dict[str, ImageFiles | TensorImages] = {}
         self._check_arguments()
+        if self.digits:
+            self.crop_pct = 1.0  # they are seen whole
 
     def _normalization(
         self, mean: Sequence[float] | None, std: Sequence[float] | None
