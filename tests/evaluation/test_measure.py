@@ -142,3 +142,18 @@ def test_gain_warm_start_agrees_fully() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_a_dead_branch_saved_does_not_count() -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.dead = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.dead(x).exp()  # keeps its output until it is gone, at once
+            return self.used(x).exp()
+
+    x = torch.randn(64, 8)
+    # The input, by the linear layer, and the output, by the exponential.
+    assert memory_for_backward(Dead(), x) == 2 * 64 * 8 * 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
 from icnets.evaluation.rounds import interleaved, paired_ratio
@@ -34,6 +35,7 @@ __all__ = [
     "measure_latency",
     "memory_for_backward",
     "restored",
+    "saved_for_backward",
     "use_threads",
 ]
 
@@ -241,21 +243,30 @@ def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
     with restored(model, training=True):
         if sample.device.type == "cuda":
             return _cuda_peak(model, sample)
-        own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-        saved: dict[int, int] = {}
+        with torch.enable_grad(), saved_for_backward([*model.parameters(), *model.buffers()]) as bytes_of:
+            return bytes_of(model(sample))
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = model(sample)
+@contextmanager
+def saved_for_backward(own: Iterable[Tensor]) -> Iterator[Callable[[Any], int]]:
+    """Watches what autograd saves; gives what tells the bytes that the graph of an output still holds.
+
+    Each storage counts once and at its full size, those of ``own`` don't.
+    """
+    known = {StorageWeakRef(t.untyped_storage()) for t in own}
+    saved: dict[StorageWeakRef, int] = {}  # weak: what a dead branch saved is gone by then, but its place isn't reused
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # an output itself would hold the graph that holds it
+
+    def bytes_of(output: Any) -> int:
         for t in eager.kept(output) if isinstance(output, Tensor) else ():
-            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        del output  # the graph had to live until here: a freed address may be handed out again
-        return sum(saved.values())
+            pack(t)
+        return sum(size for storage, size in saved.items() if storage not in known and not storage.expired())
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield bytes_of
 
 
 def _cuda_peak(model: nn.Module, sample: Tensor) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from icnets.convert import ICConfig
-from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward
+from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward, saved_for_backward
 from icnets.evaluation.table import human
 from icnets.kernels import eager
 from icnets.messages import one_line
@@ -176,23 +176,12 @@ def _inputs_of_blocks(network: nn.Module | None) -> Iterator[list[int]]:
 
 def _kept_of_fakes(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
     """As :func:`icnets.evaluation.measure.memory_for_backward`, under autocast, and nothing is computed."""
-    kept: dict[int, int] = {}
     network = copy.deepcopy(network)  # its norms count batches, even so
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        own = {mode.from_tensor(t).untyped_storage()._cdata for t in [*network.parameters(), *network.buffers()]}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes()
-            return tensor
-
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with torch.autocast("cpu", dtype=dtype), hooks, eager.for_tensors_without_contents(FakeTensor):
-            output = network(mode.from_tensor(x))
-        kept |= {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in eager.kept(output)}
-        del output  # the graph had to live until here: a storage's address may be used again
-    return sum(kept.values())
+        own = [mode.from_tensor(t) for t in [*network.parameters(), *network.buffers()]]
+        lowered = torch.autocast("cpu", dtype=dtype)
+        with lowered, eager.for_tensors_without_contents(FakeTensor), saved_for_backward(own) as bytes_of:
+            return bytes_of(network(mode.from_tensor(x)))
 
 
 def _steps(trainer: Any, images: int, batch: int, world: int) -> tuple[int, int]:
