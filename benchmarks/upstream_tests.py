@@ -29,6 +29,7 @@ import pytest
 
 RESULTS = Path(__file__).parent / "results"
 TESTS = {"timm": "tests/test_models.py", "torchvision": "test/test_models.py"}
+MARKERS = ("base", "cfg", "torchscript", "features", "fxforward", "fxbackward")  # timm's
 PACKAGES = ("icnets", "timm", "torch", "torchvision")
 
 
@@ -111,7 +112,7 @@ def main(argv: list[str]) -> int:
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         ours = Path(folder) / "pytest.ini"  # the project's own may ask for plugins
-        ours.write_text("[pytest]\n")
+        ours.write_text("[pytest]\nmarkers =\n" + "".join(f"    {name}\n" for name in MARKERS))
         arguments = [str(test), "-c", str(ours), "--rootdir", str(checkout), "-p", "upstream_tests", "-q"]
         status = pytest.main([*arguments, *(option for option in options if option != "--basic")])
     plugin: Any = sys.modules["upstream_tests"]  # not this module, which is __main__
