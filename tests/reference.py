@@ -68,3 +68,15 @@ def ic_linear(layer: nn.Module, x: Tensor, w_prime: Tensor) -> Tensor:
             branch = branch * layer.gain[o]
         columns.append(y + branch + (layer.bias[o] if layer.bias is not None else 0))
     return torch.stack(columns, -1)
+
+
+def assert_gradients(layer: nn.Module, x: Tensor) -> None:
+    """First and second derivatives by the input and every parameter are those of finite differences; in float64."""
+    names, params = zip(*layer.named_parameters(), strict=True)
+
+    def run(x: Tensor, *params: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, params, strict=True)), (x,))
+
+    arguments = (x.requires_grad_(), *params)
+    assert torch.autograd.gradcheck(run, arguments)
+    assert torch.autograd.gradgradcheck(run, arguments)

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,19 @@ from icnets.messages import one_line
 __all__ = ["Parser", "main"]
 
 COMMANDS = [*COMMAND_HELP, "convert"]
+
+# Modules whose ``main`` takes the arguments behind the command; what is neither here nor below is Lightning's.
+_PROGRAMS = {
+    "compare": "icnets.evaluation.compare",
+    "coverage": "icnets.evaluation.coverage.command",
+    "data": "icnets.data_check.command",
+    "export": "icnets.export.command",
+    "hub": "icnets.hub.command",
+    "predict": "icnets.predict.command",
+    "profile": "icnets.evaluation.profile",
+    "report": "icnets.report.command",
+    "study": "icnets.evaluation.study.command",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,44 +100,10 @@ def _run(command: str, rest: list[str]) -> int:
 
         parser().print_help()
     rest = ["--help" if arg == "--help-all" else arg for arg in rest]
-    if command == "compare":
-        from icnets.evaluation.compare import main as compare
-
-        return compare(rest)
-    if command == "study":
-        from icnets.evaluation.study.command import main as study
-
-        return study(rest)
-    if command == "report":
-        from icnets.report.command import main as report
-
-        return report(rest)
-    if command == "profile":
-        from icnets.evaluation.profile import main as profile
-
-        return profile(rest)
-    if command == "coverage":
-        from icnets.evaluation.coverage.command import main as coverage
-
-        return coverage(rest)
-    if command == "export":
-        from icnets.export.command import main as export
-
-        return export(rest)
-    if command == "hub":
-        from icnets.hub.command import main as hub
-
-        return hub(rest)
-    if command == "data":
-        from icnets.data_check.command import main as data
-
-        return data(rest)
-    if command == "predict" and not _of_a_run(rest):
-        from icnets.predict.command import main as predict
-
-        return predict(rest)
     if command == "build":
         return _build(rest)
+    if command in _PROGRAMS and not (command == "predict" and _of_a_run(rest)):
+        return int(import_module(_PROGRAMS[command]).main(rest))
     from icnets.training.lightning_cli import run
 
     run([command, *rest])

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from icnets.deploy import Affine
+from icnets.hooks import removed_after
 
 __all__ = ["Consumers", "FoldedNormAct", "affine_of", "is_norm", "obstacle_to_folding", "remove_norm_"]
 
@@ -63,12 +64,8 @@ class Consumers(TorchDispatchMode):
         handles = [layer.register_forward_hook(self.made) for layer in layers]
         handles += [norm.register_forward_pre_hook(self.enter, prepend=True) for norm in norms]
         handles += [norm.register_forward_hook(self.leave) for norm in norms]
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with removed_after(handles), self:
+            yield
 
     def kept(self) -> set[int]:
         """Ids of the outputs that somebody still holds after the pass: in the result, on a module, in a cache."""

@@ -189,6 +189,7 @@ class _ICConvTranspose(Collision):
             input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
         )
 
+    # Each has a forward pass of its own, because TorchScript wants torch's operator by its name.
     def _collide(self, input: Tensor, y: Tensor) -> Tensor:
         nd = len(self.kernel_size)
         s = receptive_field.transposed_sum(

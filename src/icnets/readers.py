@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from icnets.hooks import removed_after
+
 __all__ = ["declared", "observed"]
 
 # `.weight.dtype` and its like read no value.
@@ -145,12 +147,8 @@ class _Watch(TorchFunctionMode):
         layers = list(self.owners.values())
         handles = [m.register_forward_pre_hook(self.enter) for m in layers]
         handles += [m.register_forward_hook(self.leave) for m in layers]
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with removed_after(handles), self:
+            yield
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import receptive_field
+from icnets.hooks import removed_after
 from icnets.subclasses import convolved
 
 __all__ = ["calibrated"]
@@ -103,12 +104,11 @@ def calibrated(
         for name, module in layers.items()
     ]
     try:
-        model.eval()
-        for batch in batches:
-            model(_input(batch, next(model.parameters(), None)))
+        with removed_after(handles):
+            model.eval()
+            for batch in batches:
+                model(_input(batch, next(model.parameters(), None)))
     finally:
-        for handle in handles:
-            handle.remove()
         for module, training in modes.items():
             module.training = training
     if silent := [name for name, record in records.items() if not record.y]:

@@ -22,7 +22,7 @@ from icnets.evaluation.machine import machine, require_accelerator, versions
 from icnets.evaluation.measure import count_macs, count_parameters, measure_latency
 from icnets.evaluation.methods import Method, Network, Settings
 from icnets.evaluation.plots import plot_boundaries, plot_curves
-from icnets.evaluation.report import Cost, Row, comparison_table, curves, rows, verdicts
+from icnets.evaluation.report import Cost, Row, comparison_table, curves, rows, title_of, verdicts
 from icnets.evaluation.runs import Job, Run, build, distillation
 from icnets.evaluation.table import Table, show
 from icnets.files import atomic_write
@@ -176,7 +176,8 @@ def compare(settings: Settings, data: dict[str, Any], command: str = "") -> tupl
     }
     costs = _costs(settings, firsts, images)
     result = rows(settings.methods, runs, costs, settings.confidence)
-    table = comparison_table(result, _title(settings, images), f"{images.size('test')} test images")
+    title = title_of(settings.network.name, images.root, images.size("train"), len(settings.seeds))
+    table = comparison_table(result, title, f"{images.size('test')} test images")
     _write_evidence(settings, data, images, runs, result, table, command, workers, start)
     return result, table
 
@@ -189,11 +190,6 @@ def _opening(settings: Settings, images: Any, workers: int) -> str:
         f"{len(settings.methods)} methods × {len(settings.seeds)} seeds in {workers} "
         f"process{'es' * (workers > 1)}; results go to {settings.out}/"
     )
-
-
-def _title(settings: Settings, images: Any) -> str:
-    where = "digits" if images.root is None else images.root.resolve().name
-    return f"{settings.network.name} on {where}, {images.size('train')} training images, {len(settings.seeds)} seeds"
 
 
 def _write_evidence(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icnets.hooks import removed_after
 from icnets.layers import IC_LAYERS
 
 __all__ = ["firing_rates", "firing_share"]
@@ -49,12 +50,8 @@ def firing_rates(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
         for name, module in model.named_modules()
         if isinstance(module, IC_LAYERS)
     ]
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removed_after(handles), torch.no_grad():
+        model(*inputs)
     return {name: sum(own) / len(own) for name, own in shares.items() if own}
 
 

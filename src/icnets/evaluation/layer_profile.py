@@ -18,6 +18,7 @@ from icnets.evaluation.firing import firing_share
 from icnets.evaluation.measure import COUNTED, Count, layer_macs, restored, use_threads
 from icnets.evaluation.rounds import Ratio, interleaved, paired_ratio
 from icnets.evaluation.table import Table, human
+from icnets.hooks import removed_after
 from icnets.layers import IC_LAYERS
 
 __all__ = ["LayerCost", "layer_table", "profile_layers"]
@@ -79,12 +80,8 @@ def profile_layers(
         costs.append(_cost(name, module, args[0], z, rounds, min_seconds))
 
     handles = [module.register_forward_hook(hook) for module in names]
-    try:
-        with restored(model, training=False), use_threads(threads), torch.no_grad(), _settled():
-            model(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removed_after(handles), restored(model, training=False), use_threads(threads), torch.no_grad(), _settled():
+        model(sample)
     return costs
 
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.hooks import RemovableHandle
 
 from icnets.evaluation.rounds import interleaved, paired_ratio
+from icnets.hooks import removed_after
 from icnets.kernels import eager
 from icnets.layers import IC_LAYERS, ic_parameters
 
@@ -127,13 +127,9 @@ def count_macs(model: nn.Module, sample: Tensor) -> Count:
         macs = layer_macs(module, args[0], z)
         total, ic = total + macs.total, ic + macs.ic
 
-    handles: list[RemovableHandle] = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, COUNTED)]
-    try:
-        with restored(model, training=False), torch.no_grad():
-            model(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, COUNTED)]
+    with removed_after(handles), restored(model, training=False), torch.no_grad():
+        model(sample)
     return Count(round(total / sample.shape[0]), round(ic / sample.shape[0]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from icnets.evaluation.measure import Count, Latency
@@ -14,7 +15,7 @@ from icnets.evaluation.runs import Run
 from icnets.evaluation.statistics import Interval, paired_difference, t_interval
 from icnets.evaluation.table import Table, human
 
-__all__ = ["Cost", "Row", "comparison_table", "curves", "rows", "verdicts"]
+__all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "title_of", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,12 @@ def _agreements(rows: Sequence[Row]) -> list[str]:
         f"images (least of all seeds {100 * least:.1f} %)."
         for (mean, least), names in shares.items()
     ]
+
+
+def title_of(network: str, root: Path | None, train: int, seeds: int) -> str:
+    """What a comparison is of, in a line: the basic network, the images, and how many there are."""
+    where = "digits" if root is None else root.resolve().name
+    return f"{network} on {where}, {train} training images, {seeds} seeds"
 
 
 def comparison_table(rows: Sequence[Row], title: str, data: str) -> Table:

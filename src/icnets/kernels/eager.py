@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -131,12 +131,10 @@ def ic_conv(
     """
     offset = inner_bias if bias is None else -bias if inner_bias is None else inner_bias - bias
     if _differentiable(x, weight, bias, collision, inner_bias, gain):
-        unit = (collision, offset, gain, scale)
-        if not torch.is_autocast_enabled(x.device.type):
-            return _followed(x, weight, bias, stride, padding, dilation, groups, *unit)
-        # As autocast does it for a convolution; the functions themselves cast nothing.
-        x, weight, bias = _lowered(x), _lowered(weight), None if bias is None else _lowered(bias)
-        with torch.autocast(x.device.type, enabled=False):
+        if torch.is_autocast_enabled(x.device.type):  # as it does it for a convolution
+            x, weight, bias = _lowered(x), _lowered(weight), None if bias is None else _lowered(bias)
+        with _without_autocast(x.device.type):
+            unit = (collision, offset, gain, scale)
             return _followed(x, weight, bias, stride, padding, dilation, groups, *unit)
     compiled = native.serves(x, weight)
     if compiled:
@@ -153,6 +151,11 @@ def ic_conv(
         bias = shift if bias is None else bias + shift
     y = _CONV[len(kernel)](x, weight, bias, stride, padding, dilation, groups)
     return collide_(y, s, collision, factor, offset, gain, shift)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """In it, operators compute in the types of their arguments."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _lowered(t: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ class _Collide(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain = _backward_plainly(dz, z, is_y, s, collision, offset, gain, ctx.factor, ctx.nd)
             return (*plain, None, None)
-        with torch.autocast(z.device.type, enabled=False):  # whoever calls backward within autocast: sums stay exact
+        with _without_autocast(z.device.type):  # where backward is called within it: sums stay exact
             return (*collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor), None, None)
 
 

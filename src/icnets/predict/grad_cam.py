@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icnets.hooks import removed_after
+
 __all__ = ["GradCam"]
 
 
@@ -36,12 +38,8 @@ class GradCam:
             for name, module in network.named_modules()
             if module is not network
         ]
-        try:
-            with torch.no_grad():
-                network(example)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with removed_after(handles), torch.no_grad():
+            network(example)
         if not last:
             raise ValueError(
                 f"no module of {type(network).__name__} gives maps larger than 1×1 for images of "
@@ -57,14 +55,10 @@ class GradCam:
             maps[:] = [output.detach().requires_grad_()]  # gradients go no further back
             return maps[0].clone()  # what follows may work in place
 
-        handle = self._module.register_forward_hook(cut)
-        try:
-            with torch.enable_grad():
-                logits = self.network(images).float()
-                chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
-                (gradient,) = torch.autograd.grad(chosen, maps)
-        finally:
-            handle.remove()
+        with removed_after([self._module.register_forward_hook(cut)]), torch.enable_grad():
+            logits = self.network(images).float()
+            chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
+            (gradient,) = torch.autograd.grad(chosen, maps)
         weights = gradient.mean((2, 3), keepdim=True)
         heat = F.relu((weights * maps[0].detach()).sum(1, keepdim=True)).float()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -11,16 +11,25 @@ from torch import Tensor
 
 from icnets.files import atomic_write
 
-__all__ = ["ContactSheet", "overlay", "picture", "save_png"]
+__all__ = ["ContactSheet", "as_image", "overlay", "picture", "save_png", "unnormalized"]
 
 _HEAT = ((0, 0, 140), (0, 120, 255), (60, 220, 130), (255, 210, 0), (215, 0, 0))  # from 0 to 1, evenly spaced
 
 
+def unnormalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A normalised image (1 or 3, H, W) as it was before: (3, H, W) in [0, 1]."""
+    m, s = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (x * s + m).clamp(0, 1).expand(3, -1, -1)
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """From pixels (3, H, W); what is outside [0, 1] is cut off."""
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
 def picture(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
     """A normalised image (1 or 3, H, W) as it was before, in RGB."""
-    m, s = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    pixels = ((x * s + m).clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return as_image(unnormalized(x, mean, std))
 
 
 def overlay(image: Image.Image, heat: Tensor) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from statistics import median_high
 from typing import Any
 
 from icnets.evaluation.plots import COLOURS, DASHES, Curve
@@ -135,29 +136,41 @@ def _short(name: str, limit: int = 14) -> str:
     return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
 
 
+def _by_layer(
+    name: str, layers: Sequence[str], paint: Callable[[Any], None], *, label: str, alt: str, caption: str
+) -> Figure:
+    """A figure with a row for each layer; ``paint`` draws in rows 0, 1, ... from above."""
+
+    def on(axes: Any) -> None:
+        paint(axes)
+        axes.set_yticks(range(len(layers)), [_short(layer, 28) for layer in layers], fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel=label)
+        axes.legend(fontsize=9)
+
+    return draw(name, on, alt=alt, caption=caption, size=(5.2, 1.4 + 0.22 * len(layers)))
+
+
 def firing_chart(rates: Mapping[str, tuple[float, float]]) -> Figure:
     """Share of places in which each layer's branch fires, before training and after."""
 
     def paint(axes: Any) -> None:
         y = range(len(rates))
-        before, after = zip(*rates.values(), strict=True)
-        axes.hlines(y, [100 * b for b in before], [100 * a for a in after], color=INK, alpha=0.3)
-        axes.plot([100 * b for b in before], y, "o", color=COLOURS[3], label="before training", markersize=5)
-        axes.plot([100 * a for a in after], y, "D", color=COLOURS[1], label="after", markersize=5)
-        axes.set_yticks(y, [_short(name, 28) for name in rates], fontsize=8)
-        axes.invert_yaxis()
-        axes.set(xlabel="places in which the branch fires, %")
+        before, after = ([100 * rate for rate in side] for side in zip(*rates.values(), strict=True))
+        axes.hlines(y, before, after, color=INK, alpha=0.3)
+        axes.plot(before, y, "o", color=COLOURS[3], label="before training", markersize=5)
+        axes.plot(after, y, "D", color=COLOURS[1], label="after", markersize=5)
         axes.set_xlim(left=0)
         axes.margins(x=0.05)
-        axes.legend(fontsize=9)
 
     words = "; ".join(f"{name}: {100 * b:.0f} to {100 * a:.0f}" for name, (b, a) in rates.items())
-    return draw(
+    return _by_layer(
         "firing",
+        list(rates),
         paint,
+        label="places in which the branch fires, %",
         alt=f"Per cent of places in which the branch fires, before and after training, by layer. {words}.",
         caption="How often the collision branch fires, on test images: 0 % is a plain convolution, 100 % a linear one.",
-        size=(5.2, 1.4 + 0.22 * len(rates)),
     )
 
 
@@ -173,20 +186,13 @@ def weight_chart(weights: Mapping[str, tuple[Sequence[float], Sequence[float]]])
                 axes.hlines(i + shift, q[1], q[3], color=colour, linewidth=3)
                 label = ("before training" if shift < 0 else "after") if i == 0 else None
                 axes.plot([q[2]], [i + shift], mark, color=colour, markersize=5, label=label)
-        axes.set_yticks(range(len(weights)), [_short(name, 28) for name in weights], fontsize=8)
-        axes.invert_yaxis()
-        axes.set(xlabel="w′√n")
-        axes.legend(fontsize=9)
 
-    words = "; ".join(f"{name}: {_median(a):.2f}" for name, (_, a) in weights.items())
-    return draw(
+    words = "; ".join(f"{name}: {median_high(after):.2f}" for name, (_, after) in weights.items())
+    return _by_layer(
         "weights",
+        list(weights),
         paint,
+        label="w′√n",
         alt=f"Collision weights times the root of the fan-in, by layer; medians after training: {words}.",
         caption="How w′ moved, in units of 1/√n, n the fan-in: median, quartiles and extremes over channels.",
-        size=(5.2, 1.4 + 0.22 * len(weights)),
     )
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

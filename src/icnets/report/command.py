@@ -12,7 +12,7 @@ from pathlib import Path
 from icnets import __version__
 from icnets.cli import Parser
 from icnets.evaluation.plots import Curve
-from icnets.evaluation.report import Row, comparison_table, curves, verdicts
+from icnets.evaluation.report import Row, comparison_table, curves, title_of, verdicts
 from icnets.files import atomic_write
 from icnets.messages import one_line
 from icnets.report.charts import confusion_chart, cost_chart, curve_charts, firing_chart, weight_chart
@@ -35,44 +35,38 @@ def _parser() -> Parser:
     return parser
 
 
-def report(runs: Sequence[Path], out: Path, *, method: str | None = None, images: int = 12) -> None:
-    """Writes one HTML file about ``runs`` to ``out``, at once or not at all.
+def report(records: Sequence[Comparison | Training], out: Path, *, method: str | None = None, images: int = 12) -> None:
+    """Writes one HTML file to ``out``, at once or not at all.
 
     Args:
-        runs: folders of ``icnets compare`` and ``icnets fit``.
+        records: of folders of ``icnets compare`` and ``icnets fit``, as :func:`icnets.report.records.read` gives them.
         out: the file, in a folder that exists.
         method: of a comparison, whose network is looked at beside its control's; by default the IC network with the
             least error.
         images: shown of those that the two answer differently.
 
     Raises:
-        ValueError: a folder holds no run, or a comparison no such method.
+        ValueError: a comparison has no such method.
     """
-    records = [read(folder) for folder in runs]
     comparisons = [r for r in records if isinstance(r, Comparison)]
-    chosen = [None if method is None and not _has_units(c) else chosen_method(c, method) for c in comparisons]
+    chosen = [chosen_method(c, method) for c in comparisons]  # a mistake shows before any work
     parts = [_comparison(c, row, images) for c, row in zip(comparisons, chosen, strict=True)]
     trainings = [_training(r) for r in records if isinstance(r, Training)]
     title = (parts[0].title if parts else trainings[0].title) if len(records) == 1 else f"{len(records)} runs"
-    made = f"Made by icnets {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from {', '.join(map(str, runs))}."
+    folders = ", ".join(str(record.folder) for record in records)
+    made = f"Made by icnets {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from {folders}."
     with atomic_write(out) as temporary:
         temporary.write_text(render(title, parts, trainings, made), encoding="utf-8", errors="replace")
-
-
-def _has_units(comparison: Comparison) -> bool:
-    return any(row.cost.parameters.ic for row in comparison.rows)
 
 
 def _comparison(comparison: Comparison, row: Row | None, images: int) -> ComparisonPart:
     record, rows, settings = comparison.record, comparison.rows, comparison.settings
     data = record["data"]
-    where = data["arguments"].get("root")
-    table = comparison_table(
-        rows,
-        f"{settings.network.name} on {'digits' if where is None else Path(where).name}, "
-        f"{data['images']['train']} training images, {len(settings.seeds)} seeds",
-        f"{data['images']['test']} test images",
+    root = data["arguments"].get("root")
+    title = title_of(
+        settings.network.name, None if root is None else Path(root), data["images"]["train"], len(settings.seeds)
     )
+    table = comparison_table(rows, title, f"{data['images']['test']} test images")
     boundary = comparison.folder / "decision_boundary.png"
     facts = [
         ("made", f"{record['created']}, in {record['seconds']:.0f} s"),
@@ -159,12 +153,11 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or args.runs[0] / "report.html"
     if args.images < 0:
         raise ValueError(f"--images is {args.images}; it must be at least 0")
-    for run in args.runs:
-        read(run)
+    records = [read(run) for run in args.runs]
     if not out.parent.is_dir():
         raise ValueError(f"the folder {out.parent} of --out doesn't exist; create it first")
     if args.out is not None and out.exists() and not args.force:
         raise ValueError(f"{out} exists already; give another --out, or --force")
-    report(args.runs, out, method=args.method, images=args.images)
+    report(records, out, method=args.method, images=args.images)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); it needs no network: open it, or send it")
     return 0

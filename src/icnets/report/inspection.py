@@ -60,11 +60,11 @@ class Inspection:
     units: Units
 
 
-def chosen_method(comparison: Comparison, name: str | None) -> Row:
-    """The row of ``name``, or the IC network with the least mean test error.
+def chosen_method(comparison: Comparison, name: str | None) -> Row | None:
+    """The row of ``name``; else that of the IC network with the least mean test error, None without any.
 
     Raises:
-        ValueError: there is no such method, it is the basic network, or no method has IC units.
+        ValueError: there is no such method, or it is the basic network.
     """
     rows = {row.name: row for row in comparison.rows}
     if name is not None:
@@ -73,9 +73,7 @@ def chosen_method(comparison: Comparison, name: str | None) -> Row:
             raise ValueError(f"--method is {name!r}; it must be one of {', '.join(others)}")
         return rows[name]
     units = [row for row in comparison.rows if row.cost.parameters.ic]
-    if not units:
-        raise ValueError("no method of this comparison has IC units")
-    return min(units, key=lambda row: row.error.mean)
+    return min(units, key=lambda row: row.error.mean, default=None)
 
 
 def inspect(comparison: Comparison, row: Row) -> Inspection:
@@ -85,14 +83,17 @@ def inspect(comparison: Comparison, row: Row) -> Inspection:
         ValueError: the images, or the checkpoints of the two, aren't there any more, or don't fit.
     """
     seed = comparison.settings.seeds[0]
-    data = make_data(comparison.record["data"]["arguments"], seed)
-    jobs = {job.method: job for job in jobs_of(comparison.settings, comparison.record["data"]["arguments"], seed)}
+    record = comparison.record["data"]
+    data = make_data(record["arguments"], seed)
+    if data.size("test") != record["images"]["test"]:
+        raise ValueError(f"the test images were {record['images']['test']} and are {data.size('test')} now")
+    jobs = {job.method: job for job in jobs_of(comparison.settings, record["arguments"], seed)}
     batches = list(data.test_dataloader())
     images, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
     there = target >= 0
     names = data.predict_names() if hasattr(data, "predict_names") else [str(i) for i in range(len(target))]
     assert row.control is not None
-    pair = [_answers(jobs[name], comparison, data, images[there]) for name in (row.control, row.name)]
+    pair = [_answers(jobs[name], data, images[there]) for name in (row.control, row.name)]
     return Inspection(
         seed=seed,
         data=data,
@@ -105,13 +106,14 @@ def inspect(comparison: Comparison, row: Row) -> Inspection:
     )
 
 
-def _answers(job: Job, comparison: Comparison, data: Any, images: Tensor) -> Answers:
+def _answers(job: Job, data: Any, images: Tensor) -> Answers:
     if job.keep is None or not job.keep.is_file():
         raise ValueError(f"there is no checkpoint {job.keep}")
     network = _load(job, data)
     with torch.inference_mode():
         logits = torch.cat([network(batch) for batch in images.split(256)])
-    _check_error(comparison, job, logits, data)
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"the network of {job.method!r} gives no finite answers")
     return Answers(job.method, network, logits)
 
 
@@ -122,16 +124,6 @@ def _load(job: Job, data: Any) -> nn.Module:
         return checkpoint.load(job.keep, basic).eval()
     except checkpoint.CheckpointError as error:
         raise ValueError(first_line(error)) from error
-
-
-def _check_error(comparison: Comparison, job: Job, logits: Tensor, data: Any) -> None:
-    """The images must still be those of the run."""
-    run = next(run for run in comparison.runs[job.method] if run.seed == job.seed)
-    images = comparison.record["data"]["images"]["test"]
-    if data.size("test") != images:
-        raise ValueError(f"the test images were {images} and are {data.size('test')} now")
-    if not bool(logits.isfinite().all()):
-        raise ValueError(f"the network of {job.method!r} gives no finite answers ({run.error:.2f} % error in the run)")
 
 
 def _units(job: Job, data: Any, trained: nn.Module, images: Tensor) -> Units:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icnets.predict.grad_cam import GradCam
+from icnets.predict.pictures import as_image, unnormalized
 from icnets.report.inspection import Answers, Inspection
 
 __all__ = ["Confusion", "Disagreement", "Picture", "confusion_counts", "confusions", "disagreements"]
@@ -122,9 +123,7 @@ def _shown(look: Inspection, order: list[int]) -> list[Disagreement]:
 
 def _pixels(look: Inspection, index: int) -> Tensor:
     """The image as the network sees it, (3, H, W) in [0, 1], at least and at most so large."""
-    image, data = look.images[index], look.data
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    pixels = (image * std + mean).clamp(0, 1).expand(3, *image.shape[-2:])
+    pixels = unnormalized(look.images[index], look.data.mean, look.data.std)
     height, width = pixels.shape[-2:]
     if max(height, width) < _SIDE:
         factor = -(-_SIDE // max(height, width))
@@ -146,9 +145,6 @@ def _heated(pixels: Tensor, heat: Tensor) -> Tensor:
 
 
 def _picture(pixels: Tensor, alt: str) -> Picture:
-    from PIL import Image
-
-    array = (255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", optimize=True)
+    as_image(pixels).save(buffer, format="PNG", optimize=True)
     return Picture("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), alt)

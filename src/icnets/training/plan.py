@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from icnets.convert import ICConfig
 from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward, saved_for_backward
 from icnets.evaluation.table import human
+from icnets.hooks import removed_after
 from icnets.kernels import eager
 from icnets.messages import one_line
 from icnets.training import engine
@@ -167,11 +168,8 @@ def _inputs_of_blocks(network: nn.Module | None) -> Iterator[list[int]]:
         inputs.append(args[0].numel() * args[0].element_size())
 
     handles = [block.register_forward_pre_hook(note) for block in engine.blocks(network)] if network else []
-    try:
+    with removed_after(handles):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _kept_of_fakes(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
