@@ -14,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # the reference and the strategi
 settings.register_profile("icnets", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("icnets")
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which other packages do
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

@@ -12,6 +12,8 @@ main memory is read and written once. If something overwrites z in place before 
 In half precision, and under autocast, the sums, the collision and its gradients are computed in single precision and z
 is rounded once; a branch whose argument is smaller than that rounding can count as silent in backward.
 
+On GPUs they are one each where :mod:`icnets.kernels.gpu` serves.
+
 The environment variable ``ICNETS_FUSED=0`` turns these paths off.
 """
 
@@ -25,7 +27,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from icnets.kernels import native
+from icnets.kernels import gpu, native
 from icnets.kernels.passes import Gradients, collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
 
@@ -145,7 +147,8 @@ def ic_conv(
     # The sum first: it leaves x in the cache for the convolution.
     s = window_mean(channel_sum(x, groups, kernel, stride, pairs), kernel, stride, pairs, dilation)
     shift = None
-    if offset is not None and gain is None and s.numel() // groups * len(weight) > _SMALL and _exact(x):
+    large = s.numel() // groups * len(weight) > _SMALL
+    if offset is not None and gain is None and large and _exact(x) and not gpu.serves(x):
         # With y + offset / 2 for y, and max(., -offset / 2) for relu, the offset costs no pass of its own.
         shift, offset = offset / 2, None
         bias = shift if bias is None else bias + shift

@@ -2,7 +2,7 @@
 
 Activations are ``(N, C, *L)``, dense and contiguous or channels last; sums ``s`` are ``(N, groups, *L)``, vectors
 ``(C,)``. What fits in one tile and has one group takes the shortest way: on small maps each call into torch counts.
-Where :mod:`icnets.kernels.native` serves, it takes a single pass instead.
+Where :mod:`icnets.kernels.native` or, on GPUs, :mod:`icnets.kernels.gpu` serves, it takes a single pass instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icnets.kernels import native, tiles
+from icnets.kernels import gpu, native, tiles
 from icnets.kernels.tiles import ChannelSums, GroupSums, Rows
 
 __all__ = ["Gradients", "collide_", "collide_backward", "is_short", "post_"]
@@ -42,6 +42,8 @@ def collide_(
     """
     if shift is None and native.serves(y, s):
         return cast(Tensor, native.operator("collide_")(y, s, collision, factor, offset, gain))
+    if shift is None and (z := gpu.run("collide_", y, s, collision, factor, offset, gain)) is not None:
+        return cast(Tensor, z)
     if is_short(y.numel(), y, s.size(1)):
         column = (-1,) + (1,) * (y.dim() - 2)
         u = torch.addcmul(y, collision.view(column), s, value=-factor)
@@ -80,6 +82,8 @@ def collide_backward(
         operator = native.operator("collide_backward")
         dy, ds, dv, do, dg = operator(dz, z, z_is_y, s, collision, factor, offset, gain)
         return dy, ds, dv, None if offset is None else do, None if gain is None else dg
+    if (found := gpu.run("collide_backward", z, s, dz, z_is_y, collision, factor, offset, gain)) is not None:
+        return cast(Gradients, found)
     backward = _short_backward if is_short(z.numel(), z, s.size(1)) else _tiled_backward
     work = torch.promote_types(z.dtype, s.dtype)  # single precision for half
     collision = collision.to(work)

@@ -1,0 +1,190 @@
+"""The collision of an activation in place, and its backward: one pass over memory each (ours).
+
+Backward reads the output and its gradient once and gives every gradient: the activation's, that of the sums, added up
+over each group's channels, and those of the vectors, added up over all places. The last are partial sums, one for each
+program, which torch adds up: no atomics, so equal runs give equal bits.
+"""
+
+# No "from __future__ import annotations" in modules of kernels: Triton reads their annotations.
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icnets.kernels.gpu.layout import Layout, blocks, sharing
+from icnets.kernels.gpu.tile import argument, first_sums, last_channels, last_rows, last_sums, vector
+
+__all__ = ["collide_", "collide_backward", "like"]
+
+
+@triton.jit
+def _forward_last(
+    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, R, L, G, sn, sl, sg,
+    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
+    BM: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
+    row, there = last_rows(tl.program_id(0), R, BM)
+    at = y_ptr + row * (G * P) + channel
+    y = tl.load(at, mask=there & known, other=0).to(tl.float32)
+    sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
+    v = vector(v_ptr, channel, known, True, 0)
+    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0), factor)
+    z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
+    tl.store(at, z.to(y_ptr.dtype.element_ty), mask=there & known)
+
+
+@triton.jit
+def _forward_first(
+    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, L, G, sn, sl, sg,
+    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
+    BC: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    example, group = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    place = (tl.program_id(0) * BL + tl.arange(0, BL))[None, :]
+    member = (tl.program_id(2) * BC + tl.arange(0, BC))[:, None]
+    channel, known, there = group * P + member, member < P, place < L
+    at = y_ptr + (example * (G * P) + channel) * L + place
+    y = tl.load(at, mask=known & there, other=0).to(tl.float32)
+    sums = first_sums(s_ptr, example, group, place, there, sn, sl, sg)
+    v = vector(v_ptr, channel, known, True, 0)
+    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0), factor)
+    z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
+    tl.store(at, z.to(y_ptr.dtype.element_ty), mask=known & there)
+
+
+@triton.jit
+def _backward_last(
+    dz_ptr, z_ptr, s_ptr, v_ptr, o_ptr, g_ptr, q_ptr, factor, dy_ptr, ds_ptr, part_ptr, R, L, G, sn, sl, sg,
+    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
+    BM: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
+    v = vector(v_ptr, channel, known, True, 0)
+    o = vector(o_ptr, channel, known, OFFSET, 0)
+    gain = vector(g_ptr, channel, known, GAIN, 1)
+    q = vector(q_ptr, channel, known, True, 0)
+    with_s = tl.zeros([BM, BG, BP], tl.float32)
+    with_1 = tl.zeros([BM, BG, BP], tl.float32)
+    with_u = tl.zeros([BM, BG, BP], tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(R, BM), tl.num_programs(0)):
+        row, there = last_rows(block, R, BM)
+        inside, at = there & known, row * (G * P) + channel
+        dz = tl.load(dz_ptr + at, mask=inside, other=0).to(tl.float32)
+        z = tl.load(z_ptr + at, mask=inside, other=0).to(tl.float32)
+        sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
+        u = argument(z, sums, v, o, factor)
+        m = tl.where(u > 0, dz, 0)
+        tl.store(dy_ptr + at, (dz + gain * m).to(dy_ptr.dtype.element_ty), mask=inside)
+        ds = tl.sum(m * q, axis=2, keep_dims=True)
+        tl.store(ds_ptr + row * G + group, ds, mask=there & has_group)
+        with_s += m * sums
+        if OFFSET:
+            with_1 += m
+        if GAIN:
+            with_u += m * u
+    part = part_ptr + tl.program_id(0) * (3 * G * P) + channel
+    tl.store(part, tl.sum(with_s, axis=0, keep_dims=True), mask=known)
+    if OFFSET:
+        tl.store(part + G * P, tl.sum(with_1, axis=0, keep_dims=True), mask=known)
+    if GAIN:
+        tl.store(part + 2 * G * P, tl.sum(with_u, axis=0, keep_dims=True), mask=known)
+
+
+@triton.jit
+def _backward_first(
+    dz_ptr, z_ptr, s_ptr, v_ptr, o_ptr, g_ptr, q_ptr, factor, dy_ptr, ds_ptr, part_ptr, L, G, sn, sl, sg,
+    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
+    BC: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    example, group = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    place = (tl.program_id(0) * BL + tl.arange(0, BL))[None, :]
+    there = place < L
+    sums = first_sums(s_ptr, example, group, place, there, sn, sl, sg)
+    part = part_ptr + (example * tl.num_programs(0) + tl.program_id(0)) * (3 * G * P)
+    to_s = tl.zeros([BC, BL], tl.float32)
+    for first in range(0, P, BC):
+        member = (first + tl.arange(0, BC))[:, None]
+        channel, known = group * P + member, member < P
+        inside, at = known & there, (example * (G * P) + channel) * L + place
+        dz = tl.load(dz_ptr + at, mask=inside, other=0).to(tl.float32)
+        z = tl.load(z_ptr + at, mask=inside, other=0).to(tl.float32)
+        v = vector(v_ptr, channel, known, True, 0)
+        u = argument(z, sums, v, vector(o_ptr, channel, known, OFFSET, 0), factor)
+        m = tl.where(u > 0, dz, 0)
+        dy = dz + vector(g_ptr, channel, known, GAIN, 1) * m
+        tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
+        to_s += m * vector(q_ptr, channel, known, True, 0)
+        tl.store(part + channel, tl.sum(m * sums, axis=1, keep_dims=True), mask=known)
+        if OFFSET:
+            tl.store(part + G * P + channel, tl.sum(m, axis=1, keep_dims=True), mask=known)
+        if GAIN:
+            tl.store(part + 2 * G * P + channel, tl.sum(m * u, axis=1, keep_dims=True), mask=known)
+    ds = tl.sum(to_s, axis=0, keep_dims=True)
+    tl.store(ds_ptr + (example * G + group) * L + place, ds, mask=there)
+
+
+def collide_(
+    y: Tensor, s: Tensor, layout: Layout, collision: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
+) -> Tensor:
+    """Overwrites y with ``y + gain * relu(y - factor * collision * s + offset)``."""
+    absent = collision  # never read
+    vectors = (y, s, collision, absent if offset is None else offset, absent if gain is None else gain, factor)
+    flags: dict[str, Any] = {"OFFSET": offset is not None, "GAIN": gain is not None}
+    sizes = (layout.groups, *layout.strides, layout.per_group)
+    if layout.last:
+        bm, bg, bp = layout.last_tile()
+        grid: tuple[int, ...] = (blocks(layout.rows, bm), blocks(layout.groups, bg))
+        _forward_last[grid](*vectors, layout.rows, layout.places, *sizes, **flags, BM=bm, BG=bg, BP=bp)
+    else:
+        bc, bl = layout.first_tile()
+        grid = (blocks(layout.places, bl), layout.batch * layout.groups, blocks(layout.per_group, bc))
+        _forward_first[grid](*vectors, layout.places, *sizes, **flags, BC=bc, BL=bl)
+    return y
+
+
+def collide_backward(
+    z: Tensor,
+    s: Tensor,
+    layout: Layout,
+    dz: Tensor,
+    z_is_y: bool,
+    collision: Tensor,
+    factor: float,
+    offset: Tensor | None,
+    gain: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of y, s, collision, offset and gain, from the result z of :func:`collide_` (or y, with ``z_is_y``)."""
+    dz = like(dz, z)
+    dy, ds = torch.empty_like(z), layout.empty_sums(z)
+    q = collision.float() * -factor if gain is None else collision.float() * gain.float() * -factor
+    absent = collision  # never read
+    vectors = (collision, absent if offset is None else offset, absent if gain is None else gain, q, factor)
+    flags: dict[str, Any] = {"OFFSET": offset is not None, "GAIN": gain is not None, "num_warps": 8}
+    sizes = (layout.groups, *layout.strides, layout.per_group)
+    if layout.last:
+        bm, bg, bp = layout.last_tile()
+        shared = sharing(z, blocks(layout.rows, bm))
+        part = z.new_empty(shared, 3, layout.channels, dtype=torch.float32)
+        to: tuple[Any, ...] = (dy, ds, part, layout.rows, layout.places, *sizes)
+        _backward_last[(shared, blocks(layout.groups, bg))](dz, z, s, *vectors, *to, **flags, BM=bm, BG=bg, BP=bp)
+    else:
+        bc, bl = layout.first_tile()
+        columns = blocks(layout.places, bl)
+        part = z.new_empty(layout.batch * columns, 3, layout.channels, dtype=torch.float32)
+        to = (dy, ds, part, layout.places, *sizes)
+        _backward_first[(columns, layout.batch * layout.groups)](dz, z, s, *vectors, *to, **flags, BC=bc, BL=bl)
+    dv = part[:, 0].sum(0).mul_(-factor)
+    do = None if offset is None else part[:, 1].sum(0)
+    dg = None
+    if gain is not None:
+        dv, do = dv.mul_(gain), None if do is None else do.mul_(gain)
+        dg = part[:, 2].sum(0) if z_is_y else part[:, 2].sum(0).div_(1 + gain)
+    return dy, ds, dv, do, dg
+
+
+def like(t: Tensor, other: Tensor) -> Tensor:
+    """``t`` in the type and the memory format of ``other``: itself, or a copy."""
+    return t if t.stride() == other.stride() and t.dtype == other.dtype else torch.empty_like(other).copy_(t)
