@@ -4,7 +4,7 @@ import torch
 from icnets.kernels import gpu, native
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def kernels():
     """The Triton kernels serve: on the GPU if there is one, and else on the CPU in Triton's interpreter."""
     pytest.importorskip("triton")
@@ -15,7 +15,7 @@ def kernels():
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
