@@ -32,6 +32,7 @@ from icnets.kernels.passes import Gradients, collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
 
 __all__ = [
+    "contents",
     "conv_leaky_relu",
     "for_tensors_without_contents",
     "ic_conv",
@@ -65,6 +66,12 @@ def for_tensors_without_contents(kind: type[Tensor]) -> Iterator[None]:
     finally:
         _PLAIN.remove(kind)
         _WITHOUT_CONTENTS.remove(kind)
+
+
+def contents(x: Tensor) -> Tensor:
+    """``x`` itself, computed now if it was deferred; see :mod:`icnets.kernels.gpu.deferred`."""
+    computed: Tensor = getattr(x, "contents")() if hasattr(type(x), "contents") else x  # noqa: B009
+    return computed
 
 
 def _plain_mode(*tensors: Tensor) -> bool:
@@ -181,11 +188,17 @@ def _followed(
 ) -> Tensor:
     """:func:`ic_conv` with what backward needs."""
     compiled = native.serves(x, weight)
-    y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
+    kernel, pairs = list(weight.shape[2:]), pad_pairs(padding)
+    if groups == 1 and not compiled and (total := gpu.channel_sums(x)) is not None:
+        y = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
+        s = channel_sum(total, 1, kernel, stride, pairs)  # of one channel: the places that are seen
+    else:
+        y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
     if not compiled:
-        kernel = list(weight.shape[2:])
-        s = window_mean(s, kernel, stride, pad_pairs(padding), dilation)
+        s = window_mean(s, kernel, stride, pairs, dilation)
         scale *= window_size(kernel)
+    if (later := gpu.defer(y, s, weight, collision, scale, offset, gain)) is not None:
+        return later
     z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
     return z
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from icnets import ICConv2d
 from icnets.kernels import eager, gpu, passes
+from icnets.kernels.gpu import deferred
 from strategies import randomise
 
 # Two roundings of the result, and of sums.
@@ -110,6 +111,7 @@ def test_a_layer_uses_them_in_training_and_inference(device, monkeypatch, channe
     x = torch.randn(2, 8, 6, 5, device=device)
     if channels_last:
         layer, x = (t.to(memory_format=torch.channels_last) for t in (layer, x))
+    monkeypatch.setattr(deferred, "_ENABLED", False)
     calls = []
     run = gpu.run
     monkeypatch.setattr(gpu, "run", lambda name, *a: calls.append((name, found := run(name, *a))) or found)

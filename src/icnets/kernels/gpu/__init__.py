@@ -10,17 +10,18 @@ import os
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from icnets.kernels.gpu.layout import Layout
 
-__all__ = ["run", "serves"]
+__all__ = ["SUMS", "channel_sums", "defer", "run", "serves"]
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)  # numbers reach a kernel in single precision only
 _DEVICE = "cuda"
+SUMS = "_icnets_channel_sums"  # attribute of a tensor: its sums, and the version of it that they are of
 _available = os.environ.get("ICNETS_TRITON", "1") != "0" and find_spec("triton") is not None
 
 
@@ -38,8 +39,36 @@ def run(name: str, y: Tensor, s: Tensor, *args: Any) -> Any:
     """
     if not serves(y) or (layout := Layout.of(y, s)) is None:
         return None
+    return _guarded("collide", name, y, s, layout, *args)
+
+
+def defer(
+    y: Tensor,
+    s: Tensor,
+    weight: Tensor,
+    collision: Tensor,
+    factor: float,
+    offset: Tensor | None,
+    gain: Tensor | None,
+) -> Tensor | None:
+    """The collision of y, put off until something reads it, or None where that can't serve or gain.
+
+    See :mod:`icnets.kernels.gpu.deferred`; ``weight`` is that of the convolution which y comes from.
+    """
+    if not serves(y) or (layout := Layout.of(y, s)) is None or not layout.last:
+        return None
+    return cast("Tensor | None", _guarded("deferred", "defer", y, s, layout, weight, collision, factor, offset, gain))
+
+
+def channel_sums(x: Tensor) -> Tensor | None:
+    """The sums of x over its channels ``(N, 1, *L)``, if the kernel that made x has left them."""
+    sums, version = x.__dict__.get(SUMS, (None, None))
+    return sums if version == x._version else None
+
+
+def _guarded(module: str, name: str, *args: Any) -> Any:
     try:
-        return getattr(import_module("icnets.kernels.gpu.collide"), name)(y, s, layout, *args)
+        return getattr(import_module(f"{__name__}.{module}"), name)(*args)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler for Triton's launcher, a GPU too old: it says so in every way

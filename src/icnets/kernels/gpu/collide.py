@@ -30,8 +30,8 @@ def _forward_last(
     at = y_ptr + row * (G * P) + channel
     y = tl.load(at, mask=there & known, other=0).to(tl.float32)
     sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
-    v = vector(v_ptr, channel, known, True, 0)
-    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0), factor)
+    v = factor * vector(v_ptr, channel, known, True, 0)
+    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
     z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
     tl.store(at, z.to(y_ptr.dtype.element_ty), mask=there & known)
 
@@ -49,23 +49,23 @@ def _forward_first(
     at = y_ptr + (example * (G * P) + channel) * L + place
     y = tl.load(at, mask=known & there, other=0).to(tl.float32)
     sums = first_sums(s_ptr, example, group, place, there, sn, sl, sg)
-    v = vector(v_ptr, channel, known, True, 0)
-    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0), factor)
+    v = factor * vector(v_ptr, channel, known, True, 0)
+    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
     z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
     tl.store(at, z.to(y_ptr.dtype.element_ty), mask=known & there)
 
 
 @triton.jit
 def _backward_last(
-    dz_ptr, z_ptr, s_ptr, v_ptr, o_ptr, g_ptr, q_ptr, factor, dy_ptr, ds_ptr, part_ptr, R, L, G, sn, sl, sg,
+    dz_ptr, z_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, dy_ptr, ds_ptr, part_ptr, R, L, G, sn, sl, sg,
     P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
     BM: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
-    v = vector(v_ptr, channel, known, True, 0)
+    v = factor * vector(v_ptr, channel, known, True, 0)
     o = vector(o_ptr, channel, known, OFFSET, 0)
     gain = vector(g_ptr, channel, known, GAIN, 1)
-    q = vector(q_ptr, channel, known, True, 0)
+    q = -v * gain
     with_s = tl.zeros([BM, BG, BP], tl.float32)
     with_1 = tl.zeros([BM, BG, BP], tl.float32)
     with_u = tl.zeros([BM, BG, BP], tl.float32)
@@ -75,7 +75,7 @@ def _backward_last(
         dz = tl.load(dz_ptr + at, mask=inside, other=0).to(tl.float32)
         z = tl.load(z_ptr + at, mask=inside, other=0).to(tl.float32)
         sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
-        u = argument(z, sums, v, o, factor)
+        u = argument(z, sums, v, o)
         m = tl.where(u > 0, dz, 0)
         tl.store(dy_ptr + at, (dz + gain * m).to(dy_ptr.dtype.element_ty), mask=inside)
         ds = tl.sum(m * q, axis=2, keep_dims=True)
@@ -95,7 +95,7 @@ def _backward_last(
 
 @triton.jit
 def _backward_first(
-    dz_ptr, z_ptr, s_ptr, v_ptr, o_ptr, g_ptr, q_ptr, factor, dy_ptr, ds_ptr, part_ptr, L, G, sn, sl, sg,
+    dz_ptr, z_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, dy_ptr, ds_ptr, part_ptr, L, G, sn, sl, sg,
     P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
     BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
@@ -111,12 +111,13 @@ def _backward_first(
         inside, at = known & there, (example * (G * P) + channel) * L + place
         dz = tl.load(dz_ptr + at, mask=inside, other=0).to(tl.float32)
         z = tl.load(z_ptr + at, mask=inside, other=0).to(tl.float32)
-        v = vector(v_ptr, channel, known, True, 0)
-        u = argument(z, sums, v, vector(o_ptr, channel, known, OFFSET, 0), factor)
+        v = factor * vector(v_ptr, channel, known, True, 0)
+        u = argument(z, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
         m = tl.where(u > 0, dz, 0)
-        dy = dz + vector(g_ptr, channel, known, GAIN, 1) * m
+        gain = vector(g_ptr, channel, known, GAIN, 1)
+        dy = dz + gain * m
         tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
-        to_s += m * vector(q_ptr, channel, known, True, 0)
+        to_s -= m * v * gain
         tl.store(part + channel, tl.sum(m * sums, axis=1, keep_dims=True), mask=known)
         if OFFSET:
             tl.store(part + G * P + channel, tl.sum(m, axis=1, keep_dims=True), mask=known)
@@ -159,10 +160,9 @@ def collide_backward(
     """Gradients of y, s, collision, offset and gain, from the result z of :func:`collide_` (or y, with ``z_is_y``)."""
     dz = like(dz, z)
     dy, ds = torch.empty_like(z), layout.empty_sums(z)
-    q = collision.float() * -factor if gain is None else collision.float() * gain.float() * -factor
     absent = collision  # never read
-    vectors = (collision, absent if offset is None else offset, absent if gain is None else gain, q, factor)
-    flags: dict[str, Any] = {"OFFSET": offset is not None, "GAIN": gain is not None, "num_warps": 8}
+    vectors = (collision, absent if offset is None else offset, absent if gain is None else gain, factor)
+    flags: dict[str, Any] = {"OFFSET": offset is not None, "GAIN": gain is not None}
     sizes = (layout.groups, *layout.strides, layout.per_group)
     if layout.last:
         bm, bg, bp = layout.last_tile()

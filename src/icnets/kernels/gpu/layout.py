@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Layout", "blocks", "next_power_of_2", "sharing"]
 
-_TILE = 4096  # elements of the activation that a program holds at a time
+_TILE = 2048  # elements of the activation that a program of 4 warps holds at a time: 16 a thread, three such at a time
 _WIDEST = 4096  # channels of a group beyond which a tile would be less than a place of it
 
 
@@ -24,11 +24,14 @@ def blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def sharing(like: Tensor, count: int, each: int = 4) -> int:
-    """How many programs share so many blocks, each taking several one after the other: ``each`` a multiprocessor."""
-    if like.is_cuda:
-        return max(1, min(count, each * torch.cuda.get_device_properties(like.device).multi_processor_count))
-    return max(1, min(count, 3))
+def sharing(like: Tensor, count: int) -> int:
+    """How many programs share ``count`` blocks, each taking several one after the other.
+
+    Enough to fill the device evenly, and few enough for their partial sums to be small beside the blocks.
+    """
+    if not like.is_cuda:
+        return max(1, min(count, 3))
+    return max(1, min(count // 16, 8 * torch.cuda.get_device_properties(like.device).multi_processor_count))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ def vector(ptr, channel, known, PRESENT: tl.constexpr, OTHERWISE: tl.constexpr):
 
 
 @triton.jit
-def argument(y, sums, v, offset, factor):
-    """What the rectifier is applied to."""
-    return y - factor * v * sums + offset
+def argument(y, sums, v, offset):
+    """What the rectifier is applied to; the factor is in v."""
+    return y - v * sums + offset
 
 
 # -- channels last: (places, groups, channels of a group) --------------------------------------------------------------
@@ -43,8 +43,9 @@ def last_rows(block, R, BM: tl.constexpr):
 @triton.jit
 def last_sums(s_ptr, row, group, inside, L, sn, sl, sg):
     """Sums ``(BM, BG, 1)``."""
-    example = row // L
-    return tl.load(s_ptr + example * sn + (row - example * L) * sl + group * sg, mask=inside, other=0).to(tl.float32)
+    example = row.to(tl.int32) // L  # 64 bits are for offsets, and slow to divide
+    place = row - example * L
+    return tl.load(s_ptr + example.to(tl.int64) * sn + place * sl + group * sg, mask=inside, other=0).to(tl.float32)
 
 
 # -- places last: (channels of a group, places) ------------------------------------------------------------------------
