@@ -15,7 +15,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.kernels import eager, native, passes
+from icnets.kernels import eager, gpu, native, passes
 from icnets.layers import IC_LAYERS, ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
 from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
 from icnets.subclasses import own_behaviour
@@ -192,6 +192,15 @@ class _FusedConv(_Fused):
         zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if zeros and eager.serves_deployed(input, self.weight):
             return self._native_forward(input)
+        if zeros and self.groups == 1 and eager.serves_pointwise(input, self.weight, self.padding):
+            post = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
+            z = gpu.deployed_pointwise(input, self.weight, self.bias, self.stride, post, lambda: self._plain(input))
+            if z is not None:
+                return z
+        return self._plain(input)
+
+    def _plain(self, input: Tensor) -> Tensor:
+        zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         s = None
         if self.collision is not None:  # before the convolution: it leaves the input in the cache
             window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))

@@ -39,6 +39,7 @@ __all__ = [
     "kept",
     "serves",
     "serves_deployed",
+    "serves_pointwise",
     "serves_post",
 ]
 
@@ -208,6 +209,13 @@ def serves_deployed(x: Tensor, weight: Tensor) -> bool:
     if not _ENABLED or not _plain_mode(x) or not native.serves(x, weight):  # what is traced can't be asked for more
         return False
     return x.dim() == weight.dim() and x.numel() > 0 and not _differentiable(x)
+
+
+def serves_pointwise(x: Tensor, weight: Tensor, padding: Any) -> bool:
+    """Whether the GPU's kernel for deployed 1x1 convolutions may take ``x``, for a layer of one group."""
+    if not _ENABLED or not _plain_mode(x) or weight.shape[2:] != (1, 1) or any(padding):
+        return False
+    return gpu.serves(x) and not _differentiable(x)
 
 
 def serves_post(v: Tensor, spatial_dims: int) -> bool:

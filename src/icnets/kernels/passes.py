@@ -177,6 +177,9 @@ def post_(
     offset: Tensor | None,
 ) -> Tensor:
     """Overwrites v with ``sign * prelu(v) + collision * s + offset``; see :mod:`icnets.deploy`."""
+    if s is not None and collision is not None:
+        if (r := gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)) is not None:
+            return cast(Tensor, r)
     groups = 1 if s is None else s.size(1)
     vectors = (slope, sign, collision, offset)
     if is_short(v.numel(), v, groups):

@@ -21,7 +21,7 @@ def test_kernels_compile_and_keep_to_registers(capability):
     names = {name for name, *_ in rows}
     assert names == {
         "_forward_last", "_forward_first", "_backward_last", "_backward_first",
-        "statistics", "finish", "normalise", "reduce", "gradients",
+        "statistics", "finish", "normalise", "reduce", "gradients", "pointwise",
     }  # fmt: skip
     spilled = [row for row in rows if int(row[2])]
     assert not spilled

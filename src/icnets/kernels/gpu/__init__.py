@@ -17,9 +17,10 @@ from torch import Tensor
 
 from icnets.kernels.gpu.layout import Layout
 
-__all__ = ["SUMS", "channel_sums", "defer", "run", "serves"]
+__all__ = ["SUMS", "channel_sums", "defer", "deployed_pointwise", "run", "serves"]
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)  # numbers reach a kernel in single precision only
+_HALF = (torch.float16, torch.bfloat16)
 _DEVICE = "cuda"
 SUMS = "_icnets_channel_sums"  # attribute of a tensor: its sums, and the version of it that they are of
 _available = os.environ.get("ICNETS_TRITON", "1") != "0" and find_spec("triton") is not None
@@ -64,6 +65,20 @@ def channel_sums(x: Tensor) -> Tensor | None:
     """The sums of x over its channels ``(N, 1, *L)``, if the kernel that made x has left them."""
     sums, version = x.__dict__.get(SUMS, (None, None))
     return sums if version == x._version else None
+
+
+def deployed_pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], post: tuple[Any, ...], otherwise: Any
+) -> Tensor | None:
+    """A deployed 1x1 convolution without padding and groups by one kernel, or None where that can't serve or gain.
+
+    See :func:`icnets.kernels.gpu.pointwise.deployed`.
+    """
+    if not serves(x) or x.dtype not in _HALF or weight.dtype != x.dtype or x.dim() != 4 or x.numel() == 0:
+        return None
+    if not x.movedim(1, -1).is_contiguous() or torch.is_autocast_enabled(x.device.type):
+        return None
+    return cast("Tensor | None", _guarded("pointwise", "deployed", x, weight, bias, stride, post, otherwise))
 
 
 def _guarded(module: str, name: str, *args: Any) -> Any:

@@ -16,13 +16,13 @@ from torch import Tensor
 from icnets.kernels.gpu.layout import Layout, blocks, sharing
 from icnets.kernels.gpu.tile import argument, first_sums, last_channels, last_rows, last_sums, vector
 
-__all__ = ["collide_", "collide_backward", "like"]
+__all__ = ["collide_", "collide_backward", "like", "post_"]
 
 
 @triton.jit
 def _forward_last(
-    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, R, L, G, sn, sl, sg,
-    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
+    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, sign_ptr, factor, slope, R, L, G, sn, sl, sg,
+    P: tl.constexpr, DEPLOYED: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, SIGN: tl.constexpr,
     BM: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
@@ -31,15 +31,19 @@ def _forward_last(
     y = tl.load(at, mask=there & known, other=0).to(tl.float32)
     sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
     v = factor * vector(v_ptr, channel, known, True, 0)
-    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
-    z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
+    o = vector(o_ptr, channel, known, OFFSET, 0)
+    if DEPLOYED:
+        below = vector(g_ptr, channel, known, True, 0) if GAIN else slope
+        z = tl.where(y > 0, y, y * below) * vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
+    else:
+        z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(argument(y, sums, v, o), 0)
     tl.store(at, z.to(y_ptr.dtype.element_ty), mask=there & known)
 
 
 @triton.jit
 def _forward_first(
-    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, L, G, sn, sl, sg,
-    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
+    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, sign_ptr, factor, slope, L, G, sn, sl, sg,
+    P: tl.constexpr, DEPLOYED: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, SIGN: tl.constexpr,
     BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     example, group = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
@@ -50,8 +54,12 @@ def _forward_first(
     y = tl.load(at, mask=known & there, other=0).to(tl.float32)
     sums = first_sums(s_ptr, example, group, place, there, sn, sl, sg)
     v = factor * vector(v_ptr, channel, known, True, 0)
-    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
-    z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
+    o = vector(o_ptr, channel, known, OFFSET, 0)
+    if DEPLOYED:
+        below = vector(g_ptr, channel, known, True, 0) if GAIN else slope
+        z = tl.where(y > 0, y, y * below) * vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
+    else:
+        z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(argument(y, sums, v, o), 0)
     tl.store(at, z.to(y_ptr.dtype.element_ty), mask=known & there)
 
 
@@ -131,18 +139,49 @@ def collide_(
     y: Tensor, s: Tensor, layout: Layout, collision: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
 ) -> Tensor:
     """Overwrites y with ``y + gain * relu(y - factor * collision * s + offset)``."""
+    return _forward_(y, s, layout, collision, offset, gain, None, factor, 1.0, deployed=False)
+
+
+def post_(
+    v: Tensor,
+    s: Tensor,
+    layout: Layout,
+    slope: Tensor | None,
+    uniform_slope: float,
+    sign: Tensor | None,
+    collision: Tensor,
+    offset: Tensor | None,
+) -> Tensor:
+    """Overwrites v with ``sign * prelu(v) + collision * s + offset``; see :mod:`icnets.deploy`."""
+    return _forward_(v, s, layout, collision, offset, slope, sign, 1.0, uniform_slope, deployed=True)
+
+
+def _forward_(
+    y: Tensor,
+    s: Tensor,
+    layout: Layout,
+    collision: Tensor,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    sign: Tensor | None,
+    factor: float,
+    slope: float,
+    deployed: bool,
+) -> Tensor:
     absent = collision  # never read
-    vectors = (y, s, collision, absent if offset is None else offset, absent if gain is None else gain, factor)
-    flags: dict[str, Any] = {"OFFSET": offset is not None, "GAIN": gain is not None}
+    vectors = [absent if t is None else t for t in (offset, gain, sign)]
+    given = (y, s, collision, *vectors, factor, slope)
+    present = {"OFFSET": offset is not None, "GAIN": gain is not None, "SIGN": sign is not None}
+    flags: dict[str, Any] = {"DEPLOYED": deployed, **present}
     sizes = (layout.groups, *layout.strides, layout.per_group)
     if layout.last:
         bm, bg, bp = layout.last_tile()
         grid: tuple[int, ...] = (blocks(layout.rows, bm), blocks(layout.groups, bg))
-        _forward_last[grid](*vectors, layout.rows, layout.places, *sizes, **flags, BM=bm, BG=bg, BP=bp)
+        _forward_last[grid](*given, layout.rows, layout.places, *sizes, **flags, BM=bm, BG=bg, BP=bp)
     else:
         bc, bl = layout.first_tile()
         grid = (blocks(layout.places, bl), layout.batch * layout.groups, blocks(layout.per_group, bc))
-        _forward_first[grid](*vectors, layout.places, *sizes, **flags, BC=bc, BL=bl)
+        _forward_first[grid](*given, layout.places, *sizes, **flags, BC=bc, BL=bl)
     return y
 
 
