@@ -197,6 +197,18 @@ def test_whatever_else_reads_it_gets_the_plain_tensor(device, monkeypatch, reade
     assert_same(outcome(model, x), expected)
 
 
+@pytest.mark.parametrize("overwrite", [torch.relu_, torch.tanh_, lambda x: x.add_(torch.ones_like(x))])
+def test_an_overwritten_tensor_in_a_function_is_refused_not_wrong(device, overwrite):
+    def careless(x):
+        overwrite(x)
+        return Square.apply(x)
+
+    model = prepared(Read(nn.Identity(), nn.Identity()), device)
+    out = careless(model(images(device)))
+    with pytest.raises(RuntimeError, match="overwritten in place and then handed to.*ICNETS_DEFER=0"):
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("layer", [ICConv1d, ICConv3d])
 def test_other_dimensions(device, monkeypatch, layer):
     norm = nn.BatchNorm1d if layer is ICConv1d else nn.BatchNorm3d

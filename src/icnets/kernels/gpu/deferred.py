@@ -55,6 +55,18 @@ class _Pending:
     ) -> None:
         self.unit, self.weight, self.norm, self.shortcut = unit, weight, norm, shortcut
         self.plain: Tensor | None = None  # what it has become: its contents, or what an operation in place made of it
+        self.replaced = False  # whether it is the latter
+        self.read = False  # whether a gradient came by way of its contents
+
+    def check(self) -> None:
+        """Raises RuntimeError if a gradient came by a way that misses what was done in place."""
+        overwritten = self.plain is not None and self.plain._version > 0 and not self.read
+        if self.replaced or overwritten:
+            raise RuntimeError(
+                "the output of an IC unit, or of the norm behind it, was overwritten in place and then handed to a "
+                "torch.autograd.Function, whose gradient would be wrong; use the operation's result instead, or set "
+                "ICNETS_DEFER=0"
+            )
 
 
 class Deferred(Tensor):
@@ -134,10 +146,12 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, deferred: Deferred, pending: _Pending) -> Tensor:  # type: ignore[override]
+        ctx.pending = pending
         return _compute(pending, relu=False)[0]
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        ctx.pending.read = True
         return d, None
 
 
@@ -172,6 +186,7 @@ class _Chain(torch.autograd.Function):
     ) -> Any:
         ctx.spec, ctx.eps, ctx.relu, ctx.has_shortcut = spec, eps, relu, shortcut is not None
         ctx.set_materialize_grads(False)
+        ctx.pending = deferred
         out = total = None
         if deferred is None:
             norm = None if mean is None or rstd is None or eps is None else Norm(weight, bias, mean, rstd, eps)
@@ -189,6 +204,8 @@ class _Chain(torch.autograd.Function):
         rest = (None,) * 6
         if d is None and extra is None:
             return (None,) * 14
+        if ctx.pending is not None:
+            ctx.pending.check()
         d = torch.zeros_like(y) if d is None else d
         if torch.is_grad_enabled():
             return (*_by_formula(ctx, d, extra, unit, norm, out), *rest)
@@ -280,7 +297,7 @@ def _relu_(input: Any) -> Tensor | None:
 def _replaced(input: Deferred, result: Tensor | None) -> Tensor | None:
     """The result of an operation in place: whoever else holds the tensor sees it too."""
     if result is not None:
-        input.pending.plain = result
+        input.pending.plain, input.pending.replaced = result, True
     return result
 
 
