@@ -205,7 +205,7 @@ def test_an_overwritten_tensor_in_a_function_is_refused_not_wrong(device, overwr
 
     model = prepared(Read(nn.Identity(), nn.Identity()), device)
     out = careless(model(images(device)))
-    with pytest.raises(RuntimeError, match="overwritten in place and then handed to.*ICNETS_DEFER=0"):
+    with pytest.raises(RuntimeError, match=r"overwritten in place and then handed to.*ICNETS_DEFER=0"):
         out.sum().backward()
 
 
