@@ -27,7 +27,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from icnets.kernels import gpu, native
+from icnets.kernels import formula, gpu, native
 from icnets.kernels.passes import Gradients, collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
 
@@ -111,7 +111,7 @@ def serves(
     # Only behind a differentiable convolution can y be had again.
     if not _differentiable(x, weight, bias) or x.dtype not in _TYPES:
         return False
-    if gain is None or type(x) in _WITHOUT_CONTENTS:
+    if gain is None or type(x) in _WITHOUT_CONTENTS or gpu.serves(x):
         return True
     # On other devices the look at the gain would wait for the whole queue.
     return x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all())
@@ -198,8 +198,11 @@ def _followed(
     if not compiled:
         s = window_mean(s, kernel, stride, pairs, dilation)
         scale *= window_size(kernel)
-    if (later := gpu.defer(y, s, weight, collision, scale, offset, gain)) is not None:
+    unchecked = gain is not None and gpu.serves(x)  # any gain: the branch can't be read off z, and y is kept
+    if (later := gpu.defer(y, s, weight, collision, scale, offset, gain, unchecked)) is not None:
         return later
+    if unchecked:
+        return formula.collide(y, s, collision, offset, gain, scale)
     z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
     return z
 

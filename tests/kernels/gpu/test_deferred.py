@@ -197,6 +197,22 @@ def test_whatever_else_reads_it_gets_the_plain_tensor(device, monkeypatch, reade
     assert_same(outcome(model, x), expected)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("reader", [nn.Identity(), nn.Tanh()])
+def test_any_gain_on_a_gpu_without_a_look_at_it(device, monkeypatch, launched, channels_last, reader):
+    layer = lambda *a, **k: ICConv2d(*a, **k, gain=0.5)  # noqa: E731
+    model, x = prepared(Read(reader, nn.ReLU(), layer), device), images(device)
+    model.conv.gain.data = torch.linspace(-3, 3, 8, device=device)
+    if not channels_last:
+        model, x = model.to(memory_format=torch.contiguous_format), x.contiguous()
+    expected = exact(model, x, monkeypatch)
+    assert_same(outcome(copy.deepcopy(model), x), expected)
+    assert_same(outcome(model, x), expected)
+    norms = channels_last and isinstance(reader, nn.Identity)
+    assert launched.count("statistics") == 2 * norms
+    assert launched.count("collide_backward") == 2 * (not norms)
+
+
 @pytest.mark.parametrize("overwrite", [torch.relu_, torch.tanh_, lambda x: x.add_(torch.ones_like(x))])
 def test_an_overwritten_tensor_in_a_function_is_refused_not_wrong(device, overwrite):
     def careless(x):

@@ -51,14 +51,16 @@ def defer(
     factor: float,
     offset: Tensor | None,
     gain: Tensor | None,
+    always: bool,
 ) -> Tensor | None:
-    """The collision of y, put off until something reads it, or None where that can't serve or gain.
+    """The collision of y, put off until something reads it, or None where that can't serve or, but ``always``, gain.
 
     See :mod:`icnets.kernels.gpu.deferred`; ``weight`` is that of the convolution which y comes from.
     """
-    if not serves(y) or (layout := Layout.of(y, s)) is None or not layout.last:
+    if not serves(y) or (layout := Layout.of(y, s)) is None or not (layout.last or always):
         return None
-    return cast("Tensor | None", _guarded("deferred", "defer", y, s, layout, weight, collision, factor, offset, gain))
+    unit = (y, s, layout, weight, collision, factor, offset, gain)
+    return cast("Tensor | None", _guarded("deferred", "defer", *unit, always))
 
 
 def channel_sums(x: Tensor) -> Tensor | None:

@@ -38,9 +38,10 @@ def defer(
     factor: float,
     offset: Tensor | None,
     gain: Tensor | None,
+    always: bool,
 ) -> Tensor | None:
-    """The unit's output, deferred; None where it isn't worth it."""
-    if not _ENABLED or weight in _READ_PLAINLY:
+    """The unit's output, deferred; None where it isn't worth it and needn't be ``always``."""
+    if not always and (not _ENABLED or weight in _READ_PLAINLY):
         return None
     vectors, rest = (y, s, collision, offset, gain), (None,) * 5
     pending = _Pending(Unit(*vectors, factor, layout), weight)
@@ -252,6 +253,8 @@ def _batch_norm(
 ) -> Tensor | None:
     pending = input.pending if isinstance(input, Deferred) else None
     if pending is None or pending.norm is not None or pending.plain is not None or not training:
+        return None
+    if not pending.unit.layout.last or not _ENABLED:
         return None
     if pending.unit.layout.rows < 2 or (weight is None) != (bias is None) or not torch.is_grad_enabled():
         return None

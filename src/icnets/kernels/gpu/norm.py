@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icnets.kernels import formula
 from icnets.kernels.gpu import norm_kernels as kernels
 from icnets.kernels.gpu.collide import like
 from icnets.kernels.gpu.layout import Layout, blocks, next_power_of_2, sharing
@@ -139,11 +140,7 @@ def backward(
 
 def by_formula(unit: Unit, norm: Norm | None) -> Tensor:
     """``norm(z)``, or z without a norm, by operators that autograd follows."""
-    y, column = unit.y, (-1,) + (1,) * (unit.y.dim() - 2)
-    wide = unit.s.repeat_interleave(unit.layout.per_group, 1)
-    u = y - (unit.collision * unit.factor).view(column) * wide
-    u = u if unit.offset is None else u + unit.offset.view(column)
-    z = y + (u.relu() if unit.gain is None else u.relu() * unit.gain.view(column))
-    if norm is not None:
-        z = F.batch_norm(z, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-    return z.to(y.dtype)
+    z = formula.collide(unit.y, unit.s, unit.collision, unit.offset, unit.gain, unit.factor)
+    if norm is None:
+        return z
+    return F.batch_norm(z, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
