@@ -150,6 +150,11 @@ def test_the_smallest_budget_that_is_enough(tmp_path: Path) -> None:
     assert "basic, WLD: with none of the budgets" in text
     assert "IC, WLD in epoch 2 of 4 (×0.85 the time)" in text
     assert "IC, start gain in epoch 0 of 4 (×0.00 the time)" in text
+    whole = [_header("x"), *costs, *(line for line in own if line["budget"] == 1.0)]
+    text = page([Results(whole)], [question], tmp_path, "images")  # no budgets to compare: no table, but the notes
+    assert "with none of the budgets" not in text
+    assert "- **x**: Within a run of the whole budget" in text
+    assert "IC, WLD in epoch 2 of 4 (×0.85 the time)" in text
     table = budget_table(Results([_header("x"), *costs, *own]), cells, Cell("basic"), "t")
     assert [row[0] for row in table.rows] == ["IC, WLD", "basic, WLD", "IC, start gain", "basic"]
     assert table.rows[1][1] == "88.00 [88.00, 88.00]"

@@ -110,6 +110,13 @@ def _budget_notes(question: Question, study: Results) -> list[str]:
     return notes
 
 
+def _within(question: Question, study: Results) -> list[str]:
+    """A sentence of the notes, for a question about budgets; none if there are no notes."""
+    notes = _budget_notes(question, study) if question.budgets else []
+    start = "Within a run of the whole budget, the basic network's last validation accuracy is first reached by "
+    return [f"{start}{', '.join(notes)} (medians over seeds)."] if notes else []
+
+
 def _has_answer(question: Question, study: Results) -> bool:
     cells = question.present(study)
     if not question.budgets:
@@ -127,7 +134,8 @@ def _section(question: Question, studies: Sequence[Results], images: Path, link:
     lines = [f"## {question.title}", ""]
     if question.note:
         lines += [question.note, ""]
-    if not shown:
+    others = [f"- **{s.name}**: {text}" for s in studies if s not in shown for text in _within(question, s)]
+    if not shown and not others:
         return [*lines, "*Not measured yet.*", ""]
     for study in shown:
         lines += [_table(question, study).markdown()]
@@ -138,13 +146,8 @@ def _section(question: Question, studies: Sequence[Results], images: Path, link:
     for study in shown:
         text = _enough(question, study) if question.budgets else _answer(question, study)
         lines.append(f"- **{study.name}**: {text}.")
-        if question.budgets and (notes := _budget_notes(question, study)):
-            lines.append(
-                "  Within a run of the whole budget, the basic network's last validation accuracy is first reached by "
-                + ", ".join(notes)
-                + " (medians over seeds)."
-            )
-    return [*lines, "", *(f"{remark}\n" for remark in question.remarks)]
+        lines += [f"  {sentence}" for sentence in _within(question, study)]
+    return [*lines, *others, "", *(f"{remark}\n" for remark in question.remarks)]
 
 
 def _table(question: Question, study: Results) -> Table:
