@@ -130,7 +130,6 @@ def test_onnxruntime(capsys):
 
 
 def test_segmentation(capsys):
-    pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch isn't installed")
     run(GUIDES / "segmentation.md")
     out = capsys.readouterr().out
     assert "skipped 0" in out
