@@ -130,27 +130,32 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+_PATIENCE = 20.0  # seconds after which something is said, where the first run takes longer
+
+
 class LineProgress:
-    """A line for every finished run, with the time gone and to go: for logs and pipes."""
+    """A line for every finished run, with the time gone and to go, and one before if that takes long: for logs."""
 
     def __init__(self, runs: int, epochs: int, file: TextIO | None = None) -> None:
         self.file = sys.stdout if file is None else file
-        self.runs, self.epochs, self.done, self.seen = runs, epochs, 0, 0
+        self.runs, self.epochs, self.done, self.seen, self.silent = runs, epochs, 0, 0, True
         self.start = time.monotonic()
 
     def epoch(self) -> None:
         self.seen += 1
+        if self.silent and time.monotonic() - self.start >= _PATIENCE:
+            self._say(f"{self.seen} of {self.epochs} epochs of all runs")
 
     def finished(self, run: Run) -> None:
         self.done += 1
+        number = f"[{self.done:>{len(str(self.runs))}}/{self.runs}]"
+        self._say(f"{number} {run.method}, seed {run.seed}: error {run.error:.2f} % after {run.seconds:.0f} s")
+
+    def _say(self, what: str) -> None:
+        self.silent = False
         gone = time.monotonic() - self.start
         left = gone * (self.epochs - self.seen) / max(self.seen, 1)
-        print(
-            f"[{self.done:>{len(str(self.runs))}}/{self.runs}] {run.method}, seed {run.seed}: error {run.error:.2f} % "
-            f"after {run.seconds:.0f} s; {_clock(gone)} gone, about {_clock(left)} to go",
-            file=self.file,
-            flush=True,
-        )
+        print(f"{what}; {_clock(gone)} gone, about {_clock(left)} to go", file=self.file, flush=True)
 
 
 class BarProgress:
