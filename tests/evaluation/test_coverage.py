@@ -2,11 +2,12 @@ import json
 import textwrap
 
 import pytest
+import torch
 
 from icnets import cli
 from icnets.evaluation.coverage import command
-from icnets.evaluation.coverage.catalogue import Case, cases, prepare
-from icnets.evaluation.coverage.checks import CHECKS, SAMPLED, run_checks
+from icnets.evaluation.coverage.catalogue import Case, Prepared, cases, prepare
+from icnets.evaluation.coverage.checks import CHECKS, SAMPLED, Subject, run_checks
 from icnets.evaluation.coverage.report import markdown, summary
 
 MODULES = """
@@ -151,3 +152,42 @@ def test_every_check_passes(pattern):
 def test_mistakes_are_one_line(argv, message, capsys):
     assert cli.main(["coverage", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_networks_that_others_register_with_timm_are_not_timms():
+    import icnets.timm_models
+
+    names = {case.name for case in cases(["timm"])}
+    assert "resnet50" in names
+    assert not names & set(icnets.timm_models.NETWORKS)
+
+
+class Coarse(torch.nn.Module):
+    """Amplifies rounding, in single precision only beyond what fuse_ allows."""
+
+    def __init__(self, wrong=False):
+        super().__init__()
+        self.conv, self.norm, self.wrong = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), wrong
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return torch.sin(1e5 * x) if not self.wrong or isinstance(self.norm, torch.nn.BatchNorm2d) else x
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_rounding_that_a_network_amplifies_is_told_from_an_error(wrong):
+    x = torch.rand(2, 3, 8, 8)
+    found = run_checks(Prepared(Coarse(wrong).eval(), (x,), (x,), [3, 8, 8]))["checks"]["fuse"]
+    assert (found == "ok") is not wrong
+
+
+def test_what_the_basic_network_cannot_do_either_says_so():
+    class Loops(torch.nn.Sequential):
+        def forward(self, x):
+            x = super().forward(x)
+            return x if x.sum() > 0 else -x
+
+    x = torch.rand(2, 3, 8, 8)
+    subject = Subject(Prepared(Loops(torch.nn.Conv2d(3, 4, 3)).eval(), (x,), (x,), [3, 8, 8]))
+    with pytest.raises(AssertionError, match="the basic network fails too: "):
+        SAMPLED["onnx"](subject)
