@@ -187,7 +187,7 @@ def _boxes(side: int, like: Tensor) -> list[dict[str, Tensor]]:
         "boxes": box,
         "labels": torch.ones(1, dtype=torch.int64),
         "masks": torch.ones(1, side, side, dtype=torch.uint8),
-        "keypoints": torch.tensor([[[side * 0.5, side * 0.5, 1.0]] * 17]).to(like),
+        "keypoints": torch.tensor([[[side * 0.5, side * 0.5, 1.0]] * 17]),  # in single precision whatever the network
     }
     return [target] * _BATCH
 

@@ -127,7 +127,7 @@ def _run(work: Work, todo: Sequence[tuple[Case, Any]], workers: int) -> Iterator
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
-    return ProcessPoolExecutor(workers, context, initializer=_begin, max_tasks_per_child=50)
+    return ProcessPoolExecutor(workers, context, initializer=_begin, max_tasks_per_child=8)
 
 
 def _run_alone(work: Work, suspects: Sequence[tuple[Case, Any]]) -> Iterator[lines.Line]:
