@@ -20,6 +20,7 @@ from icnets.evaluation.grid import worker_count
 from icnets.evaluation.machine import machine, versions
 from icnets.evaluation.study import lines
 from icnets.files import atomic_write
+from icnets.processes import end_with_parent
 
 __all__ = ["main"]
 
@@ -34,6 +35,7 @@ def _begin() -> None:
 
     import torch
 
+    end_with_parent()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of other people's networks
 
