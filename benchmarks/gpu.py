@@ -124,11 +124,14 @@ def _step(family: Family, variant: str, mode: str, engine: str, x: Tensor, args:
     step = MODES[mode](model, x, DTYPES[args.dtype], COMPILED.get(engine))
 
     def call() -> None:
-        available, gpu._available = gpu._available, gpu._available and engine != "torch"
+        if engine != "torch":
+            step()
+            return
+        available, gpu._available = gpu._available, False
         try:
             step()
         finally:
-            gpu._available = available if engine == "torch" else gpu._available  # it may have been found to fail
+            gpu._available = available
 
     return call
 

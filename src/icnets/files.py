@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write", "move_into_place", "remove_unfinished"]
+__all__ = ["atomic_write", "cache_folder", "move_into_place", "remove_unfinished"]
 
 
 @contextmanager
@@ -37,3 +37,11 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what :func:`atomic_write` left in ``folder`` when a process was killed; no other may be writing there."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for what is built and measured on this machine; ``ICNETS_CACHE`` names another."""
+    base = os.environ.get("ICNETS_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icnets")

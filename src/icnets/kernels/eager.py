@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from icnets.kernels import formula, gpu, native
-from icnets.kernels.passes import Gradients, collide_, collide_backward
+from icnets.kernels.passes import collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
 
 __all__ = [
@@ -199,8 +199,8 @@ def _followed(
         s = window_mean(s, kernel, stride, pairs, dilation)
         scale *= window_size(kernel)
     unchecked = gain is not None and gpu.serves(x)  # any gain: the branch can't be read off z, and y is kept
-    if (later := gpu.defer(y, s, weight, collision, scale, offset, gain, unchecked)) is not None:
-        return later
+    if (later := gpu.run("defer", y, s, weight, collision, scale, offset, gain, unchecked)) is not None:
+        return cast(Tensor, later)
     if unchecked:
         return formula.collide(y, s, collision, offset, gain, scale)
     z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
@@ -349,7 +349,7 @@ class _Collide(torch.autograd.Function):
         z, is_y = _output(ctx)
         s, collision, offset, gain = ctx.rest
         if torch.is_grad_enabled():
-            plain = _backward_plainly(dz, z, is_y, s, collision, offset, gain, ctx.factor, ctx.nd)
+            plain = formula.collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor, ctx.nd)
             return (*plain, None, None)
         with _without_autocast(z.device.type):  # where backward is called within it: sums stay exact
             return (*collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor), None, None)
@@ -383,36 +383,3 @@ def _output(ctx: Any) -> tuple[Tensor, bool]:
         with torch.no_grad():
             return torch.convolution(x, weight, bias, *conv.options), True
     return z, False
-
-
-def _backward_plainly(
-    dz: Tensor,
-    z: Tensor,
-    is_y: bool,
-    s: Tensor,
-    collision: Tensor,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    factor: float,
-    nd: int,
-) -> Gradients:
-    """The same by operators that autograd can follow, for second derivatives."""
-    channel, ones = -nd - 1, [1] * nd
-    split = [s.size(channel), -1]
-    over = [d for d in range(-dz.dim(), 0) if d != channel]
-    vector = (collision * factor).view(split + ones)
-    t = z - (vector * s.unsqueeze(channel)).flatten(channel - 1, channel)
-    if offset is not None:
-        t = t + offset.view([-1] + ones)
-    m = dz * (t > 0).type_as(dz)
-    d_gain = None
-    if gain is not None:
-        if is_y:
-            raise RuntimeError("double backward needs the output of an IC layer, which was overwritten in place")
-        expanded = gain.view([-1] + ones)
-        d_gain = (m * t / (1 + expanded)).sum(over)
-        m = m * expanded
-    grouped = m.unflatten(channel, split)
-    ds = -(grouped * vector).sum(channel)
-    dv = -(grouped * s.unsqueeze(channel)).flatten(channel - 1, channel).sum(over) * factor
-    return (dz + m).type_as(dz), ds, dv, None if offset is None else m.sum(over), d_gain

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icnets.files import move_into_place
+from icnets.files import cache_folder, move_into_place
 
 __all__ = ["build", "library", "load", "loaded", "operator", "serves"]
 
@@ -58,7 +58,7 @@ def operator(name: str) -> Callable[..., Any]:
 
 def library() -> Path:
     """Where the library for this machine lies, or will."""
-    return _folder() / f"native-{_digest()}.so"
+    return cache_folder() / f"native-{_digest()}.so"
 
 
 def load() -> bool:
@@ -92,13 +92,6 @@ def build(force: bool = False) -> Path:
             move_into_place(linked, target)
     load()
     return target
-
-
-def _folder() -> Path:
-    base = os.environ.get("ICNETS_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icnets")
 
 
 @cache

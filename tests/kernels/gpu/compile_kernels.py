@@ -83,7 +83,11 @@ def drive(channels, groups, channels_last, dtype, gain):
 def main():
     warnings.simplefilter("ignore")
     capability = int(sys.argv[1])
-    for name in [n for n, k in vars(collide).items() if isinstance(k, triton.JITFunction) and n.startswith("_")]:
+    for name in [
+        n
+        for n, k in vars(collide).items()
+        if isinstance(k, triton.JITFunction) and n.startswith(("_forward", "_backward"))
+    ]:
         setattr(collide, name, Compiled(getattr(collide, name), capability))
     norm.kernels = SimpleNamespace(**{n: Compiled(getattr(norm_kernels, n), capability) for n in norm_kernels.__all__})
     pointwise.pointwise = Compiled(pointwise.pointwise, capability)

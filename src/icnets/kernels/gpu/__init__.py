@@ -17,11 +17,12 @@ from torch import Tensor
 
 from icnets.kernels.gpu.layout import Layout
 
-__all__ = ["SUMS", "channel_sums", "defer", "deployed_pointwise", "run", "serves"]
+__all__ = ["SUMS", "channel_sums", "deployed_pointwise", "run", "serves"]
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)  # numbers reach a kernel in single precision only
 _HALF = (torch.float16, torch.bfloat16)
 _DEVICE = "cuda"
+_MODULES = {"collide_": "collide", "collide_backward": "collide", "post_": "collide", "defer": "deferred"}
 SUMS = "_icnets_channel_sums"  # attribute of a tensor: its sums, and the version of it that they are of
 _available = os.environ.get("ICNETS_TRITON", "1") != "0" and find_spec("triton") is not None
 
@@ -34,33 +35,13 @@ def serves(x: Tensor) -> bool:
 
 
 def run(name: str, y: Tensor, s: Tensor, *args: Any) -> Any:
-    """The result of a function of :mod:`icnets.kernels.gpu.collide`, or None where the kernels don't serve.
+    """The result of a function of the kernels' modules, or None where they don't serve.
 
     Its arguments: an activation ``(N, C, *L)``, sums ``(N, groups, *L)``, their layout (added here), and ``args``.
     """
     if not serves(y) or (layout := Layout.of(y, s)) is None:
         return None
-    return _guarded("collide", name, y, s, layout, *args)
-
-
-def defer(
-    y: Tensor,
-    s: Tensor,
-    weight: Tensor,
-    collision: Tensor,
-    factor: float,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    always: bool,
-) -> Tensor | None:
-    """The collision of y, put off until something reads it, or None where that can't serve or, but ``always``, gain.
-
-    See :mod:`icnets.kernels.gpu.deferred`; ``weight`` is that of the convolution which y comes from.
-    """
-    if not serves(y) or (layout := Layout.of(y, s)) is None or not (layout.last or always):
-        return None
-    unit = (y, s, layout, weight, collision, factor, offset, gain)
-    return cast("Tensor | None", _guarded("deferred", "defer", *unit, always))
+    return _guarded(_MODULES[name], name, y, s, layout, *args)
 
 
 def channel_sums(x: Tensor) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from icnets.files import atomic_write
+from icnets.files import atomic_write, cache_folder
 
 __all__ = ["fastest"]
 
@@ -55,8 +54,7 @@ def _measure(ways: Mapping[str, Callable[[], Any]]) -> str:
 
 
 def _file() -> Path:
-    base = os.environ.get("ICNETS_CACHE")
-    return Path(base or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icnets")) / "fastest.json"
+    return cache_folder() / "fastest.json"
 
 
 def _load() -> None:

@@ -14,9 +14,33 @@ import triton.language as tl
 from torch import Tensor
 
 from icnets.kernels.gpu.layout import Layout, blocks, sharing
-from icnets.kernels.gpu.tile import argument, first_sums, last_channels, last_rows, last_sums, vector
+from icnets.kernels.gpu.tile import (
+    argument,
+    collided,
+    first_sums,
+    last_channels,
+    last_rows,
+    last_sums,
+    store_parts,
+    unit_vectors,
+    vector,
+)
 
-__all__ = ["collide_", "collide_backward", "like", "post_"]
+__all__ = ["collide_", "collide_backward", "like", "post_", "vector_gradients"]
+
+
+@triton.jit
+def _result(
+    y, sums, v_ptr, o_ptr, g_ptr, sign_ptr, factor, slope, channel, known,
+    DEPLOYED: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, SIGN: tl.constexpr,
+):  # fmt: skip
+    """The unit's output, or with DEPLOYED that of its deployed form, whose slopes are in the place of the gain."""
+    v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
+    if DEPLOYED:
+        below = gain if GAIN else slope
+        return tl.where(y > 0, y, y * below) * vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
+    else:
+        return collided(y, sums, v, o, gain)
 
 
 @triton.jit
@@ -30,13 +54,7 @@ def _forward_last(
     at = y_ptr + row * (G * P) + channel
     y = tl.load(at, mask=there & known, other=0).to(tl.float32)
     sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    o = vector(o_ptr, channel, known, OFFSET, 0)
-    if DEPLOYED:
-        below = vector(g_ptr, channel, known, True, 0) if GAIN else slope
-        z = tl.where(y > 0, y, y * below) * vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
-    else:
-        z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(argument(y, sums, v, o), 0)
+    z = _result(y, sums, v_ptr, o_ptr, g_ptr, sign_ptr, factor, slope, channel, known, DEPLOYED, OFFSET, GAIN, SIGN)
     tl.store(at, z.to(y_ptr.dtype.element_ty), mask=there & known)
 
 
@@ -53,13 +71,7 @@ def _forward_first(
     at = y_ptr + (example * (G * P) + channel) * L + place
     y = tl.load(at, mask=known & there, other=0).to(tl.float32)
     sums = first_sums(s_ptr, example, group, place, there, sn, sl, sg)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    o = vector(o_ptr, channel, known, OFFSET, 0)
-    if DEPLOYED:
-        below = vector(g_ptr, channel, known, True, 0) if GAIN else slope
-        z = tl.where(y > 0, y, y * below) * vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
-    else:
-        z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(argument(y, sums, v, o), 0)
+    z = _result(y, sums, v_ptr, o_ptr, g_ptr, sign_ptr, factor, slope, channel, known, DEPLOYED, OFFSET, GAIN, SIGN)
     tl.store(at, z.to(y_ptr.dtype.element_ty), mask=known & there)
 
 
@@ -70,9 +82,7 @@ def _backward_last(
     BM: tl.constexpr, BG: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    o = vector(o_ptr, channel, known, OFFSET, 0)
-    gain = vector(g_ptr, channel, known, GAIN, 1)
+    v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
     q = -v * gain
     with_s = tl.zeros([BM, BG, BP], tl.float32)
     with_1 = tl.zeros([BM, BG, BP], tl.float32)
@@ -94,11 +104,10 @@ def _backward_last(
         if GAIN:
             with_u += m * u
     part = part_ptr + tl.program_id(0) * (3 * G * P) + channel
-    tl.store(part, tl.sum(with_s, axis=0, keep_dims=True), mask=known)
-    if OFFSET:
-        tl.store(part + G * P, tl.sum(with_1, axis=0, keep_dims=True), mask=known)
-    if GAIN:
-        tl.store(part + 2 * G * P, tl.sum(with_u, axis=0, keep_dims=True), mask=known)
+    with_s = tl.sum(with_s, axis=0, keep_dims=True)
+    with_1 = tl.sum(with_1, axis=0, keep_dims=True)
+    with_u = tl.sum(with_u, axis=0, keep_dims=True)
+    store_parts(part, G * P, known, with_s, with_1, with_u, OFFSET, GAIN)
 
 
 @triton.jit
@@ -119,18 +128,16 @@ def _backward_first(
         inside, at = known & there, (example * (G * P) + channel) * L + place
         dz = tl.load(dz_ptr + at, mask=inside, other=0).to(tl.float32)
         z = tl.load(z_ptr + at, mask=inside, other=0).to(tl.float32)
-        v = factor * vector(v_ptr, channel, known, True, 0)
-        u = argument(z, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
+        v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
+        u = argument(z, sums, v, o)
         m = tl.where(u > 0, dz, 0)
-        gain = vector(g_ptr, channel, known, GAIN, 1)
         dy = dz + gain * m
         tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
         to_s -= m * v * gain
-        tl.store(part + channel, tl.sum(m * sums, axis=1, keep_dims=True), mask=known)
-        if OFFSET:
-            tl.store(part + G * P + channel, tl.sum(m, axis=1, keep_dims=True), mask=known)
-        if GAIN:
-            tl.store(part + 2 * G * P + channel, tl.sum(m * u, axis=1, keep_dims=True), mask=known)
+        with_s = tl.sum(m * sums, axis=1, keep_dims=True)
+        with_1 = tl.sum(m, axis=1, keep_dims=True)
+        with_u = tl.sum(m * u, axis=1, keep_dims=True)
+        store_parts(part + channel, G * P, known, with_s, with_1, with_u, OFFSET, GAIN)
     ds = tl.sum(to_s, axis=0, keep_dims=True)
     tl.store(ds_ptr + (example * G + group) * L + place, ds, mask=there)
 
@@ -215,13 +222,21 @@ def collide_backward(
         part = z.new_empty(layout.batch * columns, 3, layout.channels, dtype=torch.float32)
         to = (dy, ds, part, layout.places, *sizes)
         _backward_first[(columns, layout.batch * layout.groups)](dz, z, s, *vectors, *to, **flags, BC=bc, BL=bl)
+    dv, do, dg = vector_gradients(part, factor, offset, gain)
+    if gain is not None and dg is not None and not z_is_y:
+        dg.div_(1 + gain)
+    return dy, ds, dv, do, dg
+
+
+def vector_gradients(
+    part: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of collision, offset and gain ``(C,)`` from the programs' shares ``(programs, 3, C)``."""
     dv = part[:, 0].sum(0).mul_(-factor)
     do = None if offset is None else part[:, 1].sum(0)
-    dg = None
-    if gain is not None:
-        dv, do = dv.mul_(gain), None if do is None else do.mul_(gain)
-        dg = part[:, 2].sum(0) if z_is_y else part[:, 2].sum(0).div_(1 + gain)
-    return dy, ds, dv, do, dg
+    if gain is None:
+        return dv, do, None
+    return dv.mul_(gain), None if do is None else do.mul_(gain), part[:, 2].sum(0)
 
 
 def like(t: Tensor, other: Tensor) -> Tensor:

@@ -40,8 +40,11 @@ def defer(
     gain: Tensor | None,
     always: bool,
 ) -> Tensor | None:
-    """The unit's output, deferred; None where it isn't worth it and needn't be ``always``."""
-    if not always and (not _ENABLED or weight in _READ_PLAINLY):
+    """The unit's output, deferred; None where it isn't worth it and needn't be ``always``.
+
+    ``weight`` is that of the convolution which y comes from.
+    """
+    if not always and (not layout.last or not _ENABLED or weight in _READ_PLAINLY):
         return None
     vectors, rest = (y, s, collision, offset, gain), (None,) * 5
     pending = _Pending(Unit(*vectors, factor, layout), weight)
@@ -148,20 +151,16 @@ class _Computed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, deferred: Deferred, pending: _Pending) -> Tensor:  # type: ignore[override]
         ctx.pending = pending
-        return _compute(pending, relu=False)[0]
+        unit = pending.unit
+        if pending.norm is not None:
+            return forward(unit, pending.norm, pending.shortcut, relu=False)[0]
+        y = unit.y.detach().clone(memory_format=torch.preserve_format)
+        return collide_(y, unit.s, unit.layout, unit.collision, unit.factor, unit.offset, unit.gain)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         ctx.pending.read = True
         return d, None
-
-
-def _compute(pending: _Pending, relu: bool) -> tuple[Tensor, Tensor | None]:
-    unit = pending.unit
-    if pending.norm is not None:
-        return forward(unit, pending.norm, pending.shortcut, relu)
-    y = unit.y.detach().clone(memory_format=torch.preserve_format)
-    return collide_(y, unit.s, unit.layout, unit.collision, unit.factor, unit.offset, unit.gain), None
 
 
 class _Chain(torch.autograd.Function):
@@ -190,8 +189,11 @@ class _Chain(torch.autograd.Function):
         ctx.pending = deferred
         out = total = None
         if deferred is None:
-            norm = None if mean is None or rstd is None or eps is None else Norm(weight, bias, mean, rstd, eps)
-            out, total = _compute(_Pending(Unit(y, s, collision, offset, gain, *spec), None, norm, shortcut), relu)
+            assert mean is not None
+            assert rstd is not None
+            assert eps is not None
+            unit, norm = Unit(y, s, collision, offset, gain, *spec), Norm(weight, bias, mean, rstd, eps)
+            out, total = forward(unit, norm, shortcut, relu)
         # Backward needs the output only where it can't be had again from y, and then something else keeps it anyway.
         kept = out if relu and ctx.has_shortcut else None
         ctx.save_for_backward(y, s, collision, offset, gain, weight, bias, mean, rstd, kept)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from icnets.kernels import formula
 from icnets.kernels.gpu import norm_kernels as kernels
-from icnets.kernels.gpu.collide import like
+from icnets.kernels.gpu.collide import like, vector_gradients
 from icnets.kernels.gpu.layout import Layout, blocks, next_power_of_2, sharing
 
 __all__ = ["Norm", "Unit", "backward", "by_formula", "forward", "statistics"]
@@ -131,10 +131,7 @@ def backward(
         through, given[1], *unit.arguments, unit.factor, *norm.arguments, sums, dy, ds, part, *unit.sizes,
         **unit.flags(**flags),
     )  # fmt: skip
-    dv, do = part[:, 0].sum(0).mul_(-unit.factor), None if unit.offset is None else part[:, 1].sum(0)
-    dg = None
-    if unit.gain is not None:
-        dv, do, dg = dv.mul_(unit.gain), None if do is None else do.mul_(unit.gain), part[:, 2].sum(0)
+    dv, do, dg = vector_gradients(part, unit.factor, unit.offset, unit.gain)
     return dy, ds, dv, do, dg, sums[1] if affine else None, sums[0] if affine else None, through if shortcut else None
 
 

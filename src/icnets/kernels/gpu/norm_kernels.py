@@ -7,7 +7,16 @@ The output z of the collision is never written: each pass has it again from y an
 import triton
 import triton.language as tl
 
-from icnets.kernels.gpu.tile import argument, last_channels, last_rows, last_sums, vector
+from icnets.kernels.gpu.tile import (
+    argument,
+    collided,
+    last_channels,
+    last_rows,
+    last_sums,
+    store_parts,
+    unit_vectors,
+    vector,
+)
 
 __all__ = ["finish", "gradients", "normalise", "reduce", "statistics"]
 
@@ -20,9 +29,7 @@ def statistics(
 ):  # fmt: skip
     """Mean of z and sum of its squared deviations, by channel, over the rows of each program (Welford's way)."""
     group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    o = vector(o_ptr, channel, known, OFFSET, 0)
-    gain = vector(g_ptr, channel, known, GAIN, 1)
+    v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
     count = tl.zeros([BM, 1, 1], tl.float32)
     mean = tl.zeros([BM, BG, BP], tl.float32)
     squares = tl.zeros([BM, BG, BP], tl.float32)
@@ -30,7 +37,7 @@ def statistics(
         row, there = last_rows(block, R, BM)
         y = tl.load(y_ptr + row * (G * P) + channel, mask=there & known, other=0).to(tl.float32)
         sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
-        z = y + gain * tl.maximum(argument(y, sums, v, o), 0)
+        z = collided(y, sums, v, o, gain)
         count += tl.where(there, 1.0, 0.0)
         delta = tl.where(there & known, z - mean, 0)
         mean += delta * (1 / tl.maximum(count, 1))
@@ -92,9 +99,8 @@ def normalise(
     inside, at = there & known, row * (G * P) + channel
     y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
     sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    u = argument(y, sums, v, vector(o_ptr, channel, known, OFFSET, 0))
-    z = y + vector(g_ptr, channel, known, GAIN, 1) * tl.maximum(u, 0)
+    v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
+    z = collided(y, sums, v, o, gain)
     scale = vector(rstd_ptr, channel, known, True, 0) * vector(w_ptr, channel, known, AFFINE, 1)
     out = (z - vector(mean_ptr, channel, known, True, 0)) * scale + vector(b_ptr, channel, known, AFFINE, 0)
     if SHORTCUT:
@@ -135,9 +141,7 @@ def reduce(
 ):  # fmt: skip
     """Sums by channel of the gradient of the norm's output, plain and times the normalised z; and that gradient."""
     group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    o = vector(o_ptr, channel, known, OFFSET, 0)
-    gain = vector(g_ptr, channel, known, GAIN, 1)
+    v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
     mean, rstd = vector(mean_ptr, channel, known, True, 0), vector(rstd_ptr, channel, known, True, 0)
     scale, b = rstd * vector(w_ptr, channel, known, AFFINE, 1), vector(b_ptr, channel, known, AFFINE, 0)
     plain = tl.zeros([BM, BG, BP], tl.float32)
@@ -147,7 +151,7 @@ def reduce(
         inside, at = there & known, row * (G * P) + channel
         y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
         sums = last_sums(s_ptr, row, group, there & has_group, L, sn, sl, sg)
-        away = y + gain * tl.maximum(argument(y, sums, v, o), 0) - mean
+        away = collided(y, sums, v, o, gain) - mean
         d = _upstream(d_ptr, e_ptr, out_ptr, at, row, inside, there, away * scale + b, EXTRA, SHORTCUT, RELU)
         if WRITE:
             rounded = d.to(through_ptr.dtype.element_ty)
@@ -170,9 +174,7 @@ def gradients(
 ):  # fmt: skip
     """From the gradient of the norm's output to those of y and of the sums, and by program of the unit's vectors."""
     group, channel, has_group, known = last_channels(tl.program_id(1), G, P, BG, BP)
-    v = factor * vector(v_ptr, channel, known, True, 0)
-    o = vector(o_ptr, channel, known, OFFSET, 0)
-    gain = vector(g_ptr, channel, known, GAIN, 1)
+    v, o, gain = unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
     q = -v * gain
     mean, rstd = vector(mean_ptr, channel, known, True, 0), vector(rstd_ptr, channel, known, True, 0)
     scale, b = rstd * vector(w_ptr, channel, known, AFFINE, 1), vector(b_ptr, channel, known, AFFINE, 0)
@@ -199,8 +201,7 @@ def gradients(
         if GAIN:
             with_u += m * u
     part = part_ptr + tl.program_id(0) * (3 * G * P) + channel
-    tl.store(part, tl.sum(with_s, axis=0, keep_dims=True), mask=known)
-    if OFFSET:
-        tl.store(part + G * P, tl.sum(with_1, axis=0, keep_dims=True), mask=known)
-    if GAIN:
-        tl.store(part + 2 * G * P, tl.sum(with_u, axis=0, keep_dims=True), mask=known)
+    with_s = tl.sum(with_s, axis=0, keep_dims=True)
+    with_1 = tl.sum(with_1, axis=0, keep_dims=True)
+    with_u = tl.sum(with_u, axis=0, keep_dims=True)
+    store_parts(part, G * P, known, with_s, with_1, with_u, OFFSET, GAIN)

@@ -4,7 +4,17 @@
 import triton
 import triton.language as tl
 
-__all__ = ["argument", "first_sums", "last_channels", "last_rows", "last_sums", "vector"]
+__all__ = [
+    "argument",
+    "collided",
+    "first_sums",
+    "last_channels",
+    "last_rows",
+    "last_sums",
+    "store_parts",
+    "unit_vectors",
+    "vector",
+]
 
 
 @triton.jit
@@ -17,9 +27,32 @@ def vector(ptr, channel, known, PRESENT: tl.constexpr, OTHERWISE: tl.constexpr):
 
 
 @triton.jit
+def unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET: tl.constexpr, GAIN: tl.constexpr):
+    """The unit's w' with the factor in it, offset and gain for the channels of a tile."""
+    v = factor * vector(v_ptr, channel, known, True, 0)
+    return v, vector(o_ptr, channel, known, OFFSET, 0), vector(g_ptr, channel, known, GAIN, 1)
+
+
+@triton.jit
 def argument(y, sums, v, offset):
     """What the rectifier is applied to; the factor is in v."""
     return y - v * sums + offset
+
+
+@triton.jit
+def collided(y, sums, v, offset, gain):
+    """The unit's output."""
+    return y + gain * tl.maximum(argument(y, sums, v, offset), 0)
+
+
+@triton.jit
+def store_parts(part, channels, known, with_s, with_1, with_u, OFFSET: tl.constexpr, GAIN: tl.constexpr):
+    """One program's share of the gradients of the unit's vectors, one behind the other."""
+    tl.store(part, with_s, mask=known)
+    if OFFSET:
+        tl.store(part + channels, with_1, mask=known)
+    if GAIN:
+        tl.store(part + 2 * channels, with_u, mask=known)
 
 
 # -- channels last: (places, groups, channels of a group) --------------------------------------------------------------
