@@ -60,6 +60,15 @@ def test_help_is_there_within_a_second() -> None:
     assert all(command in result.stdout for command in COMMANDS)
 
 
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "icnets.cli", "--help"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

@@ -42,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
 
     0: done. 1: ``data check`` found errors, or ``predict`` images that can't be read. 2: a mistake in the arguments or
-    files, reported in one line. 130: interrupted. Anything else that goes wrong is a bug of ours, and its traceback is
-    shown.
+    files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
+    is a bug of ours, and its traceback is shown.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has had enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at the end
+        return 141
     except KeyboardInterrupt:
         print("icnets: interrupted", file=sys.stderr)
         return 130

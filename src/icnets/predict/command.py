@@ -219,7 +219,7 @@ def _grad_cam(args: argparse.Namespace, model: Model, data: ImageData) -> _View 
     import torch
 
     from icnets.predict.grad_cam import GradCam
-    from icnets.predict.pictures import overlay, picture, save_png
+    from icnets.predict.pictures import as_image, heated, save_png, unnormalized
 
     shape = (1, data.in_chans, data.image_size, data.image_size)
     cam = GradCam(model.network, torch.zeros(shape, device=args.device))
@@ -236,8 +236,8 @@ def _grad_cam(args: argparse.Namespace, model: Model, data: ImageData) -> _View 
             number += 1
             if prediction.error is None:
                 stem = re.sub(r"[^A-Za-z0-9._-]", "_", prediction.path.stem)[:80]
-                image = overlay(picture(next(images), data.mean, data.std), next(heats))
-                save_png(image, args.grad_cam / f"{number:06d}-{stem}.png")
+                pixels = unnormalized(next(images), data.mean, data.std)
+                save_png(as_image(heated(pixels, next(heats))), args.grad_cam / f"{number:06d}-{stem}.png")
 
     return show, lambda: None
 

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from icnets.files import atomic_write
 
-__all__ = ["ContactSheet", "as_image", "overlay", "picture", "save_png", "unnormalized"]
-
-_HEAT = ((0, 0, 140), (0, 120, 255), (60, 220, 130), (255, 210, 0), (215, 0, 0))  # from 0 to 1, evenly spaced
+__all__ = ["ContactSheet", "as_image", "heated", "picture", "save_png", "unnormalized"]
 
 
 def unnormalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -32,11 +30,16 @@ def picture(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Ima
     return as_image(unnormalized(x, mean, std))
 
 
-def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
-    """``heat`` (H, W) in [0, 1], from blue to red, half transparent over ``image`` of that size."""
-    places = np.linspace(0, 1, len(_HEAT))
-    colours = [np.interp(heat.numpy(), places, [colour[c] for colour in _HEAT]) for c in range(3)]
-    return Image.blend(image, Image.fromarray(np.stack(colours, axis=-1).round().astype(np.uint8)), 0.45)
+def heated(pixels: Tensor, heat: Tensor) -> Tensor:
+    """``pixels`` (3, H, W) in grey under ``heat`` (h, w), both in [0, 1].
+
+    The colours rise in lightness, for every kind of colour vision.
+    """
+    from matplotlib import colormaps
+
+    large = F.interpolate(heat[None, None].float(), size=pixels.shape[-2:], mode="bilinear")[0, 0]
+    colours = torch.from_numpy(colormaps["inferno"](large.numpy())[..., :3]).permute(2, 0, 1).float()
+    return 0.45 * pixels.mean(0, keepdim=True) + 0.55 * colours
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -6,14 +6,13 @@ import base64
 import io
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from icnets.predict.grad_cam import GradCam
-from icnets.predict.pictures import as_image, unnormalized
+from icnets.predict.pictures import as_image, heated, unnormalized
 from icnets.report.inspection import Answers, Inspection
 
 __all__ = ["Confusion", "Disagreement", "Picture", "confusion_counts", "confusions", "disagreements"]
@@ -108,7 +107,7 @@ def _shown(look: Inspection, order: list[int]) -> list[Disagreement]:
                 (
                     labels[c],
                     float(p),
-                    _picture(_heated(_pixels(look, i), h), f"Grad-CAM of {answers.method} for {labels[c]}"),
+                    _picture(heated(_pixels(look, i), h), f"Grad-CAM of {answers.method} for {labels[c]}"),
                 )
                 for i, c, p, h in zip(order, said.tolist(), sure.tolist(), heat, strict=True)
             ]
@@ -133,15 +132,6 @@ def _pixels(look: Inspection, index: int) -> Tensor:
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
     return pixels
-
-
-def _heated(pixels: Tensor, heat: Tensor) -> Tensor:
-    """The image in grey under its heat map, in a scale that rises in lightness for every kind of colour vision."""
-    from matplotlib import colormaps
-
-    large = F.interpolate(heat[None, None].float(), size=pixels.shape[-2:], mode="bilinear")[0, 0]
-    colours: Any = torch.from_numpy(colormaps["inferno"](large.numpy())[..., :3]).permute(2, 0, 1).float()
-    return 0.45 * pixels.mean(0, keepdim=True) + 0.55 * colours
 
 
 def _picture(pixels: Tensor, alt: str) -> Picture:

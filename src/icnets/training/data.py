@@ -1,6 +1,5 @@
 """Images for training: scikit-learn's handwritten digits, folders, tar shards, or a Hugging Face dataset."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
+from icnets.files import cache_folder
 from icnets.training.epochs import EpochData
 from icnets.training.folders import find_images, require_readable, take, train_and_val
 from icnets.training.images import ImageFiles, Normalization, TensorImages
@@ -139,7 +139,7 @@ class ImageData(EpochData):
         self.hf, self.hf_val = hf, hf_val
         self.repeats, self.max_unreadable = repeats, max_unreadable
         self.eval_batch_size, self.prefetch = eval_batch_size, prefetch
-        self.cache = Path(cache or os.environ.get("ICNETS_CACHE") or Path.home() / ".cache" / "icnets")
+        self.cache = Path(cache) if cache is not None else cache_folder()
         self.crop_pct = crop_pct
         self.interpolation, self.test_crops = interpolation, test_crops
         self.test_root = None if test_root is None else Path(test_root)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -116,8 +117,9 @@ def _make_small(model: nn.Module) -> None:
 def _smp_cases(_: Path | None) -> Iterator[Case]:
     import segmentation_models_pytorch as smp
 
-    for decoder in smp.MODEL_ARCHITECTURES_MAPPING:
-        for encoder in smp.encoders.get_encoder_names():
+    for decoder, model in smp.MODEL_ARCHITECTURES_MAPPING.items():
+        own = inspect.signature(model).parameters["encoder_name"].default  # one of timm's where it takes no other
+        for encoder in dict.fromkeys([own, *smp.encoders.get_encoder_names()]):
             yield Case("smp", decoder, f"{decoder}/{encoder}", "segmentation")
 
 

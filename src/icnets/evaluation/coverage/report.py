@@ -88,7 +88,8 @@ def _unmade(found: Sequence[Line]) -> list[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, line in sorted(_by_id(found, "size").items()):
         if "reason" in line:
-            reasons[line["reason"]].append(name)
+            own = name.rpartition("/")[2]
+            reasons[line["reason"].replace(own, "NAME")].append(name)
     return [f"- {reason}: {few(names)}" for reason, names in reasons.items()] or ["None."]
 
 
