@@ -95,12 +95,15 @@ def test_the_page_counts_by_family_and_gives_each_reason():
         size("timm/a", 5),
         size("timm/b", 6),
         size("timm/v", 7, 0, "vit"),
+        {**size("smp/pan/vgg11", 0, 0, "pan"), "reason": "ValueError: vgg11 can't be dilated"},
+        {**size("smp/pan/vgg13", 0, 0, "pan"), "reason": "ValueError: vgg13 can't be dilated"},
         line("timm/a", gain="ok", fuse="ok"),
         {**line("timm/b", gain="the warm start | differs", fuse="ok"), "skipped": {"complex weight": 4}},
     ]
     text = markdown(found)
     assert "| timm/b | gain: the warm start \\| differs |" in text
     assert "| complex weight | timm/b (4) |" in text
+    assert "- ValueError: NAME can't be dilated: smp/pan/vgg11, smp/pan/vgg13\n" in text
     assert "| timm | resnet | 2 | 2 | 2 | 1 |" in text
     assert "| timm | vit | 1 | 0 | 0 | 0 |" in text
     assert summary(found) == "timm: 1 of 2 (50.0%) pass every check"
@@ -122,6 +125,7 @@ def test_every_source_that_is_installed_has_cases():
     tasks = {case.task for case in cases(["torchvision"])}
     assert tasks == {"images", "detection", "segmentation", "video", "optical_flow"}
     assert [c.id for c in cases(["timm"], only="timm/resnet5?")] == ["timm/resnet50", "timm/resnet51q"][:1]
+    assert {c.name.partition("/tu-")[0] for c in cases(["smp"], only="*/tu-*")} == {"dpt"}  # takes no other
 
 
 def test_a_small_network_passes():
