@@ -14,6 +14,8 @@ import timm
 import torch
 
 from icnets.cli import COMMANDS, main
+from icnets.evaluation.coverage.report import markdown
+from icnets.evaluation.study import lines
 from icnets.help import COMMAND_HELP
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +53,11 @@ def test_the_cost_tables_are_made_from_their_lines(update_docs):
     page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
     assert page.count(update_docs.CPU_START) == page.count(update_docs.CPU_END) == 1
     assert update_docs.updated_cost(page, update_docs.CPU_RESULTS) == page
+
+
+def test_the_page_of_coverage_is_made_from_its_lines():
+    found = lines.read(ROOT / "benchmarks" / "results" / "coverage.jsonl")
+    assert markdown(found) == (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_networks_is_made_from_their_table(update_docs):

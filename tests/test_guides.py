@@ -140,6 +140,9 @@ def logged(tracker: str) -> bool:
     """Whether the training loss is where the tracker keeps it."""
     if tracker == "csv":
         return "train/loss" in Path("logs/csv/version_0/metrics.csv").read_text(encoding="utf-8")
+    if tracker == "wandb":
+        (run,) = Path("logs/wandb").glob("offline-run-*/*.wandb")
+        return b"train/loss" in run.read_bytes()
     if tracker == "mlflow":
         with closing(sqlite3.connect("mlflow.db")) as database:
             return ("train/loss",) in database.execute("select distinct key from metrics").fetchall()
@@ -148,11 +151,12 @@ def logged(tracker: str) -> bool:
     return "train/loss" in EventAccumulator("logs/tb/version_0").Reload().Tags()["scalars"]
 
 
-# The other two are the same training with another line of YAML.
+# The others are the same training with another line of YAML.
 @pytest.mark.parametrize(
-    "tracker", ["csv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tensorboard", "mlflow"))]
+    "tracker", ["csv", "tensorboard", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlflow", "wandb"))]
 )
-def test_trackers(tracker):
+def test_trackers(tracker, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     if tracker != "csv":
         pytest.importorskip(tracker, reason=f"{tracker} isn't installed")
     texts = blocks(GUIDES / "trackers.md")

@@ -190,7 +190,10 @@ def _or_basic(run: Callable[[nn.Module, tuple[Any, ...]], list[Tensor]], subject
         try:
             run(subject.basic, subject.args)
         except Exception as own:
-            raise AssertionError(f"the basic network fails too: {type(own).__name__}: {first_line(own)}") from error
+            cause: BaseException = own
+            while cause.__cause__ is not None:  # exporters wrap what went wrong in advice
+                cause = cause.__cause__
+            raise AssertionError(f"the basic network fails too: {type(cause).__name__}: {first_line(cause)}") from error
         raise
 
 

@@ -58,7 +58,7 @@ def markdown(found: Sequence[Line]) -> str:
     """The whole page."""
     header: Line = next((line for line in found if line["kind"] == "coverage"), {"versions": {}})
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items() if version)
-    parts = [_INTRODUCTION, f"With {versions}:", *[f"- {row}" for row in summary(found).splitlines()]]
+    parts = [_INTRODUCTION, f"With {versions}:", "", *[f"- {row}" for row in summary(found).splitlines()]]
     parts += ["", "## Failures", "", *_failures(found), "", "## Skipped layers", "", *_skipped(found)]
     parts += ["", "## Basic networks that can't be made", "", *_unmade(found)]
     parts += ["", "## Families", "", *_families(found)]
