@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from engines import ENGINES
 from icnets.evaluation.rounds import Ratio
-from icnets.evaluation.table import Table
+from icnets.table import Table
 from networks import FAMILIES, VARIANTS, Family
 from rows import Key, Row, latest
 

@@ -23,7 +23,7 @@ from cost_table import tables
 from engines import ENGINES, Case
 from environment import Environment, physical_cores
 from icnets.evaluation.rounds import interleaved, paired_ratio
-from icnets.evaluation.table import show
+from icnets.table import show
 from networks import FAMILIES, VARIANTS, Family
 from prepare import forget, prepare
 from rows import Key, Row, append, read

@@ -24,8 +24,8 @@ from icnets.evaluation.methods import Method, Network, Settings
 from icnets.evaluation.plots import plot_boundaries, plot_curves
 from icnets.evaluation.report import Cost, Row, comparison_table, curves, rows, title_of, verdicts
 from icnets.evaluation.runs import Job, Run, build, distillation
-from icnets.evaluation.table import Table, show
 from icnets.files import atomic_write
+from icnets.table import Table, show
 
 __all__ = ["compare", "jobs_of", "main"]
 

@@ -14,10 +14,10 @@ from icnets.convert import ICConfig
 from icnets.evaluation.layer_profile import layer_table, profile_layers
 from icnets.evaluation.measure import use_threads
 from icnets.evaluation.profile import conditions, kernels_note, require_input
-from icnets.evaluation.table import show
 from icnets.files import atomic_write
 from icnets.image_notes import ImageNotes
 from icnets.messages import first_line
+from icnets.table import show
 
 __all__ = ["run"]
 

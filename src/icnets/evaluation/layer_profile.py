@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from icnets.evaluation.firing import firing_share
 from icnets.evaluation.measure import COUNTED, Count, layer_macs, restored, use_threads
 from icnets.evaluation.rounds import Ratio, interleaved, paired_ratio
-from icnets.evaluation.table import Table, human
 from icnets.hooks import removed_after
 from icnets.layers import IC_LAYERS
+from icnets.table import Table, human
 
 __all__ = ["LayerCost", "layer_table", "profile_layers"]
 

@@ -20,9 +20,9 @@ from icnets.evaluation.measure import (
     measure_latency,
     memory_for_backward,
 )
-from icnets.evaluation.table import Table, human, show
 from icnets.kernels import native
 from icnets.messages import first_line
+from icnets.table import Table, human, show
 
 __all__ = ["Profile", "conditions", "kernels_note", "main", "profile", "profile_table", "require_input"]
 

@@ -13,7 +13,7 @@ from icnets.evaluation.methods import Method
 from icnets.evaluation.plots import Curve
 from icnets.evaluation.runs import Run
 from icnets.evaluation.statistics import Interval, paired_difference, t_interval
-from icnets.evaluation.table import Table, human
+from icnets.table import Table, human
 
 __all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "title_of", "verdicts"]
 

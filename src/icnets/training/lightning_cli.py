@@ -18,6 +18,7 @@ from icnets.files import atomic_write, remove_unfinished
 from icnets.layers import IC_LAYERS
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
+from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.checkpoints import (
     AtomicCheckpointIO,
@@ -176,6 +177,8 @@ class ICNetsCLI(LightningCLI):
         callbacks: list[Callback] = []
         if chosen.trainer.enable_progress_bar is not False:
             callbacks.append(progress_bar())
+        if self.subcommand == "test":
+            callbacks.append(ByClass())
         if self.subcommand == "fit":
             callbacks += [_Announcement(), History(self.folder / "history.csv")]
             callbacks.append(_UnreadableImages(self.folder / "unreadable.txt"))

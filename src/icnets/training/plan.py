@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from icnets.convert import ICConfig
 from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward, saved_for_backward
-from icnets.evaluation.table import human
 from icnets.hooks import removed_after
 from icnets.kernels import eager
 from icnets.messages import one_line
+from icnets.table import human
 from icnets.training import engine
 from icnets.training.data import ImageData
 from icnets.training.network import build_network, load_teacher

@@ -222,7 +222,7 @@ def _line(planned: Planned, run: Run) -> lines.Line:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     from icnets.evaluation.study.tables import overview
-    from icnets.evaluation.table import show
+    from icnets.table import show
 
     start = time.monotonic()
     study = _parse(sys.argv[1:] if argv is None else list(argv))

@@ -9,7 +9,7 @@ from pathlib import Path
 from icnets.evaluation.study import figures
 from icnets.evaluation.study.results import Cell, Comparison, Results
 from icnets.evaluation.study.tables import budget_table, cell_table, cost_table, label
-from icnets.evaluation.table import Table
+from icnets.table import Table
 
 __all__ = ["Question", "failures", "page"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from icnets.evaluation.study.results import Cell, Comparison, Results
-from icnets.evaluation.table import Table, human
+from icnets.table import Table, human
 
 __all__ = ["budget_table", "cell_table", "cost_table", "label", "overview", "p_text"]
 
