@@ -340,7 +340,7 @@ COMMAND_HELP = {
     ),
     "test": _EVALUATE.format(
         command="test",
-        summary="Measure a trained network on the test images: by which protocol, how well, and for each class (of many, the worst).",
+        summary="Measure a trained network on the test images: the protocol, the accuracy, and how each class fares.",
         more=(
             "  --data.crop_pct 0.875          the centre crop, as a fraction of the image; also --data.interpolation\n"
             "  --data.test_crops 10           ten crops of each image, whose probabilities are averaged\n"
