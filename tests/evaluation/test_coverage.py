@@ -184,7 +184,7 @@ class Coarse(torch.nn.Module):
         return torch.sin(self.by * x) if not self.wrong or isinstance(self.norm, torch.nn.BatchNorm2d) else x
 
 
-@pytest.mark.parametrize("by", [1e5, 1e8])
+@pytest.mark.parametrize("by", [1e3, 1e5])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_rounding_that_a_network_amplifies_is_told_from_an_error(by, wrong):
     x = torch.rand(2, 3, 8, 8)
