@@ -137,18 +137,18 @@ def test_a_small_network_passes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["timm/efficientnetv2_rw_t", "torchvision/lraspp*", "timm/test_nfnet"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "timm/efficientnetv2_rw_t",  # amplifies rounding
+        "torchvision/ssdlite320_mobilenet_v3_large",  # its scores tie, unless its batch norms are settled
+        "torchvision/lraspp*",
+        "timm/test_nfnet",
+    ],
+)
 def test_every_check_passes(pattern):
     found = run_checks(prepare(cases([pattern.partition("/")[0]], only=pattern)[0]))
     assert set(found["checks"].values()) == {"ok"}
-
-
-@pytest.mark.slow  # its scores tie, untrained
-def test_nothing_is_said_of_a_network_whose_outputs_are_rounding():
-    found = run_checks(prepare(cases(["torchvision"], only="torchvision/ssdlite320_mobilenet_v3_large")[0]))
-    wrong = [reason for reason in found["checks"].values() if reason != "ok"]
-    assert len(wrong) == 1
-    assert wrong[0].startswith("nothing can be said: random changes of the weights by 1e-15 change the outputs by 0.4")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ class Coarse(torch.nn.Module):
         return torch.sin(self.by * x) if not self.wrong or isinstance(self.norm, torch.nn.BatchNorm2d) else x
 
 
-@pytest.mark.parametrize("by", [1e3, 1e5])
+@pytest.mark.parametrize("by", [1e3, 2e4])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_rounding_that_a_network_amplifies_is_told_from_an_error(by, wrong):
     x = torch.rand(2, 3, 8, 8)

@@ -24,7 +24,8 @@ Each network is made with random weights and fed the smallest input that it take
 - in a training step every gradient is finite, and every unit whose weight has a gradient has one too;
 - `save` and `load` rebuild it, bit for bit; `revert_` gives the basic network back, bit for bit;
 - `fuse_` keeps its outputs to 1e-3 of the largest in single precision, or, where a network amplifies rounding beyond
-  that, to 1e-9 in double precision, with collisions a tenth or a hundredth as large if need be;
+  that, to 1e-9 in double precision, with its batch norms' statistics as of the input, and the collisions a tenth or a
+  hundredth as large if need be;
 - every twentieth: `torch.compile`, and an ONNX graph in ONNX Runtime, give the same outputs.
 
 Not a goal: the recurrent structures of the IC neuron paper (arXiv 2011.11271). There is no `ICLSTMCell` and no
