@@ -241,6 +241,7 @@ def _closing(settings: Settings, data: dict[str, Any], argv: Sequence[str], seco
         f"{out}/curves.png           validation error by epoch and by second",
         f"{out}/decision_boundary.png  one IC neuron and one plain neuron on XOR and two moons",
         f"{out}/checkpoints/         icnets.load(path) rebuilds a network",
+        f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with images",
         f"All in {seconds:.0f} s.",
     ]
     if data["root"] is None:

@@ -21,34 +21,45 @@ def _colour(number: int) -> str:
     return INK if number == 0 else COLOURS[number % len(COLOURS)]  # plots' black is the page's ink
 
 
+def _legend(axes: Any) -> None:
+    """Below the axes, where it hides nothing."""
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+
+
 def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") -> list[Figure]:
     """``quantity``, such as "validation error, %", by epoch and by second.
 
-    Drawn is the mean over seeds, with its 95 % interval where there are several; ``remark`` ends the caption.
+    Drawn is the mean over seeds, with its 95 % interval where there are three or more: that of two would hide the rest.
+    ``remark`` ends the caption.
     """
     groups = list(dict.fromkeys(curve.group for curve in curves))
-    band = ": mean over seeds, and its 95 % interval" if len(curves[0].errors) > 1 else ""
+    seeds = len(curves[0].errors)
+    band = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(seeds - 1, 2)]
     what, _, unit = quantity.partition(", ")
     final = {c.name: t_interval([seed[-1] for seed in c.errors]).mean for c in curves}
     words = "; ".join(f"{name} ends at {error:.2f}" for name, error in final.items())
 
     def paint(x: Callable[[Curve], Sequence[float]], label: str) -> Callable[[Any], None]:
         def on(axes: Any) -> None:
+            drawn: list[float] = []
             for curve in curves:
                 colour = _colour(groups.index(curve.group))
                 intervals = [t_interval(values) for values in zip(*curve.errors, strict=True)]
                 means = [i.mean for i in intervals]
+                drawn += means
                 dash = DASHES[curve.dash % len(DASHES)]
                 axes.plot(x(curve), means, color=colour, linestyle=dash, label=_short(curve.name, 40))
-                if intervals[0].low is not None:
+                if seeds > 2:
                     low, high = ([max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high"))
                     axes.fill_between(x(curve), low, high, color=colour, alpha=0.08, linewidth=0)
-            axes.set(xlabel=label, ylabel=quantity)
-            if all(min(map(min, c.errors)) > 0 for c in curves):
+            # The lines fill the picture, not the bands, which are wide where seeds are few.
+            axes.set(xlabel=label, ylabel=quantity, ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
+            axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
+            if min(drawn) > 0:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-            axes.legend(fontsize=9)
+            _legend(axes)
 
         return on
 
@@ -60,6 +71,7 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
         draw(
             f"{what.replace(' ', '-')}-{name}",
             paint(x, label),
+            size=(5.2, 4.6),
             alt=f"{what.capitalize()} in {'per cent' if unit == '%' else unit} by {label}. {words}.",
             caption=f"{what.capitalize()} by {label}{band}.{remark}",
         )
@@ -83,12 +95,13 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
             axes.errorbar([at(row) + dodge], [e.mean], yerr=bars, label=_short(row.name, 40), **look)
         axes.set(xlabel=label, ylabel="test error, %")
         axes.margins(x=0.15)
-        axes.legend(fontsize=9)
+        _legend(axes)
 
     points = "; ".join(f"{row.name}: {row.error.format()} % at {at(row):.3g}" for row in rows)
     return draw(
         f"cost-{cost}",
         paint,
+        size=(5.2, 4.6),
         alt=f"Test error in per cent against {label}. {points}.",
         caption=f"Test error against {label}: lower and further left is better. Bars: intervals over seeds.",
     )
