@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets.evaluation.coverage.catalogue import SOURCES, Case, cases
+from icnets.evaluation.coverage.checks import SAMPLED
 from icnets.evaluation.coverage.report import markdown, summary
 from icnets.evaluation.grid import worker_count
 from icnets.evaluation.machine import machine, versions
@@ -197,6 +198,7 @@ def run(args: argparse.Namespace) -> list[lines.Line]:
     args.lines.parent.mkdir(parents=True, exist_ok=True)
     with lines.locked(args.lines.with_name(f"{args.lines.name}.lock")):
         known = lines.read(args.lines)
+        sampled = {line["id"] for line in known if line.get("checks", {}).keys() & SAMPLED.keys()}  # and stay it
         if args.retry:
             known = [line for line in known if line["kind"] != "checks" or not _failed(line)]
         lines.rewrite(args.lines, [_header(), *(line for line in known if line["kind"] != "coverage")])
@@ -205,7 +207,8 @@ def run(args: argparse.Namespace) -> list[lines.Line]:
             sizes[line["id"]] = line
         done = {line["id"] for line in known if line["kind"] == "checks"}
         picked = chosen(found, sizes, args.all, args.largest)
-        todo = [(c, (i % args.sample == 0, args.limit)) for i, c in enumerate(picked) if c.id not in done]
+        chance = {c.id for c in picked[:: args.sample]} | sampled
+        todo = [(c, (c.id in chance, args.limit)) for c in picked if c.id not in done]
         for _ in _do(args, "checked", check, todo):
             pass
         return lines.read(args.lines)
