@@ -69,6 +69,15 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
     assert (result.returncode, result.stderr) == (141, "")
 
 
+def test_another_pipe_that_breaks_is_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(command: str, rest: list[str]) -> int:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr("icnets.cli._run", run)
+    assert main(["fit"]) == 2
+    assert "a worker is gone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

@@ -50,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(args)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read our output has had enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at the end
-        return 141
     except KeyboardInterrupt:
         print("icnets: interrupted", file=sys.stderr)
         return 130
@@ -64,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"icnets: told to stop; saved {saved}: go on with --ckpt_path last", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return 141
         if not _is_users(error):
             raise
         if os.environ.get("ICNETS_DEBUG"):
@@ -123,6 +122,16 @@ def _of_a_run(rest: list[str]) -> bool:
 
 
 # Errors.
+
+
+def _unread() -> bool:
+    """Whether whoever read our output has had enough, as head has; then nothing more is written to it."""
+    try:
+        print(flush=True)  # other pipes break too, those to workers, and that is an error
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _is_users(error: Exception) -> bool:

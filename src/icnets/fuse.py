@@ -14,7 +14,7 @@ from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, r
 from icnets.layers import IC_LAYERS, ICLayer
 from icnets.messages import few, first_line
 
-__all__ = ["FuseReport", "fuse_"]
+__all__ = ["FuseReport", "fuse_", "random_like"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def _example(model: nn.Module, given: Any) -> tuple[Any, ...]:
     return (torch.rand(1, *size, generator=generator).to(like.device, like.dtype),)
 
 
-def _random_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def random_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The noise on which outputs are compared too; what is no floating-point tensor stays."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(value: Any) -> Any:
@@ -214,7 +215,7 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
     """
     _refuse(model)
     args = _example(model, example_input)
-    random = _random_like(args)
+    random = random_like(args)
     try:
         before = [_outputs(model, args), _outputs(model, random)]
     except RuntimeError as error:

@@ -6,24 +6,12 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from icnets.training.by_class import ByClass, table_by_class
 from icnets.training.data import ImageData
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
-
-
-class _Red(nn.Module):
-    """Class 1 where an image is red in the mean, else 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        red = self.scale * x.mean((2, 3))[:, 0]
-        return torch.stack([-red, red], 1)
+from training.red import Red
 
 
 def test_a_test_ends_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +27,7 @@ def test_a_test_ends_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     trainer = L.Trainer(accelerator="cpu", callbacks=[ByClass()], **options)
     data = ImageData(root=tmp_path, image_size=16, eval_batch_size=2)
     for _ in range(2):  # counts begin anew
-        trainer.test(ClassificationTask(_Red(), num_classes=2), data, verbose=False)
+        trainer.test(ClassificationTask(Red(), num_classes=2), data, verbose=False)
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert ["ant", "4", "75.00%", "50.00%", "bee", "(1)"] in lines
         assert ["bee", "5", "40.00%", "66.67%", "ant", "(3)"] in lines

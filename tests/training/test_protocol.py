@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from timm.data.real_labels import RealLabelsImagenet
 from timm.data.transforms_factory import create_transform
-from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import functional as TF
 
@@ -15,6 +14,7 @@ from icnets.training.protocol import Multicrop, average_crops, best_label, find_
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 from training.folders import write_classes, write_image
+from training.red import Red
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
@@ -92,18 +92,6 @@ def test_real_labels_that_do_not_fit(tmp_path: Path) -> None:
         read_real_labels(file, [named], 20)
 
 
-class _Red(nn.Module):
-    """Class 1 where an image is red in the mean, else 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        red = self.scale * x.mean((2, 3))[:, 0]
-        return torch.stack([-red, red], 1)
-
-
 def test_a_test_with_ten_crops_and_real_labels(tmp_path: Path) -> None:
     quiet()
     write_classes(tmp_path / "photos", ant=8, bee=8)
@@ -115,7 +103,7 @@ def test_a_test_with_ten_crops_and_real_labels(tmp_path: Path) -> None:
     import lightning as L
 
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    task = ClassificationTask(_Red(), num_classes=2)
+    task = ClassificationTask(Red(), num_classes=2)
     options = {"root": tmp_path / "photos", "test_root": tmp_path / "val", "image_size": 16, "eval_batch_size": 3}
     plain = ImageData(**options)
     (found,) = trainer.test(task, plain, verbose=False)

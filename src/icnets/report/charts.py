@@ -15,6 +15,7 @@ from icnets.report.figures import INK, Figure, draw
 __all__ = ["confusion_chart", "cost_chart", "curve_charts", "firing_chart", "weight_chart"]
 
 MARKERS = "osD^vP*X<>hd"
+_WITH_LEGEND = (5.2, 4.6)  # inches
 
 
 def _colour(number: int) -> str:
@@ -33,8 +34,7 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
     ``remark`` ends the caption.
     """
     groups = list(dict.fromkeys(curve.group for curve in curves))
-    seeds = len(curves[0].errors)
-    band = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(seeds - 1, 2)]
+    shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].errors) - 1, 2)]
     what, _, unit = quantity.partition(", ")
     final = {c.name: t_interval([seed[-1] for seed in c.errors]).mean for c in curves}
     words = "; ".join(f"{name} ends at {error:.2f}" for name, error in final.items())
@@ -49,9 +49,9 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
                 drawn += means
                 dash = DASHES[curve.dash % len(DASHES)]
                 axes.plot(x(curve), means, color=colour, linestyle=dash, label=_short(curve.name, 40))
-                if seeds > 2:
-                    low, high = ([max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high"))
-                    axes.fill_between(x(curve), low, high, color=colour, alpha=0.08, linewidth=0)
+                if len(curve.errors) > 2:
+                    band = ([max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high"))
+                    axes.fill_between(x(curve), *band, color=colour, alpha=0.08, linewidth=0)
             # The lines fill the picture, not the bands, which are wide where seeds are few.
             axes.set(xlabel=label, ylabel=quantity, ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
             axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
@@ -71,9 +71,9 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
         draw(
             f"{what.replace(' ', '-')}-{name}",
             paint(x, label),
-            size=(5.2, 4.6),
+            size=_WITH_LEGEND,
             alt=f"{what.capitalize()} in {'per cent' if unit == '%' else unit} by {label}. {words}.",
-            caption=f"{what.capitalize()} by {label}{band}.{remark}",
+            caption=f"{what.capitalize()} by {label}{shown}.{remark}",
         )
         for name, x, label in ways
     ]
@@ -101,7 +101,7 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
     return draw(
         f"cost-{cost}",
         paint,
-        size=(5.2, 4.6),
+        size=_WITH_LEGEND,
         alt=f"Test error in per cent against {label}. {points}.",
         caption=f"Test error against {label}: lower and further left is better. Bars: intervals over seeds.",
     )

@@ -301,7 +301,7 @@ class ClassificationTask(L.LightningModule):
             return self.network(self._images(x)).float()
         return average_crops(self.network(self._images(x.movedim(2, 1).flatten(0, 1))), len(x))
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         x, target = batch
         logits = self._logits(x)
         if target.dtype == torch.bool:
@@ -315,7 +315,7 @@ class ClassificationTask(L.LightningModule):
                 metric.update(logits, target)
                 key = name.replace("_", "/")
                 self.log(key, metric, prog_bar=key == "val/top1", on_step=False, on_epoch=True)
-        return {"preds": logits.argmax(1), "target": target}
+        return logits, target
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Updates val/loss, val/top1, val/top5."""
@@ -344,7 +344,8 @@ class ClassificationTask(L.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Updates test/top1, test/top5 and, where each image has one label, test/loss; the answers and targets."""
-        return self._evaluate(batch, "test")
+        logits, target = self._evaluate(batch, "test")
+        return {"preds": logits.argmax(1), "target": target}
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Prediction:
         """Probabilities and the most probable class of each image of the batch."""

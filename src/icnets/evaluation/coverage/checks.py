@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from icnets.checkpoint import load, save
 from icnets.convert import ICConfig, convert_, revert_
 from icnets.evaluation.coverage.catalogue import Prepared
-from icnets.fuse import fuse_
+from icnets.fuse import fuse_, random_like
 from icnets.layers import IC_LAYERS, ic_parameters
 from icnets.messages import first_line
 
@@ -145,11 +145,8 @@ def fuse(subject: Subject) -> None:
     try:
         fuse_(copy.deepcopy(subject.model), _fresh(subject.args))
     except RuntimeError as error:
-        model, args, train_args = (
-            copy.deepcopy(subject.model).double(),
-            _normal(subject.args),
-            _normal(subject.train_args),
-        )
+        model = copy.deepcopy(subject.model).double()
+        args, train_args = (random_like(tree_map(_doubled, _fresh(a))) for a in (subject.args, subject.train_args))
         for _ in range(3):
             _settle(model, train_args)
             if (rounding := _rounding(model, args)) < 1e-10:
@@ -164,18 +161,6 @@ def fuse(subject: Subject) -> None:
             ) from error
         exact = fuse_(model, args).max_relative_error
         assert exact < 1e-9, f"the deployed network differs by {exact:.2g} of the largest output in double precision"
-
-
-def _normal(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The noise of these shapes on which ``fuse_`` compares outputs too; lists of images stay; double precision."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=generator).double()
-        return tree_map(_doubled, value)
-
-    return tuple(draw(value) for value in _fresh(args))
 
 
 def _settle(model: nn.Module, train_args: tuple[Any, ...]) -> None:

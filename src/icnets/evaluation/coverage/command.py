@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,8 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from icnets.evaluation.coverage.catalogue import SOURCES, Case, cases
-from icnets.evaluation.coverage.checks import SAMPLED
+import torch
+from torch import nn
+
+from icnets.convert import obstacle
+from icnets.evaluation.coverage.catalogue import SOURCES, Case, build, cases, prepare
+from icnets.evaluation.coverage.checks import SAMPLED, run_checks
 from icnets.evaluation.coverage.report import markdown, summary
 from icnets.evaluation.grid import worker_count
 from icnets.evaluation.machine import machine, versions
@@ -32,10 +37,6 @@ Work = Callable[[Case, Any], lines.Line]
 
 
 def _begin() -> None:
-    import warnings
-
-    import torch
-
     end_with_parent()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of other people's networks
@@ -43,12 +44,6 @@ def _begin() -> None:
 
 def measure(case: Case, _: Any = None) -> lines.Line:
     """Family, parameters and convolutions of a case, without memory for its weights: a line of kind "size"."""
-    import torch
-    from torch import nn
-
-    from icnets.convert import obstacle
-    from icnets.evaluation.coverage.catalogue import build
-
     line: lines.Line = {"kind": "size", "id": case.id, "family": case.family}
     try:
         try:
@@ -64,9 +59,6 @@ def measure(case: Case, _: Any = None) -> lines.Line:
 
 def check(case: Case, options: tuple[bool, float]) -> lines.Line:
     """Every check on a case: a line of kind "checks". ``options``: whether it is of the sample; a limit in seconds."""
-    from icnets.evaluation.coverage.catalogue import prepare
-    from icnets.evaluation.coverage.checks import run_checks
-
     sampled, limit = options
     start = time.monotonic()
     found: dict[str, Any]
