@@ -24,12 +24,16 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The tables for the docs, and under them what they were measured with."""
+    """The tables for the docs, and under them what they were measured with; other machines' in short."""
     rows = list(rows)
     if not rows:
         return "Not measured yet."
     parts = [table.markdown().strip() for table in tables(rows)]
-    return "\n\n".join([*parts, _conditions(latest(rows))])
+    parts.append(_conditions(latest(rows)))
+    for machine in dict.fromkeys(row.machine for row in rows if row.machine != rows[-1].machine):
+        there = [row for row in rows if row.machine == machine]
+        parts += ["Earlier, on another processor:", summary(there), _conditions(latest(there))]
+    return "\n\n".join(parts)
 
 
 def summary(rows: Iterable[Row], network: str = "resnet50", batch: int = 8) -> str:
@@ -41,7 +45,8 @@ def summary(rows: Iterable[Row], network: str = "resnet50", batch: int = 8) -> s
     for engine in dict.fromkeys(engine for engine in ENGINES if ("basic", engine) in found):
         ratios = [f"×{found[v, engine].ratio.median:.2f}" if (v, engine) in found else "" for v in variants]
         lines.append([ENGINES[engine].label, *ratios])
-    title = f"{network}, batch {batch}: time, the basic network's in the same engine being 1"
+    where = "".join(f", {cpu}, {threads} threads" for cpu, threads in dict.fromkeys(r.machine for r in found.values()))
+    title = f"{network}, batch {batch}{where}: time, the basic network's in the same engine being 1"
     return Table(title, ["engine", *heads], lines, []).markdown().strip()
 
 

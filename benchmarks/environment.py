@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 import icnets
 from icnets.kernels import native
@@ -23,7 +24,10 @@ _NOT_TIMED = ("training", "evaluation", "cli.py", "help.py")
 
 @dataclass(frozen=True)
 class Environment:
-    """``sources`` is a hash of the library's code, as far as networks are made of it."""
+    """``sources`` is a hash of the library's code, as far as networks are made of it.
+
+    ``cpu`` is the processor's name, and since 2026-11-28 what torch uses of it: a name is often shared by several.
+    """
 
     cpu: str
     threads: int
@@ -47,11 +51,12 @@ def physical_cores() -> int:
 
 
 def _cpu() -> str:
-    """The processor's name, where Linux tells it; its architecture elsewhere."""
+    """The processor's name, where Linux tells it, else its architecture; and its vector instructions."""
     info = Path("/proc/cpuinfo")
     lines: Sequence[str] = info.read_text(encoding="utf-8").splitlines() if info.exists() else ()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    name = next(names, platform.processor() or platform.machine())
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _versions() -> dict[str, str]:

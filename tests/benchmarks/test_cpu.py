@@ -219,6 +219,17 @@ def test_the_last_row_of_a_key_and_of_one_machine_counts():
     assert "1.50" not in text
 
 
+def test_another_machine_is_told_in_short_below():
+    elsewhere = {"cpu": "Another", "threads": 8, "versions": {"torch": "2.11.0"}, "sources": ""}
+    rows = [row(v, "eager", 8, ratio=r, environment=elsewhere) for v, r in (("basic", 1.0), ("ic-all", 1.3))]
+    rows += [row(v, "eager", 8, ratio=r) for v, r in (("basic", 1.0), ("ic-all", 1.2))]
+    here, _, other = markdown(rows).partition("Earlier, on another processor:")
+    assert "1.20 (1.19–1.21)" in here
+    assert "×1.30" not in here
+    assert "| eager | ×1.30 |" in other
+    assert "Another, 8 threads, 15 rounds, 2026-01-02; torch 2.11.0." in other
+
+
 def test_without_rows_the_docs_say_so():
     assert markdown([]) == "Not measured yet."
 

@@ -18,9 +18,14 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """System, processor, number of cores, and the name of the CUDA device or None."""
-    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "cuda": cuda}
+    """System, processor, number of cores, what torch uses of the processor, and the CUDA device's name or None."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # "AVX512": other ratios than "AVX2"
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
 
 
 def require_accelerator(accelerator: str) -> None:
