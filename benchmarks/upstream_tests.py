@@ -5,10 +5,11 @@
 
 The tests aren't in the packages: CHECKOUT is a folder of the project's sources, of about the installed version.
 Nothing in it is changed. What changes is where tests/test_models.py (timm) and test/test_models.py (torchvision) get
-their networks from: ``timm.list_models`` gives the ``ic_`` networks in the place of the basic ones; torchvision's
-``get_model_builder`` gives builders whose networks are converted with the warm start "gain", so that the outputs which
-torchvision has on record must come out all the same. ``--basic`` among the options leaves all as it is, for what the
-tests say without us. torchvision's need pytest-mock.
+their networks from: ``timm.list_models`` gives the ``ic_`` networks in the place of the basic ones, and a test that
+names its network itself gets that one's IC network; torchvision's ``get_model_builder`` gives builders whose networks
+are converted with the warm start "gain", so that the outputs which torchvision has on record must come out all the
+same. ``--basic`` among the options leaves all as it is, for what the tests say without us. torchvision's need
+pytest-mock.
 
 Counts by test and the failures go to benchmarks/results/upstream_NAME.json.
 """
@@ -89,13 +90,27 @@ def pytest_configure(config: pytest.Config) -> None:
         patch()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test of timm's that names its network itself gets that one's IC network as well."""
+    if os.environ.get("ICNETS_UPSTREAM") != "timm":
+        return
+    from icnets.timm_models import NETWORKS
+
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if f"ic_{parameters.get('model_name')}" in NETWORKS:
+            parameters["model_name"] = f"ic_{parameters['model_name']}"
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Counts: a test is what its call says, or its set-up, where that skipped or failed it."""
     if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
         test = report.nodeid.rpartition("::")[2]
         _outcomes[test.partition("[")[0]][report.outcome] += 1
         if report.failed:
-            _failures[test] = " ".join(str(report.longrepr).strip().splitlines()[-1].split())[:300]
+            told = str(report.longrepr).strip().splitlines()
+            error = next((line[1:] for line in told if line.startswith("E  ")), told[-1])
+            _failures[test] = " ".join(error.split())[:300]
 
 
 def main(argv: list[str]) -> int:

@@ -1,9 +1,11 @@
 """Units made of subclasses with behaviour of their own; the folder awkward has the outcomes, this the numbers."""
 
 import copy
+import math
 import pickle
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +15,8 @@ import reference
 from icnets import ICConfig, ICConv2d, convert_, fuse_, load, revert_, save
 from icnets.deploy import deploy_
 from strategies import randomise
+
+SCRIPT = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 
 
 class Standardised(nn.Conv2d):
@@ -75,6 +79,85 @@ def test_compile_export_and_fx_equal_eager():
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for other in (exported, compiled, torch.fx.symbolic_trace(nn.Sequential(layer))):
         torch.testing.assert_close(other(x), layer(x))
+
+
+class Same(nn.Conv2d):
+    """Pads as TensorFlow does, by its input's size."""
+
+    def forward(self, x):
+        over = (x.size(-1) - 1) % self.stride[1] + 1
+        return F.conv2d(F.pad(x, [0, self.kernel_size[1] - over]), self.weight, self.bias, self.stride)
+
+
+class Python(nn.Conv2d):
+    def forward(self, x):
+        over = math.ceil(x.shape[-1] / 3)
+        return F.conv2d(F.pad(x, [0, over]), self.weight, self.bias, self.stride)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias * 2, self.stride)
+
+
+class Named(nn.Conv2d):
+    """Only an attribute is in the way of the unit's names."""
+
+    gain = "of an antenna"
+
+
+@SCRIPT
+@pytest.mark.parametrize("warm_start", ["none", "gain"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Standardised,
+        lambda: Same(4, 6, 3, 2),
+        lambda: Named(4, 6, 3, padding=1, padding_mode="reflect"),
+        lambda: timm.layers.Conv2dSame(4, 6, 3, 2, groups=2),
+        lambda: timm.layers.ScaledStdConv2dSame(4, 6, 3, 2),
+    ],
+)
+def test_torchscript_equals_eager_and_leaves_the_unit_a_unit(make, warm_start, tmp_path):
+    model = nn.Sequential(make()).eval()
+    assert convert_(model, ICConfig(warm_start=warm_start)).converted == ["0"]
+    randomise(model[0], 1)
+    scripted = torch.jit.script(model)
+    torch.jit.save(scripted, tmp_path / "unit.pt")
+    for size in ((7, 8), (12, 9)):
+        x = torch.randn(2, 4, *size)
+        for other in (scripted, torch.jit.load(tmp_path / "unit.pt"), copy.deepcopy(model)):
+            torch.testing.assert_close(other(x), model(x))
+        torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
+    assert scripted.state_dict().keys() == model.state_dict().keys()
+    for again in (model, copy.deepcopy(model)):
+        torch.testing.assert_close(torch.jit.script(again)(x), model(x))
+    revert_(model)
+    assert type(model[0]) is type(make())
+    assert vars(model[0]).keys() - {"__overloads__"} == vars(make()).keys()  # torch leaves that with what it scripted
+
+
+@SCRIPT
+@pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support instance-level")  # fx's GraphModule
+def test_fx_of_an_own_forward_is_scripted():
+    layer, x = unit("gain", torch.float32).eval(), torch.randn(2, 4, 7, 8)
+    torch.testing.assert_close(torch.jit.script(torch.fx.symbolic_trace(nn.Sequential(layer)))(x), layer(x))
+
+
+@SCRIPT
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Scaled, "ICConv2dOfScaled can't be scripted: it convolves with a bias that isn't its own"),
+        (Python, "ICConv2dOfPython can't be scripted: what it convolves depends on its input's size"),
+    ],
+)
+def test_what_torchscript_cant_have_is_refused(kind, reason):
+    model = nn.Sequential(kind(4, 6, 3, 2))
+    convert_(model)
+    with pytest.raises(NotImplementedError, match=reason):
+        torch.jit.script(model)
+    model(torch.randn(2, 4, 7, 8))
 
 
 def test_copies_pickles_saves_loads_and_reverts(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import functional
-from icnets.subclasses import basic_of, unit_class
+from icnets.subclasses import STATE, basic_of, unit_class
 
 __all__ = ["Collision", "output_channels"]
 
@@ -22,6 +22,7 @@ class Collision(nn.Module):
     """The part that the IC layers share, in front of torch's layer among the bases of each."""
 
     __jit_unused_properties__ = ["collision_weight", "fan_in"]
+    __jit_ignored_attributes__ = ["basic_type"]
 
     basic_type: ClassVar[type[nn.Module]]
     # Of w', b1 and the gain; others where the layer has attributes of these names already.
@@ -135,8 +136,8 @@ class Collision(nn.Module):
         self.__dict__.pop("basic_type", None)
         for name in self.vector_names:
             del self._parameters[name]
-        for name in ("collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"):
-            del self.__dict__[name]
+        for name in STATE:
+            self.__dict__.pop(name, None)
         self.__class__ = former
         return self
 

@@ -3,7 +3,8 @@
 Some pad in a way of their own or standardise their weight before they convolve; some have their weight computed by
 torch's parametrisations. Their class stays among the bases of the unit's class. Where the forward pass is their own, it
 runs as it is, but the one call of torch's convolution in it is an IC convolution: :func:`obstacle` makes sure, by a
-trial on a copy, that there is exactly one, and that its output is what the layer returns.
+trial on a copy, that there is exactly one, and that its output is what the layer returns. TorchScript has a class of
+its own for such a unit: see :mod:`icnets.scripting`.
 """
 
 import copy
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from icnets import functional
+from icnets import functional, scripting
 from icnets.messages import first_line
 from icnets.receptive_field import sum_padding
 
@@ -31,7 +32,7 @@ _HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__an
 _FORWARD = {"forward", "_conv_forward", "__call__"}
 # What the unit's own methods extend rather than replace, so that a subclass may define it too.
 _SHARED = {"forward", "reset_parameters", "extra_repr"}
-_STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"}
+STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain", *scripting.ATTRIBUTES}
 _TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
 
 
@@ -68,19 +69,28 @@ class _Record(TorchFunctionMode):
         return result
 
 
-def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
-    """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
-    cls: Any = type(module)
+def _twin(module: Any, cls: Any) -> Any:
+    """A copy of ``module`` that is a ``cls``."""
     twin = cls.__new__(cls)
     # Hooks aren't called here, and may hold the whole network.
-    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in module.__dict__.items()})
-    weight = twin._parameters.get("weight")
-    like = module.weight if weight is None else weight
+    state = {k: v for k, v in module.__dict__.items() if k not in scripting.ATTRIBUTES}
+    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in state.items()})
+    return twin
+
+
+def _trial_input(module: Any) -> Tensor:
+    """Noise ``(2, C_in, *L)`` of the weight's type, a little larger than a window."""
     shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    return torch.randn(2, module.in_channels, *shape).to(module.weight.device, module.weight.dtype)
+
+
+def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
+    """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
+    twin = _twin(module, type(module))
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _Record() as record:
-        if weight is not None:
+        if (weight := twin._parameters.get("weight")) is not None:
             weight.normal_()
-        result = type(module).forward(twin, torch.randn(2, module.in_channels, *shape).to(like.device, like.dtype))
+        result = type(module).forward(twin, _trial_input(module))
     return record.calls, result
 
 
@@ -113,7 +123,7 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
     """Why a module of a subclass of ``basic`` can't become a ``unit``, or None. Nothing in it is changed."""
     kind, own = type(module).__name__, own_behaviour(module, basic)
     classes = unit.__mro__[: unit.__mro__.index(basic)]
-    taken = _STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
+    taken = STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
     clashes = {n for n in taken if n in own or (hasattr(module, n) and not hasattr(basic, n))} - _SHARED
     if clashes:
         return f"{kind} has attributes of its own that an IC unit has too ({', '.join(sorted(clashes)[:3])})"
@@ -140,9 +150,34 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
 # -- the class of its unit -------------------------------------------------------------------------------------------
 
 
-def ic_convolution(nd: int, x: Tensor, weight: Tensor, w: Tensor, bias: Tensor | None, *args: Any, **kw: Any) -> Tensor:
-    """``functional.ic_conv1d``, 2d or 3d, by ``nd``: one leaf for torch.fx, which can't see through their sizes."""
-    return cast(Tensor, _UNITS[nd](x, weight, w, bias, *args, **kw))
+def ic_convolution(
+    input: Tensor,
+    weight: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    pairs: list[int],
+    dilation: list[int],
+    groups: int,
+    inner_bias: Tensor | None,
+    gain: Tensor | None,
+) -> Tensor:
+    """``functional.ic_conv1d``, 2d or 3d: one leaf for torch.fx, which can't see through their sizes."""
+    if pairs[::2] != pairs[1::2]:
+        input, pairs = F.pad(input, pairs), [0] * len(pairs)
+    kernel, padding = list(weight.shape[2:]), pairs[::2][::-1]
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        unit: Any = _UNITS[len(kernel)]
+        z: Tensor = unit(input, weight, w, bias, stride, padding, dilation, groups, inner_bias=inner_bias, gain=gain)
+        return z
+    if len(kernel) == 1:
+        y = F.conv1d(input, weight, bias, stride, padding, dilation, groups)
+    elif len(kernel) == 2:
+        y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    else:
+        y = F.conv3d(input, weight, bias, stride, padding, dilation, groups)
+    s = functional.receptive_field_sum(input, kernel, stride, pairs, dilation, groups)
+    return functional.collide(y, s, w, inner_bias, bias, gain, len(kernel))
 
 
 torch.fx.wrap("ic_convolution")
@@ -159,10 +194,21 @@ class _Colliding(TorchFunctionMode):
         kwargs = kwargs or {}
         return self.convolve(*args, **kwargs) if func in _CONVOLUTIONS else func(*args, **kwargs)
 
-    def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Any:
+    def convolve(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
         collision, inner_bias, gain = self.layer.vectors()
-        w, nd = collision * self.layer.sum_scale, len(self.layer.kernel_size)
-        return ic_convolution(nd, input, weight, w, bias, *args, **kw, inner_bias=inner_bias, gain=gain)
+        kernel = list(self.layer.kernel_size)
+        step, rate = ([v] * len(kernel) if isinstance(v, int) else list(v) for v in (stride, dilation))
+        conv = (step, functional.padding_pairs(padding, kernel, rate), rate, groups)
+        return ic_convolution(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,11 +216,28 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.basic_type.forward(self, *args, **kwargs)
 
 
+def _prepare_scriptable(self: Any) -> Any:
+    """What torch.jit.script has in place of the unit: itself, of a class whose forward pass it can compile."""
+    twin = _twin(self, self.basic_type).requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        x = _trial_input(self)
+    with _Record() as record:
+        twin.forward(x)
+    if record.calls[0][0].get("bias") is not twin.bias:
+        raise NotImplementedError(
+            f"{type(self).__name__} can't be scripted: it convolves with a bias that isn't its own"
+        )
+    scripting.prepare_(self, lambda x: convolved(twin, x), x)
+    self.__class__ = _combined(self._unit, self.basic_type, *self._options, scripted=True)
+    return self
+
+
 def _reduce(self: Any, protocol: Any) -> Any:
     # Pickle can't find a class that was made here, but can make it again.
     if parametrize.is_parametrized(self):  # which torch refuses to pickle
         return nn.Module.__reduce_ex__(self, protocol)
-    return _restore, (self._unit, self.basic_type, type(self)._options), self.__dict__
+    state = {name: value for name, value in self.__dict__.items() if name not in scripting.ATTRIBUTES}
+    return _restore, (self._unit, self.basic_type, self._options), state
 
 
 def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
@@ -183,11 +246,13 @@ def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
 
 
 @cache
-def _combined(unit: Any, former: Any, own_forward: bool, renamed: bool) -> Any:
+def _combined(unit: Any, former: Any, own_forward: bool, renamed: bool, scripted: bool = False) -> Any:
     members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
     members |= {"_unit": unit, "_options": (own_forward, renamed)}
     if own_forward:
-        members["forward"] = _forward
+        members |= {"forward": _forward, "__prepare_scriptable__": _prepare_scriptable}
+    if scripted:
+        members |= scripting.methods(former.forward, torch.jit.unused(_forward), renamed)
     if renamed:
         members["vector_names"] = _renamed(unit)
     return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)

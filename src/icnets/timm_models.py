@@ -8,14 +8,17 @@
 In timm's own scripts: ``--device-modules icnets.timm_models``.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import timm
 from timm.models import (
+    FeatureGraphNet,
     generate_default_cfgs,
     get_arch_pretrained_cfgs,
     load_pretrained,
@@ -72,11 +75,25 @@ NETWORKS = {f"ic_{name}": name for names in FAMILIES.values() for name in names.
 _DEFAULT = ICConfig()
 
 
-def _convert(model: nn.Module, ic: ICConfig, pretrained: bool) -> ICConfig:
+def _used(ic: ICConfig, pretrained: bool) -> ICConfig:
     # Pretrained weights are worth nothing unless their function is kept, so "not said" means "gain" for them.
-    used = replace(ic, warm_start="gain") if pretrained and ic is _DEFAULT else ic
-    convert_(model, used, optimizers=())
-    return used
+    return replace(ic, warm_start="gain") if pretrained and ic is _DEFAULT else ic
+
+
+def _build(make: Callable[..., nn.Module], ic: ICConfig, kwargs: Mapping[str, Any]) -> Any:
+    """The network that ``make`` builds, converted; where timm is to trace it for features, before that."""
+
+    def trace(model: nn.Module, **feature_cfg: Any) -> nn.Module:
+        convert_(model, ic, optimizers=())
+        return FeatureGraphNet(model, **feature_cfg)
+
+    kwargs = copy.deepcopy(dict(kwargs))  # timm takes things out of feature_cfg
+    wanted = kwargs.get("feature_cls") or (kwargs.get("feature_cfg") or {}).get("feature_cls")
+    if kwargs.get("features_only") and (wanted is FeatureGraphNet or str(wanted).lower() == "fx"):
+        return make(**{**kwargs, "feature_cls": trace})
+    model = make(**kwargs)
+    convert_(model, ic, optimizers=())
+    return model
 
 
 def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _DEFAULT, **kwargs: Any) -> nn.Module:
@@ -103,13 +120,16 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3)) or "see timm.list_models()"
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near it: {near}")
-    model: Any = timm.create_model(name, pretrained=pretrained, **kwargs)
+    make = partial(timm.create_model, name, pretrained=pretrained)
     if ":" in name:  # a folder or a repository says which network it holds, and with which arguments
+        model: Any = make(**kwargs)
         name, kwargs = model.pretrained_cfg["architecture"], model._model_args
         if name in NETWORKS:  # it was saved as an IC network, and is one again
             return model
-    if ic is not None:
-        _convert(model, ic, pretrained)
+        if ic is not None:
+            convert_(model, _used(ic, pretrained), optimizers=())
+    else:
+        model = make(**kwargs) if ic is None else _build(make, _used(ic, pretrained), kwargs)
     _remember(model, name, kwargs)
     return model
 
@@ -123,6 +143,8 @@ _SOURCES = (
 
 def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
     """Leaves with the model what rebuilds it, as far as that is plain data; otherwise ``load`` asks for a model."""
+    if isinstance(model, FeatureGraphNet):  # a graph has no layers that load could convert
+        return
     args = {k: v for k, v in kwargs.items() if k not in _SOURCES and v is not None}
     try:
         json.dumps(args)
@@ -154,8 +176,8 @@ def _entrypoint(name: str, basic: str) -> Callable[..., nn.Module]:
         config = ic if isinstance(ic, ICConfig) else ICConfig(**ic)
         saved_as_ic = pretrained and _saved_as_ic(kwargs.get("pretrained_cfg"))
         pretrained = pretrained and not saved_as_ic
-        model: Any = model_entrypoint(basic)(pretrained=pretrained, **kwargs)
-        used = _convert(model, config, pretrained)
+        used = _used(config, pretrained)
+        model = _build(partial(model_entrypoint(basic), pretrained=pretrained), used, kwargs)
         if saved_as_ic:
             _load_ic(model, kwargs)
         for cfg in ("pretrained_cfg", "default_cfg"):
