@@ -100,6 +100,15 @@ class Scaled(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias * 2, self.stride)
 
 
+class Attenuated(nn.Conv2d):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("factor", torch.tensor(0.5))
+
+    def forward(self, x):
+        return F.conv2d(x * self.factor, self.weight, self.bias, self.stride)
+
+
 class Named(nn.Conv2d):
     """Only an attribute is in the way of the unit's names."""
 
@@ -138,6 +147,17 @@ def test_torchscript_equals_eager_and_leaves_the_unit_a_unit(make, warm_start, t
 
 
 @SCRIPT
+def test_units_that_pad_alike_are_of_one_type_to_torchscript():
+    same = timm.layers.Conv2dSame
+    model = nn.Sequential(same(4, 4, 3, 2), same(4, 4, 3, 2), same(4, 4, 3), same(4, 4, 5, 2))
+    convert_(model)
+    scripted = torch.jit.script(model)
+    kinds = [getattr(scripted, name)._c._type().qualified_name() for name in "0123"]
+    assert kinds[0] == kinds[1]
+    assert len(set(kinds)) == 3
+
+
+@SCRIPT
 @pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support instance-level")  # fx's GraphModule
 def test_fx_of_an_own_forward_is_scripted():
     layer, x = unit("gain", torch.float32).eval(), torch.randn(2, 4, 7, 8)
@@ -149,6 +169,7 @@ def test_fx_of_an_own_forward_is_scripted():
     ("kind", "reason"),
     [
         (Scaled, "ICConv2dOfScaled can't be scripted: it convolves with a bias that isn't its own"),
+        (Attenuated, "ICConv2dOfAttenuated can't be scripted: what it convolves depends on its parameters"),
         (Python, "ICConv2dOfPython can't be scripted: what it convolves depends on its input's size"),
     ],
 )

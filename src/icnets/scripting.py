@@ -65,6 +65,18 @@ def methods(basic: FunctionType, python: Callable[..., Any], renamed: bool) -> d
     return members | {"__annotations__": {"sum_scale": float}} if renamed else members
 
 
+# By their graphs. Units of one structure and one function are one type to TorchScript, which keeps each type for good.
+_traced: dict[str, Any] = {}
+
+
+def _shared(traced: Any) -> Any:
+    """A function recorded before that is the same, or else ``traced``."""
+    graph = traced.graph
+    for simplify in ("constant_propagation", "dce", "erase_shape_information"):  # the weight goes, its size stays
+        getattr(torch._C, f"_jit_pass_{simplify}")(graph)
+    return traced if "<Tensor>" in str(graph) else _traced.setdefault(str(graph), traced)
+
+
 def prepare_(unit: nn.Module, convolved: Callable[[Tensor], tuple[Any, ...]], x: Tensor) -> None:
     """Gives ``unit`` its :data:`ATTRIBUTES`.
 
@@ -82,6 +94,7 @@ def prepare_(unit: nn.Module, convolved: Callable[[Tensor], tuple[Any, ...]], x:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what a trace may miss: it is looked at below
             traced = torch.jit.trace(lambda x: convolved(x)[0], x, check_trace=False)  # type: ignore[attr-defined]
+            traced = _shared(traced)
             follows = all(torch.equal(traced(other), convolved(other)[0]) for other in others)
     except (RuntimeError, SystemError, TypeError):  # arithmetic of Python's on sizes, which are tensors to a trace
         follows = False
@@ -90,5 +103,4 @@ def prepare_(unit: nn.Module, convolved: Callable[[Tensor], tuple[Any, ...]], x:
             f"{type(unit).__name__} can't be scripted: what it convolves depends on its input's size by Python's own "
             "arithmetic; use torch.compile or torch.export"
         )
-    torch._C._jit_pass_dce(traced.graph)  # what came of the weight
     unit.__dict__.update(zip(ATTRIBUTES, (traced, convolved(x)[1:]), strict=True))

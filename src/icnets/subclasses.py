@@ -218,15 +218,18 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _prepare_scriptable(self: Any) -> Any:
     """What torch.jit.script has in place of the unit: itself, of a class whose forward pass it can compile."""
-    twin = _twin(self, self.basic_type).requires_grad_(False)
+    name, twin = type(self).__name__, _twin(self, self.basic_type).requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         x = _trial_input(self)
     with _Record() as record:
         twin.forward(x)
     if record.calls[0][0].get("bias") is not twin.bias:
-        raise NotImplementedError(
-            f"{type(self).__name__} can't be scripted: it convolves with a bias that isn't its own"
-        )
+        raise NotImplementedError(f"{name} can't be scripted: it convolves with a bias that isn't its own")
+    before = convolved(twin, x)[0]
+    for state in (twin._parameters, twin._buffers):  # a trace keeps them for good, so they take no memory
+        state.update({k: v.new_zeros(()).expand_as(v) for k, v in state.items() if v is not None})
+    if not torch.equal(convolved(twin, x)[0], before):
+        raise NotImplementedError(f"{name} can't be scripted: what it convolves depends on its parameters")
     scripting.prepare_(self, lambda x: convolved(twin, x), x)
     self.__class__ = _combined(self._unit, self.basic_type, *self._options, scripted=True)
     return self
