@@ -24,16 +24,17 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The tables for the docs, and under them what they were measured with; other machines' in short."""
+    """The tables for the docs, and under them what they were measured with; machine by machine, the last one first."""
     rows = list(rows)
-    if not rows:
-        return "Not measured yet."
-    parts = [table.markdown().strip() for table in tables(rows)]
-    parts.append(_conditions(latest(rows)))
-    for machine in dict.fromkeys(row.machine for row in rows if row.machine != rows[-1].machine):
-        there = [row for row in rows if row.machine == machine]
-        parts += ["Earlier, on another processor:", summary(there), _conditions(latest(there))]
-    return "\n\n".join(parts)
+    parts: list[str] = []
+    for machine in dict.fromkeys(row.machine for row in reversed(rows)):
+        own = [row for row in rows if row.machine == machine]
+        parts += [
+            f"### {_where(own[0])}",
+            *(table.markdown().strip() for table in tables(own)),
+            _conditions(latest(own)),
+        ]
+    return "\n\n".join(parts) or "Not measured yet."
 
 
 def summary(rows: Iterable[Row], network: str = "resnet50", batch: int = 8) -> str:
@@ -45,7 +46,7 @@ def summary(rows: Iterable[Row], network: str = "resnet50", batch: int = 8) -> s
     for engine in dict.fromkeys(engine for engine in ENGINES if ("basic", engine) in found):
         ratios = [f"×{found[v, engine].ratio.median:.2f}" if (v, engine) in found else "" for v in variants]
         lines.append([ENGINES[engine].label, *ratios])
-    where = "".join(f", {cpu}, {threads} threads" for cpu, threads in dict.fromkeys(r.machine for r in found.values()))
+    where = "".join(f", {place}" for place in dict.fromkeys(_where(row) for row in found.values()))
     title = f"{network}, batch {batch}{where}: time, the basic network's in the same engine being 1"
     return Table(title, ["engine", *heads], lines, []).markdown().strip()
 
@@ -112,12 +113,16 @@ def _conditions(rows: Rows) -> str:
         for name, version in row.environment.versions.items():
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
-    cpu, threads = any_row.machine
     packages = ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
     return (
-        f"{cpu}, {threads} threads, {_span(rounds)} rounds, {_span(dates)}; {packages}. "
+        f"{_where(any_row)}, {_span(rounds)} rounds, {_span(dates)}; {packages}. "
         f"Images of {_span([r.image_size for r in rows.values()])} pixels, float32."
     )
+
+
+def _where(row: Row) -> str:
+    cpu, threads = row.machine
+    return f"{cpu}, {threads} threads"
 
 
 def _span(values: list) -> str:

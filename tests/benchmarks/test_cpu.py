@@ -216,17 +216,18 @@ def test_the_last_row_of_a_key_and_of_one_machine_counts():
     text = markdown(rows)
     assert "1.20 (1.19–1.21)" in text
     assert "A CPU, 2 threads, 15 rounds, 2026-01-02; torch 2.15.0. Images of 224 pixels, float32." in text
-    assert "1.50" not in text
+    assert "1.50" not in text  # an earlier row of the same key
 
 
-def test_another_machine_is_told_in_short_below():
+def test_the_docs_have_each_machine_the_last_one_first():
     elsewhere = {"cpu": "Another", "threads": 8, "versions": {"torch": "2.11.0"}, "sources": ""}
-    rows = [row(v, "eager", 8, ratio=r, environment=elsewhere) for v, r in (("basic", 1.0), ("ic-all", 1.3))]
-    rows += [row(v, "eager", 8, ratio=r) for v, r in (("basic", 1.0), ("ic-all", 1.2))]
-    here, _, other = markdown(rows).partition("Earlier, on another processor:")
+    rows = [row("basic", environment=elsewhere), row("ic-all", ratio=1.5, environment=elsewhere)]
+    rows += [row("basic"), row("ic-all", ratio=1.2)]
+    here, _, other = markdown(rows).partition("### Another, 8 threads")
+    assert here.startswith("### A CPU, 2 threads")
     assert "1.20 (1.19–1.21)" in here
-    assert "×1.30" not in here
-    assert "| eager | ×1.30 |" in other
+    assert "1.50" not in here
+    assert "1.50 (1.49–1.51)" in other
     assert "Another, 8 threads, 15 rounds, 2026-01-02; torch 2.11.0." in other
 
 
