@@ -1,0 +1,67 @@
+"""The adapter that runs timm's and torchvision's own tests over IC networks, on a stand-in for their sources."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TIMM = """
+import pytest, timm
+
+@pytest.mark.base
+@pytest.mark.parametrize("model_name", timm.list_models("resnet18"))
+def test_listed(model_name):
+    assert any("collision" in name for name, _ in timm.create_model(model_name).named_parameters())
+
+@pytest.mark.parametrize("model_name", ["resnet18"])
+def test_named(model_name):
+    assert model_name in timm.list_models()
+    pytest.skip("seen")
+
+def test_fails():
+    assert "a reason" == "another"
+"""
+VISION = """
+import torch
+from torchvision import models
+
+def test_function():
+    outputs = []
+    for build in (models.resnet18, models.get_model_builder("resnet18")):
+        torch.manual_seed(0)
+        model = build(num_classes=3).eval()
+        outputs.append(model(torch.ones(1, 3, 32, 32)))
+    assert torch.equal(*outputs)
+    assert hasattr(model.conv1, "collision")
+"""
+
+
+def run(project: str, source: str, tmp_path: Path, *options: str) -> dict:
+    test = tmp_path / {"timm": "tests", "torchvision": "test"}[project] / "test_models.py"
+    test.parent.mkdir()
+    test.write_text(source)
+    program = "import sys, pathlib, upstream_tests as u; u.RESULTS = pathlib.Path(sys.argv[1]); u.main(sys.argv[2:])"
+    command = [sys.executable, "-c", program, str(tmp_path), project, str(tmp_path), *options]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True)
+    (written,) = tmp_path.glob("upstream_*.json")
+    return json.loads(written.read_text()) | {"file": written.name, "printed": done.stdout}
+
+
+def test_timms_tests_get_ic_networks(tmp_path):
+    found = run("timm", TIMM, tmp_path, "-n", "2")
+    assert found["tests"] == {"test_fails": {"failed": 1}, "test_listed": {"passed": 1}, "test_named": {"skipped": 1}}
+    assert found["total"] == {"passed": 1, "failed": 1, "skipped": 1}
+    assert list(found["failures"]) == ["test_fails"]
+    assert "another" in found["failures"]["test_fails"]
+    assert (found["file"], found["networks"]) == ("upstream_timm.json", "IC")
+
+
+def test_torchvisions_tests_get_ic_networks_of_the_same_function(tmp_path):
+    assert run("torchvision", VISION, tmp_path)["total"] == {"passed": 1}
+
+
+def test_without_us_nothing_is_changed(tmp_path):
+    found = run("torchvision", VISION, tmp_path, "--basic")
+    assert (found["total"], found["file"]) == ({"failed": 1}, "upstream_torchvision_basic.json")
+    assert found["failures"] == {"test_function": "AssertionError: assert False"}
