@@ -19,6 +19,7 @@ from icnets.evaluation.study import lines
 from icnets.help import COMMAND_HELP
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -72,8 +73,25 @@ def test_the_cost_tables_are_made_from_their_lines(update_docs):
 
 
 def test_the_page_of_coverage_is_made_from_its_lines():
-    found = lines.read(ROOT / "benchmarks" / "results" / "coverage.jsonl")
+    found = lines.read(RESULTS / "coverage.jsonl")
     assert markdown(found) == (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
+
+
+def test_the_counts_of_timms_and_torchvisions_own_tests_are_those_of_their_files():
+    names = ("timm", "torchvision", "torchvision_basic")
+    timm, ours, basic = (json.loads((RESULTS / f"upstream_{n}.json").read_text(encoding="utf-8")) for n in names)
+    page = " ".join((ROOT / "docs" / "convert.md").read_text(encoding="utf-8").split())
+    assert (timm["networks"], ours["networks"], basic["networks"]) == ("IC", "IC", "basic")
+    assert f"{timm['total']['passed']:,} passed, {timm['total']['skipped']} skipped, none failed" in page
+    assert timm["total"].get("failed", 0) == len(timm["failures"]) == 0
+    total = ours["total"]
+    assert f"{total['passed']} passed, {total['skipped']} skipped, {total['failed']} failed" in page
+    new = set(ours["failures"]) - set(basic["failures"])
+    assert f"{len(basic['failures'])} of these fail in the same way for the basic networks" in page
+    assert {name: ours["failures"][name] for name in basic["failures"]} == basic["failures"]
+    assert f"the other {len(new)} count trainable parameters" in page
+    assert {name.partition("[")[0] for name in new} == {"test_detection_model_trainable_backbone_layers"}
+    assert len(ours["failures"]) == total["failed"] == len(basic["failures"]) + len(new)
 
 
 def test_the_page_of_networks_is_made_from_their_table(update_docs):
