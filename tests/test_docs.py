@@ -72,6 +72,19 @@ def test_the_cost_tables_are_made_from_their_lines(update_docs):
     assert update_docs.updated_cost(page, update_docs.CPU_RESULTS) == page
 
 
+def test_what_is_said_of_two_processors_is_in_the_lines(update_docs):
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    found = update_docs.rows.read(update_docs.CPU_RESULTS)
+    machines = dict.fromkeys(row.machine for row in found)
+    older, newer = (update_docs.rows.latest([row for row in found if row.machine == m]) for m in machines)
+    both = [key for key in newer if key in older and key[0] == "resnet50"]
+    basic = [newer[key].seconds / older[key].seconds for key in both if key[1] == "basic"]
+    assert f"takes {min(basic):.2f} to {max(basic):.2f} of the time" in page
+    apart = [abs(newer[k].ratio.median - older[k].ratio.median) for k in both if k[1] in ("ic-all", "ic-kxk")]
+    assert len(apart) >= 20
+    assert max(apart) <= float(re.search(r"differ by (\S+) at most", page)[1])
+
+
 def test_the_page_of_coverage_is_made_from_its_lines():
     found = lines.read(RESULTS / "coverage.jsonl")
     assert markdown(found) == (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
