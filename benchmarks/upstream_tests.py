@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -110,7 +111,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         if report.failed:
             told = str(report.longrepr).strip().splitlines()
             error = next((line[1:] for line in told if line.startswith("E  ")), told[-1])
-            _failures[test] = " ".join(error.split())[:300]
+            _failures[test] = re.sub(r" in /\S+.*", "", " ".join(error.split()))[:300]  # no folder of this machine
 
 
 def main(argv: list[str]) -> int:
