@@ -23,15 +23,19 @@ __all__ = ["ATTRIBUTES", "methods", "prepare_"]
 ATTRIBUTES = ("scripted_input", "scripted_windows")
 
 
+def scripted_sum(self: Any, input: Tensor) -> Tensor:
+    """The sums over the receptive fields of what the unit convolves."""
+    kernel, stride, pairs, dilation, groups, mode = self.scripted_windows
+    x = self.scripted_input(input)
+    return receptive_field_sum(x, kernel, stride, pairs, dilation, groups, mode, self.sum_scale)
+
+
 # Two, because TorchScript takes the vectors by their names.
 def _forward(self: Any, input: Tensor) -> Tensor:
     """A scripted unit's forward pass: ``own_forward`` in Python, ``basic_forward`` and a collision in TorchScript."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        y = self.basic_forward(input)
-        kernel, stride, pairs, dilation, groups, mode = self.scripted_windows
-        x = self.scripted_input(input)
-        s = receptive_field_sum(x, kernel, stride, pairs, dilation, groups, mode, self.sum_scale)
-        return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, len(kernel))
+        y, s, nd = self.basic_forward(input), self.scripted_sum(input), len(self.kernel_size)
+        return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, nd)
     else:
         return self.own_forward(input)
 
@@ -39,11 +43,8 @@ def _forward(self: Any, input: Tensor) -> Tensor:
 def _renamed_forward(self: Any, input: Tensor) -> Tensor:
     """The same where the layer has something of its own that is called as one of the vectors."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        y = self.basic_forward(input)
-        kernel, stride, pairs, dilation, groups, mode = self.scripted_windows
-        x = self.scripted_input(input)
-        s = receptive_field_sum(x, kernel, stride, pairs, dilation, groups, mode, self.sum_scale)
-        return functional.collide(y, s, self.ic_collision, self.ic_inner_bias, self.bias, self.ic_gain, len(kernel))
+        y, s, nd = self.basic_forward(input), self.scripted_sum(input), len(self.kernel_size)
+        return functional.collide(y, s, self.ic_collision, self.ic_inner_bias, self.bias, self.ic_gain, nd)
     else:
         return self.own_forward(input)
 
@@ -60,7 +61,7 @@ def methods(basic: FunctionType, python: Callable[..., Any], renamed: bool) -> d
     own = FunctionType(*parts)  # TorchScript goes by a function's name, and there is a forward already
     own.__annotations__ = basic.__annotations__
     forward = _renamed_forward if renamed else _forward
-    members = {"forward": forward, "own_forward": python, "basic_forward": own}
+    members = {"forward": forward, "own_forward": python, "basic_forward": own, "scripted_sum": scripted_sum}
     # Else TorchScript would take the types of a unit's vectors for those of the layer's own, which are called the same.
     return members | {"__annotations__": {"sum_scale": float}} if renamed else members
 

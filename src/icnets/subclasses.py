@@ -170,12 +170,7 @@ def ic_convolution(
         unit: Any = _UNITS[len(kernel)]
         z: Tensor = unit(input, weight, w, bias, stride, padding, dilation, groups, inner_bias=inner_bias, gain=gain)
         return z
-    if len(kernel) == 1:
-        y = F.conv1d(input, weight, bias, stride, padding, dilation, groups)
-    elif len(kernel) == 2:
-        y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    else:
-        y = F.conv3d(input, weight, bias, stride, padding, dilation, groups)
+    y = torch.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
     s = functional.receptive_field_sum(input, kernel, stride, pairs, dilation, groups)
     return functional.collide(y, s, w, inner_bias, bias, gain, len(kernel))
 

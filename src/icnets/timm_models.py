@@ -8,7 +8,6 @@
 In timm's own scripts: ``--device-modules icnets.timm_models``.
 """
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -87,8 +86,9 @@ def _build(make: Callable[..., nn.Module], ic: ICConfig, kwargs: Mapping[str, An
         convert_(model, ic, optimizers=())
         return FeatureGraphNet(model, **feature_cfg)
 
-    kwargs = copy.deepcopy(dict(kwargs))  # timm takes things out of feature_cfg
-    wanted = kwargs.get("feature_cls") or (kwargs.get("feature_cfg") or {}).get("feature_cls")
+    if feature_cfg := dict(kwargs.get("feature_cfg") or {}):  # a copy, as timm takes things out of it
+        kwargs = {**kwargs, "feature_cfg": feature_cfg}
+    wanted = kwargs.get("feature_cls") or feature_cfg.get("feature_cls")
     if kwargs.get("features_only") and (wanted is FeatureGraphNet or str(wanted).lower() == "fx"):
         return make(**{**kwargs, "feature_cls": trace})
     model = make(**kwargs)
