@@ -39,6 +39,16 @@ OPTIMIZER_STATES = {"plain": 1, "strong": 2}  # SGD's momentum; LAMB's two momen
 _VAL_SPEED = 3  # a forward pass alone is about three times as fast as a step
 
 
+def _keys(network: str) -> tuple[rows.Key, rows.Key, rows.Key]:
+    """Of the basic network's training step, of IC's, and of the basic network's forward pass.
+
+    ResNet-101's IC form wasn't measured: ResNet-50's ratio stands in.
+    """
+    family, basic = ("resnet50", "deeper") if network == "resnet101" else (network, "basic")
+    step, forward = ((family, basic, engine, CPU_BATCH) for engine in ("training", "eager"))
+    return step, (family, "ic-all", "training", CPU_BATCH), forward
+
+
 @dataclass(frozen=True)
 class Costs:
     """What is known: the measured rows, the published numbers, bytes of activations by network and method."""
@@ -52,17 +62,16 @@ class Costs:
         published, memory = (
             json.loads((folder / name).read_text()) for name in ("imagenet.json", "imagenet_memory.json")
         )
-        return cls(rows.latest(rows.read(folder / "cpu.jsonl")), published, memory)
+        needed = [key for network in NETWORKS for key in _keys(network)]
+        return cls(rows.latest(rows.read(folder / "cpu.jsonl"), needed), published, memory)
 
     def seconds(self, network: str, method: str) -> float:
-        """Of a training step on the CPU. ResNet-101's IC form wasn't measured: ResNet-50's ratio stands in."""
-        key = ("resnet50", "deeper") if network == "resnet101" else (network, "basic")
-        step = self.measured[(*key, "training", CPU_BATCH)].seconds
+        """Of a training step on the CPU; under WLD with the teacher's forward pass."""
+        step, ic, forward = (self.measured[key] for key in _keys(network))
         if method == "basic":
-            return step
-        family = "resnet50" if network == "resnet101" else network
-        step *= self.measured[family, "ic-all", "training", CPU_BATCH].ratio.median
-        return step if method == "ic" else step + self.measured[(*key, "eager", CPU_BATCH)].seconds
+            return step.seconds
+        seconds = step.seconds * ic.ratio.median
+        return seconds if method == "ic" else seconds + forward.seconds
 
     def speed(self, network: str, method: str, gpus: int) -> float:
         """Images per second in training: the published ResNet-50's, by the ratio of the steps on the CPU."""
@@ -118,15 +127,16 @@ def markdown(costs: Costs) -> str:
     faster = newer["minutes"]["A100"] / newer["minutes"]["H100"]
     slower = older["images_per_second"]["1"] / published["images_per_second"]["1"]
     first = published["images_per_second"]
+    processor, _ = costs.measured[_keys(NETWORKS[0])[0]].machine
     sources = (
         f"ResNet-50's own images/s on 1 and 8 GPUs are [NVIDIA's]({published['source']}) ({first['1']:,} and "
         f"{first['8']:,}; {published['when']}). 64 GPUs: eight times the eight, times "
         f"{costs.published['nodes']['efficiency']} (an assumption). The other rows are these divided by the ratio of "
-        f"the training steps that we measured **on a CPU** (batch {CPU_BATCH}, float32, with the compiled kernels; "
-        "[cost](cost.md)); for WLD, the teacher's forward pass is added through the whole training. IC-ResNet-101's "
-        "ratio is IC-ResNet-50's. Between networks such ratios carry over poorly, MobileNetV2's most of all. Between "
-        "basic and IC they are what a fused pass costs; in mixed precision eager mode makes several in its place, so "
-        "expect more. Other GPUs, for ResNet-50: "
+        f"the training steps that we measured **on a CPU** ({processor}, batch {CPU_BATCH}, float32, with the compiled "
+        "kernels; [cost](cost.md)); for WLD, the teacher's forward pass is added through the whole training. "
+        "IC-ResNet-101's ratio is IC-ResNet-50's. Between networks such ratios carry over poorly, MobileNetV2's most "
+        "of all. Between basic and IC they are what a fused pass costs; in mixed precision eager mode makes several in "
+        "its place, so expect more. Other GPUs, for ResNet-50: "
         f"{older['gpu']} ×{slower:.2f} ([same source]({older['source']})), {newer['gpu']} ×{faster:.1f} "
         f"([MLPerf Training]({newer['source']}), 16 GPUs)."
     )

@@ -89,7 +89,16 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(row.to_json() + "\n" for row in rows)
 
 
-def latest(rows: Iterable[Row]) -> dict[Key, Row]:
-    """The last row of each key, of the machine that the very last row is from: no table mixes machines."""
-    rows = list(rows)
-    return {row.key: row for row in rows if row.machine == rows[-1].machine}
+def latest(rows: Iterable[Row], needed: Iterable[Key] = ()) -> dict[Key, Row]:
+    """The last row of each key, of the machine measured last among those that have all of ``needed``.
+
+    No table mixes machines. Raises ValueError if there are rows, but no machine has all that is needed.
+    """
+    rows, needed = list(rows), set(needed)
+    machines = dict.fromkeys(row.machine for row in reversed(rows))
+    found = [{row.key: row for row in rows if row.machine == machine} for machine in machines]
+    whole = [own for own in found if needed <= own.keys()]
+    if found and not whole:
+        absent = ", ".join(map(str, sorted(needed - found[0].keys())))
+        raise ValueError(f"no machine has all rows; {rows[-1].machine} lacks {absent}: measure them, benchmarks/cpu.py")
+    return whole[0] if whole else {}

@@ -219,6 +219,17 @@ def test_the_last_row_of_a_key_and_of_one_machine_counts():
     assert "1.50" not in text  # an earlier row of the same key
 
 
+def test_a_page_that_needs_rows_takes_the_last_machine_that_has_them():
+    elsewhere = {"cpu": "Another", "threads": 8, "versions": {}, "sources": ""}
+    rows = [row("basic", environment=elsewhere), row("ic-all", ratio=1.5, environment=elsewhere), row("basic")]
+    basic, ic = (row(variant).key for variant in ("basic", "ic-all"))
+    assert latest(rows, [basic])[basic].environment.cpu == "A CPU"
+    assert latest(rows, [basic, ic])[ic].ratio.median == 1.5
+    assert latest([], [basic]) == {}
+    with pytest.raises(ValueError, match=r"no machine has all.*A CPU.*lacks \('resnet50', 'deeper', 'eager', 8\)"):
+        latest(rows, [("resnet50", "deeper", "eager", 8)])
+
+
 def test_the_docs_have_each_machine_the_last_one_first():
     elsewhere = {"cpu": "Another", "threads": 8, "versions": {"torch": "2.11.0"}, "sources": ""}
     rows = [row("basic", environment=elsewhere), row("ic-all", ratio=1.5, environment=elsewhere)]

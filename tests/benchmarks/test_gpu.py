@@ -10,7 +10,8 @@ from networks import Family
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def sizes(*layers):
-        return {"channels": (8, 8, 16, 16), "layers": layers, "num_classes": 7}
+        # Not under 16: oneDNN's bfloat16 gradient of a narrower 1x1 with a stride crashes (oneDNN issue 6035).
+        return {"channels": (16, 16, 16, 16), "layers": layers, "num_classes": 7}
 
     family = Family("resnet18", "resnet34", True, 64, sizes(1, 1, 1, 1), sizes(1, 1, 1, 2))
     for name in list(bench.NETWORKS):
