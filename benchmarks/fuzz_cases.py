@@ -152,7 +152,7 @@ def _payload(before: bytes, after: bytes) -> bool:
 def _other_options(before: bytes, after: bytes) -> bool:
     try:
         return bool(yaml.safe_load(after) != yaml.safe_load(before))
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return False
 
 

@@ -15,6 +15,7 @@ from icnets.training.checkpoints import last_checkpoints, read_checkpoint
 __all__ = ["differences"]
 
 _CLOCKS = ("seconds", "seconds_to_target")  # what no two runs have in common
+_NOT_LOADED = ("current_score",)  # Lightning saves the score of its last save, but neither loads nor uses it
 _LEFT_OUT = ("loops",)  # Lightning's counters of batches begun, which a killed process began in vain
 
 
@@ -47,7 +48,7 @@ def _compare(name: str, a: Any, b: Any) -> Iterator[str]:
         for (key, x), (other, y) in zip(a.items(), b.items(), strict=True):
             if key != other and not _is_path(key):
                 yield f"{name}.{key} / {other}"
-            elif key not in _CLOCKS:
+            elif key not in (*_CLOCKS, *_NOT_LOADED):
                 yield from _compare(f"{name}.{key}", x, y)
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -281,6 +281,7 @@ def mistakes(runs: Path, tmp_path: Path) -> Path:
     (tmp_path / "syntax.yaml").write_text("model: [resnet10t\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "latin.yaml").write_bytes("model: é\n".encode("latin-1"))
+    (tmp_path / "deep.yaml").write_text(f"data: {'[' * 2000}{']' * 2000}\n")
     return tmp_path
 
 
@@ -302,6 +303,9 @@ CASES: list[tuple[list[str], str]] = [
     (["fit", "--config", "none.yaml"], "config: File does not exist: '*none.yaml'"),
     (["fit", "--config", "syntax.yaml"], "the configuration is not valid YAML: while parsing *"),
     (["fit", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
+    (["fit", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
+    (["compare", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
+    (["study", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
     (
         ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, x, 16, 16], stem_width: 8}"],
         "timm can't make resnet10t with model_options {'channels': [8, 'x', 16, 16], 'stem_width': 8}: *; check them",

@@ -1,9 +1,10 @@
 """What went wrong, in one line: messages without their decoration, lists without their length."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-__all__ = ["few", "first_line", "one_line"]
+__all__ = ["few", "first_line", "of_configuration", "one_line"]
 
 # Lines of jsonargparse's explanations that say how it looked, not what it found.
 _SCAFFOLD = re.compile(
@@ -28,6 +29,17 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the message of ``error`` that isn't empty: torch's errors go on for a page."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def of_configuration() -> Iterator[None]:
+    """What jsonargparse and YAML let through of a file that is no configuration becomes a ValueError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the configuration is no UTF-8 text: {error}") from error
+    except RecursionError as error:
+        raise ValueError("the configuration is nested too deeply; it must be a mapping of options") from error
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from icnets.messages import one_line
+from icnets.messages import of_configuration, one_line
 from icnets.training.allowed_imports import allowed_imports
 
 __all__ = ["parse"]
@@ -16,13 +16,15 @@ def parse(parser: Any, argv: Sequence[str] | None) -> Any:
     """The parsed namespace, dataclasses instantiated. ``--help`` prints and exits as usual.
 
     Raises:
-        ValueError: one line with the reason, in the place of jsonargparse's usage text; or a class that the
-            configuration may not name.
+        ValueError: one line with the reason, in the place of jsonargparse's usage text; a file that is no
+            configuration; or a class that the configuration may not name.
     """
     # The method got a new name in jsonargparse 4.49.
     instantiate = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
     try:
         with allowed_imports(remedy="remove it"):
-            return instantiate(parser.parse_args(argv))
+            with of_configuration():
+                parsed = parser.parse_args(argv)
+            return instantiate(parsed)
     except argparse.ArgumentError as error:
         raise ValueError(one_line(error)) from error

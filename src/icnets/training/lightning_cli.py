@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.files import atomic_write, remove_unfinished
 from icnets.layers import IC_LAYERS
+from icnets.messages import of_configuration
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
 from icnets.training.by_class import ByClass
@@ -137,10 +138,8 @@ class ICNetsCLI(LightningCLI):
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        try:
+        with of_configuration():
             self.config = parser.parse_args(_with_config_of_run(list(args)))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the configuration is no UTF-8 text: {error}") from error
         chosen = self.config[self.config.subcommand]
         if chosen.name is None:
             chosen.name = _name(chosen, self.config.subcommand)

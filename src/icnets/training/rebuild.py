@@ -56,7 +56,7 @@ def _config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         if isinstance(config["model"], dict) and isinstance(config["data"], dict):
             return dict(config)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         pass
     raise ValueError(f"{file}, by which {path} is read, is damaged; give the .safetensors beside it")
 
