@@ -22,8 +22,11 @@ def needs(format: str) -> None:
             pytest.skip(f"{package} isn't installed")
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Batch norms and collisions as a training leaves them, both signs included, and a signal that keeps its size."""
+def randomised(model: nn.Module, size: int = 64) -> nn.Module:
+    """Batch norms and collisions as a training leaves them, both signs included, and a signal that keeps its size.
+
+    ``size``: of the images for which a network of timm's gets its statistics.
+    """
     generator = torch.Generator().manual_seed(3)
 
     def normal(like: Tensor) -> Tensor:
@@ -40,10 +43,10 @@ def randomised(model: nn.Module) -> nn.Module:
         # The statistics that belong to these weights: without them a deep network's output overflows or dies.
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
-            norm.momentum = 0.5
-        shape = (4, *model.pretrained_cfg["input_size"][:1], 64, 64) if hasattr(model, "pretrained_cfg") else None
-        for _ in range(4) if shape else ():
-            model.train()(torch.randn(shape, generator=generator))
+            norm.momentum = 1.0
+        if hasattr(model, "pretrained_cfg"):
+            channels = model.pretrained_cfg["input_size"][0]
+            model.train()(torch.randn(32, channels, size, size, generator=generator))
     return model.eval()
 
 

@@ -89,8 +89,9 @@ def test_every_network_in_every_format(
     name: str, format: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     needs(format)
-    model, path = randomised(create_model(name, num_classes=10)), tmp_path / f"net{SUFFIX[format]}"
-    report = export(model, path, format, torch.zeros(1, 3, 64, 64))
+    size = 128  # Inception takes none under 75, and has too few places left under 128 for steady statistics
+    model, path = randomised(create_model(name, num_classes=10), size), tmp_path / f"net{SUFFIX[format]}"
+    report = export(model, path, format, torch.zeros(1, 3, size, size))
     print(f"\n{name} {format}: {report.max_error:.3g} absolute, {report.max_relative_error:.3g} relative")
     record_property("error", report.max_error)
-    assert_equal_outputs(model, path, format, (3, 64, 64))
+    assert_equal_outputs(model, path, format, (3, size, size))
