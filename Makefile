@@ -36,8 +36,8 @@ bench: $(VENV)/.installed  ## time and memory of ResNet-50 and its IC forms on t
 test: $(VENV)/.installed lint  ## lint, then the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
-test-all: $(VENV)/.installed  ## every test that this machine can run
-	$(BIN)/python -m pytest $(ARGS)
+test-all: $(VENV)/.installed lint  ## lint, then every test that this machine can run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
