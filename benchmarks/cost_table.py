@@ -8,7 +8,7 @@ from engines import ENGINES
 from icnets.evaluation.rounds import Ratio
 from icnets.table import Table
 from networks import FAMILIES, VARIANTS, Family
-from rows import Key, Row, latest
+from rows import Key, Row, by_machine, latest
 
 __all__ = ["markdown", "summary", "tables"]
 
@@ -25,10 +25,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 def markdown(rows: Iterable[Row]) -> str:
     """The tables for the docs, and under them what they were measured with; machine by machine, the last one first."""
-    rows = list(rows)
     parts: list[str] = []
-    for machine in dict.fromkeys(row.machine for row in reversed(rows)):
-        own = [row for row in rows if row.machine == machine]
+    for own in by_machine(rows):
         parts += [
             f"### {_where(own[0])}",
             *(table.markdown().strip() for table in tables(own)),

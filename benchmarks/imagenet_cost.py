@@ -127,7 +127,7 @@ def markdown(costs: Costs) -> str:
     faster = newer["minutes"]["A100"] / newer["minutes"]["H100"]
     slower = older["images_per_second"]["1"] / published["images_per_second"]["1"]
     first = published["images_per_second"]
-    processor, _ = costs.measured[_keys(NETWORKS[0])[0]].machine
+    processor, _ = next(iter(costs.measured.values())).machine
     sources = (
         f"ResNet-50's own images/s on 1 and 8 GPUs are [NVIDIA's]({published['source']}) ({first['1']:,} and "
         f"{first['8']:,}; {published['when']}). 64 GPUs: eight times the eight, times "

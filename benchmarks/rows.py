@@ -12,7 +12,7 @@ from environment import Environment
 from icnets.evaluation.rounds import Ratio
 from training_step import Memory
 
-__all__ = ["Key", "Row", "append", "latest", "read"]
+__all__ = ["Key", "Row", "append", "by_machine", "latest", "read"]
 
 Key = tuple[str, str, str, int]
 
@@ -89,16 +89,22 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(row.to_json() + "\n" for row in rows)
 
 
+def by_machine(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each machine in their order, the machine measured last first: no table mixes machines."""
+    rows = list(rows)
+    machines = dict.fromkeys(row.machine for row in reversed(rows))
+    return [[row for row in rows if row.machine == machine] for machine in machines]
+
+
 def latest(rows: Iterable[Row], needed: Iterable[Key] = ()) -> dict[Key, Row]:
     """The last row of each key, of the machine measured last among those that have all of ``needed``.
 
-    No table mixes machines. Raises ValueError if there are rows, but no machine has all that is needed.
+    Raises ValueError if there are rows, but no machine has all that is needed.
     """
-    rows, needed = list(rows), set(needed)
-    machines = dict.fromkeys(row.machine for row in reversed(rows))
-    found = [{row.key: row for row in rows if row.machine == machine} for machine in machines]
+    needed, machines = set(needed), by_machine(rows)
+    found = [{row.key: row for row in own} for own in machines]
     whole = [own for own in found if needed <= own.keys()]
     if found and not whole:
-        absent = ", ".join(map(str, sorted(needed - found[0].keys())))
-        raise ValueError(f"no machine has all rows; {rows[-1].machine} lacks {absent}: measure them, benchmarks/cpu.py")
+        last, absent = machines[0][0].machine, ", ".join(map(str, sorted(needed - found[0].keys())))
+        raise ValueError(f"no machine has all rows; {last} lacks {absent}: measure them, benchmarks/cpu.py")
     return whole[0] if whole else {}

@@ -48,7 +48,7 @@ def _compare(name: str, a: Any, b: Any) -> Iterator[str]:
         for (key, x), (other, y) in zip(a.items(), b.items(), strict=True):
             if key != other and not _is_path(key):
                 yield f"{name}.{key} / {other}"
-            elif key not in (*_CLOCKS, *_NOT_LOADED):
+            elif key not in _CLOCKS and key not in _NOT_LOADED:
                 yield from _compare(f"{name}.{key}", x, y)
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -38,12 +38,10 @@ def randomised(model: nn.Module, size: int = 64) -> nn.Module:
                 module.weight.copy_(1 + 0.2 * normal(module.weight))
                 module.weight[::5] *= -1
                 module.bias.copy_(0.2 * normal(module.bias))
+                module.momentum = 1.0
         for _, parameter in ic_parameters(model):
             parameter.add_(0.3 * normal(parameter))
         # The statistics that belong to these weights: without them a deep network's output overflows or dies.
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = 1.0
         if hasattr(model, "pretrained_cfg"):
             channels = model.pretrained_cfg["input_size"][0]
             model.train()(torch.randn(32, channels, size, size, generator=generator))
