@@ -80,7 +80,7 @@ class Collision(nn.Module):
     @property
     def fan_in(self) -> int:
         """n, the number of inputs in the receptive field of one output: C_in / groups x kernel size."""
-        return self.weight[0].numel()
+        return math.prod(self.weight.shape[1:])
 
     @property
     def collision_weight(self) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from icnets.kernels import eager, gpu, native, passes
 from icnets.layers import IC_LAYERS, ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
-from icnets.receptive_field import linear_sum, receptive_field_mean, sum_padding
+from icnets.receptive_field import dense, linear_sum, per_dimension, receptive_field_mean, sum_padding
 from icnets.subclasses import own_behaviour
 
 __all__ = [
@@ -120,6 +120,7 @@ def _post(
     """
     if eager.serves_post(v, spatial_dims):
         return passes.post_(v, s, slope, uniform_slope, sign, collision, offset)
+    packed, v = v.is_mkldnn, dense(v)  # oneDNN's layout, which the operators below don't take
     ones = [1] * spatial_dims
     if slope is None:
         r = F.leaky_relu(v, uniform_slope)
@@ -144,7 +145,8 @@ def _post(
             per_group = r.unflatten(channel, [groups, -1])
             per_group = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel))
             r = per_group.flatten(channel - 1, channel)
-    return r.to(v.dtype)
+    r = r.to(v.dtype)
+    return r.to_mkldnn() if packed else r
 
 
 torch.fx.wrap("_post")
@@ -204,7 +206,11 @@ class _FusedConv(_Fused):
         s = None
         if self.collision is not None:  # before the convolution: it leaves the input in the cache
             window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))
-            s = receptive_field_mean(input, *window, self.groups, self.padding_mode)
+            try:
+                s = receptive_field_mean(input, *window, self.groups, self.padding_mode)
+            except Exception:
+                self._conv_forward(input, self.weight, self.bias)  # torch's own message
+                raise
         slope, uniform_slope = self.slope, self.uniform_slope
         v = None
         if slope is None and zeros:
@@ -322,6 +328,9 @@ def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
         return cast(nn.Module, module)
     module.__class__ = _FUSED[kind]
     module.sum_padding = padding
+    for name in ("stride", "padding", "dilation"):  # the fast paths want a number for each dimension
+        if not isinstance(value := getattr(module, name, ""), str):
+            setattr(module, name, tuple(per_dimension(value, like.dim() - 2)))
     slope = solved.slope.to(like.dtype)
     uniform = bool((slope == slope[0]).all())
     module.uniform_slope = slope[0].item() if uniform else 1.0

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icnets.kernels import eager
-from icnets.receptive_field import linear_sum, pad_pairs, receptive_field_sum
+from icnets.receptive_field import dense, linear_sum, padding_pairs, receptive_field_sum
 
 __all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "receptive_field_sum"]
 
@@ -64,7 +65,11 @@ def collide(
         offset = -bias if inner_bias is None else inner_bias - bias
     ones = [1] * spatial_dims
     channel = -spatial_dims - 1
+    if y.size(channel) == 0:  # also what torch's convolution gives for an input without channels
+        return y
     groups = s.size(channel)
+    packed = y.is_mkldnn  # oneDNN's layout, which the operators below don't take
+    y = dense(y)
     # addcmul reads y once and keeps its memory format; a product made first would be another full-size tensor.
     if groups == 1:
         u = torch.addcmul(y, collision.view([-1] + ones), s, value=-1)
@@ -77,30 +82,14 @@ def collide(
     branch = F.relu(u)
     if gain is not None:
         branch = branch * gain.view([-1] + ones)
-    return (y + branch).type_as(y)
+    z = (y + branch).type_as(y)
+    return z.to_mkldnn() if packed else z
 
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
 torch.fx.wrap("collide")
 torch.fx.wrap("receptive_field_sum")
 torch.fx.wrap("linear_sum")
-
-
-def _tuple(value: int | Sequence[int], nd: int) -> list[int]:
-    return [value] * nd if isinstance(value, int) else list(value)
-
-
-def padding_pairs(padding: int | str | Sequence[int], kernel: list[int], dilation: list[int]) -> list[int]:
-    """A convolution's padding as pairs for ``F.pad``: last dimension first, (before, after)."""
-    nd = len(kernel)
-    if padding == "valid":
-        return [0] * (2 * nd)
-    if padding == "same":
-        totals = [d * (k - 1) for k, d in zip(reversed(kernel), reversed(dilation), strict=True)]
-        return [p for total in totals for p in (total // 2, total - total // 2)]
-    if isinstance(padding, str):
-        raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
-    return pad_pairs(_tuple(padding, nd))
 
 
 def _ic_conv(
@@ -110,22 +99,20 @@ def _ic_conv(
     weight: Tensor,
     collision_weight: Tensor,
     bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | str | Sequence[int],
-    dilation: int | Sequence[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     groups: int,
     inner_bias: Tensor | None,
     gain: Tensor | None,
 ) -> Tensor:
-    kernel, step, rate = list(weight.shape[2:]), _tuple(stride, nd), _tuple(dilation, nd)
-    pairs = padding_pairs(padding, kernel, rate)
-    if eager.serves(x, weight, bias, collision_weight, inner_bias, gain):
-        if pairs[::2] != pairs[1::2]:
-            x, pairs = F.pad(x, pairs), [0] * (2 * nd)
+    if weight.dim() == nd + 2 and eager.serves(x, weight, bias, collision_weight, inner_bias, gain):
         unit = (collision_weight, inner_bias, gain)
-        return eager.ic_conv(x, weight, bias, step, pairs[::-2], rate, groups, *unit)
+        return eager.ic_conv(x, weight, bias, stride, padding, dilation, groups, *unit)
+    kernel = list(weight.shape[2:])
+    pairs = padding_pairs(padding, kernel, dilation)
     y = conv(x, weight, bias, stride, padding, dilation, groups)
-    s = receptive_field_sum(x, kernel, step, pairs, rate, groups)
+    s = receptive_field_sum(x, kernel, stride, pairs, dilation, groups)
     return collide(y, s, collision_weight, inner_bias, bias, gain, nd)
 
 

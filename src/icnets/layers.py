@@ -104,12 +104,12 @@ class _ICConv(Collision):
             if z is not None:
                 return z
         y = self._conv_forward(input, weight, self.bias)
-        if isinstance(self.padding, str):
+        if self.padding_mode != "zeros":
             padding = receptive_field.as_list(self._reversed_padding_repeated_twice)
-        elif self.padding_mode != "zeros":  # apart, so that TorchScript prunes the branch above
-            padding = receptive_field.as_list(self._reversed_padding_repeated_twice)
+        elif isinstance(self.padding, str):  # TorchScript prunes one of the two
+            padding = receptive_field.string_pairs(self.padding, self.kernel_size, self.dilation)
         else:
-            padding = receptive_field.pad_pairs(self.padding)
+            padding = receptive_field.pad_pairs(self.padding, len(self.kernel_size))
         s = receptive_field.receptive_field_sum(
             input,
             self.kernel_size,
@@ -130,10 +130,8 @@ class _ICConv(Collision):
         gain, padding = self.gain, self.padding
         if not eager.serves(input, weight, bias, collision, inner_bias, gain):
             return None
-        if isinstance(padding, str) or self.padding_mode != "zeros":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * len(self.kernel_size)
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         conv = (self.stride, padding, self.dilation, self.groups)
         return eager.ic_conv(input, weight, bias, *conv, collision, inner_bias, gain, self.sum_scale)
 
@@ -182,7 +180,8 @@ class _ICConvTranspose(Collision):
     @property
     def fan_in(self) -> int:
         """n, the most inputs that meet in one output: C_in / groups x ceil(kernel size / stride)."""
-        taps = [math.ceil(k / step) for k, step in zip(self.kernel_size, self.stride, strict=True)]
+        stride = receptive_field.per_dimension(self.stride, len(self.kernel_size))
+        taps = [math.ceil(k / step) for k, step in zip(self.kernel_size, stride, strict=True)]
         return self.in_channels // self.groups * math.prod(taps)
 
     def _extra(self, input: Tensor, output_size: list[int] | None) -> list[int]:

@@ -6,6 +6,8 @@ summed first and the window second, on a map that is 1/C of the input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 __all__ = [
     "channel_sum",
     "linear_sum",
+    "padding_pairs",
+    "per_dimension",
     "receptive_field_mean",
     "receptive_field_sum",
     "sum_padding",
@@ -23,9 +27,17 @@ __all__ = [
 ]
 
 
-def pad_pairs(padding: list[int]) -> list[int]:
+def per_dimension(values: list[int], nd: int) -> list[int]:
+    """One int for each of ``nd`` dimensions: torch lets one stand for all of them, alone or in a list."""
+    if isinstance(values, int):
+        return [values] * nd
+    return list(values) * nd if len(values) == 1 else list(values)
+
+
+def pad_pairs(padding: list[int], nd: int) -> list[int]:
     """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
     pairs: list[int] = []
+    padding = per_dimension(padding, nd)
     for i in range(len(padding)):
         p = padding[len(padding) - 1 - i]
         pairs.append(p)
@@ -38,11 +50,38 @@ def as_list(values: list[int]) -> list[int]:
     return list(values)
 
 
+def string_pairs(padding: str, kernel: list[int], dilation: list[int]) -> list[int]:
+    """The pairs of "same" and "valid"."""
+    pairs: list[int] = []
+    dilation = per_dimension(dilation, len(kernel))
+    for i in range(len(kernel) - 1, -1, -1):
+        total = dilation[i] * (kernel[i] - 1) if padding == "same" else 0
+        pairs.append(total // 2)
+        pairs.append(total - total // 2)
+    return pairs
+
+
+def padding_pairs(padding: int | str | Sequence[int], kernel: list[int], dilation: list[int]) -> list[int]:
+    """A convolution's padding as pairs for ``F.pad``: last dimension first, (before, after)."""
+    if not isinstance(padding, str):
+        return pad_pairs(padding, len(kernel))  # type: ignore[arg-type]
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
+    return string_pairs(padding, kernel, dilation)
+
+
 def sum_padding(conv: nn.Module) -> list[int]:
     """The padding that ``conv``, one of torch's convolutions, gives its input, as pairs for ``F.pad``."""
-    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+    if conv.padding_mode != "zeros":
         return as_list(conv._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-    return pad_pairs(list(conv.padding))  # type: ignore[arg-type]
+    return padding_pairs(conv.padding, conv.kernel_size, conv.dilation)  # type: ignore[arg-type]
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in the layout that all operators take; torch's own layers also take oneDNN's and sparse ones."""
+    if x.is_nested:
+        raise NotImplementedError("an IC layer takes no nested tensor; give it torch.nested.to_padded_tensor's")
+    return x.to_dense() if x.is_mkldnn or x.is_sparse or x.is_sparse_csr else x
 
 
 def window_size(kernel_size: list[int]) -> int:
@@ -143,8 +182,8 @@ def receptive_field_sum(
 
     Args:
         x: input ``(N, C, *L)`` or ``(C, *L)``, floating point.
-        kernel_size: one int per spatial dimension, like ``stride`` and ``dilation``.
-        stride: of the windows.
+        kernel_size: one int per spatial dimension.
+        stride: of the windows; as in torch, one int in the list may stand for all dimensions, as in ``dilation``.
         padding: pairs as ``F.pad`` takes them: last dimension first, (before, after).
         dilation: of the windows.
         groups: groups of the convolution; ``C`` must be a multiple of it.
@@ -169,7 +208,8 @@ def receptive_field_mean(
     padding_mode: str = "zeros",
 ) -> Tensor:
     """:func:`receptive_field_sum` divided by the places in a window: a mean over places of sums over channels."""
-    total = channel_sum(x, groups, kernel_size, stride, padding)
+    stride, dilation = per_dimension(stride, len(kernel_size)), per_dimension(dilation, len(kernel_size))
+    total = channel_sum(dense(x), groups, kernel_size, stride, padding)
     return window_mean(total, kernel_size, stride, padding, dilation, padding_mode)
 
 
@@ -200,7 +240,8 @@ def transposed_sum(
     """
     nd = len(kernel_size)
     ones = [1] * nd
-    total = channel_sum(x, groups, ones, ones, [0])
+    stride, padding, dilation = per_dimension(stride, nd), per_dimension(padding, nd), per_dimension(dilation, nd)
+    total = channel_sum(dense(x), groups, ones, ones, [0])
     pairs: list[int] = []
     for j in range(nd):
         i = nd - 1 - j  # F.pad begins with the last dimension
@@ -218,7 +259,7 @@ def transposed_sum(
 def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
     """Sum over the last dimension of ``x`` ``(*, C)``, times ``scale``: ``(*, 1)``, float32 at least."""
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    return x.sum([-1], keepdim=True, dtype=dtype) * scale
+    return dense(x).sum([-1], keepdim=True, dtype=dtype) * scale
 
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.

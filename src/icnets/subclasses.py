@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from icnets import functional, scripting
 from icnets.messages import first_line
-from icnets.receptive_field import sum_padding
+from icnets.receptive_field import padding_pairs, per_dimension, sum_padding
 
 __all__ = ["basic_of", "convolved", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
 
@@ -80,7 +80,8 @@ def _twin(module: Any, cls: Any) -> Any:
 
 def _trial_input(module: Any) -> Tensor:
     """Noise ``(2, C_in, *L)`` of the weight's type, a little larger than a window."""
-    shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    dilation = per_dimension(module.dilation, len(module.kernel_size))
+    shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, dilation, strict=True)]
     return torch.randn(2, module.in_channels, *shape).to(module.weight.device, module.weight.dtype)
 
 
@@ -99,15 +100,15 @@ def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
 
     Returns the input, and the convolution's kernel size, stride, padding in pairs, dilation, groups and padding mode.
     """
-    kernel, nd = list(module.kernel_size), len(module.kernel_size)
+    kernel = list(module.kernel_size)
     if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
         conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
         return x, kernel, *conv, module.padding_mode
     with _Record() as record:
         type(module).forward(module, x)
     call = record.calls[0][0]
-    stride, dilation = ([v] * nd if isinstance(v := call.get(n, 1), int) else list(v) for n in ("stride", "dilation"))
-    padding = functional.padding_pairs(call.get("padding", 0), kernel, dilation)
+    stride, dilation = (per_dimension(call.get(n, 1), len(kernel)) for n in ("stride", "dilation"))
+    padding = padding_pairs(call.get("padding", 0), kernel, dilation)
     return call["input"], kernel, stride, padding, dilation, call.get("groups", 1), "zeros"
 
 
@@ -201,8 +202,8 @@ class _Colliding(TorchFunctionMode):
     ) -> Any:
         collision, inner_bias, gain = self.layer.vectors()
         kernel = list(self.layer.kernel_size)
-        step, rate = ([v] * len(kernel) if isinstance(v, int) else list(v) for v in (stride, dilation))
-        conv = (step, functional.padding_pairs(padding, kernel, rate), rate, groups)
+        step, rate = per_dimension(stride, len(kernel)), per_dimension(dilation, len(kernel))
+        conv = (step, padding_pairs(padding, kernel, rate), rate, groups)
         return ic_convolution(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
 
 

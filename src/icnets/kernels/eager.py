@@ -25,11 +25,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from icnets.kernels import formula, gpu, native
 from icnets.kernels.passes import collide_, collide_backward
-from icnets.receptive_field import channel_sum, pad_pairs, window_mean, window_size
+from icnets.receptive_field import channel_sum, pad_pairs, padding_pairs, per_dimension, window_mean, window_size
 
 __all__ = [
     "contents",
@@ -54,6 +55,7 @@ _LEAST_GAIN = -0.5  # u is read off z by a division by 1 + gain
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 # The packet's lookup is slow, so the one overload; absent from builds without oneDNN.
 _FUSED_CONV = getattr(getattr(torch.ops.mkldnn, "_convolution_pointwise", None), "default", None)
+_is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 _OVERWRITTEN = "modified by an inplace operation"
 
 
@@ -76,12 +78,17 @@ def contents(x: Tensor) -> Tensor:
 
 
 def _plain_mode(*tensors: Tensor) -> bool:
-    """Whether this is ordinary eager execution: nothing traces, transforms or intercepts."""
+    """Whether this is ordinary eager execution, on torch's own layout: nothing traces, transforms or intercepts."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
-    return {type(t) for t in tensors} <= _PLAIN
+    return all(type(t) in _PLAIN and t.layout is torch.strided for t in tensors)
+
+
+def _batched(*tensors: Tensor) -> bool:
+    """Whether vmap runs the backward pass, as for ``is_grads_batched``; only operators with rules for it may run."""
+    return any(_is_legacy_batched(t) or _is_batched(t) for t in tensors)
 
 
 def _exact(x: Tensor) -> bool:
@@ -104,7 +111,9 @@ def serves(
     """Whether :func:`ic_conv` can take the place of the formula; if not, the formula's own operators run."""
     if not _ENABLED or not _plain_mode(x, weight):  # first: what is traced can't be asked for more
         return False
-    if x.device.type not in _DEVICES or not x.is_floating_point() or x.dim() != weight.dim() or x.numel() == 0:
+    if x.device.type not in _DEVICES or not x.is_floating_point() or x.dim() != weight.dim():
+        return False
+    if x.dim() - 2 not in _CONV or x.numel() == 0 or weight.numel() == 0:
         return False
     if not _differentiable(x, weight, bias, collision, inner_bias, gain):
         return True
@@ -121,9 +130,9 @@ def ic_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     groups: int,
     collision: Tensor,
     inner_bias: Tensor | None,
@@ -136,9 +145,22 @@ def ic_conv(
         x: ``(N, C_in, *L)``.
         weight: ``(C_out, C_in / groups, *kernel)``.
         bias, collision, inner_bias, gain: ``(C_out,)``; see :func:`icnets.functional.collide`.
-        stride, padding, dilation: one int per spatial dimension; padding is with zeros.
+        stride, padding, dilation: as torch's functional convolution takes them; padding is with zeros.
         scale: factor on s, the plain sum.
+
+    Raises:
+        RuntimeError: what torch's convolution raises for these arguments.
     """
+    kernel = list(weight.shape[2:])
+    stride, dilation = per_dimension(stride, len(kernel)), per_dimension(dilation, len(kernel))
+    if isinstance(padding, str):
+        pairs = padding_pairs(padding, kernel, dilation)
+        if padding == "same" and stride != [1] * len(kernel):
+            _CONV[len(kernel)](x, weight, bias, stride, padding, dilation, groups)  # which says why not
+        if pairs[::2] != pairs[1::2]:
+            x, pairs = F.pad(x, pairs), [0] * len(pairs)
+        padding = pairs[::-2]
+    padding = per_dimension(padding, len(kernel))
     offset = inner_bias if bias is None else -bias if inner_bias is None else inner_bias - bias
     if _differentiable(x, weight, bias, collision, inner_bias, gain):
         if torch.is_autocast_enabled(x.device.type):  # as it does it for a convolution
@@ -150,17 +172,20 @@ def ic_conv(
     if compiled:
         conv = (stride, padding, dilation, groups)
         return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))
-    kernel, pairs = list(weight.shape[2:]), pad_pairs(padding)
+    pairs, convolve = pad_pairs(padding, len(kernel)), _CONV[len(kernel)]
     factor = scale * window_size(kernel)
-    # The sum first: it leaves x in the cache for the convolution.
-    s = window_mean(channel_sum(x, groups, kernel, stride, pairs), kernel, stride, pairs, dilation)
+    try:  # the sum first: it leaves x in the cache for the convolution
+        s = window_mean(channel_sum(x, groups, kernel, stride, pairs), kernel, stride, pairs, dilation)
+    except Exception:
+        convolve(x, weight, bias, stride, padding, dilation, groups)  # torch's own message
+        raise
     shift = None
     large = s.numel() // groups * len(weight) > _SMALL
     if offset is not None and gain is None and large and _exact(x) and not gpu.serves(x):
         # With y + offset / 2 for y, and max(., -offset / 2) for relu, the offset costs no pass of its own.
         shift, offset = offset / 2, None
         bias = shift if bias is None else bias + shift
-    y = _CONV[len(kernel)](x, weight, bias, stride, padding, dilation, groups)
+    y = convolve(x, weight, bias, stride, padding, dilation, groups)
     return collide_(y, s, collision, factor, offset, gain, shift)
 
 
@@ -189,7 +214,8 @@ def _followed(
 ) -> Tensor:
     """:func:`ic_conv` with what backward needs."""
     compiled = native.serves(x, weight)
-    kernel, pairs = list(weight.shape[2:]), pad_pairs(padding)
+    kernel = list(weight.shape[2:])
+    pairs = pad_pairs(padding, len(kernel))
     if groups == 1 and not compiled and (total := gpu.channel_sums(x)) is not None:
         y = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
         s = channel_sum(total, 1, kernel, stride, pairs)  # of one channel: the places that are seen
@@ -269,11 +295,16 @@ class _ConvAndSum(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias)
         ctx.options = (stride, padding, dilation, False, [0] * len(stride), groups)
         ctx.compiled = compiled
-        if compiled:
-            s = native.operator("field_sums")(x, weight.shape[2:], stride, padding, dilation, groups)
-        else:
-            s = channel_sum(x, groups, list(weight.shape[2:]), stride, pad_pairs(padding))
-        return torch.convolution(x, weight, bias, *ctx.options), s
+        kernel, convolve = list(weight.shape[2:]), _CONV[len(stride)]
+        try:
+            if compiled:
+                s = native.operator("field_sums")(x, kernel, stride, padding, dilation, groups)
+            else:
+                s = channel_sum(x, groups, kernel, stride, pad_pairs(padding, len(kernel)))
+        except Exception:
+            convolve(x, weight, bias, stride, padding, dilation, groups)  # torch's own message
+            raise
+        return convolve(x, weight, bias, stride, padding, dilation, groups), s
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, ds: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -284,17 +315,22 @@ class _ConvAndSum(torch.autograd.Function):
         )
         if dx is not None:
             stride, padding, dilation, *_ = ctx.options
-            window = (weight.shape[2:], stride, padding, dilation)
-            if ctx.compiled and not torch.is_grad_enabled() and native.serves(dx, ds):
-                native.operator("add_field_gradient_")(dx, ds, *window)
+            followed = torch.is_grad_enabled() or _batched(dx, ds)
+            if ctx.compiled and not followed and native.serves(dx, ds):
+                native.operator("add_field_gradient_")(dx, ds, weight.shape[2:], stride, padding, dilation)
+            elif ctx.compiled or followed:
+                windows = [list(weight.shape[2:]), stride, padding, dilation]
+                if not ctx.compiled:  # windows of one place, each or each that a stride leaves
+                    ones = [1] * len(stride)
+                    windows = [ones, ones if ds.shape[2:] == dx.shape[2:] else stride, [0] * len(stride), ones]
+                dx = (dx + _spread(ds, dx, *windows)).type_as(dx)
             else:
-                dx = _plus_sum_gradient(dx, _window_gradient(ds, dx, *window) if ctx.compiled else ds, stride)
+                _add_at_steps_(dx, ds, stride)
         return dx, dw, db, None, None, None, None, None
 
 
-def _plus_sum_gradient(dx: Tensor, d_total: Tensor, stride: list[int]) -> Tensor:
-    """dx and, for each channel, the gradient of its group's sum; in place, where autograd doesn't follow."""
-    dx = dx.clone() if torch.is_grad_enabled() else dx
+def _add_at_steps_(dx: Tensor, d_total: Tensor, stride: list[int]) -> None:
+    """Adds to each channel the gradient of its group's sum, of every place or of those that a stride leaves."""
     seen = dx
     if d_total.shape[2:] != dx.shape[2:]:
         for i, step in enumerate(stride):
@@ -304,19 +340,18 @@ def _plus_sum_gradient(dx: Tensor, d_total: Tensor, stride: list[int]) -> Tensor
         seen.add_(d_total)
     else:
         seen.unflatten(1, [groups, -1]).add_(d_total.unsqueeze(2))
-    return dx
 
 
-def _window_gradient(
-    ds: Tensor, dx: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+def _spread(
+    ds: Tensor, like: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
-    """From the gradient of sums over receptive fields to that of sums over channels, by operators."""
-    kernel = list(kernel)
-    with torch.enable_grad():
-        total = ds.new_zeros([*ds.shape[:2], *dx.shape[2:]], requires_grad=True)
-        s = window_mean(total, kernel, stride, pad_pairs(padding), dilation) * window_size(kernel)
-        (gradient,) = torch.autograd.grad(s, total, ds, create_graph=ds.requires_grad)
-    return gradient
+    """The gradient of sums over receptive fields, as a transposed convolution with ones, which autograd can follow."""
+    groups, nd = ds.size(1), len(kernel)
+    reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    beyond = [like.size(2 + i) - (ds.size(2 + i) - 1) * stride[i] - reach[i] for i in range(nd)]
+    ones = torch.ones([groups, 1, *kernel], dtype=ds.dtype, device=ds.device)
+    total = torch.convolution(ds, ones, None, stride, padding, dilation, True, beyond, groups)
+    return total.repeat_interleave(like.size(1) // groups, 1)
 
 
 class _Collide(torch.autograd.Function):
@@ -348,7 +383,7 @@ class _Collide(torch.autograd.Function):
             raise RuntimeError(f"a parameter of an IC layer was {_OVERWRITTEN} between forward and backward")
         z, is_y = _output(ctx)
         s, collision, offset, gain = ctx.rest
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _batched(dz):
             plain = formula.collide_backward(dz, z, is_y, s, collision, offset, gain, ctx.factor, ctx.nd)
             return (*plain, None, None)
         with _without_autocast(z.device.type):  # where backward is called within it: sums stay exact
@@ -380,6 +415,5 @@ def _output(ctx: Any) -> tuple[Tensor, bool]:
             raise
         conv = ctx.next_functions[0][0]
         x, weight, bias = conv.saved_tensors
-        with torch.no_grad():
-            return torch.convolution(x, weight, bias, *conv.options), True
+        return torch.convolution(x, weight, bias, *conv.options), True
     return z, False

@@ -32,21 +32,20 @@ def collide_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The same by operators that autograd can follow, for second derivatives."""
     channel, ones = -nd - 1, [1] * nd
-    split = [s.size(channel), -1]
-    over = [d for d in range(-dz.dim(), 0) if d != channel]
-    vector = (collision * factor).view(split + ones)
-    t = z - (vector * s.unsqueeze(channel)).flatten(channel - 1, channel)
+    grouped, over = [*dz.shape[:channel], s.size(channel), -1, *dz.shape[dz.dim() - nd :]], list(range(-dz.dim(), 0))
+    del over[channel]
+    # By views that the vmap of is_grads_batched knows: no unflatten and flatten.
+    vector = (collision * factor).view([s.size(channel), -1] + ones)
+    t = z - (vector * s.unsqueeze(channel)).reshape(z.shape)
     if offset is not None:
         t = t + offset.view([-1] + ones)
     m = dz * (t > 0).type_as(dz)
     d_gain = None
     if gain is not None:
-        if is_y:
-            raise RuntimeError("double backward needs the output of an IC layer, which was overwritten in place")
         expanded = gain.view([-1] + ones)
-        d_gain = (m * t / (1 + expanded)).sum(over)
+        d_gain = (m * t if is_y else m * t / (1 + expanded)).sum(over)  # t off z is (1 + gain) u
         m = m * expanded
-    grouped = m.unflatten(channel, split)
-    ds = -(grouped * vector).sum(channel)
-    dv = -(grouped * s.unsqueeze(channel)).flatten(channel - 1, channel).sum(over) * factor
+    parts = m.reshape(grouped)
+    ds = -(parts * vector).sum(channel)
+    dv = -(parts * s.unsqueeze(channel)).reshape(dz.shape).sum(over) * factor
     return (dz + m).type_as(dz), ds, dv, None if offset is None else m.sum(over), d_gain

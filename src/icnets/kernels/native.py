@@ -2,7 +2,11 @@
 
 They are optional: without them the same numbers come from torch's own operators, by more passes over memory. What is
 built lies in the user's cache folder (``ICNETS_CACHE`` names another), one file for each version of torch, of the
-source and of the processor's instructions. The environment variable ``ICNETS_NATIVE=0`` leaves it unused.
+source and of the processor's instructions. The environment variable ``ICNETS_NATIVE=0`` leaves it unused;
+``ICNETS_CXXFLAGS`` are further flags for the compiler, as for a build with sanitizers.
+
+Each operator checks all its arguments before it computes: it raises RuntimeError, with torch's own message where
+torch's convolution refuses them too, and leaves them as they were.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -88,7 +93,7 @@ def build(force: bool = False) -> Path:
             compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
             _run([compiler, *_flags(), *_includes(), "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
             # Without -fopenmp: its runtime must be torch's own, or two pools of threads get in each other's way.
-            _run([compiler, "-shared", str(compiled), "-o", str(linked), *_libraries()])
+            _run([compiler, "-shared", *_own_flags(), str(compiled), "-o", str(linked), *_libraries()])
             move_into_place(linked, target)
     load()
     return target
@@ -103,7 +108,11 @@ def _digest() -> str:
 
 
 def _flags() -> list[str]:
-    return [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])]
+    return [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []), *_own_flags()]
+
+
+def _own_flags() -> list[str]:
+    return shlex.split(os.environ.get("ICNETS_CXXFLAGS", ""))
 
 
 def _root() -> Path:

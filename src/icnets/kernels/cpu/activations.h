@@ -4,28 +4,24 @@
 
 #pragma once
 
+#include "checks.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 #include <vector>
 
 namespace icnets {
 
-using at::IntArrayRef;
-using at::Tensor;
-using Vector = std::optional<Tensor>;
-
 constexpr int64_t kGrain = 1 << 14;  // elements below which a second thread costs more than it saves
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 template <typename T>
 T relu(T u) { return u <= T(0) ? T(0) : u; }  // keeps NaN
@@ -35,7 +31,7 @@ struct Shape {
   int64_t batch, groups, per_group, places;
   bool channels_last;
 
-  Shape(const Tensor& y, int64_t groups)
+  Shape(const Tensor& y, int64_t groups)  // of what check_activation passes
       : batch(y.size(0)), groups(groups), per_group(y.size(1) / groups), places(y.numel() / (y.size(0) * y.size(1))),
         channels_last(!y.is_contiguous()) {
     TORCH_CHECK(!channels_last || y.movedim(1, -1).is_contiguous(), "icnets: an activation must be dense");
@@ -62,7 +58,6 @@ struct Channels {
         continue;
       }
       const Tensor v = (*vector)->to(c10::CppTypeToScalarType<T>::value).contiguous();
-      TORCH_CHECK(v.numel() == size, "icnets: a vector has ", v.numel(), " entries for ", size, " channels");
       const T* p = v.const_data_ptr<T>();
       for (int64_t c = 0; c < size; c++) values.push_back(T(factor) * p[c]);
     }

@@ -22,6 +22,8 @@ void collide(const Tensor& y, const Tensor& s, const Tensor& collision, double f
 
 Tensor& collide_(Tensor& y, const Tensor& s, const Tensor& collision, double factor, const Vector& offset,
                  const Vector& gain) {
+  check_collision("y", y, s, collision, offset, gain);
+  at::assert_no_overlap(y, s);
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "collide_",
                              [&] { collide<scalar_t>(y, s, collision, factor, offset, gain); });
   return y;
@@ -29,8 +31,7 @@ Tensor& collide_(Tensor& y, const Tensor& s, const Tensor& collision, double fac
 
 Tensor convolve(const Tensor& x, const Tensor& weight, const Vector& bias, IntArrayRef stride, IntArrayRef padding,
                 IntArrayRef dilation, int64_t groups) {
-  const std::vector<int64_t> none(stride.size(), 0);
-  const Tensor y = at::convolution(x, weight, bias, stride, padding, dilation, false, none, groups);
+  const Tensor y = at::convolution(x, weight, bias, stride, padding, dilation, false, {0}, groups);
   return dense(y) ? y : y.contiguous();
 }
 
@@ -38,10 +39,12 @@ Tensor ic_conv(const Tensor& x, const Tensor& weight, const Vector& bias, IntArr
                IntArrayRef dilation, int64_t groups, const Tensor& collision, double factor, const Vector& offset,
                const Vector& gain) {
   at::AutoDispatchBelowADInplaceOrView guard;
+  const Windows windows = check_convolution(x, weight, bias, stride, padding, dilation, groups);
+  check_unit(weight.size(0), collision, offset, gain);
   Tensor y;
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ic_conv", [&] {
     // The sum first: it leaves x in the cache for the convolution.
-    const Tensor s = field_sum<scalar_t>(x, weight.sizes().slice(2), stride, padding, dilation, groups);
+    const Tensor s = field_sum<scalar_t>(x, windows, groups);
     y = convolve(x, weight, bias, stride, padding, dilation, groups);
     collide<scalar_t>(y, s, collision, factor, offset, gain);
   });
@@ -54,10 +57,15 @@ Tensor deployed_conv(const Tensor& x, const Tensor& weight, const Vector& bias, 
                      IntArrayRef padding, IntArrayRef dilation, int64_t groups, const Vector& slope,
                      double uniform_slope, const Vector& sign, const Vector& collision, const Vector& offset) {
   at::AutoDispatchBelowADInplaceOrView guard;
+  const Windows windows = check_convolution(x, weight, bias, stride, padding, dilation, groups);
+  check_vector("slope", slope, weight.size(0));
+  check_vector("sign", sign, weight.size(0));
+  check_vector("collision", collision, weight.size(0));
+  check_vector("offset", offset, weight.size(0));
   Tensor v;
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "deployed_conv", [&] {
     Tensor s;
-    if (collision) s = field_sum<scalar_t>(x, weight.sizes().slice(2), stride, padding, dilation, groups);
+    if (collision) s = field_sum<scalar_t>(x, windows, groups);
     v = convolve(x, weight, bias, stride, padding, dilation, groups);
     if (!collision) {
       auto sizes = v.sizes().vec();

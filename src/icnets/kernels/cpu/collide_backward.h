@@ -132,6 +132,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> collide_backward(
     const Tensor& dz, const Tensor& z, bool z_is_y, const Tensor& s, const Tensor& collision, double factor,
     const Vector& offset, const Vector& gain) {
   at::AutoDispatchBelowADInplaceOrView guard;
+  check_collision("z", z, s, collision, offset, gain);
+  check_type("dz", dz, "z", z);
+  TORCH_CHECK(dz.sizes() == z.sizes(), "icnets: dz has shape ", dz.sizes(), " and z ", z.sizes());
   const Shape shape(z, s.size(1));
   const int64_t channels = shape.channels();
   const Tensor dy = at::empty_like(z), sums = shape.sums(s), ds = at::empty_like(sums);

@@ -55,9 +55,10 @@ struct Seen {
 
 // Sums over windows along one dimension, with zeros around: a window of several dimensions is one after the other.
 template <typename T>
-Tensor window_sum(const Tensor& t, int64_t dim, int64_t window, int64_t stride, int64_t padding, int64_t dilation) {
+Tensor window_sum(const Tensor& t, int64_t dim, const Windows& windows, size_t i) {
+  const int64_t window = windows.kernel[i], stride = windows.stride[i], padding = windows.padding[i],
+                dilation = windows.dilation[i], size = t.size(dim), length = windows.length[i];
   if (window == 1 && stride == 1 && padding == 0) return t;
-  const int64_t size = t.size(dim), length = (size + 2 * padding - dilation * (window - 1) - 1) / stride + 1;
   auto sizes = t.sizes().vec();
   sizes[dim] = length;
   Tensor sums = at::empty(sizes, t.options());
@@ -90,8 +91,7 @@ Tensor window_sum(const Tensor& t, int64_t dim, int64_t window, int64_t stride, 
 }
 
 template <typename T>
-Tensor field_sum(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                 IntArrayRef dilation, int64_t groups) {
+Tensor field_sum(const Tensor& input, const Windows& windows, int64_t groups) {
   const Tensor x = dense(input) ? input : input.contiguous();
   const Shape shape(x, groups);
   const int64_t first = shape.channels_last ? 1 : 2;  // of the dimensions with places
@@ -104,15 +104,15 @@ Tensor field_sum(const Tensor& input, IntArrayRef kernel, IntArrayRef stride, In
     total = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
     channel_sum(x, total.mutable_data_ptr<T>(), shape);
   }
-  for (size_t i = 0; i < kernel.size(); i++)
-    total = window_sum<T>(total, first + i, kernel[i], stride[i], padding[i], dilation[i]);
+  for (size_t i = 0; i < windows.nd; i++) total = window_sum<T>(total, first + i, windows, i);
   return shape.channels_last ? total.movedim(-1, 1) : total;
 }
 
 // The gradient of window_sum, along one dimension of `size`.
 template <typename T>
-Tensor window_spread(const Tensor& sums, int64_t dim, int64_t size, int64_t window, int64_t stride, int64_t padding,
-                     int64_t dilation) {
+Tensor window_spread(const Tensor& sums, int64_t dim, int64_t size, const Windows& windows, size_t i) {
+  const int64_t window = windows.kernel[i], stride = windows.stride[i], padding = windows.padding[i],
+                dilation = windows.dilation[i];
   if (window == 1 && stride == 1 && padding == 0) return sums;
   const int64_t length = sums.size(dim);
   auto sizes = sums.sizes().vec();
@@ -142,9 +142,10 @@ Tensor window_spread(const Tensor& sums, int64_t dim, int64_t size, int64_t wind
 Tensor field_sums(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                   int64_t groups) {
   at::AutoDispatchBelowADInplaceOrView guard;
+  check_activation("x", x, groups);
+  const Windows windows(x.sizes().slice(2), kernel, stride, padding, dilation);
   Tensor s;
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "field_sums",
-                             [&] { s = field_sum<scalar_t>(x, kernel, stride, padding, dilation, groups); });
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "field_sums", [&] { s = field_sum<scalar_t>(x, windows, groups); });
   return s;
 }
 
@@ -152,12 +153,17 @@ Tensor field_sums(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntAr
 Tensor& add_field_gradient_(Tensor& dx, const Tensor& ds, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                             IntArrayRef dilation) {
   at::AutoDispatchBelowADInplaceOrView guard;
+  TORCH_CHECK(ds.dim() >= 3, "icnets: ds has shape ", ds.sizes(), "; it must be (N, groups, *L)");
+  check_activation("dx", dx, ds.size(1));
+  const Windows windows(dx.sizes().slice(2), kernel, stride, padding, dilation);
+  check_sums("ds", ds, "dx", dx, windows.lengths());
+  at::assert_no_overlap(dx, ds);
   const Shape shape(dx, ds.size(1));
   AT_DISPATCH_FLOATING_TYPES(dx.scalar_type(), "add_field_gradient_", [&] {
     Tensor total = shape.sums(ds);
     const int64_t first = shape.channels_last ? 1 : 2;
-    for (size_t i = 0; i < kernel.size(); i++)
-      total = window_spread<scalar_t>(total, first + i, dx.size(2 + i), kernel[i], stride[i], padding[i], dilation[i]);
+    for (size_t i = 0; i < windows.nd; i++)
+      total = window_spread<scalar_t>(total, first + i, dx.size(2 + i), windows, i);
     if (shape.channels_last) total = total.movedim(-1, 1);
     each<scalar_t>(dx, total, shape, [](int64_t) { return [](scalar_t a, scalar_t b) { return a + b; }; });
   });

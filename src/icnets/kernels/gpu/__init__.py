@@ -41,6 +41,8 @@ def run(name: str, y: Tensor, s: Tensor, *args: Any) -> Any:
     """
     if not serves(y) or (layout := Layout.of(y, s)) is None:
         return None
+    if any(isinstance(v, Tensor) and v.dim() < 2 and v.shape != y.shape[1:2] for v in args):
+        return None  # a vector of another length: torch's operators say so, and the kernels would read past its end
     return _guarded(_MODULES[name], name, y, s, layout, *args)
 
 
@@ -59,6 +61,8 @@ def deployed_pointwise(
     """
     if not serves(x) or x.dtype not in _HALF or weight.dtype != x.dtype or x.dim() != 4 or x.numel() == 0:
         return None
+    if x.size(1) != weight.size(1) or min(stride) < 1:
+        return None  # torch's convolution says so
     if not x.movedim(1, -1).is_contiguous() or torch.is_autocast_enabled(x.device.type):
         return None
     return cast("Tensor | None", _guarded("pointwise", "deployed", x, weight, bias, stride, post, otherwise))
