@@ -1,5 +1,7 @@
 import copy
+import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,9 +214,39 @@ def test_ddp_and_in_place_compile_are_refused(tmp_path):
         convert_(model)
 
 
-def test_not_a_module():
-    with pytest.raises(TypeError, match=r"model is a str; convert_ takes an nn\.Module"):
-        convert_("resnet50")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("resnet50", r"model is a str; convert_ takes an nn\.Module$"),
+        (Block, "model is the class Block; convert_ takes an .*: call it first"),
+        (inputs, "model is a function; .*: call it first"),
+        (Block().state_dict(), "model is a OrderedDict; .*: build the network, load the state dict and convert that"),
+    ],
+)
+def test_not_a_module(model, message):
+    with pytest.raises(TypeError, match=message):
+        convert_(model)
+    with pytest.raises(TypeError, match=r"revert_ takes an nn\.Module"):
+        revert_(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": {"layers": "kxk"}}, r"config is a dict; pass ICConfig\(\*\*config\)"),
+        ({"config": "kxk"}, "config is a str; pass an ICConfig"),
+        ({"config": ICConfig}, "config is a type; pass an ICConfig"),
+        ({"config": {}}, "config is a dict"),
+        ({"filter_fn": "stem"}, "filter_fn is a str; it must be a function of a module and its name"),
+        ({"calibration_data": torch.zeros(2, 3, 8, 8)}, r"is a tensor of shape \(2, 3, 8, 8\); pass a list of batches"),
+        ({"calibration_data": 3}, "calibration_data is a int; it must be a list of batches"),
+    ],
+)
+def test_arguments_of_another_type(arguments, message):
+    model = Block()
+    with pytest.raises(TypeError, match=message):
+        convert_(model, **arguments)
+    assert not list(ic_parameters(model))
 
 
 @pytest.mark.parametrize(
@@ -224,6 +256,15 @@ def test_not_a_module():
         ("scale", "l2", "scale is 'l2'; it must be one of sqrt, sum, mean"),
         ("warm_start", "warm", "warm_start is 'warm'; it must be one of none, gain, calibrate"),
         ("calibration_rate", 1.5, "calibration_rate is 1.5; it must lie between 0 and 1"),
+        ("calibration_rate", "1 %", "calibration_rate is '1 %'; it must be a finite number"),
+        ("collision_weight", float("nan"), "collision_weight is nan; it must be a finite number"),
+        ("collision_weight", float("-inf"), "collision_weight is -inf; it must be a finite number"),
+        ("collision_weight", "0.1", "collision_weight is '0.1'; it must be a finite number"),
+        ("collision_weight", True, "collision_weight is True; it must be a finite number"),
+        ("collision_weight", None, "collision_weight is None; it must be a finite number"),
+        ("linear", "no", "linear is 'no'; it must be True or False"),
+        ("inner_bias", 1, "inner_bias is 1; it must be True or False"),
+        ("layers", ["kxk"], r"layers is \['kxk'\]; it must be one of"),
         ("version", 2, "the configuration has version 2; this icnets reads version 1"),
     ],
 )
@@ -232,7 +273,125 @@ def test_bad_configurations(field, value, message):
         ICConfig(**{field: value})
 
 
-# -- optimizers ------------------------------------------------------------------------------------------------------
+def test_numbers_of_a_configuration_become_plain():
+    config = ICConfig(collision_weight=np.float32(0.5), calibration_rate=np.float64(0.25))
+    assert [type(v) for v in (config.collision_weight, config.calibration_rate)] == [float, float]
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+# -- all or nothing --------------------------------------------------------------------------------------------------
+
+
+def contents(model):
+    """Everything that surgery changes, of every module: class, attributes, tables of parameters, buffers and hooks."""
+    tables = ("_parameters", "_buffers", "_modules")
+    everything = {}
+    for name, module in model.named_modules():
+        state = {k: dict(v) if k in tables or "_hooks" in k else v for k, v in module.__dict__.items()}
+        everything[name] = (
+            type(module),
+            {k: {n: id(x) for n, x in v.items()} if k in tables else v for k, v in state.items()},
+        )
+    return everything
+
+
+class Fails(nn.Module):
+    """Its forward pass raises, and it has a method that conversion guards."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.deep = nn.ModuleDict({"a": nn.Conv2d(4, 4, 3), "b": nn.Linear(4, 2)})
+
+    def fuse(self):
+        raise NotImplementedError
+
+    def forward(self, x):
+        self.deep["a"](self.norm(self.conv(x)))
+        raise ZeroDivisionError("forward")
+
+
+def fails_at(count, error):
+    calls = iter(range(count))
+
+    def choose(module, name):
+        if next(calls, None) is None:
+            raise error
+        return True
+
+    return choose
+
+
+def batches(error):
+    yield torch.randn(2, 3, 9, 9)
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"filter_fn": fails_at(1, KeyError("name"))}, KeyError),
+        ({"filter_fn": fails_at(0, KeyboardInterrupt())}, KeyboardInterrupt),
+        ({"filter_fn": lambda module: True}, TypeError),
+        ({"example_input": torch.randn(1, 3, 9, 9)}, ZeroDivisionError),
+        ({"example_input": "image"}, Exception),
+        (
+            {"config": ICConfig(warm_start="calibrate"), "calibration_data": [torch.randn(2, 3, 9, 9)]},
+            ZeroDivisionError,
+        ),
+        (
+            {"config": ICConfig(warm_start="calibrate"), "calibration_data": batches(OSError())},
+            (OSError, ZeroDivisionError),
+        ),
+    ],
+)
+def test_a_conversion_that_fails_changes_nothing(arguments, error):
+    model = Fails()
+    before = contents(model)
+    with pytest.raises(error):
+        convert_(model, **arguments)
+    assert contents(model) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected"), KeyboardInterrupt()])
+def test_a_failure_halfway_is_undone(monkeypatch, error):
+    model, taken = Fails(), ICConv2d.take_over_.__func__
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    handle = model.conv.register_forward_hook(lambda *_: None)
+    before = contents(model)
+
+    def second_fails(cls, basic, **options):
+        if basic is not model.conv:
+            raise error
+        return taken(cls, basic, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ICConv2d, "take_over_", classmethod(second_fails))
+        with pytest.raises(type(error)):
+            convert_(model, optimizers=[optimizer])
+    assert contents(model) == before
+    assert len(optimizer.param_groups) == 1
+    handle.remove()
+    assert not model.conv._forward_hooks
+    convert_(model, optimizers=[optimizer])
+    before = contents(model)
+
+    def refuses(layer):
+        if layer is not model.conv:
+            raise error
+        return given_back(layer)
+
+    given_back = ICConv2d.give_back_
+    with monkeypatch.context() as patch:
+        patch.setattr(ICConv2d, "give_back_", refuses)
+        with pytest.raises(type(error)):
+            revert_(model)
+    assert contents(model) == before
+    assert revert_(model) == ["conv", "deep.a"]
+
+
+# -- optimizers; more in test_optimizers.py ---------------------------------------------------------------------------
 
 
 def test_an_optimizer_built_earlier_is_an_error_and_nothing_is_changed():

@@ -247,12 +247,18 @@ def test_an_own_forward_survives_the_end_of_its_parametrisation():
     assert type(conv) is Standardised
 
 
-def test_a_unit_parametrised_later_is_not_reverted():
-    conv = nn.Conv2d(3, 4, 3)
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(4, 4, 3), Standardised])
+def test_a_unit_parametrised_later_is_reverted_with_its_parametrisation(make):
+    conv, x = make(), torch.randn(2, 4, 7, 8)
+    y = conv(x)
     convert_(conv)
     parametrizations.weight_norm(conv)
-    with pytest.raises(TypeError, match="was parametrised after its conversion; remove its parametrisations"):
-        revert_(conv)
+    revert_(conv)
+    assert parametrize.is_parametrized(conv, "weight")
+    torch.testing.assert_close(conv(x), y)
+    parametrize.remove_parametrizations(conv, "weight")
+    assert type(conv) is type(make())
+    torch.testing.assert_close(conv(x), y)
 
 
 def test_spectral_norm_iterates_as_often_as_in_the_basic_layer():

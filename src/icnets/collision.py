@@ -6,16 +6,33 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.weight_norm import WeightNorm
 
 from icnets import functional
 from icnets.subclasses import STATE, basic_of, unit_class
 
 __all__ = ["Collision", "output_channels"]
 
+_HOOKED = ("orig", "mask", "g", "v")  # what pruning and weight normalisation by hooks put in a tensor's place
+
 
 def output_channels(layer: nn.Module) -> int:
     """Output channels of a convolution, transposed or not, or outputs of a linear layer."""
     return cast(int, layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _make_plain_(layer: nn.Module, name: str) -> None:
+    """Takes pruning, parametrisations and weight normalisation off the vector ``name``."""
+    if parametrize.is_parametrized(layer, name):
+        parametrize.remove_parametrizations(layer, name)
+    for hook in list(layer._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
+            prune.remove(layer, name)
+        elif isinstance(hook, WeightNorm) and hook.name == name:
+            nn.utils.remove_weight_norm(layer, name)
+    if name not in layer._parameters:
+        raise TypeError(f"{name} isn't a Parameter any more; put back what took its place before revert_")
 
 
 class Collision(nn.Module):
@@ -64,13 +81,30 @@ class Collision(nn.Module):
 
     def reset_collision(self) -> None:
         """Puts w', b1 and the gain back to the values they were made with (ours: w' = 0, b1 = 0)."""
-        collision, inner_bias, gain = self.vectors()
+        starts = (self.initial_collision_weight / self.sum_scale, 0.0, self.initial_gain or 0.0)
+        present = [n for n, vector in zip(self.vector_names, self.vectors(), strict=True) if vector is not None]
+        vectors = {name: self._settable(name) for name in present}  # all of them, or none
         with torch.no_grad():
-            collision.fill_(self.initial_collision_weight / self.sum_scale)
-            if inner_bias is not None:
-                inner_bias.zero_()
-            if gain is not None and self.initial_gain is not None:
-                gain.fill_(self.initial_gain)
+            for name, start in zip(self.vector_names, starts, strict=True):
+                if name in vectors:
+                    vectors[name].fill_(start)
+
+    def _settable(self, name: str) -> nn.Parameter:
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            raise RuntimeError(
+                f"{name} is computed, by pruning or a parametrisation, so it can't be set; remove that first"
+            )
+        return parameter
+
+    def vector_keys(self) -> list[str]:
+        """State-dict keys of w', b1 and the gain, or of what a pruned or parametrised one is computed from."""
+        own = [k for k, _ in [*self.named_parameters(remove_duplicate=False), *self.named_buffers()]]
+        keys = []
+        for name in self.vector_names:
+            parts = (name,) if name in self._parameters else tuple(f"{name}_{part}" for part in _HOOKED)
+            keys += [k for k in own if k in parts or k.startswith(f"parametrizations.{name}.")]
+        return keys
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]
@@ -94,7 +128,7 @@ class Collision(nn.Module):
 
     @collision_weight.setter
     def collision_weight(self, value: float | Tensor) -> None:
-        collision = self.vectors()[0]
+        collision = self._settable(self.vector_names[0])
         w = torch.as_tensor(value, dtype=torch.float64, device=collision.device)
         if w.dim() > 0 and w.shape != collision.shape:
             raise ValueError(
@@ -132,14 +166,16 @@ class Collision(nn.Module):
 
     def give_back_(self) -> nn.Module:
         """Turns the layer back into the basic one, in place, and returns it; what the collision learned is lost."""
-        former: Any = basic_of(self)
-        self.__dict__.pop("basic_type", None)
-        for name in self.vector_names:
-            del self._parameters[name]
+        layer: Any = self
+        names, former = self.vector_names, basic_of(self)
+        layer.__class__ = former
+        layer.__dict__.pop("basic_type", None)
+        for name in names:
+            _make_plain_(layer, name)
+            del layer._parameters[name]
         for name in STATE:
-            self.__dict__.pop(name, None)
-        self.__class__ = former
-        return self
+            layer.__dict__.pop(name, None)
+        return cast(nn.Module, layer)
 
     def fuse(self) -> nn.Module:
         """This unit's deployed form, in place, as timm's ``reparameterize_model`` asks for it; eval mode only.

@@ -4,9 +4,10 @@
 replaced: names, Parameters, shared modules, hooks, device, dtype, memory format and mode stay what they were.
 """
 
-import gc
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from icnets import subclasses
 from icnets.guards import guard_, unguard_
-from icnets.layers import IC_LAYERS, ICLayer, ic_parameters, unit_of
+from icnets.layers import IC_LAYERS, ic_parameters, unit_of
 from icnets.messages import few
+from icnets.optimizers import Extension, built_optimizers, checked
 from icnets.readers import declared, observed
 from icnets.state_dicts import mismatch, shapes, with_versions
 from icnets.subclasses import own_behaviour
+from icnets.undo import Undo
 from icnets.warm_start import calibrated
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
@@ -51,7 +54,7 @@ class ICConfig:
         version: of this record's format.
 
     Raises:
-        ValueError: for a value out of its range, naming the range.
+        ValueError: for a value of another type or out of its range, naming the range.
     """
 
     layers: str = "all"
@@ -67,6 +70,14 @@ class ICConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        for name in ("linear", "inner_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        for name in ("collision_weight", "calibration_rate"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}; it must be a finite number")
+            object.__setattr__(self, name, float(value))
         if not 0 < self.calibration_rate < 1:
             raise ValueError(f"calibration_rate is {self.calibration_rate}; it must lie between 0 and 1")
         if self.version != 1:
@@ -87,13 +98,17 @@ def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config."""
+    """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config.
+
+    ``untrained`` has those among the converted whose w', b1 and gain nothing will train as it is, with the reason.
+    """
 
     converted: list[str]
     skipped: dict[str, str]
     parameters_before: int
     parameters_after: int
     config: ICConfig
+    untrained: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         added = self.parameters_after - self.parameters_before
@@ -103,6 +118,7 @@ class ConversionReport:
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,} (+{added:,}, +{share:.2%})",
         ]
         lines += by_reason("skipped", self.skipped)
+        lines += by_reason("new parameters not trained", self.untrained)
         return "\n".join(lines)
 
 
@@ -189,26 +205,26 @@ def _choose(
     return chosen, skipped
 
 
-def _built_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    ours = {id(p) for p in model.parameters()}
-    # Only the type is looked at: isinstance would wake lazy proxies among the collector's objects.
-    found = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
-    return [o for o in found if any(id(p) in ours for g in o.param_groups for p in g["params"])]
-
-
-def _extend(optimizers: Iterable[torch.optim.Optimizer], layers: Iterable[ICLayer]) -> None:
-    """Gives each optimizer that trains a layer's weight its new parameters: same options, no weight decay."""
-    layers = list(layers)
-    for optimizer in optimizers:
-        for group in list(optimizer.param_groups):
-            members = {id(p) for p in group["params"]}
-            trained = [layer for layer in layers if any(id(p) in members for p in layer.parameters())]
-            new = [p for layer in trained for _, p in ic_parameters(layer)]
-            if new:
-                options = {k: v for k, v in group.items() if k not in ("params", "param_names", "weight_decay")}
-                names = {"param_names": [f"ic.{i}" for i in range(len(new))]} if "param_names" in group else {}
-                decay = {"weight_decay": 0.0} if "weight_decay" in group else {}
-                optimizer.add_param_group({"params": new, **options, **names, **decay})
+def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:
+    if not isinstance(model, nn.Module):
+        remedy = "build the network, load the state dict and convert that" if isinstance(model, Mapping) else ""
+        remedy = "call it first, and convert what it returns" if callable(model) else remedy
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model is {kind}; convert_ takes an nn.Module{remedy and ': '}{remedy}")
+    if not isinstance(config, ICConfig):
+        remedy = "ICConfig(**config)" if isinstance(config, Mapping) else "an ICConfig"
+        raise TypeError(f"config is a {type(config).__name__}; pass {remedy}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
+    if config.warm_start == "calibrate" and calibration_data is None:
+        raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
+    if isinstance(calibration_data, Tensor):
+        raise TypeError(
+            f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}; pass a list of batches: "
+            "calibration_data=[batch]"
+        )
+    if calibration_data is not None and not isinstance(calibration_data, Iterable):
+        raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
 
 
 def convert_(
@@ -226,8 +242,9 @@ def convert_(
         model: any ``nn.Module``: from timm, torchvision or your own; a single convolution too.
         config: what to convert and how it starts; default :class:`ICConfig`.
         filter_fn: ``filter_fn(module, name) -> bool`` chooses among what the config would convert.
-        optimizers: optimizers built earlier over this model: they get the new parameters, without weight decay.
-            By default none may exist; pass ``()`` if those that do are not used any more.
+        optimizers: optimizers built earlier over this model: each that trains a layer's weight gets the layer's new
+            parameters, with the options of the weight's group but without weight decay, and so do the schedules of
+            torch and timm that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor, or a tuple or list that
             begins with one.
         example_input: a batch, or a tuple of the model's arguments. A layer whose weight something reads without
@@ -238,30 +255,36 @@ def convert_(
         What was converted, what was not and why, and the parameter counts. Converting twice changes nothing.
 
     Raises:
-        TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced.
-        RuntimeError: an optimizer that trains this model exists and wasn't passed.
+        TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, or an argument is of another type.
+        RuntimeError: an optimizer that trains this model exists and wasn't passed; or it, or a schedule that runs on
+            it, can't take the new parameters.
         ValueError: "calibrate" without data, or data that calibration can't use.
+
+    Whatever is raised, the model, the optimizers and their schedules are then as they were.
     """
-    config = config or ICConfig()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; convert_ takes an nn.Module")
+    config = ICConfig() if config is None else config
+    _refuse_arguments(model, config, filter_fn, calibration_data)
     refuse_wrapped(model)
-    if config.warm_start == "calibrate" and calibration_data is None:
-        raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
+    given = checked(optimizers)
     chosen, skipped = _choose(model, config, filter_fn, example_input)
-    if chosen and optimizers is None and _built_optimizers(model):
+    if chosen and given is None and built_optimizers(model.parameters()):
         raise RuntimeError(
             "an optimizer that trains this model was built before the conversion and would miss the new parameters; "
             "build it after convert_, or pass it as optimizers=[...], or optimizers=() if it is not used any more"
         )
+    extension = Extension(model, chosen, given or [])
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
         starts = calibrated(model, chosen, calibration_data, config.calibration_rate, config.inner_bias)
-    _install(chosen, config, starts)
-    guard_(model)
-    _extend(optimizers or (), [m for m in chosen.values() if isinstance(m, IC_LAYERS)])
-    return ConversionReport(list(chosen), skipped, before, _count(model), config)
+    with Undo() as undo:
+        for module in model.modules():
+            undo.remember(module)
+        _install(chosen, config, starts)
+        guard_(model)
+        extension.apply_(ic_parameters, undo)
+        after = _count(model)
+    return ConversionReport(list(chosen), skipped, before, after, config, extension.untrained)
 
 
 def _install(chosen: Mapping[str, nn.Module], config: ICConfig, starts: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -289,28 +312,47 @@ def revert_(model: nn.Module) -> list[str]:
     """Gives the basic network back, in place: every IC unit is torch's layer again, with the same weight and bias.
 
     What the collisions learned is lost, so the function changes unless they were still silent (gain 0).
-    Returns the names of the layers that were reverted. Raises TypeError for a wrapped model, as ``convert_`` does.
+    Returns the names of the layers that were reverted. Parametrisations and pruning of weight and bias stay.
+
+    Raises:
+        TypeError: ``model`` is no module, or a wrapped one, as for ``convert_``; nothing is changed then.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
     refuse_wrapped(model, "revert")
-    names = [name for name, module in model.named_modules() if isinstance(module, IC_LAYERS)]
-    for name in names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, IC_LAYERS)
-        layer.give_back_()
-    unguard_(model)
-    return names
+    units = {name: module for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
+    with Undo() as undo:
+        for module in model.modules():
+            undo.remember(module)
+        for layer in units.values():
+            layer.give_back_()
+        unguard_(model)
+    return list(units)
 
 
 def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Loads the basic network's state dict into an IC network; its new parameters keep their values.
 
     Raises:
-        ValueError: anything but the new parameters is missing, or a key or shape doesn't fit; nothing is loaded then.
+        TypeError: ``state_dict`` isn't a mapping of names to tensors.
+        ValueError: anything but the new parameters is missing, or a key or shape doesn't fit.
+
+    Whatever is raised, nothing is loaded.
     """
-    new = {name for name, _ in ic_parameters(model, remove_duplicate=False)}
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
+    units = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, IC_LAYERS)]
+    new = {f"{name}.{key}" if name else key for name, unit in units for key in unit.vector_keys()}
     own = model.state_dict()
     expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
     problem = mismatch(expected, shapes(state_dict))
     if problem is not None:
         raise ValueError(f"the state dict is not the basic network's: {problem}")
-    model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))
+    for key, value in state_dict.items():
+        if isinstance(own[key], Tensor) and (not isinstance(value, Tensor) or value.is_meta):
+            kind = "a tensor on meta, without values" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise TypeError(f"{key} of the state dict is {kind}; it must be a tensor")
+    before = with_versions({k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()}, own)
+    with Undo() as undo:
+        undo.on_failure(lambda: model.load_state_dict(before))
+        model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))

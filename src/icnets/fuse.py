@@ -1,6 +1,5 @@
 """Shipping a network: ``fuse_`` folds its batch norms and puts its IC units into their deployed form, in place."""
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from icnets.deploy import FUSED_LAYERS, deploy_, fold_, obstacle_to_deploying, w
 from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.layers import IC_LAYERS, ICLayer
 from icnets.messages import few, first_line
+from icnets.undo import Undo
 
 __all__ = ["FuseReport", "fuse_", "random_like"]
 
@@ -54,24 +54,6 @@ class FuseReport:
 
 
 # -- the surgery -----------------------------------------------------------------------------------------------------
-
-
-class _Undo:
-    """Remembers modules as they were, and can put them back."""
-
-    def __init__(self) -> None:
-        self.states: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
-
-    def remember(self, module: nn.Module) -> None:
-        tables = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-        state = {k: copy.copy(v) if k in tables else v for k, v in module.__dict__.items()}
-        self.states.append((module, module.__class__, state))
-
-    def undo(self) -> None:
-        for module, kind, state in reversed(self.states):
-            module.__class__ = kind
-            module.__dict__.clear()
-            module.__dict__.update(state)
 
 
 def _refuse(model: nn.Module) -> None:
@@ -176,7 +158,7 @@ def _plan(model: nn.Module, args: tuple[Any, ...], fold_batch_norm: bool) -> _Pl
     return _Plan(names, units, folds, skipped)
 
 
-def _apply(plan: _Plan, undo: _Undo) -> None:
+def _apply(plan: _Plan, undo: Undo) -> None:
     for layer in dict.fromkeys([*plan.units, *plan.folds]):
         norm = plan.folds.get(layer)
         undo.remember(layer)
@@ -225,7 +207,7 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
         ) from error
     plan = _plan(model, args, fold_batch_norm)
     growth = {plan.names[u]: weight_growth(u) for u in plan.units}
-    undo = _Undo()
+    undo = Undo()
     try:
         _apply(plan, undo)
         differences = [_difference(b, _outputs(model, a)) for b, a in zip(before, (args, random), strict=True)]

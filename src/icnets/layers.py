@@ -340,12 +340,13 @@ def ic_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterator[t
     """Name and Parameter of everything IC added to ``model``: ``*.collision``, ``*.inner_bias``, ``*.gain``.
 
     They are called ``*.ic_collision``, ``*.ic_inner_bias`` and ``*.ic_gain`` where a layer has one of these names for
-    something of its own. A shared unit comes once, under its first name, unless ``remove_duplicate`` is False, as in a
-    state dict.
+    something of its own. Of one that is pruned or parametrised, what is trained in its place comes:
+    ``*.collision_orig``, ``*.parametrizations.collision.original``. A shared unit comes once, under its first name,
+    unless ``remove_duplicate`` is False, as in a state dict.
     """
     for prefix, module in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, IC_LAYERS):
-            for name in module.vector_names:
-                parameter = module._parameters[name]
-                if parameter is not None:
-                    yield f"{prefix}.{name}" if prefix else name, parameter
+            own = dict(module.named_parameters(remove_duplicate=False))
+            for key in module.vector_keys():
+                if key in own:
+                    yield f"{prefix}.{key}" if prefix else key, own[key]

@@ -288,11 +288,7 @@ def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
 
 
 def basic_of(layer: Any) -> type[nn.Module]:
-    """The class that ``layer``, a unit, had as a basic one; TypeError where torch's parametrisation is in the way."""
-    former: type[nn.Module] = layer.basic_type
-    before, now = former.__name__.startswith("Parametrized"), parametrize.is_parametrized(layer)
-    if now and not before:
-        raise TypeError(
-            f"a {former.__name__} was parametrised after its conversion; remove its parametrisations before revert_"
-        )
-    return former.__bases__[0] if before and not now else former
+    """The class that ``layer``, a unit, had as a basic one; parametrised now, a new one with its parametrisations."""
+    former: Any = layer.basic_type
+    basic = former.__bases__[0] if former.__name__.startswith("Parametrized") else former
+    return cast(type[nn.Module], _parametrised(basic, type(layer)) if parametrize.is_parametrized(layer) else basic)
