@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.teacher import Teacher, require_same_shape
+from icnets.logits import (
+    check_logits,
+    check_target,
+    check_values,
+    check_values_of_teacher,
+    cross_entropy,
+    readable,
+    z_score,
+)
+from icnets.teacher import Teacher
 
 __all__ = ["DistillationSchedule", "DistillationTerms", "Teacher", "WeakLogitDistillation"]
 
@@ -32,9 +41,13 @@ ScheduleKind = Literal["hold-cosine", "constant", "linear", "cosine", "early-off
 # Asked once, since older compilers can't trace the question.
 _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d))
 _ROUNDING = 1e-6  # how far the progress may lie outside [0, 1], as step / total computed in float32 does
-_IGNORED_LABEL = -100  # F.cross_entropy's own marker of places without a label
-# Logits flatter than this count as this wide: a zero-initialised head has std 0, and 1 / std would be its gradient.
-_MIN_LOGIT_STD = 1e-2
+
+
+def _as_number(name: str, value: object, allowed: str = "") -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]  # a number, or a tensor of one
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number{allowed}, got {value!r}") from None
 
 
 def _require_number(name: str, value: object, low: float, high: float, allowed: str) -> None:
@@ -93,7 +106,7 @@ class DistillationSchedule:
         Raises:
             ValueError: ``progress`` is NaN or outside [0, 1].
         """
-        t = float(progress)
+        t = _as_number("progress", progress, " in [0, 1]")
         if not -_ROUNDING <= t <= 1.0 + _ROUNDING:
             raise ValueError(f"progress must be in [0, 1] (steps done / steps in total), got {t}")
         t = min(max(t, 0.0), 1.0)
@@ -133,7 +146,8 @@ class WeakLogitDistillation(nn.Module):
     """The loss ``CE + lambda(t) * T^2 * KL(teacher / T || student / T)``, averaged over the batch (ours).
 
     Everything is computed in float32 (float64 for float64 logits), under autocast as well. The gradient flows to the
-    student's logits only.
+    student's logits only. Classes that both networks mask by -inf have no part: the value is that without them. Where
+    the teacher alone masks one, its probability is 0 and so is its term.
 
     Args:
         temperature: T > 0.
@@ -223,7 +237,8 @@ class WeakLogitDistillation(nn.Module):
         Raises:
             ValueError: an accuracy is NaN or infinite.
         """
-        student, teacher = float(student_accuracy), float(teacher_accuracy)
+        student = _as_number("student_accuracy", student_accuracy)
+        teacher = _as_number("teacher_accuracy", teacher_accuracy)
         if not (math.isfinite(student) and math.isfinite(teacher)):
             raise ValueError(f"accuracies must be finite, got {student} (student) and {teacher} (teacher)")
         if self.surpass_patience is None:
@@ -256,18 +271,27 @@ class WeakLogitDistillation(nn.Module):
             Float32 terms; float64 for float64 student logits.
 
         Raises:
-            ValueError, TypeError: shapes, dtypes, devices or labels that don't fit together, both named.
+            ValueError, TypeError: shapes, dtypes, devices or labels that don't fit together, both named; an empty
+                batch; and, on the CPU, where looking costs nothing: labels out of range, a class that the student masks
+                by -inf though the target or the teacher wants it, NaN from the teacher. On a GPU the value tells.
+
+        Example:
+            >>> wld = WeakLogitDistillation()
+            >>> terms = wld.terms(student(x), teacher(x), target, progress=0.1)
+            >>> terms.loss.backward()
         """
         weight = self.weight_at(progress)
-        _check_logits(student_logits, teacher_logits)
-        soft = _check_target(student_logits, target)
+        check_logits(student_logits, teacher_logits)
+        soft = check_target(student_logits, target)
         with _without_autocast(student_logits.device.type):
             dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
             student = student_logits.to(dtype)
             if soft:
                 target = target.to(dtype)
+            if readable(student):
+                check_values(student, target, soft=soft, masks=self.task_loss is None)
             if self.task_loss is None:
-                task = F.cross_entropy(student, target, label_smoothing=0.0 if soft else self.label_smoothing)
+                task = cross_entropy(student, target, 0.0 if soft else self.label_smoothing)
             else:
                 task = self.task_loss(student, target)
             if teacher_logits is None or weight == 0.0:
@@ -277,12 +301,22 @@ class WeakLogitDistillation(nn.Module):
             return DistillationTerms(task + weight * distillation, task, distillation, weight)
 
     def _distillation(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        if readable(teacher):
+            check_values_of_teacher(teacher)
         correct = teacher.argmax(1) == labels if self.correct_only else None
         if self.standardize:
-            student, teacher = _z_score(student), _z_score(teacher)
+            student, teacher = z_score(student), z_score(teacher)
         log_s = F.log_softmax(student / self.temperature, dim=1)
         log_t = F.log_softmax(teacher / self.temperature, dim=1)
-        divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
+        p = log_t.exp()
+        # A class that the teacher leaves out adds nothing, whatever the student says: 0 * inf would be NaN.
+        difference = torch.where(p > 0, log_t - log_s, torch.zeros_like(p))
+        if readable(teacher) and (lost := (difference == math.inf).nonzero()).numel():
+            raise ValueError(
+                f"the student's logits are -inf for class {int(lost[0, 1])}, to which the teacher gives a probability: "
+                "mask it in both, or in the teacher alone"
+            )
+        divergence = (p * difference).sum(1)
         if correct is not None:
             divergence = torch.where(correct, divergence, torch.zeros_like(divergence))
         return self.temperature**2 * divergence.mean()
@@ -304,48 +338,3 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     if device_type in _AUTOCAST_DEVICES:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
-
-
-def _z_score(logits: Tensor) -> Tensor:
-    var, mean = torch.var_mean(logits, dim=1, correction=0, keepdim=True)
-    return (logits - mean) / var.clamp_min(_MIN_LOGIT_STD**2).sqrt()
-
-
-def _check_logits(student: Tensor, teacher: Tensor | None) -> None:
-    if student.ndim < 2 or not student.is_floating_point():
-        raise ValueError(f"student logits must be floating and (N, C, ...), got {student.dtype} {tuple(student.shape)}")
-    if teacher is None:
-        return
-    require_same_shape(student, teacher)
-    if teacher.device != student.device:
-        raise ValueError(
-            f"student logits are on {student.device} and teacher logits on {teacher.device}: move the teacher"
-        )
-
-
-def _check_target(logits: Tensor, target: Tensor) -> bool:
-    """Whether the targets are soft; raises where they don't fit the logits."""
-    shape, classes = tuple(logits.shape), logits.shape[1]
-    if target.device != logits.device:
-        raise ValueError(f"the logits are on {logits.device} and the target on {target.device}: move one")
-    if target.is_floating_point():
-        if target.ndim == logits.ndim and target.shape[1] != classes:
-            raise ValueError(f"the logits have {classes} classes and the soft targets {target.shape[1]}")
-        if tuple(target.shape) != shape:
-            raise ValueError(f"soft targets must have the logits' shape {shape}, got {tuple(target.shape)}")
-        return True
-    if target.dtype != torch.int64:
-        raise TypeError(
-            f"hard labels must be int64 and soft targets floating, got {target.dtype}: use .long() or .float()"
-        )
-    if tuple(target.shape) != (shape[0], *shape[2:]):
-        raise ValueError(f"hard labels for logits {shape} must be {(shape[0], *shape[2:])}, got {tuple(target.shape)}")
-    # Only where reading the labels costs nothing: on a GPU it would wait for the whole queue.
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = target[(target >= classes) | ((target < 0) & (target != _IGNORED_LABEL))]
-        if wrong.numel():
-            raise ValueError(
-                f"target holds the label {int(wrong[0])}, but the logits have {classes} classes: "
-                f"labels run from 0 to {classes - 1}"
-            )
-    return False

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["few", "first_line", "of_configuration", "one_line"]
+__all__ = ["described", "differing", "few", "first_line", "of_configuration", "one_line"]
 
 # Lines of jsonargparse's explanations that say how it looked, not what it found.
 _SCAFFOLD = re.compile(
@@ -45,6 +45,31 @@ def of_configuration() -> Iterator[None]:
 def few(names: Sequence[str], shown: int = 3) -> str:
     """The first names of a list that may be long: "a, b, c and 4 more"."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def described(value: object) -> str:
+    """What a value that should have been a tensor is: "a tuple of 2", "a dict of 3", "int"."""
+    if isinstance(value, tuple | list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def differing(first: Sequence[str], second: Sequence[str], shown: int = 12) -> tuple[str, str]:
+    """Two lists of names so that a reader sees where they differ: whole where short, else around the first difference.
+
+    Returns:
+        Each as "3 (cat, dog, eel)" or, where longer, "1000 (from number 8 on: crane, drake, eel and 990 more)".
+    """
+    shortest = min(len(first), len(second))
+    at = next((i for i in range(shortest) if first[i] != second[i]), shortest)
+    if max(len(first), len(second)) <= shown:
+        return tuple(f"{len(names)} ({', '.join(names)})" for names in (first, second))  # type: ignore[return-value]
+
+    def around(names: Sequence[str]) -> str:
+        rest = few(names[at:]) or "none"
+        return f"{len(names)} (from number {at} on: {rest})" if at else f"{len(names)} ({rest})"
+
+    return around(first), around(second)
 
 
 def _shorter(text: str) -> str:
