@@ -55,19 +55,19 @@ def described(value: object) -> str:
 
 
 def differing(first: Sequence[str], second: Sequence[str], shown: int = 12) -> tuple[str, str]:
-    """Two lists of names so that a reader sees where they differ: whole where short, else around the first difference.
+    """Two lists of classes, whole where they are short, else from where they first differ.
 
     Returns:
-        Each as "3 (cat, dog, eel)" or, where longer, "1000 (from number 8 on: crane, drake, eel and 990 more)".
+        Each as "3 classes (cat, dog, eel)"; where longer, "1000 classes (from 8 on: crane, drake, eel and 990 more)".
     """
     shortest = min(len(first), len(second))
     at = next((i for i in range(shortest) if first[i] != second[i]), shortest)
     if max(len(first), len(second)) <= shown:
-        return tuple(f"{len(names)} ({', '.join(names)})" for names in (first, second))  # type: ignore[return-value]
+        return tuple(f"{len(names)} classes ({', '.join(names)})" for names in (first, second))  # type: ignore[return-value]
 
     def around(names: Sequence[str]) -> str:
         rest = few(names[at:]) or "none"
-        return f"{len(names)} (from number {at} on: {rest})" if at else f"{len(names)} ({rest})"
+        return f"{len(names)} classes ({f'from {at} on: ' if at else ''}{rest})"
 
     return around(first), around(second)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icnets.messages import first_line
+from icnets.messages import described, first_line
 
 __all__ = ["Teacher", "require_independent", "require_same_shape"]
 
@@ -34,10 +34,16 @@ class Teacher(nn.Module):
         std: above 0.
         student_mean: normalisation of the images that arrive.
         student_std: above 0.
+        classes: where the student's classes are among the teacher's, one position each: the logits are taken in that
+            order, ``(N, len(classes), ...)``. None: as they are.
 
     Raises:
         TypeError: ``model`` is no nn.Module, or is a Teacher already.
         ValueError: some but not all of the four are given, their lengths differ, or a value is out of range.
+
+    Example:
+        >>> teacher = Teacher(timm.create_model("resnet50", pretrained=True), classes=[281, 207])  # tabby, retriever
+        >>> logits = teacher(x)  # (N, 2)
     """
 
     def __init__(
@@ -48,11 +54,13 @@ class Teacher(nn.Module):
         std: Normalization | None = None,
         student_mean: Normalization | None = None,
         student_std: Normalization | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module) or isinstance(model, Teacher):
             raise TypeError(f"a teacher is made from an nn.Module that is no Teacher yet, got {type(model).__name__}")
         self._affine = _renormalization(mean, std, student_mean, student_std)
+        self._positions = None if classes is None else _class_positions(classes)
         # Not a submodule, so that nothing that walks the parent finds it.
         object.__setattr__(self, "_hidden_model", model)
         model.requires_grad_(False)
@@ -76,10 +84,10 @@ class Teacher(nn.Module):
             x: input ``(N, C_in, ...)``, normalised for the student.
 
         Returns:
-            What the network returns, ``(N, C, ...)``.
+            What the network returns, ``(N, C, ...)``; of it the ``classes`` that were asked for.
 
         Raises:
-            ValueError: ``x`` has another number of channels than the normalisation.
+            ValueError: ``x`` has another number of channels than the normalisation, or the logits have too few classes.
         """
         model = self.model
         # Someone else may hold the network and call train() on it; a batch norm would then learn from our input.
@@ -87,7 +95,12 @@ class Teacher(nn.Module):
             model.eval()
         with torch.no_grad():  # not inference_mode: autograd refuses its tensors, and the loss is a function of these
             logits: Tensor = model(self.normalize(x))
-        return logits
+        if self._positions is None:
+            return logits
+        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] <= max(self._positions):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else described(logits)
+            raise ValueError(f"classes asks for class {max(self._positions)} of the teacher, which gives {found}")
+        return logits[:, self._chosen]
 
     def normalize(self, x: Tensor) -> Tensor:
         """Input ``(N, C_in, ...)`` normalised for the student, as the teacher wants it; same shape and dtype."""
@@ -154,6 +167,7 @@ class Teacher(nn.Module):
         scale, shift = self._affine if self._affine is not None else ((), ())
         self._scale = torch.tensor(scale, dtype=dtype, device=device)
         self._shift = torch.tensor(shift, dtype=dtype, device=device)
+        self._chosen = torch.tensor(self._positions or (), dtype=torch.int64, device=device)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Nothing of a teacher is in a checkpoint, and what an older one holds is skipped, in strict mode as well."""
@@ -207,6 +221,14 @@ def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:
             f"got {tuple(output.shape)}"
         )
     return output
+
+
+def _class_positions(classes: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(classes, str) or not all(isinstance(c, int) and not isinstance(c, bool) for c in classes):
+        raise TypeError(f"classes must be positions among the teacher's classes, whole numbers, got {classes!r}")
+    if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be different positions from 0, at least one, got {list(classes)[:8]}")
+    return tuple(classes)
 
 
 def _channel_values(name: str, values: Normalization) -> tuple[float, ...]:

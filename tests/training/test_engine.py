@@ -168,4 +168,5 @@ def test_teachers_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **args: create(name, **args))  # no download
     module = ClassificationTask("resnet10t", 1000, 3, teacher="timm:vit_tiny_patch16_224", model_options=TINY)
-    assert module._teacher_normalization == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    notes = module._teacher_network[0].notes  # type: ignore[union-attr]
+    assert (notes.mean, notes.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -351,5 +351,5 @@ def test_a_checkpoint_of_another_network_or_other_classes(tmp_path: Path) -> Non
     class Letters(ImageData):
         class_names = ["a", "b"]  # type: ignore[assignment]
 
-    with pytest.raises(ValueError, match=r"trained on 10 classes \(0, 1, 2 and 7 more\), but the data has 2 \(a, b\)"):
+    with pytest.raises(ValueError, match=r"trained on 10 classes \(0, 1, .*, 9\), but the data has 2 classes \(a, b\)"):
         trainer.validate(task(), Letters(train_size=80, image_size=16), ckpt_path=str(tmp_path / "a.ckpt"))

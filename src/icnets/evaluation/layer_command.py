@@ -51,7 +51,7 @@ def _network(args: Any) -> tuple[nn.Module, ImageNotes]:
         raise ValueError(f"--against is {args.against}, but --layers is of one network; leave it out")
     path = Path(args.name)
     if path.is_file() or path.suffix in (".safetensors", ".ckpt"):
-        from icnets.predict.models import read_model
+        from icnets.training.rebuild import read_model
 
         if args.num_classes is not None or args.options:
             raise ValueError(f"--num-classes and --options go with a network's name, but {args.name} is a checkpoint")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets.image_notes import ImageNotes, notes_of_cfg, read_notes
-from icnets.messages import few
+from icnets.messages import differing
 
 __all__ = ["main"]
 
@@ -111,9 +111,9 @@ def _data(args: argparse.Namespace, network: Any, notes: ImageNotes, example: An
     sizes: dict[str, Any] = {"in_chans": example.shape[1], "image_size": example.shape[2]}
     data = ImageData(args.root, **sizes, **notes.transform)
     if names is not None and names != data.class_names:
+        ours, theirs = differing(data.class_names, names)
         raise ValueError(
-            f"{args.root} has the classes {few(data.class_names)}, {args.model} was trained on {few(names)}; "
-            "give images of the same classes"
+            f"{args.root} has {ours}, {args.model} was trained on {theirs}; give images of the same classes"
         )
     outputs = _outputs(network, example)
     if outputs != data.num_classes:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icnets import checkpoint
-from icnets.image_notes import ImageNotes, notes_of_cfg, read_notes
+from icnets.image_notes import ImageNotes, notes_of_cfg
 from icnets.messages import first_line
+from icnets.training.rebuild import notes_of_file, read_model
 
-__all__ = ["Model", "classes_of", "open_model", "read_model", "require_device"]
+__all__ = ["Model", "classes_of", "open_model", "require_device"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> M
     if device != "cpu":
         raise ValueError(f"--device is {device!r}, but {name} is an artefact, which runs on the CPU; leave it out")
     format, runner, notes = open_artefact(path)
-    return Model(name, lambda x: _one_output(name, runner(x)).float(), _notes(path, notes), fixed=format)
+    return Model(name, lambda x: _one_output(name, runner(x)).float(), notes_of_file(path, notes), fixed=format)
 
 
 def require_device(device: str) -> None:
@@ -68,26 +68,6 @@ def require_device(device: str) -> None:
         raise ValueError(f"--device is {device!r}; it must be cpu or cuda")
     if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
         raise ValueError(f"--device is {device!r}, but torch finds no such CUDA device here; use --device cpu")
-
-
-def read_model(path: Path) -> tuple[nn.Module, ImageNotes]:
-    """The network of a checkpoint of ours, in eval mode on the CPU, and what is known of its images.
-
-    Raises ValueError for a file that is missing, damaged or something else.
-    """
-    if path.suffix == ".ckpt":
-        from icnets.training.rebuild import rebuild
-
-        return rebuild(path)
-    network = checkpoint.load(path)
-    return network, _notes(path, checkpoint.read(path)[2])
-
-
-def _notes(path: Path, strings: dict[str, str]) -> ImageNotes:
-    try:
-        return read_notes(strings)
-    except ValueError as error:
-        raise ValueError(f"{path} can't be used: {error}") from error
 
 
 def _named(name: str, pretrained: bool) -> tuple[nn.Module, ImageNotes]:

@@ -17,7 +17,7 @@ from icnets.evaluation.firing import firing_rates
 from icnets.evaluation.report import Row
 from icnets.evaluation.runs import Job, build
 from icnets.layers import IC_LAYERS
-from icnets.messages import first_line
+from icnets.messages import differing, first_line
 from icnets.report.records import Comparison
 
 __all__ = ["Answers", "Inspection", "Units", "chosen_method", "inspect"]
@@ -87,6 +87,9 @@ def inspect(comparison: Comparison, row: Row) -> Inspection:
     data = make_data(record["arguments"], seed)
     if data.size("test") != record["images"]["test"]:
         raise ValueError(f"the test images were {record['images']['test']} and are {data.size('test')} now")
+    if list(data.class_names) != record["classes"]:
+        then, now = differing(record["classes"], data.class_names)
+        raise ValueError(f"the networks were trained on {then}, and the images are of {now} now")
     jobs = {job.method: job for job in jobs_of(comparison.settings, record["arguments"], seed)}
     batches = list(data.test_dataloader())
     images, target = (torch.cat(parts) for parts in zip(*batches, strict=True))

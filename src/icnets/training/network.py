@@ -2,23 +2,23 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from timm.models import get_pretrained_cfg, is_model, load_state_dict
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from icnets import checkpoint
 from icnets.convert import ICConfig, convert_, load_basic_state_dict
+from icnets.image_notes import read_notes
 from icnets.layers import IC_LAYERS
 from icnets.messages import first_line
 from icnets.timm_models import NETWORKS, create_model
 
-__all__ = ["Normalization", "build_network", "load_teacher", "load_weights"]
-
-Normalization = tuple[tuple[float, ...] | None, tuple[float, ...] | None]  # mean and std per channel, where known
+__all__ = ["build_network", "load_weights"]
 
 _CALIBRATION_BATCHES = 4
 
@@ -80,38 +80,6 @@ def _created(model: str, pretrained: bool, options: Mapping[str, Any], args: Map
         ) from error
 
 
-def load_teacher(
-    source: str, *, num_classes: int, in_chans: int, weights: bool = True
-) -> tuple[nn.Module, Normalization]:
-    """A trained network to teach, and the normalisation that it was trained with, where that is known.
-
-    Args:
-        source: path of a checkpoint of ours, or "timm:NAME" for timm's pretrained network, e.g. timm:resnet50.a2_in1k.
-        num_classes, in_chans: of the student.
-        weights: False: timm's network without its weights, which aren't downloaded then.
-
-    Raises:
-        ValueError: no such checkpoint or network, one without pretrained weights, or other classes or channels.
-    """
-    if not source.startswith("timm:"):
-        return checkpoint.load(source), (None, None)
-    name = source.removeprefix("timm:")
-    cfg = get_pretrained_cfg(name) if is_model(name.split(".")[0]) else None
-    if cfg is None or not cfg.has_weights:
-        raise ValueError(
-            f"teacher is {source!r}, but timm has no pretrained network {name!r}; see timm.list_pretrained()"
-        )
-    if cfg.num_classes != num_classes:
-        raise ValueError(
-            f"the student has {num_classes} classes and the teacher {source} {cfg.num_classes}: "
-            "distillation needs the same classes in the same order"
-        )
-    if cfg.input_size[0] != in_chans:
-        raise ValueError(f"in_chans is {in_chans}, but the teacher {source} was trained with {cfg.input_size[0]}")
-    network = create_model(name, pretrained=weights, ic=None, num_classes=num_classes)
-    return network, (tuple(cfg.mean), tuple(cfg.std))
-
-
 def starting_config(name: str, *, trained: bool) -> ICConfig | None:
     """How a named network is converted where nothing is said: those with ``ic_``, from trained weights by "gain"."""
     if name.split(".")[0] not in NETWORKS:
@@ -140,7 +108,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """Load trained weights into a basic network, in place.
 
     Args:
-        network: the basic network; it becomes an IC network if the checkpoint holds one.
+        network: the basic network; it becomes an IC network if the checkpoint holds one. Where the checkpoint names
+            another number of classes than a network of timm's has, the last layer stays a new one.
         path: what ``icnets.save`` wrote, or a plain state dict of the basic network (.pth, .pt, .safetensors).
 
     Raises:
@@ -148,13 +117,35 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors" and written_by_icnets(path):
-        checkpoint.load(path, network)
+        with _head_of(network, read_notes(strings_of(path)).class_names):
+            checkpoint.load(path, network)
         return
     state = read_state_dict(path)
     try:
         load_basic_state_dict(network, state)
     except ValueError as error:
         raise ValueError(f"{path} doesn't fit the network: {error}") from error
+
+
+@contextmanager
+def _head_of(network: nn.Module, class_names: list[str] | None) -> Iterator[None]:
+    """A network of timm's has a last layer for ``class_names`` within, and a new one for its own classes afterwards."""
+    own, name = (
+        getattr(network, "num_classes", None),
+        (getattr(network, "pretrained_cfg", None) or {}).get("classifier"),
+    )
+    if class_names is None or len(class_names) == own or not isinstance(name, str):
+        yield
+        return
+    head, timms = network.get_submodule(name), cast(Any, network)
+    try:
+        timms.reset_classifier(len(class_names))
+        yield
+        timms.reset_classifier(own)
+    except Exception:
+        network.set_submodule(name, head)
+        timms.num_classes = own
+        raise
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -184,10 +175,14 @@ def holds_ic_network(path: Path) -> bool:
 
 def written_by_icnets(path: Path) -> bool:
     """Whether a safetensors file has our header; False for one too damaged to say."""
+    return "icnets" in strings_of(path)
+
+
+def strings_of(path: Path) -> dict[str, str]:
+    """The strings in a safetensors file's header; none in one too damaged to say."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(min(length, 100_000_000)))
-            return "icnets" in header.get("__metadata__", {})
-        except (ValueError, AttributeError):
-            return False
+            return dict(json.loads(file.read(min(length, 100_000_000))).get("__metadata__", {}))
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            return {}

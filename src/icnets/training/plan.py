@@ -27,8 +27,9 @@ from icnets.messages import one_line
 from icnets.table import human
 from icnets.training import engine
 from icnets.training.data import ImageData
-from icnets.training.network import build_network, load_teacher
+from icnets.training.network import build_network
 from icnets.training.optimization import scaled_lr
+from icnets.training.teachers import class_positions, open_teacher
 
 __all__ = ["Devices", "activation_bytes", "checkpoint_bytes", "free_bytes", "kept_bytes", "plan", "preflight"]
 
@@ -79,6 +80,7 @@ class _Data:
     val: int
     classes: int
     note: str
+    names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _data(options: Any, missing: list[str]) -> _Data:
     data = ImageData(**options)
     try:
         sizes = data.size("train"), data.size("val"), data.num_classes
-        return _Data(*sizes, f"{data.root or 'digits'}")
+        return _Data(*sizes, f"{data.root or 'digits'}", data.class_names)
     except (ValueError, OSError) as error:
         missing.append(f"data: {one_line(error)}")
     return _Data(_IMAGENET["train"], _IMAGENET["val"], _IMAGENET["classes"], "assumed, as ImageNet-1k has them")
@@ -111,26 +113,28 @@ def _network(model: Any, classes: int, in_chans: int) -> nn.Module:
     return build_network(model.model, ic=ic, **options)[0]
 
 
-def _teacher_parameters(model: Any, classes: int, in_chans: int, own: int, missing: list[str]) -> int:
+def _teacher_parameters(model: Any, found: _Data, in_chans: int, own: int, missing: list[str]) -> int:
     if model.teacher is None:
         return 0
-    source = str(model.teacher)
+    options: dict[str, Any] = {"num_classes": found.classes, "in_chans": in_chans, "classes": model.teacher_classes}
     try:
-        network, _ = load_teacher(source, num_classes=classes, in_chans=in_chans, weights=False)
+        teacher = open_teacher(str(model.teacher), weights=False, **options)
+        if found.names is not None:
+            class_positions(teacher, found.names, model.teacher_classes)
     except ValueError as error:
         missing.append(f"teacher: {one_line(error)}")
         return own  # usually the basic form of the same network
-    return sum(p.numel() for p in network.parameters())
+    return sum(p.numel() for p in teacher.network.parameters())
 
 
-def _costs(model: Any, data: Any, classes: int, precision: str, missing: list[str]) -> _Costs:
-    network = _network(model, classes, data.in_chans)
+def _costs(model: Any, data: Any, found: _Data, precision: str, missing: list[str]) -> _Costs:
+    network = _network(model, found.classes, data.in_chans)
     sample = torch.zeros(3, data.in_chans, data.image_size, data.image_size)
     parameters, macs = count_parameters(network), count_macs(network, sample[:1])
     fixed, per_image = activation_bytes(network, sample, precision=precision, recomputed=model.activation_checkpointing)
     buffers = sum(b.numel() * b.element_size() for b in network.buffers())
     basic = parameters.total - parameters.ic
-    teacher = _teacher_parameters(model, classes, data.in_chans, basic, missing)
+    teacher = _teacher_parameters(model, found, data.in_chans, basic, missing)
     return _Costs(parameters.total, parameters.ic, macs.total, buffers, fixed, per_image, teacher)
 
 
@@ -279,7 +283,7 @@ def plan(chosen: Any, folder: Path) -> str:
     devices, found = Devices.of(chosen.trainer), _data(chosen.data, missing)
     lines = _lines_of_the_run(chosen, devices, found)
     if isinstance(chosen.model.model, str):
-        costs = _costs(chosen.model, ImageData(**chosen.data), found.classes, devices.precision, missing)
+        costs = _costs(chosen.model, ImageData(**chosen.data), found, devices.precision, missing)
         lines += _lines_of_the_network(chosen, devices, costs, folder)
     else:
         lines.append(("network", f"{chosen.model.model.class_path}: its size is known when it is built"))

@@ -1,23 +1,59 @@
-"""The network of a checkpoint of ``icnets fit`` (.ckpt), by its run's configuration, without the images of the run."""
+"""The network of a checkpoint and what the file says of its images.
+
+One of ``icnets fit`` (.ckpt) is read by its run's configuration, without the images of the run.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
+from icnets import checkpoint
 from icnets.convert import ICConfig
-from icnets.image_notes import ImageNotes
+from icnets.image_notes import ImageNotes, read_notes
 from icnets.state_dicts import mismatch, shapes
 from icnets.training.checkpoints import read_checkpoint
 from icnets.training.data import ImageData
-from icnets.training.network import build_network, holds_ic_network, starting_config
+from icnets.training.network import build_network, holds_ic_network, starting_config, strings_of
 
-__all__ = ["rebuild"]
+__all__ = ["notes_of_file", "notes_of_start", "read_model", "rebuild"]
 
 _PREFIX = "network."
+
+
+def read_model(path: Path) -> tuple[nn.Module, ImageNotes]:
+    """The network of a checkpoint of ours, in eval mode on the CPU, and what is known of its images.
+
+    Raises:
+        ValueError: a file that is missing, damaged or something else.
+    """
+    if path.suffix == ".ckpt":
+        return rebuild(path)
+    network = checkpoint.load(path)
+    return network, notes_of_file(path, strings_of(path))
+
+
+def notes_of_file(path: Path, strings: Mapping[str, str]) -> ImageNotes:
+    """What the strings of a file say of its images; ValueError names the file that holds nonsense."""
+    try:
+        return read_notes(strings)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be used: {error}") from error
+
+
+def notes_of_start(path: Path) -> ImageNotes:
+    """What a file of weights says of images and classes; nothing, where it isn't ours."""
+    if path.suffix == ".safetensors":
+        return notes_of_file(path, strings_of(path))
+    if path.suffix != ".ckpt":
+        return ImageNotes()
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    notes = content.get("icnets") if isinstance(content, dict) else None
+    return ImageNotes(class_names=notes.get("class_names") if isinstance(notes, dict) else None)
 
 
 def rebuild(path: Path) -> tuple[nn.Module, ImageNotes]:

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from icnets.convert import ICConfig
 from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
-from icnets.messages import few, first_line
+from icnets.messages import differing, first_line
 from icnets.state_dicts import mismatch, shapes
 from icnets.teacher import require_independent
 from icnets.training import engine
@@ -22,7 +22,7 @@ from icnets.training.checkpoints import LastCheckpoints
 from icnets.training.epoch_means import EpochMeans
 from icnets.training.images import IGNORED, seed_all
 from icnets.training.loss_watch import LossWatch, explain
-from icnets.training.network import Normalization, build_network, calibrate, calibration_batches, load_teacher
+from icnets.training.network import build_network, calibrate, calibration_batches
 from icnets.training.optimization import (
     LossName,
     Optimization,
@@ -33,6 +33,7 @@ from icnets.training.optimization import (
     task_loss,
 )
 from icnets.training.protocol import average_crops, best_label
+from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher
 
 __all__ = ["ClassificationTask", "Prediction"]
 
@@ -61,9 +62,10 @@ class ClassificationTask(L.LightningModule):
             network takes them over ("gain" unless ic says otherwise).
         teacher: checkpoint of the trained basic network (or the network itself) for weak logit distillation, or
             timm:NAME for timm's pretrained network of that name; without it there is none.
-        teacher_mean: normalisation that the teacher was trained with, where it differs from the student's; for
-            timm:NAME it is known.
+        teacher_mean: normalisation that the teacher was trained with; left out, what its file notes, or timm.
         teacher_std: likewise; both or neither.
+        teacher_classes: same: the teacher's file must name the data's classes in the same order; by-name: its logits
+            are taken by the names of the data's classes, of which it may know more; by-index: as they are.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
         optimizer: sgd (Nesterov momentum), adamw or lamb (timm's, arXiv 1904.00962).
         lr: the largest learning rate.
@@ -101,6 +103,7 @@ class ClassificationTask(L.LightningModule):
         teacher: Path | nn.Module | None = None,
         teacher_mean: tuple[float, ...] | None = None,
         teacher_std: tuple[float, ...] | None = None,
+        teacher_classes: TeacherClasses = "same",
         distillation: WeakLogitDistillation | None = None,
         optimizer: OptimizerName = "sgd",
         lr: float = 0.1,
@@ -137,12 +140,12 @@ class ClassificationTask(L.LightningModule):
             init_from=init_from,
             options=model_options,
         )
-        normalization: Normalization = (teacher_mean, teacher_std)
+        taught: Any = teacher
         if isinstance(teacher, str | Path):
-            teacher, known = load_teacher(str(teacher), num_classes=num_classes, in_chans=in_chans)
-            normalization = known if normalization == (None, None) else normalization
-        self._teacher_normalization = normalization
-        self._teacher_network = (teacher,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
+            taught = open_teacher(str(teacher), num_classes=num_classes, in_chans=in_chans, classes=teacher_classes)
+        self._init_from = init_from
+        self._teacher_options: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
+        self._teacher_network = (taught,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
         self._checked = False
@@ -174,14 +177,19 @@ class ClassificationTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Calibrates an IC network that waits for data, and makes the teacher ready."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.trainer.ckpt_path is None:
+            compare_start(self._init_from, data, trains=stage == "fit")
+        taught = self._teacher_network[0]
+        if stage == "fit" and self.teacher is None and taught is not None:
+            given = isinstance(taught, Teacher)
+            self.teacher = taught if given else make_teacher(taught, data, **self._teacher_options)
         if self._waiting is not None:
             fresh = stage == "fit" and self.trainer.ckpt_path is None
             calibrate(self.network, self._waiting, self._calibration_batches() if fresh else None)
             self._waiting = None
             self.network.train()
-        network = self._teacher_network[0]
-        if stage == "fit" and self.teacher is None and network is not None:
-            self.teacher = self._make_teacher(network)
+        if self.teacher is not None:
             require_independent(self.teacher.model, self.network)  # while it can be seen: sharding copies
 
     def _calibration_batches(self) -> Iterator[Tensor]:
@@ -189,16 +197,6 @@ class ClassificationTask(L.LightningModule):
         if data is None:
             raise ValueError('warm_start is "calibrate", which needs a data module; convert the network yourself first')
         return calibration_batches(data)
-
-    def _make_teacher(self, network: nn.Module) -> Teacher:
-        if isinstance(network, Teacher):
-            return network
-        mean, std = self._teacher_normalization
-        if mean is None and std is None:
-            return Teacher(network)
-        data = getattr(self.trainer, "datamodule", None)
-        student = {f"student_{name}": getattr(data, name, None) for name in ("mean", "std")}
-        return Teacher(network, mean=mean, std=std, **student)
 
     def configure_model(self) -> None:
         """Once, in place: recomputed activations, memory format, sharding over the strategy's mesh, compilation."""
@@ -368,10 +366,8 @@ class ClassificationTask(L.LightningModule):
         self.means.resume(notes.get("means") or {}, self.global_rank)
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         if trained and names and list(names) != list(trained):
-            raise ValueError(
-                f"the checkpoint was trained on {len(trained)} classes ({few(trained)}), "
-                f"but the data has {len(names)} ({few(names)})"
-            )
+            known, found = differing(trained, names)
+            raise ValueError(f"the checkpoint was trained on {known}, but the data has {found}")
         if "state_dict" not in checkpoint:  # the strategy has loaded it already
             return
         problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))

@@ -1,0 +1,239 @@
+"""A network that teaches: where it comes from, and what its file says of classes and images beside the data's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_only
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+from timm.models import get_pretrained_cfg, is_model
+from torch import nn
+
+from icnets.image_notes import ImageNotes, notes_of_cfg
+from icnets.messages import differing, few
+from icnets.teacher import Normalization, Teacher
+from icnets.timm_models import create_model
+from icnets.training.rebuild import notes_of_start, read_model
+
+__all__ = ["TeacherClasses", "TrainedNetwork", "class_positions", "compare_start", "make_teacher", "open_teacher"]
+
+TeacherClasses = Literal["same", "by-name", "by-index"]
+
+_logger = logging.getLogger(__name__)
+_NORMALIZATION = ("mean", "std")
+_VIEW = ("image_size", "crop_pct", "interpolation")
+_ORDER = "distillation needs the same classes in the same order"
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network and what its source says of it.
+
+    ``class_names``: what its classes may be called, in the order of its outputs; ImageNet's have several sets of names.
+    """
+
+    name: str
+    network: nn.Module
+    notes: ImageNotes
+    class_names: tuple[list[str], ...] = ()
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    _logger.warning("%s", line)
+
+
+def open_teacher(
+    source: str, *, num_classes: int, in_chans: int, classes: TeacherClasses = "same", weights: bool = True
+) -> TrainedNetwork:
+    """A trained network to teach, and what is known of its classes and images.
+
+    Args:
+        source: path of a checkpoint of ours (.safetensors, .ckpt), a folder of ``save_pretrained``, or "timm:NAME" for
+            timm's pretrained network, e.g. timm:resnet50.a2_in1k.
+        num_classes, in_chans: of the student.
+        classes: "by-name" lets the teacher have other classes beside the student's.
+        weights: False: timm's network without its weights, which aren't downloaded then.
+
+    Raises:
+        ValueError: no such checkpoint or network, one without pretrained weights, or other classes or channels.
+    """
+    if source.startswith("timm:"):
+        return _of_timm(source, num_classes, in_chans, classes, weights)
+    found = _of_file(source)
+    _require_channels(source, found.notes.in_chans, in_chans)
+    return found
+
+
+def _require_channels(source: str, noted: int | None, in_chans: int) -> None:
+    if noted not in (None, in_chans):
+        raise ValueError(
+            f"in_chans is {in_chans}, but the teacher {source} was trained with {noted}: "
+            f"give --data.in_chans {noted}, or another teacher"
+        )
+
+
+def _of_file(source: str) -> TrainedNetwork:
+    from icnets.export.engines import SUFFIXES
+
+    path = Path(source)
+    if path.suffix in SUFFIXES and path.is_file():
+        raise ValueError(
+            f"the teacher {source} is an artefact of icnets export; give the checkpoint that it was made of"
+        )
+    if (path / "model.safetensors").is_file():
+        path = path / "model.safetensors"
+    if not path.exists() and is_model(source.split(".")[0]):
+        raise ValueError(f"there is no checkpoint {source}; timm's pretrained network is called timm:{source}")
+    network, notes = read_model(path)
+    return TrainedNetwork(source, network, notes, () if notes.class_names is None else (notes.class_names,))
+
+
+def _of_timm(source: str, num_classes: int, in_chans: int, classes: TeacherClasses, weights: bool) -> TrainedNetwork:
+    name = source.removeprefix("timm:")
+    cfg = get_pretrained_cfg(name) if is_model(name.split(".")[0]) else None
+    if cfg is None or not cfg.has_weights:
+        raise ValueError(
+            f"teacher is {source!r}, but timm has no pretrained network {name!r}; see timm.list_pretrained()"
+        )
+    if cfg.num_classes != num_classes and classes != "by-name":
+        raise ValueError(
+            f"the student has {num_classes} classes and the teacher {source} {cfg.num_classes}: {_ORDER}; "
+            "--model.teacher_classes by-name takes those of the data's names"
+        )
+    _require_channels(source, cfg.input_size[0], in_chans)
+    network = create_model(name, pretrained=weights, ic=None, num_classes=cfg.num_classes)
+    subset = infer_imagenet_subset(cfg.to_dict())
+    names: tuple[list[str], ...] = ()
+    if subset and (info := ImageNetInfo(subset)).num_classes() == cfg.num_classes:
+        numbers = range(cfg.num_classes)
+        names = (info.label_names(), [info.index_to_description(i) for i in numbers], [str(i) for i in numbers])
+    return TrainedNetwork(source, network, notes_of_cfg(cfg.to_dict()), names)
+
+
+def class_positions(
+    teacher: TrainedNetwork, class_names: Sequence[str] | None, classes: TeacherClasses
+) -> list[int] | None:
+    """Where among the teacher's classes the data's are; None: they are the same in the same order.
+
+    Args:
+        teacher: what it says of its classes.
+        class_names: the data's; None where it has no names.
+        classes: "same" demands the same names in the same order, "by-name" finds them, "by-index" doesn't ask.
+
+    Raises:
+        ValueError: classes that differ, with both lists, and what to do.
+    """
+    if classes == "by-index":
+        return None
+    if not teacher.class_names or class_names is None:
+        who = f"the teacher {teacher.name}" if class_names is not None else "the data"
+        if classes == "by-name":
+            raise ValueError(f"teacher_classes is by-name, but {who} doesn't name its classes; leave it out")
+        _say(f"{who} doesn't name its classes: the teacher's are taken in the order of the data's")
+        return None
+    ours = list(class_names)
+    names = max(teacher.class_names, key=lambda known: len(set(known) & set(ours)))
+    if names == ours:
+        return None
+    if classes == "same":
+        raise ValueError(_disagreement(teacher.name, names, ours))
+    position = {name: i for i, name in enumerate(names)}
+    if lost := [name for name in ours if names.count(name) != 1]:
+        what = "lacks" if lost[0] not in position else "has several times"
+        raise ValueError(f"the teacher {teacher.name} {what} {len(lost)} of the data's classes: {few(lost, 8)}")
+    return [position[name] for name in ours]
+
+
+def _disagreement(name: str, theirs: list[str], ours: list[str]) -> str:
+    first, second = differing(theirs, ours)
+    remedy = ""
+    if set(ours) <= set(theirs):
+        remedy = "; --model.teacher_classes by-name takes its logits by their names"
+    elif len(ours) == len(theirs):
+        remedy = "; if only their names differ, give --model.teacher_classes by-index"
+    counts = "" if len(ours) == len(theirs) else f"the student has {len(ours)} classes and the teacher {len(theirs)}: "
+    return f"{counts}the teacher {name} knows {first}, the data has {second}; {_ORDER}{remedy}"
+
+
+def make_teacher(
+    teacher: nn.Module | TrainedNetwork,
+    data: Any,
+    *,
+    mean: Normalization | None = None,
+    std: Normalization | None = None,
+    classes: TeacherClasses = "same",
+) -> Teacher:
+    """The teacher of a training on ``data``: its logits in the order of the data's classes, its own normalisation.
+
+    Args:
+        teacher: a network, taken as it is; or one with what its source says.
+        data: a data module, or None. What it doesn't know (``class_names``, ``mean``, ``std``) isn't compared.
+        mean, std: the teacher's normalisation, where its source is to be overruled.
+        classes: see :func:`class_positions`.
+
+    Raises:
+        ValueError: other classes, or half a normalisation.
+    """
+    if not isinstance(teacher, nn.Module):
+        positions = class_positions(teacher, getattr(data, "class_names", None), classes)
+        if other := _other(teacher.notes, data, _VIEW):
+            _say(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
+        return _normalized(teacher, data, mean, std, positions)
+    if classes == "by-name":
+        raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
+    return _normalized(TrainedNetwork(type(teacher).__name__, teacher, ImageNotes()), data, mean, std, None)
+
+
+def _normalized(
+    teacher: TrainedNetwork,
+    data: Any,
+    mean: Normalization | None,
+    std: Normalization | None,
+    positions: list[int] | None,
+) -> Teacher:
+    ours = {f"student_{name}": getattr(data, name, None) for name in _NORMALIZATION}
+    if mean is None and std is None:
+        mean, std = teacher.notes.mean, teacher.notes.std
+        if (mean is None) != (std is None):
+            raise ValueError(
+                f"the teacher {teacher.name} notes a mean or a std alone; give teacher_mean and teacher_std"
+            )
+        if mean is not None and None in ours.values():
+            _say(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
+            mean = std = None
+    given = {} if mean is None and std is None else {"mean": mean, "std": std, **ours}
+    return Teacher(teacher.network, classes=positions, **given)
+
+
+def _other(notes: ImageNotes, data: Any, keys: Sequence[str]) -> str:
+    """What is noted of images otherwise than the data has it: "image_size 224 (here 64)"."""
+    pairs = [(key, getattr(notes, key), getattr(data, key, None)) for key in keys]
+    return ", ".join(f"{key} {a} (here {b})" for key, a, b in pairs if None not in (a, b) and a != b)
+
+
+def compare_start(path: Path | None, data: Any, *, trains: bool) -> None:
+    """What weights to begin with, or to evaluate, say of classes and images beside the data's: a line where it differs.
+
+    Args:
+        path: a checkpoint, or any file of weights, most of which say nothing.
+        data: the data module, or None.
+        trains: whether the weights are a start only.
+
+    Raises:
+        ValueError: they are to be evaluated on other classes, or in another order.
+    """
+    notes = ImageNotes() if path is None or data is None else notes_of_start(path)
+    theirs, ours = notes.class_names, getattr(data, "class_names", None)
+    if theirs is not None and ours is not None and theirs != list(ours):
+        first, second = differing(theirs, ours)
+        if not trains:
+            raise ValueError(f"{path} was trained on {first}, the data has {second}; give images of the same classes")
+        what = "what the last layer knows is of other classes" if len(theirs) == len(ours) else "the last layer is new"
+        _say(f"{path} was trained on {first}, the data has {second}: {what}")
+    if other := _other(notes, data, _NORMALIZATION if trains else (*_NORMALIZATION, *_VIEW)):
+        _say(f"{path} was trained with {other}; give --data... as it was, if that isn't meant")
