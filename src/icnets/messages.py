@@ -1,10 +1,14 @@
 """What went wrong, in one line: messages without their decoration, lists without their length."""
 
+import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["described", "differing", "few", "first_line", "of_configuration", "one_line"]
+__all__ = ["described", "differing", "few", "first_line", "of_configuration", "one_line", "tell"]
+
+_logger = logging.getLogger(__name__)
 
 # Lines of jsonargparse's explanations that say how it looked, not what it found.
 _SCAFFOLD = re.compile(
@@ -45,6 +49,12 @@ def of_configuration() -> Iterator[None]:
 def few(names: Sequence[str], shown: int = 3) -> str:
     """The first names of a list that may be long: "a, b, c and 4 more"."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def tell(line: str) -> None:
+    """Log a line that the user should read, in the first of a training's processes only."""
+    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        _logger.warning("%s", line)
 
 
 def described(value: object) -> str:

@@ -1,18 +1,22 @@
 """One file, or one member of a shard, decoded as training would. Runs in processes of its own: imports little."""
 
 import hashlib
-import warnings
+import os
+import stat
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import PurePosixPath
 
 from PIL import Image
 
+from icnets.training.image_files import read_header, slenderness, without_warnings
+
 __all__ = ["Inspection", "Item", "inspect"]
 
 # What training makes of these is what the eye sees.
 _PLAIN_MODES = ("RGB", "L")
 _SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second picture for the camera's own use
+_MOST_BYTES = 1 << 30  # of a file; no image that Pillow decodes has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,14 @@ class Inspection:
 
 def inspect(item: Item, min_size: int = 0) -> Inspection:
     """Decode ``item`` fully. ``min_size``: the side in pixels below which an image is reported as small."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on metadata; what counts is looked at here
+    with without_warnings():
         try:
+            if not stat.S_ISREG(os.stat(item.path).st_mode):  # a pipe would be waited for
+                return Inspection([("unreadable", "no file")])
             if not item.listed:
                 return Inspection(_unlisted(item))
+            if (size := os.path.getsize(item.path) if item.size < 0 else item.size) > _MOST_BYTES:
+                return Inspection([("unreadable", f"{size:,} bytes, more than {_MOST_BYTES:,}")])
             content = item.read()
         except OSError as error:
             return Inspection([("unreadable", error.strerror or str(error))])
@@ -85,11 +92,15 @@ def _unlisted(item: Item) -> list[tuple[str, str]]:
 def _decode(content: bytes, extension: str, min_size: int) -> list[tuple[str, str]]:
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
-        with Image.open(BytesIO(content)) as image:
+        with read_header(BytesIO(content)) as image:
             found = _looks(image, extension, min_size)
+            if (problem := slenderness(image)) is not None:
+                return [*found, ("unreadable", problem)]
             if image.width * image.height > limit:
                 return [*found, ("huge", f"{image.width}x{image.height}")]
             image.load()
+            if image.mode not in _PLAIN_MODES:
+                image.convert("RGB")  # which not every mode can
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Image.DecompressionBombError as error:
         return [("bomb", _line(error).partition(",")[0])]
@@ -104,6 +115,7 @@ def _looks(image: Image.Image, extension: str, min_size: int) -> list[tuple[str,
     """What the header alone tells."""
     found = []
     wanted = Image.registered_extensions().get(extension)
+    wanted = _SAME_FORMAT.get(wanted or "", wanted)
     is_format = _SAME_FORMAT.get(image.format or "", image.format)
     if wanted is not None and wanted != is_format:
         found.append(("wrong-extension", f"{image.format} by content"))
@@ -114,7 +126,7 @@ def _looks(image: Image.Image, extension: str, min_size: int) -> list[tuple[str,
     elif image.mode.startswith(("I", "F")):
         found.append(("16-bit", f"mode {image.mode}"))
     elif image.mode not in _PLAIN_MODES or "transparency" in image.info:
-        transparent = "A" in image.mode or "transparency" in image.info
+        transparent = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
         found.append(("mode", f"mode {image.mode}{', with transparency' if transparent else ''}"))
     return found
 

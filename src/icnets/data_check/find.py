@@ -7,7 +7,8 @@ from pathlib import Path
 from icnets.data_check.decode import Item
 from icnets.data_check.problems import Problem, printable
 from icnets.data_check.shards import Shard
-from icnets.training.folders import class_names, images_below, split_folders
+from icnets.training.folders import class_names, split_folders
+from icnets.training.image_files import images_below
 
 __all__ = ["Found", "find"]
 

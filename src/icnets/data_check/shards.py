@@ -1,6 +1,6 @@
 """A tar shard in the WebDataset layout, read member by member; nothing is unpacked.
 
-A sample is a run of neighbours ``KEY.jpg`` (or jpeg, png, webp) and ``KEY.cls``, the class index as text, or
+A sample is a run of neighbours ``KEY.jpg`` (or another image) and ``KEY.cls``, the class index as text, or
 ``KEY.json`` with {"label": index}. Other members of a key are left alone.
 """
 
@@ -12,12 +12,11 @@ from pathlib import Path
 
 from icnets.data_check.decode import Item
 from icnets.data_check.problems import Problem, printable
-from icnets.training.shards import IMAGE_SUFFIXES, class_index, leads_out, require_end, split_key
+from icnets.training.shards import LONGEST_LABEL, class_index, is_image, leads_out, meant, require_end, split_key
 
 __all__ = ["Shard", "ShardContent", "read_shard"]
 
 _LABELS = ("cls", "json")
-_LONGEST_LABEL = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def _is_safe(shard: Shard, member: tarfile.TarInfo, problems: list[Problem]) -> 
 
 def _label_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """The content of a member that holds a class; nothing for the others."""
-    if split_key(member.name)[1] not in _LABELS or member.size > _LONGEST_LABEL:
+    if split_key(member.name)[1] not in _LABELS or member.size > LONGEST_LABEL:
         return b""
     file = tar.extractfile(member)
     return b"" if file is None else file.read()
@@ -88,8 +87,9 @@ def _read_sample(
 
     key = split_key(group[0][0].name)[0]
     by_extension = [(split_key(member.name)[1], member, data) for member, data in group]
-    images = [member for extension, member, _ in by_extension if extension in IMAGE_SUFFIXES]
-    labels = [entry for wanted in _LABELS for entry in by_extension if entry[0] == wanted]
+    wanted = meant([extension for extension, _, _ in by_extension if is_image(extension)])
+    images = [member for extension, member, _ in by_extension if extension in wanted]
+    labels = [entry for kind in _LABELS for entry in by_extension if entry[0] == kind]
     label = None
     if labels:
         try:

@@ -1,6 +1,5 @@
 """Files in, predictions out, in order: what can't be read is a prediction too, with the reason."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from icnets.predict.models import Model
 from icnets.training.data import ImageData
+from icnets.training.image_files import reason
 from icnets.training.images import ImageFiles, as_is
 
 __all__ = ["Batch", "Prediction", "predictions"]
@@ -54,27 +54,10 @@ class _Files(Dataset[_Read]):
         errors: dict[int, str] = {}
         for index in indices:
             try:
-                images.append(self._read(index))
+                images.append(self.files.evaluated(index))
             except Exception as error:  # decoders raise whatever they stumble over
-                errors[index] = _reason(error)
+                errors[index] = reason(error)
         return _Read(indices, torch.stack(images) if images else torch.empty(0), errors)
-
-    def _read(self, index: int) -> Tensor:
-        path = self.paths[index]
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, on metadata
-            return self.files.evaluated(index)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "cannot identify image file" in text:
-        return "it is no image by its content"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def predictions(

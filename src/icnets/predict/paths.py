@@ -4,12 +4,13 @@ import csv
 import glob
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm.data.readers import get_img_extensions
-
-from icnets.training.folders import find_images, images_below
+from icnets.messages import tell
+from icnets.training.folders import find_images
+from icnets.training.image_files import LINK, LeftOut, chosen, images_below, left_out_line
 
 __all__ = ["LISTS", "find_paths", "shown", "written"]
 
@@ -48,16 +49,33 @@ def find_paths(given: Sequence[str]) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    extensions = get_img_extensions(as_set=True)
     found: list[Path] = []
-    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        if path.is_dir():
-            found += images_below(path)
-        elif path.is_file() and path.suffix.lower() in extensions:
-            found.append(path)
+    left_out: LeftOut = {}
+    for path in _found(pattern):
+        if path.is_dir() and path.is_symlink() and "**" in pattern:
+            left_out[path] = LINK
+        else:
+            found += images_below(path, left_out) if path.is_dir() else chosen([path], left_out)
     if not found:
         raise ValueError(f"the pattern {shown(pattern)} finds no images; check it, and quote it against the shell")
+    if left_out:
+        tell(f"{shown(pattern)}: {left_out_line(left_out)}")
     return list(dict.fromkeys(found))  # ** finds folders, and what is in them too
+
+
+def _found(pattern: str) -> list[Path]:
+    """As by glob.glob, sorted, but that links to folders aren't followed, which may lead in circles."""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    rest = [part if part == "**" else re.sub(r"\*\*+", "*", part) for part in parts[first:]]
+    base = Path(*parts[:first])
+    hidden = any(part.startswith(".") for part in rest)
+    found = (p for p in base.glob("/".join(rest)) if hidden or not _is_hidden(p.relative_to(base)))
+    return sorted(found, key=str)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _listed(path: Path) -> list[Path]:

@@ -1,14 +1,22 @@
 """Folders whose subfolders are the classes: finding their images, checking them, drawing splits."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from timm.data.readers import get_img_extensions
 
-from icnets.messages import few
+from icnets.messages import few, tell
+from icnets.training.image_files import (
+    LeftOut,
+    image_extensions,
+    images_below,
+    left_out_line,
+    open_image,
+    reason,
+    without_warnings,
+)
 
 __all__ = [
     "Listing",
@@ -32,6 +40,7 @@ class Listing:
     paths: list[Path]
     targets: list[int]
     class_names: list[str]
+    left_out: LeftOut = field(default_factory=dict)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -43,40 +52,69 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The subfolders of a folder, sorted; those whose names begin with a dot don't count."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The files that training reads, in any subfolders, sorted: by their extension, without a look inside."""
-    extensions = get_img_extensions(as_set=True)
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in extensions and not p.name.startswith("."))
-    return sorted(p for p in found if p.is_file())
+    """The subfolders of a folder, sorted; hidden ones, whose names begin with a dot, and macOS's own don't count."""
+    return sorted(
+        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"
+    )
 
 
 def find_images(folder: Path, *, classes: bool = True) -> Listing:
     """List a folder whose subfolders are the classes; with ``classes=False``, any folder of images, all of class 0.
 
+    One line tells which files were left out.
+
     Raises:
-        ValueError: the folder is missing, has no class folders, or one of these holds no image.
+        ValueError: the folder is missing or can't be opened, has no class folders, or one of these holds no image or
+            has a name that is no UTF-8.
     """
+    left_out: LeftOut = {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
     if not classes:
-        paths = images_below(folder)
+        paths = images_below(folder, left_out)
         if not paths:
-            raise ValueError(f"{folder} holds no images ({', '.join(sorted(get_img_extensions()))})")
-        return Listing(paths, [0] * len(paths), [])
-    names = class_names(folder)
+            raise ValueError(f"{folder} holds no images ({_known()}){_but(left_out)}")
+        _tell(folder, left_out)
+        return Listing(paths, [0] * len(paths), [], left_out)
+    try:
+        names = class_names(folder)
+    except OSError as error:
+        raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
+    if strange := [ascii(name) for name in names if not _is_text(name)]:
+        raise ValueError(
+            f"the names of {len(strange)} class folders of {folder} are no UTF-8: {few(strange)}; rename them"
+        )
     if len(names) < 2:
         found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
         raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
-    per_class = [images_below(folder / name) for name in names]
+    per_class = [images_below(folder / name, left_out) for name in names]
     empty = [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]
     if empty:
-        raise ValueError(f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}")
+        raise ValueError(
+            f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}{_but(left_out)}"
+        )
+    _tell(folder, left_out)
     targets = [i for i, paths in enumerate(per_class) for _ in paths]
-    return Listing([p for paths in per_class for p in paths], targets, names)
+    return Listing([p for paths in per_class for p in paths], targets, names, left_out)
+
+
+def _is_text(name: str) -> bool:
+    return os.fsencode(name).decode("utf-8", "replace") == name
+
+
+def _known() -> str:
+    return (
+        ", ".join(sorted({*image_extensions()} & {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"})) + ", ..."
+    )
+
+
+def _but(left_out: LeftOut) -> str:
+    return f"; {left_out_line(left_out)}" if left_out else ""
+
+
+def _tell(folder: Path, left_out: LeftOut) -> None:
+    if left_out:
+        tell(f"{folder}: {left_out_line(left_out)}")
 
 
 def require_readable(paths: Sequence[Path]) -> None:
@@ -86,12 +124,13 @@ def require_readable(paths: Sequence[Path]) -> None:
         ValueError: with the number and the first few of those that can't be opened.
     """
     broken = []
-    for path in paths:
-        try:
-            with Image.open(path):
-                pass
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
-            broken.append(repr(str(path)))
+    with without_warnings():
+        for path in paths:
+            try:
+                open_image(path).close()
+            except Exception as error:  # decoders raise whatever they stumble over
+                why = reason(error)
+                broken.append(repr(str(path)) + ("" if "it is no image" in why else f" ({why})"))
     if broken:
         raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {few(broken)}; repair or remove them")
 

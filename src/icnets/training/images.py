@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from icnets.messages import few
+from icnets.training.image_files import open_image, reason, without_warnings
 from icnets.training.order import PADDING, Key, key_parts
 from icnets.training.sources import Source
 
@@ -205,19 +206,19 @@ class Unreadable:
 
     def add(self, index: int, error: Exception) -> None:
         """Logs the first time that an image is found; raises ValueError where that is one too many."""
-        new = not self._found[index]
+        new, why = not self._found[index], reason(error)
         self._found[index] = 1
         if int(self._found.sum()) > self.limit:
             found = self.indices
-            reason = f"can't read the image {self.source.name(index)}: {error}"
             if self.limit == 0:
-                raise ValueError(f"{reason}; repair or remove it, or allow some by data.max_unreadable") from error
+                text = f"can't read the image {self.source.name(index)}: {why}"
+                raise ValueError(f"{text}; repair or remove it, or allow some by data.max_unreadable") from error
             raise ValueError(
                 f"{len(found)} images can't be read, and data.max_unreadable is {self.limit}: "
                 f"{few([self.source.name(i) for i in found])}; icnets data check lists them all"
             ) from error
         if new:
-            _logger.warning("can't read the image %s: %s; it is skipped", self.source.name(index), error)
+            _logger.warning("can't read the image %s: %s; it is skipped", self.source.name(index), why)
 
 
 class Normalization:
@@ -276,14 +277,14 @@ class ImageFiles(_Images):
         return self.source.name(index)
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
-        with _apart():  # once for all of them: it takes longer than the seeding
+        with _apart(), without_warnings():  # once for all of them: it takes longer than the seeding
             pairs = [self._read(epoch, index, copy) for index, copy in zip(indices, copies, strict=True)]
         # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
         return default_collate([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
 
     def evaluated(self, index: int) -> Tensor:
         """One image (in_chans, H, W) as evaluation sees it; raises whatever its decoder does if it can't be read."""
-        with _apart():
+        with _apart(), without_warnings():
             return self._transformed(self._decode(index), 0, index, 0)
 
     def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
@@ -292,7 +293,7 @@ class ImageFiles(_Images):
             try:
                 image = self._decode(index)
                 break
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            except Exception as error:  # decoders raise whatever they stumble over
                 self.unreadable.add(index, error)
             if not self.training:
                 return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), torch.full_like(
@@ -303,9 +304,7 @@ class ImageFiles(_Images):
         return self._transformed(image, epoch, index, copy), self.targets[index]
 
     def _decode(self, index: int) -> Image.Image:
-        with Image.open(self.source.open(index)) as file:
-            if file.mode.startswith(("I", "F")):  # Pillow would clip all of it to white
-                raise ValueError(f"it has more than 8 bits a channel (mode {file.mode}); convert it to 8")
+        with open_image(self.source.open(index)) as file:
             image = file if self.in_chans == 3 else file.convert("L")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")  # to its own mode, convert would copy

@@ -1,7 +1,7 @@
 """Tar shards in WebDataset's layout, local or behind a URL, read at any place and never unpacked.
 
-A sample is ``KEY.jpg`` (or .jpeg, .png, .webp) beside ``KEY.cls``, its class index as text, or ``KEY.json`` with
-``{"label": index}``. Every shard is read once from end to end, for where its images lie; that index is kept in a cache.
+A sample is ``KEY.jpg`` (or another extension of Pillow's) beside ``KEY.cls``, its class index as text, or ``KEY.json``
+with ``{"label": index}``. Every shard is read once from end to end, for where its images lie; that is kept in a cache.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,21 +21,35 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from icnets.files import atomic_write
-from icnets.messages import few, first_line
+from icnets.messages import few, first_line, tell
+from icnets.training.image_files import image_extensions
 
-__all__ = ["IMAGE_SUFFIXES", "Shards", "class_index", "expand", "find_shards", "leads_out", "require_end", "split_key"]
+__all__ = [
+    "LONGEST_LABEL",
+    "Shards",
+    "class_index",
+    "expand",
+    "find_shards",
+    "is_image",
+    "leads_out",
+    "meant",
+    "require_end",
+    "split_key",
+]
 
 _OPEN = 64  # files at a time; a process may have 1,024, and there may be more shards
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_USUAL = ("jpg", "jpeg", "png", "webp")  # of several images of a key, the one that is meant
+LONGEST_LABEL = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class _Index:
-    """Offsets, sizes and classes of a shard's images."""
+    """Offsets, sizes and classes of a shard's images; what the other samples have in the place of an image."""
 
     offsets: np.ndarray
     sizes: np.ndarray
     targets: np.ndarray
+    left_out: np.ndarray
 
 
 def expand(pattern: str) -> list[str]:
@@ -86,6 +101,10 @@ class Shards:
         self.groups = list(zip([0, *ends[:-1]], ends, strict=True))
         self._files: dict[str, BinaryIO] = {}
         self._remote: dict[str, tuple[Any, str]] = {}
+        counts_left = Counter(kind for index in indices for kind in index.left_out.tolist())
+        if counts_left:
+            kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(counts_left.items()))
+            tell(f"{few(self.shards, 1)}: left out samples without an image that is read: {kinds}")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -153,16 +172,16 @@ def _state(shard: str) -> str:
 
 
 def _cached_index(shard: str, cache: Path) -> _Index:
-    path = cache / f"shard-{hashlib.sha256(_state(shard).encode()).hexdigest()[:24]}.npz"
+    path = cache / f"shard-{hashlib.sha256(f'2 {_state(shard)}'.encode()).hexdigest()[:24]}.npz"
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            return _Index(kept["offsets"], kept["sizes"], kept["targets"])
+            return _Index(kept["offsets"], kept["sizes"], kept["targets"], kept["left_out"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none, or not a whole one
     index = _read_index(shard)
     cache.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished, open(unfinished, "wb") as output:
-        np.savez(output, offsets=index.offsets, sizes=index.sizes, targets=index.targets)
+        np.savez(output, **vars(index))
     return index
 
 
@@ -172,13 +191,14 @@ def _read_index(shard: str) -> _Index:
             length = file.seek(0, os.SEEK_END)
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                rows = list(_samples(shard, archive, file, length))
+                rows, left_out = _samples(shard, archive, file, length)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"the shard {shard} is damaged or no tar file: {first_line(error)}") from error
     if not rows:
-        raise ValueError(f"the shard {shard} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        what = f": {few(left_out)}" if left_out else ""
+        raise ValueError(f"the shard {shard} holds no images ({', '.join(_USUAL)}, ...){what}")
     offsets, sizes, targets = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
-    return _Index(offsets, sizes, targets)
+    return _Index(offsets, sizes, targets, np.array(left_out, dtype=str))
 
 
 def _opened(shard: str) -> Any:
@@ -189,29 +209,52 @@ def _opened(shard: str) -> Any:
     return fsspec.open(shard, "rb")
 
 
-def _samples(shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int) -> Iterator[tuple[int, int, int]]:
-    """Offset, size and class of each image, in the order of the file."""
-    images: dict[str, tarfile.TarInfo] = {}
+def meant(suffixes: Sequence[str]) -> list[str]:
+    """Which of the images of one key, given by their extensions, is the sample's; several where that can't be said."""
+    return [suffix for suffix in suffixes if suffix in _USUAL] or list(suffixes)
+
+
+def is_image(suffix: str) -> bool:
+    """Whether members of that extension, without its dot, are read as images."""
+    return f".{suffix}" in image_extensions()
+
+
+def _samples(
+    shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int
+) -> tuple[list[tuple[int, int, int]], list[str]]:
+    """Offset, size and class of each image, in the order of the file; what the samples without one have instead."""
+    images: dict[str, dict[str, tarfile.TarInfo]] = {}
+    others: dict[str, str] = {}
     classes: dict[str, int] = {}
+    extensions = image_extensions()
     for member in _members(shard, archive, length):
         key, suffix = split_key(member.name)
-        if suffix in IMAGE_SUFFIXES:
-            if key in images:
+        if f".{suffix}" in extensions:
+            if suffix in images.setdefault(key, {}):
                 raise ValueError(f"the shard {shard} has two images for {key!r}; its names must differ")
-            images[key] = member
+            images[key][suffix] = member
         elif suffix in ("cls", "json"):
             place = file.tell()
             file.seek(member.offset_data)
             try:
+                if member.size > LONGEST_LABEL:
+                    raise ValueError(f"it has {member.size:,} bytes, too many for a class")
                 classes[key] = class_index(suffix, file.read(member.size))
             except ValueError as error:
                 raise ValueError(f"{member.name!r} in the shard {shard}: {error}") from None
             file.seek(place)
+        else:
+            others.setdefault(key, f".{suffix}" if suffix else "without an extension")
     require_end(archive)
-    if lonely := [name.name for key, name in images.items() if key not in classes]:
+    if lonely := [next(iter(own.values())).name for key, own in images.items() if key not in classes]:
         raise ValueError(f"the shard {shard} has images without a class: {few(lonely)}; each needs a .cls or .json")
-    for key, member in images.items():
-        yield member.offset_data, member.size, classes[key]
+    rows = []
+    for key, own in images.items():
+        suffixes = meant(list(own))
+        if len(suffixes) > 1:
+            raise ValueError(f"the shard {shard} has two images for {key!r}; its names must differ")
+        rows.append((own[suffixes[0]].offset_data, own[suffixes[0]].size, classes[key]))
+    return rows, [others.get(key, "of a class alone") for key in classes if key not in images]
 
 
 def split_key(name: str) -> tuple[str, str]:

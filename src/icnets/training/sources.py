@@ -1,5 +1,6 @@
 """Where encoded images come from: files of a folder, tar shards (local or remote), or a Hugging Face dataset."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -36,7 +37,7 @@ class Paths:
         return self.paths[index]
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        return os.fsencode(self.paths[index]).decode("utf-8", "backslashreplace")  # whatever bytes it is made of
 
 
 class HuggingFace:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_only
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from icnets.image_notes import ImageNotes, notes_of_cfg
-from icnets.messages import differing, few
+from icnets.messages import differing, few, tell
 from icnets.teacher import Normalization, Teacher
 from icnets.timm_models import create_model
 from icnets.training.rebuild import notes_of_start, read_model
@@ -23,7 +21,6 @@ __all__ = ["TeacherClasses", "TrainedNetwork", "class_positions", "compare_start
 
 TeacherClasses = Literal["same", "by-name", "by-index"]
 
-_logger = logging.getLogger(__name__)
 _NORMALIZATION = ("mean", "std")
 _VIEW = ("image_size", "crop_pct", "interpolation")
 _ORDER = "distillation needs the same classes in the same order"
@@ -40,11 +37,6 @@ class TrainedNetwork:
     network: nn.Module
     notes: ImageNotes
     class_names: tuple[list[str], ...] = ()
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    _logger.warning("%s", line)
 
 
 def open_teacher(
@@ -134,7 +126,7 @@ def class_positions(
         who = f"the teacher {teacher.name}" if class_names is not None else "the data"
         if classes == "by-name":
             raise ValueError(f"teacher_classes is by-name, but {who} doesn't name its classes; leave it out")
-        _say(f"{who} doesn't name its classes: the teacher's are taken in the order of the data's")
+        tell(f"{who} doesn't name its classes: the teacher's are taken in the order of the data's")
         return None
     ours = list(class_names)
     names = max(teacher.class_names, key=lambda known: len(set(known) & set(ours)))
@@ -182,7 +174,7 @@ def make_teacher(
     if not isinstance(teacher, nn.Module):
         positions = class_positions(teacher, getattr(data, "class_names", None), classes)
         if other := _other(teacher.notes, data, _VIEW):
-            _say(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
+            tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
         return _normalized(teacher, data, mean, std, positions)
     if classes == "by-name":
         raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
@@ -204,7 +196,7 @@ def _normalized(
                 f"the teacher {teacher.name} notes a mean or a std alone; give teacher_mean and teacher_std"
             )
         if mean is not None and None in ours.values():
-            _say(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
+            tell(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
             mean = std = None
     given = {} if mean is None and std is None else {"mean": mean, "std": std, **ours}
     return Teacher(teacher.network, classes=positions, **given)
@@ -234,6 +226,6 @@ def compare_start(path: Path | None, data: Any, *, trains: bool) -> None:
         if not trains:
             raise ValueError(f"{path} was trained on {first}, the data has {second}; give images of the same classes")
         what = "what the last layer knows is of other classes" if len(theirs) == len(ours) else "the last layer is new"
-        _say(f"{path} was trained on {first}, the data has {second}: {what}")
+        tell(f"{path} was trained on {first}, the data has {second}: {what}")
     if other := _other(notes, data, _NORMALIZATION if trains else (*_NORMALIZATION, *_VIEW)):
-        _say(f"{path} was trained with {other}; give --data... as it was, if that isn't meant")
+        tell(f"{path} was trained with {other}; give --data... as it was, if that isn't meant")

@@ -1,0 +1,143 @@
+"""Which files are images, and how one is opened: by the extensions and formats that Pillow reads here."""
+
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+__all__ = [
+    "LINK",
+    "LeftOut",
+    "chosen",
+    "image_extensions",
+    "images_below",
+    "left_out_line",
+    "open_image",
+    "read_header",
+    "reason",
+    "slenderness",
+    "without_warnings",
+]
+
+LINK = "links to folders"
+LeftOut = dict[Path, str]  # what isn't read of a folder, and what it is: ".txt", "without an extension", ...
+
+# Formats that Pillow knows by their header only: other programs decode them, such as Ghostscript, or nobody.
+_NAMED_ONLY = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
+_SYSTEM = frozenset({"thumbs.db", "desktop.ini"})
+_MOST_SLENDER = 1000  # one side by the other: resized to a network's size, more than that would fill the memory
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _NAMED_ONLY]
+
+
+def image_extensions() -> frozenset[str]:
+    """The extensions that are read, in lower case with their dots; plugins registered with Pillow add theirs."""
+    Image.init()
+    return _extensions(len(Image.EXTENSION))
+
+
+@cache
+def _extensions(_: int) -> frozenset[str]:
+    formats = {*_formats(), "MPO"}  # a JPEG's kind, and no format of its own
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
+
+
+def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The files that training reads, in any subfolders, sorted: by their extension, without a look inside.
+
+    Args:
+        folder: links to folders within aren't followed.
+        left_out: takes what isn't read, but for hidden files and the system's own.
+    """
+    found: list[Path] = []
+    others: LeftOut = {} if left_out is None else left_out
+
+    def refused(error: OSError) -> None:
+        others[Path(error.filename)] = "in a folder that can't be opened"
+
+    for where, folders, names in os.walk(folder, onerror=refused):
+        found += chosen([Path(where, name) for name in names if not name.startswith(".")], others)
+        others.update({p: LINK for name in folders if (p := Path(where, name)).is_symlink()})
+    return sorted(found)
+
+
+def chosen(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
+    """Those that training reads, by their extension; ``left_out`` takes the others, but for the system's own."""
+    extensions, found = image_extensions(), []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix in extensions and path.is_file():
+            found.append(path)
+        elif path.name.lower() not in _SYSTEM:
+            left_out[path] = "that are no files" if suffix in extensions else suffix or "without an extension"
+    return found
+
+
+def left_out_line(left_out: LeftOut, shown: int = 8) -> str:
+    """How many files of which kind aren't read, most frequent first: "left out: 12 .txt, 1 without an extension"."""
+    counts = sorted(Counter(left_out.values()).items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{number:,} {kind}" for kind, number in counts[:shown]]
+    if rest := sum(number for _, number in counts[shown:]):
+        parts.append(f"{rest:,} others")
+    return "left out: " + ", ".join(parts)
+
+
+def open_image(source: IO[bytes] | Path) -> Image.Image:
+    """The image in a file, its header read and its pixels not yet.
+
+    Raises:
+        ValueError: it is no file, has more than 8 bits a channel, or is too slender to be resized.
+        Exception: whatever Pillow stumbles over.
+    """
+    image = read_header(source)
+    problem = slenderness(image)
+    if image.mode.startswith(("I", "F")):  # Pillow would clip all of it to white
+        problem = f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8"
+    if problem is not None:
+        image.close()
+        raise ValueError(problem)
+    return image
+
+
+def read_header(source: IO[bytes] | Path) -> Image.Image:
+    """As :func:`open_image`, whatever the image is like."""
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+        raise ValueError("it is no file")  # a pipe would be waited for
+    image: Image.Image = Image.open(source, formats=_formats())
+    return image
+
+
+def slenderness(image: Image.Image) -> str | None:
+    """What is wrong with an image of so different sides that it can't be resized by the shorter one; else None."""
+    width, height = image.size
+    if 0 < max(width, height) <= _MOST_SLENDER * min(width, height):
+        return None
+    return f"it has {width} × {height} pixels, which can't be resized to a square"
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Pillow warns of metadata and of large images, for each anew; what counts is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def reason(error: Any) -> str:
+    """Why an image can't be read, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "cannot identify image file" in text:
+        return "it is no image by its content"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
