@@ -69,10 +69,11 @@ class Collision(nn.Module):
         self.sum_scale = functional.fan_in_scale(scale, self.fan_in)
         self.initial_collision_weight = collision_weight
         self.initial_gain = gain
-        for name, wanted in zip(self.vector_names, (True, inner_bias, gain is not None), strict=True):
-            vector = weight.new_empty(output_channels(self)) if wanted else None
-            self.register_parameter(name, None if vector is None else nn.Parameter(vector, requires_grad))
-        self.reset_collision()
+        with torch.inference_mode(weight.is_inference()):  # what is made in inference mode can't be trained
+            for name, wanted in zip(self.vector_names, (True, inner_bias, gain is not None), strict=True):
+                vector = weight.new_empty(output_channels(self)) if wanted else None
+                self.register_parameter(name, None if vector is None else nn.Parameter(vector, requires_grad))
+            self.reset_collision()
 
     def vectors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """w' on the learned scale, b1 and the gain, ``(C_out,)`` each; the last two may be absent."""

@@ -159,6 +159,8 @@ def obstacle(module: nn.Module) -> str | None:
         return f"its weight is a {type(weight).__name__}, not a plain Parameter"
     if weight.is_complex():
         return "complex weight"
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        return f"its weight is {weight.dtype}, in which nothing can be learned"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     return subclasses.obstacle(module, unit.basic_type, unit)
@@ -218,6 +220,8 @@ def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data:
         raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
+    if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
+        raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
     if isinstance(calibration_data, Tensor):
         raise TypeError(
             f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}; pass a list of batches: "

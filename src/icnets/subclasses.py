@@ -82,7 +82,8 @@ def _trial_input(module: Any) -> Tensor:
     """Noise ``(2, C_in, *L)`` of the weight's type, a little larger than a window."""
     dilation = per_dimension(module.dilation, len(module.kernel_size))
     shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, dilation, strict=True)]
-    return torch.randn(2, module.in_channels, *shape).to(module.weight.device, module.weight.dtype)
+    noise = torch.randn(2, module.in_channels, *shape, device="cpu")  # whatever the default device is
+    return noise.to(module.weight.device, module.weight.dtype)
 
 
 def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
