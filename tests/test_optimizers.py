@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from timm.optim import Lookahead, create_optimizer_v2, list_optimizers
 from timm.scheduler import (
@@ -19,7 +20,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import lr_scheduler as torch_schedules
 from torch.optim.swa_utils import SWALR
 
-from icnets import ICConfig, convert_, ic_parameters
+from icnets import ICConfig, convert_, ic_parameters, revert_
 from icnets.optimizers import checked
 
 
@@ -114,6 +115,11 @@ def test_groups_with_names_keep_them_apart():
     names = optimizer.param_groups[2]["param_names"]
     assert names == ["0.collision", "0.inner_bias", "2.collision", "2.inner_bias"]
     assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(model.get_parameter(n)) for n in names]
+    extended = convert_(model, ICConfig(linear=True), optimizers=[optimizer])
+    assert extended.converted == ["4"]
+    revert_(model)
+    convert_(model, optimizers=[optimizer])
+    assert [g["name"] for g in optimizer.param_groups[3:]] == ["head (IC)", "body (IC2)"]
 
 
 def test_each_of_two_optimizers_that_train_a_weight_gets_its_vectors_once():
@@ -404,6 +410,8 @@ SCHEDULES = {
     "timm plateau": lambda o: PlateauLRScheduler(o, patience_t=0, warmup_t=2, noise_range_t=3),
     "timm weight decay": DecaySchedule,
 }
+if hasattr(timm.scheduler, "WSDLRScheduler"):
+    SCHEDULES["timm wsd"] = lambda o: timm.scheduler.WSDLRScheduler(o, 10, warmup_t=2, decay_t=5)
 
 
 def advance(schedule, epoch):
@@ -467,6 +475,17 @@ class OfFunctions(torch_schedules.LRScheduler):
         return [b * f(self.last_epoch) for b, f in zip(self.base_lrs, self.shapes, strict=True)]
 
 
+class OfTwo:
+    """Holds optimizers in a list, as loops over several do."""
+
+    def __init__(self, optimizer):
+        self.all, self.rates = [optimizer], [torch.tensor(g["lr"]) for g in optimizer.param_groups]
+
+    def step(self):
+        for group, rate in zip(self.all[0].param_groups, self.rates, strict=True):
+            group["lr"] = rate.item() / 2
+
+
 class OfGroups:
     def __init__(self, optimizer):
         self.opt, self.groups = optimizer, list(optimizer.param_groups)
@@ -476,7 +495,9 @@ class OfGroups:
             group["lr"] *= 0.5
 
 
-@pytest.mark.parametrize(("kind", "where"), [(ByIndex, "bases"), (OfFunctions, "shapes"), (OfGroups, "groups")])
+@pytest.mark.parametrize(
+    ("kind", "where"), [(ByIndex, "bases"), (OfFunctions, "shapes"), (OfTwo, "rates"), (OfGroups, "groups")]
+)
 def test_an_unknown_schedule_by_groups_is_refused(kind, where):
     model = network()
     optimizer = torch.optim.SGD(by_decay(model), 0.1)
@@ -487,6 +508,29 @@ def test_an_unknown_schedule_by_groups_is_refused(kind, where):
     assert len(optimizer.param_groups) == 2
     optimizer.step()
     schedule.step()
+
+
+def test_what_holds_an_optimizer_and_steps_is_no_schedule_by_groups():
+    class Trainer:
+        def __init__(self, optimizer):
+            self.optimizer, self.losses, self.callbacks, self.milestones = optimizer, [2.5], [print], (3,)
+
+        def step(self):
+            self.optimizer.step()
+
+    model = network()
+    trainer = Trainer(torch.optim.SGD(model.parameters(), 0.1))
+    convert_(model, optimizers=[trainer.optimizer])
+    assert len(trainer.optimizer.param_groups) == 2
+
+
+def test_a_schedule_over_lookahead_goes_on():
+    model = network()
+    optimizer = Lookahead(torch.optim.AdamW(model.parameters(), lr=0.1))
+    schedule = CosineLRScheduler(optimizer, 10)
+    convert_(model, optimizers=[optimizer])
+    schedule.step(5)
+    torch.testing.assert_close([g["lr"] for g in optimizer.param_groups], [0.05, 0.05])
 
 
 def test_a_schedule_is_put_back_when_a_later_optimizer_refuses():

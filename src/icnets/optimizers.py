@@ -7,6 +7,7 @@ decay. A schedule keeps lists with one entry per group; each gets the entry of t
 import copy
 import gc
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -69,9 +70,11 @@ def _foreign(schedule: Any) -> bool:
 
 
 def _scheduled(schedule: Any) -> set[int]:
-    """The identities of the lists of groups that ``schedule`` steps: of optimizers among its attributes."""
-    held = [v for v in getattr(schedule, "__dict__", {}).values() if issubclass(type(v), torch.optim.Optimizer)]
-    return {id(getattr(v, "param_groups", None)) for v in held}
+    """The identities of the lists of groups that ``schedule`` may step, by what is among its attributes."""
+    values = list(getattr(schedule, "__dict__", {}).values())
+    inside = [e for v in values for e in (v if type(v) in (list, tuple) else v.values() if type(v) is dict else ())]
+    held = [v for v in values + inside if issubclass(type(v), torch.optim.Optimizer)]
+    return {id(v) for v in values} | {id(getattr(v, "param_groups", None)) for v in held}
 
 
 def _built_schedules(optimizers: Iterable[Any]) -> list[Any]:
@@ -112,14 +115,24 @@ def checked(optimizers: Any) -> list[Any] | None:
     return list({id(o.param_groups): o for o in reversed(found)}.values())[::-1]
 
 
-def _refuse_schedule(schedule: Any, count: int) -> None:
-    for name, value in vars(schedule).items() if _foreign(schedule) else ():
-        if name in _PER_GROUP or not isinstance(value, list | tuple) or len(value) != count:
-            continue
-        if all(isinstance(v, int | float | Tensor | dict) or callable(v) for v in value):
+def _by_group(schedule: Any, values: Any, groups: list[dict[str, Any]]) -> bool:
+    """Whether ``values`` seem to belong to the groups, one to each."""
+    if not isinstance(values, list | tuple) or len(values) != len(groups) or values is groups:
+        return False
+    numbers = all(isinstance(v, int | float | Tensor) for v in values)
+    if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) or "base_values" in vars(schedule):
+        return numbers or all(map(callable, values))
+    pairs = [(v, g, [o for o in g.values() if isinstance(o, float)]) for v, g in zip(values, groups, strict=True)]
+    options = numbers and all(any(math.isclose(float(v), o, rel_tol=1e-6) for o in known) for v, _, known in pairs)
+    return options or all(v is g for v, g, _ in pairs)
+
+
+def _refuse_schedule(schedule: Any, groups: list[dict[str, Any]]) -> None:
+    for name, values in vars(schedule).items() if _foreign(schedule) else ():
+        if name not in _PER_GROUP and _by_group(schedule, values, groups):
             raise RuntimeError(
                 f"{type(schedule).__name__} schedules an optimizer that was passed, and its {name} seems to hold a "
-                f"value for each of the {count} parameter groups, of which there will be more; {_BUILD_LATER}"
+                f"value for each of the {len(groups)} parameter groups, of which there will be more; {_BUILD_LATER}"
             )
 
 
@@ -166,7 +179,7 @@ class Extension:
         for schedule in self.schedules:
             for (optimizer, _), _ in self.layers.values():
                 if id(optimizer.param_groups) in _scheduled(schedule):
-                    _refuse_schedule(schedule, len(optimizer.param_groups))
+                    _refuse_schedule(schedule, optimizer.param_groups)
 
     def _place(self, name: str, layer: nn.Module) -> None:
         weights = weights_of(layer)
@@ -225,7 +238,10 @@ def _add_group(optimizer: Any, index: int, new: list[tuple[str, nn.Parameter]], 
     options = {k: _copied(v) for k, v in group.items() if k not in ("params", "param_names")}
     options |= {k: options[k] * 0 for k in _DECAY if options.get(k) is not None}
     # Monitors of learning rates want names that differ.
-    options |= {k: f"{options[k]} (IC)" for k in ("name", "group_name") if isinstance(options.get(k), str)}
+    for key in {"name", "group_name"} & options.keys():
+        taken = {g.get(key) for g in groups}
+        tries = (f"{options[key]} (IC{i})" for i in ("", *range(2, count + 2)))
+        options[key] = next(name for name in tries if name not in taken)
     optimizer.add_param_group({"params": new if "param_names" in group else [p for _, p in new], **options})
     _prepare(_innermost(optimizer), [p for _, p in new], undo)
     held = Counter(id(p) for g in optimizer.param_groups for p in g["params"])
