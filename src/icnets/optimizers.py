@@ -50,9 +50,12 @@ def _living(
         kinds = {k for k in set(map(type, objects)) if kind(k)}
         return [o for o in objects if type(o) in kinds and wanted(o)]
 
-    if any(map(problem, find())):
+    found = find()
+    if any(map(problem, found)):
+        found.clear()
         gc.collect()  # a schedule and its optimizer refer to each other, and so outlive their last use
-    return find()
+        found = find()
+    return found
 
 
 def built_optimizers(parameters: Iterable[nn.Parameter]) -> list[torch.optim.Optimizer]:
