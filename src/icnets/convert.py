@@ -227,7 +227,7 @@ def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data:
             f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}; pass a list of batches: "
             "calibration_data=[batch]"
         )
-    if calibration_data is not None and not isinstance(calibration_data, Iterable):
+    if calibration_data is not None and not {"__iter__", "__getitem__"} & set(dir(calibration_data)):
         raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
 
 
@@ -265,6 +265,10 @@ def convert_(
         ValueError: "calibrate" without data, or data that calibration can't use.
 
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
+
+    Example:
+        >>> report = convert_(model, ICConfig(warm_start="gain"), optimizers=[optimizer])
+        >>> print(report)
     """
     config = ICConfig() if config is None else config
     _refuse_arguments(model, config, filter_fn, calibration_data)
@@ -320,6 +324,9 @@ def revert_(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is no module, or a wrapped one, as for ``convert_``; nothing is changed then.
+
+    Example:
+        >>> names = revert_(model)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
@@ -342,6 +349,9 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         ValueError: anything but the new parameters is missing, or a key or shape doesn't fit.
 
     Whatever is raised, nothing is loaded.
+
+    Example:
+        >>> load_basic_state_dict(ic_network, basic_network.state_dict())
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
