@@ -188,6 +188,7 @@ def test_what_was_converted_in_a_context_without_gradients_trains(context, start
     with context():
         convert_(model, ICConfig(warm_start=start), calibration_data=[inputs()], example_input=inputs())
     assert {n for n, _ in ic_parameters(model)} <= trained_tensors(model.train())
+    torch.optim.SGD(model.parameters(), 0.1).step()
 
 
 @pytest.mark.parametrize("convolution", [nn.Conv2d, StdConv2d, Conv2dSame, ScaledStdConv2d])
