@@ -315,7 +315,7 @@ Decode every image of a data set, in folders or in tar shards, and list what is 
 changed, and no shard is unpacked.
 
   DIR                            train/, val/ (and test/) with class folders; or class folders; or tar shards, in DIR
-                                 or in train/ and val/: members KEY.jpg (jpeg, png, webp), each followed by KEY.cls,
+                                 or in train/ and val/: members KEY.jpg (png, webp, ...), each followed by KEY.cls,
                                  the class index, or KEY.json, {"label": index}
   --workers N                    processes that decode (default: one per core)
   --csv FILE                     every problem: severity, kind, path, reason; the terminal has the first of each kind

@@ -148,7 +148,7 @@ def test_names_from_a_file_and_what_is_unknown(capsys: pytest.CaptureFixture[str
     assert "--image-size" not in err
 
 
-def test_an_output_that_is_no_number_is_an_error() -> None:
+def test_an_output_that_is_no_number_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     model = network()
     with torch.no_grad():
         model.fc.bias[0] = float("nan")
@@ -159,6 +159,16 @@ def test_an_output_that_is_no_number_is_an_error() -> None:
     write_image(Path("x.png"))
     assert main(["predict", "nan.safetensors", "x.png", "--out", "a.csv"]) == 1
     assert [row["error"] for row in rows_of("a.csv")] == ["the network's output is not a number"]
+    assert "1 of 1 images have no prediction; they are in the output, with the reason:" in capsys.readouterr().err
+
+
+def test_a_folder_of_save_pretrained_is_a_model() -> None:
+    os.mkdir("folder")
+    checkpoint(Path("folder/model.safetensors"))
+    write_image(Path("x.png"))
+    for model in ("folder", "net.safetensors"):
+        assert main(["predict", model, "x.png", "--out", f"{model}.csv"]) == 0
+    assert rows_of("folder.csv") == rows_of("net.safetensors.csv")
 
 
 def test_nothing_is_left_of_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +216,11 @@ MISTAKES = [
     ("cut.safetensors x.png", "cut.safetensors is not a whole safetensors file (*"),
     ("cut.pt2 x.png", "cut.pt2 can't be read as an artefact (*); export it again"),
     ("odd.safetensors x.png", "odd.safetensors can't be used: it notes crop_pct as 'half', which makes no sense; *"),
+    ("two.safetensors x.png", "two.safetensors notes that mean has 2 values for 3 channels; give one per channel"),
+    ("nan.safetensors x.png", "nan.safetensors notes that std is (1.0, 1.0, nan); its values must be numbers*"),
+    ("far.safetensors x.png", "far.safetensors notes that interpolation is 'f'; it must be one of bilinear*"),
+    ("net.safetensors x.png --mean nan", "mean is (nan, nan, nan); its values must be numbers, on the scale *"),
+    ("net.safetensors x.png ", "one of the paths is empty; give image files, folders, patterns or lists of paths"),
     ("x.png x.png", "x.png is not a whole safetensors file (*"),
     ("resnet19 x.png", "there is no file resnet19, and timm has no network of that name; check MODEL"),
     ("resnet18 x.png", "resnet18 has random weights; give --pretrained, or a checkpoint"),
@@ -221,10 +236,17 @@ def test_a_mistake_is_one_line(words: str, message: str, capsys: pytest.CaptureF
     Path("list.csv").write_text("path\nx.png\n")
     Path("cut.safetensors").write_bytes(Path("net.safetensors").read_bytes()[:3000])
     Path("cut.pt2").write_bytes(b"PK nonsense")
-    if "odd" in words:
-        checkpoint(Path("odd.safetensors"), crop_pct="half")
+    odd = {
+        "odd": {"crop_pct": "half"},
+        "two": {"mean": "0,1"},
+        "nan": {"std": "1,1,nan"},
+        "far": {"interpolation": "f"},
+    }
+    for name, notes in odd.items():
+        if name in words:
+            checkpoint(Path(f"{name}.safetensors"), **notes)
     before = sorted(os.listdir())
-    assert main(["predict", *words.split()]) == 2
+    assert main(["predict", *words.split(" ")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     start, *rest = message.split("*") if "none*" not in message else [message.partition("; *")[0]]

@@ -1,3 +1,4 @@
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -337,6 +338,9 @@ def test_the_header_check_can_be_limited(tmp_path: Path) -> None:
         ({"mixup": 0.2, "batch_size": 7}, "batch_size is 7; mixup and cutmix pair images"),
         ({"hflip": 2.0}, "hflip is 2.0; it must lie between 0 and 1"),
         ({"workers": -1}, "workers is -1; it must be at least 0"),
+        ({"mean": (math.nan,)}, r"mean is \(nan,\); its values must be numbers"),
+        ({"std": (math.inf,)}, r"std is \(inf,\); its values must be numbers"),
+        ({"interpolation": "fine"}, "interpolation is 'fine'; it must be one of bilinear, bicubic, nearest"),
     ],
 )
 def test_arguments_out_of_range(options: dict[str, object], message: str) -> None:

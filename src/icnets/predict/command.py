@@ -265,7 +265,8 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
     from icnets.predict.paths import shown
 
     if errors:
-        lines = [f"{len(errors):,} of {total:,} images can't be read; they are in the output, with the reason:"]
+        what = "have no prediction" if any(error.read for error in errors) else "can't be read"
+        lines = [f"{len(errors):,} of {total:,} images {what}; they are in the output, with the reason:"]
         lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
         if len(errors) > _SHOWN:
             lines.append(f"  and {len(errors) - _SHOWN:,} more")

@@ -19,12 +19,16 @@ __all__ = ["Batch", "Prediction", "predictions"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, the most probable first; or the ``error`` for which there are none."""
+    """The most probable classes of an image, the most probable first; or the ``error`` for which there are none.
+
+    ``read``: whether the image was, and the error is the network's.
+    """
 
     path: Path
     classes: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+    read: bool = False
 
 
 class Batch(NamedTuple):
@@ -105,7 +109,7 @@ def _predicted(model: Model, paths: Sequence[Path], read: _Read, top_k: int) -> 
                     paths[index], tuple(classes[row].tolist()), tuple(probabilities[row].tolist())
                 )
             else:
-                errors[index] = "the network's output is not a number"
+                found[index] = Prediction(paths[index], error="the network's output is not a number", read=True)
         images = images[finite]
     rows = [found[i] if i in found else Prediction(paths[i], error=errors[i]) for i in read.indices]
     return Batch(rows, images)

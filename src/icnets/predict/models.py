@@ -36,8 +36,8 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> M
     """The model that ``name`` stands for.
 
     Args:
-        name: file of ``icnets.save`` (.safetensors), checkpoint of ``icnets fit`` (.ckpt), artefact of ``icnets
-            export`` (.onnx, .xml, .pt2); or timm's name of a network, with or without ic_.
+        name: file of ``icnets.save`` (.safetensors), folder of ``save_pretrained``, checkpoint of ``icnets fit``
+            (.ckpt), artefact of ``icnets export`` (.onnx, .xml, .pt2); or timm's name, with or without ic_.
         pretrained: with a network's name, which has trained weights no other way.
         device: cpu or cuda, of networks in PyTorch; artefacts run on the CPU.
 
@@ -49,7 +49,9 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> M
 
     path = Path(name)
     require_device(device)
-    if not (path.is_file() or path.suffix in (*SUFFIXES, ".safetensors", ".ckpt")):
+    if not (
+        path.is_file() or (path / "model.safetensors").is_file() or path.suffix in (*SUFFIXES, ".safetensors", ".ckpt")
+    ):
         return _of_network(name, *_named(name, pretrained), device)
     if pretrained:
         raise ValueError(f"--pretrained goes with a network's name, but {name} is a file")

@@ -33,6 +33,8 @@ def find_paths(given: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for text in given:
         path = Path(text)
+        if not text.strip():
+            raise ValueError("one of the paths is empty; give image files, folders, patterns or lists of paths")
         if path.is_dir():
             found += find_images(path, classes=False).paths
         elif path.is_file():

@@ -40,7 +40,11 @@ def image_data(
     for key in ("mean", "std"):
         if key in wanted and len(wanted[key]) == 1:
             values[key] = wanted[key] * values.get("in_chans", 3)
-    data = ImageData(Path(), **values)  # the folder is never looked at
+    try:
+        data = ImageData(Path(), **values)  # the folder is never looked at
+    except ValueError as error:
+        key = str(error).split()[0]
+        raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
     names = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
     return data, [key for key in names if key not in known and key not in wanted]
 

@@ -1,5 +1,6 @@
 """Images for training: scikit-learn's handwritten digits, folders, tar shards, or a Hugging Face dataset."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from icnets.files import cache_folder
 from icnets.training.epochs import EpochData
 from icnets.training.folders import find_images, require_readable, take, train_and_val
 from icnets.training.images import ImageFiles, Normalization, TensorImages
-from icnets.training.protocol import describe, multicrop
+from icnets.training.protocol import INTERPOLATIONS, describe, multicrop
 from icnets.training.shards import Shards
 from icnets.training.sources import Paths, Source
 from icnets.training.splits import Split, Splits, hugging_face_splits, image_folder_splits, shard_names, shard_splits
@@ -167,6 +168,8 @@ class ImageData(EpochData):
             if len(values) != self.in_chans:
                 raise ValueError(f"{name} has {len(values)} values for {self.in_chans} channels; give one per channel")
             result.append(values)
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} is {values}; its values must be numbers, on the scale from 0 to 1")
         if min(result[1]) <= 0:
             raise ValueError(f"std is {result[1]}; it must be positive")
         return result[0], result[1]
@@ -183,6 +186,8 @@ class ImageData(EpochData):
         for name in ("hflip", "erase", "min_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct is {self.crop_pct}; it must be greater than 0 and at most 1")
         if self.test_crops not in (1, 10) or (self.digits and self.test_crops == 10):

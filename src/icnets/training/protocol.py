@@ -15,6 +15,7 @@ from icnets.messages import few
 from icnets.training.folders import Listing, find_images
 
 __all__ = [
+    "INTERPOLATIONS",
     "Multicrop",
     "average_crops",
     "best_label",
@@ -24,6 +25,7 @@ __all__ = [
     "read_real_labels",
 ]
 
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 transforms: Any = v2  # which torchvision doesn't export as type checkers want it
 _REAL_NAME = "ILSVRC2012_val_{:08d}"  # image i of the validation set, from 1
 

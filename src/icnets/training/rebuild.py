@@ -26,13 +26,15 @@ _PREFIX = "network."
 
 
 def read_model(path: Path) -> tuple[nn.Module, ImageNotes]:
-    """The network of a checkpoint of ours, in eval mode on the CPU, and what is known of its images.
+    """The network of a checkpoint of ours, or of save_pretrained's folder, in eval mode on the CPU; its image notes.
 
     Raises:
         ValueError: a file that is missing, damaged or something else.
     """
     if path.suffix == ".ckpt":
         return rebuild(path)
+    if (path / "model.safetensors").is_file():
+        path = path / "model.safetensors"
     network = checkpoint.load(path)
     return network, notes_of_file(path, strings_of(path))
 

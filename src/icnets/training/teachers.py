@@ -77,8 +77,6 @@ def _of_file(source: str) -> TrainedNetwork:
         raise ValueError(
             f"the teacher {source} is an artefact of icnets export; give the checkpoint that it was made of"
         )
-    if (path / "model.safetensors").is_file():
-        path = path / "model.safetensors"
     if not path.exists() and is_model(source.split(".")[0]):
         raise ValueError(f"there is no checkpoint {source}; timm's pretrained network is called timm:{source}")
     network, notes = read_model(path)
