@@ -77,6 +77,11 @@ class Teacher(nn.Module):
         model: nn.Module = self.__dict__["_hidden_model"]
         return model
 
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """Which of the network's classes are taken, in this order; None: all of them as they are."""
+        return self._positions
+
     def forward(self, x: Tensor) -> Tensor:
         """The teacher's logits, without gradient.
 

@@ -158,6 +158,10 @@ def test_its_own_normalisation_is_used(tmp_path: Path, pets: Path) -> None:
     assert overruled.teacher.normalize(watch.images) is watch.images
     with pytest.raises(ValueError, match="notes a mean or a std alone; give teacher_mean and teacher_std"):
         fit(data, teacher(tmp_path / "t.safetensors", PETS, mean=mean))
+    with pytest.raises(ValueError, match="teacher_mean and teacher_std go together; give both"):
+        fit(data, teacher(tmp_path / "t.safetensors", PETS), teacher_mean=mean)
+    with pytest.raises(ValueError, match=r"the normalisation of the teacher .*t\.safetensors: std must .* each > 0"):
+        fit(data, teacher(tmp_path / "t.safetensors", PETS, mean=mean, std=(1.0, 0.0, 1.0)))
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:
@@ -199,6 +203,9 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         ValueError, match=r"there is no checkpoint resnet50; timm's pretrained network .* timm:resnet50"
     ):
         open_teacher("resnet50", **options)
+    for source in ("hf-hub:me/net", "me/net", "networks"):
+        with pytest.raises(ValueError, match=rf"no checkpoint {source}; give a .* of save_pretrained .* or timm:NAME"):
+            open_teacher(source, **options)
     (tmp_path / "folder").mkdir()
     teacher(tmp_path / "folder" / "model.safetensors", PETS)
     assert open_teacher(str(tmp_path / "folder"), **options).class_names == (PETS,)
@@ -279,6 +286,9 @@ def test_positions_in_python() -> None:
     assert torch.equal(Teacher(network, classes=[4, 0])(x), network(x)[:, [4, 0]])
     taught = Teacher(network, classes=[4, 0])
     assert torch.equal(torch.compile(taught, backend="eager", fullgraph=True)(x), taught(x))
+    with pytest.raises(ValueError, match="a Teacher has its own mean, std and classes; leave teacher_mean"):
+        make_teacher(taught, None, classes="by-index")
+    assert make_teacher(taught, None) is taught
     with pytest.raises(ValueError, match=r"classes asks for class 5 of the teacher, which gives \(3, 5\)"):
         Teacher(network, classes=[5, 0])(x)
     with pytest.raises(ValueError, match=r"classes must be different positions from 0, at least one, got \[1, 1\]"):

@@ -198,6 +198,8 @@ def test_refusals_come_before_training_and_leave_the_student_trainable() -> None
     with pytest.raises(ValueError, match=r"share the parameter '0\.weight'"):
         WeakLogitDistillationTask(other, shared)
     assert all(p.requires_grad for m in (student, other) for p in m.parameters())
+    part = Teacher(timm.create_model("resnet10t", num_classes=100), classes=range(40, 50))
+    assert WeakLogitDistillationTask(student, part, total_steps=1).teacher is part
     with pytest.raises(ValueError, match="student has 4 classes and the teacher 7"):
         WeakLogitDistillationTask(net(), Teacher(net(7)), total_steps=1).check(batch()[0])
     with pytest.raises(ValueError, match="total_steps must be an int >= 1 or None, got 0"):

@@ -182,8 +182,7 @@ class ClassificationTask(L.LightningModule):
             compare_start(self._init_from, data, trains=stage == "fit")
         taught = self._teacher_network[0]
         if stage == "fit" and self.teacher is None and taught is not None:
-            given = isinstance(taught, Teacher)
-            self.teacher = taught if given else make_teacher(taught, data, **self._teacher_options)
+            self.teacher = make_teacher(taught, data, **self._teacher_options)
         if self._waiting is not None:
             fresh = stage == "fit" and self.trainer.ckpt_path is None
             calibrate(self.network, self._waiting, self._calibration_batches() if fresh else None)

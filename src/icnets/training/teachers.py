@@ -79,6 +79,11 @@ def _of_file(source: str) -> TrainedNetwork:
         )
     if not path.exists() and is_model(source.split(".")[0]):
         raise ValueError(f"there is no checkpoint {source}; timm's pretrained network is called timm:{source}")
+    if not (path.exists() or path.suffix in (".safetensors", ".ckpt")):
+        raise ValueError(
+            f"there is no checkpoint {source}; give a .safetensors or .ckpt file, a folder of save_pretrained "
+            "(download a repository of the Hub first), or timm:NAME"
+        )
     network, notes = read_model(path)
     return TrainedNetwork(source, network, notes, () if notes.class_names is None else (notes.class_names,))
 
@@ -161,14 +166,18 @@ def make_teacher(
     """The teacher of a training on ``data``: its logits in the order of the data's classes, its own normalisation.
 
     Args:
-        teacher: a network, taken as it is; or one with what its source says.
+        teacher: a network, taken as it is; a Teacher, which is returned; or a network with what its source says.
         data: a data module, or None. What it doesn't know (``class_names``, ``mean``, ``std``) isn't compared.
         mean, std: the teacher's normalisation, where its source is to be overruled.
         classes: see :func:`class_positions`.
 
     Raises:
-        ValueError: other classes, or half a normalisation.
+        ValueError: other classes, half a normalisation, or options beside a Teacher, which has its own.
     """
+    if isinstance(teacher, Teacher):
+        if (mean, std, classes) != (None, None, "same"):
+            raise ValueError("a Teacher has its own mean, std and classes; leave teacher_mean, _std, _classes out")
+        return teacher
     if not isinstance(teacher, nn.Module):
         positions = class_positions(teacher, getattr(data, "class_names", None), classes)
         if other := _other(teacher.notes, data, _VIEW):
@@ -196,8 +205,13 @@ def _normalized(
         if mean is not None and None in ours.values():
             tell(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
             mean = std = None
-    given = {} if mean is None and std is None else {"mean": mean, "std": std, **ours}
-    return Teacher(teacher.network, classes=positions, **given)
+    elif mean is None or std is None:
+        raise ValueError("teacher_mean and teacher_std go together; give both")
+    given = {} if mean is None else {"mean": mean, "std": std, **ours}
+    try:
+        return Teacher(teacher.network, classes=positions, **given)
+    except ValueError as error:
+        raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}") from error
 
 
 def _other(notes: ImageNotes, data: Any, keys: Sequence[str]) -> str:

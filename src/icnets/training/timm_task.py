@@ -201,7 +201,8 @@ class WeakLogitDistillationTask(TrainingTask):
 
 def _as_teacher(teacher: nn.Module, student: nn.Module) -> Teacher:
     network = unwrap_model(teacher.model if isinstance(teacher, Teacher) else teacher)
-    classes = [getattr(model, "num_classes", None) for model in (student, network)]
+    taken = teacher.classes if isinstance(teacher, Teacher) else None
+    classes = [getattr(student, "num_classes", None), len(taken) if taken else getattr(network, "num_classes", None)]
     if all(isinstance(count, int) for count in classes) and classes[0] != classes[1]:
         raise ValueError(
             f"the student has {classes[0]} classes and the teacher {classes[1]}: "
