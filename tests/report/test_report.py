@@ -159,6 +159,17 @@ def test_without_its_images_it_says_so(run: Path, tmp_path: Path) -> None:
     assert "How to repeat it" in text
 
 
+def test_with_images_of_other_classes_it_says_so(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    record = json.loads((moved / "results.json").read_text())
+    record["data"]["classes"].reverse()
+    (moved / "results.json").write_text(json.dumps(record))
+    assert main(["report", str(moved)]) == 0
+    text = Elements((moved / "report.html").read_text(encoding="utf-8")).text
+    assert re.search(r"Not shown: .*the networks were trained on 2 classes \(b & .*, and the images are of 2", text)
+
+
 def test_a_training(tmp_path: Path) -> None:
     fit = tmp_path / "fit<1>"
     fit.mkdir()
