@@ -2,12 +2,13 @@
 
 import multiprocessing
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from icnets.processes import end_with_parent
@@ -52,7 +53,8 @@ def _in_pool(
 ) -> Iterator[tuple[int, R]]:
     while todo or running:
         while todo and len(running) < ahead:
-            running[pool.submit(_map, function, [items[i] for i in todo[0]])] = todo[0]
+            with _uninterrupted():  # a worker that is being started while the pool ends would complain
+                running[pool.submit(_map, function, [items[i] for i in todo[0]])] = todo[0]
             todo.popleft()
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             results = future.result()
@@ -90,6 +92,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["icnets.data_check.shards"])  # what imports take long is imported once
+    resource_tracker.ensure_running()  # starting it unblocks SIGINT, so before that is blocked
     # Ctrl-C is the parent's: one that hits the server while it imports would leave nobody to start the workers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -97,6 +100,23 @@ def _context() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off to the end; where that is another thread's or ignored, nothing is put off."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _begin() -> None:

@@ -52,17 +52,22 @@ def find_paths(given: Sequence[str]) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     found: list[Path] = []
-    left_out: LeftOut = {}
+    left_out, searched = LeftOut(), set[Path]()
     for path in _found(pattern):
-        if path.is_dir() and path.is_symlink() and "**" in pattern:
-            left_out[path] = LINK
+        if not searched.isdisjoint(path.parents):
+            continue  # ** finds folders, and what is in them too
+        if not path.is_dir():
+            found += chosen([path], left_out)
+        elif path.is_symlink() and "**" in pattern:
+            left_out[LINK] += 1
         else:
-            found += images_below(path, left_out) if path.is_dir() else chosen([path], left_out)
+            searched.add(path)
+            found += images_below(path, left_out)
     if not found:
         raise ValueError(f"the pattern {shown(pattern)} finds no images; check it, and quote it against the shell")
-    if left_out:
+    if left_out.total():
         tell(f"{shown(pattern)}: {left_out_line(left_out)}")
-    return list(dict.fromkeys(found))  # ** finds folders, and what is in them too
+    return found
 
 
 def _found(pattern: str) -> list[Path]:

@@ -40,7 +40,7 @@ class Listing:
     paths: list[Path]
     targets: list[int]
     class_names: list[str]
-    left_out: LeftOut = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -67,7 +67,7 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
         ValueError: the folder is missing or can't be opened, has no class folders, or one of these holds no image or
             has a name that is no UTF-8.
     """
-    left_out: LeftOut = {}
+    left_out = LeftOut()
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
     if not classes:
@@ -109,11 +109,11 @@ def _known() -> str:
 
 
 def _but(left_out: LeftOut) -> str:
-    return f"; {left_out_line(left_out)}" if left_out else ""
+    return f"; {left_out_line(left_out)}" if left_out.total() else ""
 
 
 def _tell(folder: Path, left_out: LeftOut) -> None:
-    if left_out:
+    if left_out.total():
         tell(f"{folder}: {left_out_line(left_out)}")
 
 

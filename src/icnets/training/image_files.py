@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 LINK = "links to folders"
-LeftOut = dict[Path, str]  # what isn't read of a folder, and what it is: ".txt", "without an extension", ...
+LeftOut = Counter[str]  # how many files of a kind aren't read: ".txt", "without an extension", ...
 
 # Formats that Pillow knows by their header only: other programs decode them, such as Ghostscript, or nobody.
 _NAMED_ONLY = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
@@ -60,14 +60,14 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
         left_out: takes what isn't read, but for hidden files and the system's own.
     """
     found: list[Path] = []
-    others: LeftOut = {} if left_out is None else left_out
+    others: LeftOut = Counter() if left_out is None else left_out
 
     def refused(error: OSError) -> None:
-        others[Path(error.filename)] = "in a folder that can't be opened"
+        others["folders that can't be opened"] += 1
 
     for where, folders, names in os.walk(folder, onerror=refused):
         found += chosen([Path(where, name) for name in names if not name.startswith(".")], others)
-        others.update({p: LINK for name in folders if (p := Path(where, name)).is_symlink()})
+        others[LINK] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
     return sorted(found)
 
 
@@ -79,13 +79,13 @@ def chosen(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
         if suffix in extensions and path.is_file():
             found.append(path)
         elif path.name.lower() not in _SYSTEM:
-            left_out[path] = "that are no files" if suffix in extensions else suffix or "without an extension"
+            left_out["that are no files" if suffix in extensions else suffix or "without an extension"] += 1
     return found
 
 
 def left_out_line(left_out: LeftOut, shown: int = 8) -> str:
     """How many files of which kind aren't read, most frequent first: "left out: 12 .txt, 1 without an extension"."""
-    counts = sorted(Counter(left_out.values()).items(), key=lambda item: (-item[1], item[0]))
+    counts = sorted((+left_out).items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{number:,} {kind}" for kind, number in counts[:shown]]
     if rest := sum(number for _, number in counts[shown:]):
         parts.append(f"{rest:,} others")

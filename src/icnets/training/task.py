@@ -181,14 +181,15 @@ class ClassificationTask(L.LightningModule):
         if self.trainer.ckpt_path is None:
             compare_start(self._init_from, data, trains=stage == "fit")
         taught = self._teacher_network[0]
-        if stage == "fit" and self.teacher is None and taught is not None:
+        begins = stage == "fit" and self.teacher is None and taught is not None
+        if begins:
             self.teacher = make_teacher(taught, data, **self._teacher_options)
         if self._waiting is not None:
             fresh = stage == "fit" and self.trainer.ckpt_path is None
             calibrate(self.network, self._waiting, self._calibration_batches() if fresh else None)
             self._waiting = None
             self.network.train()
-        if self.teacher is not None:
+        if begins and self.teacher is not None:
             require_independent(self.teacher.model, self.network)  # while it can be seen: sharding copies
 
     def _calibration_batches(self) -> Iterator[Tensor]:
