@@ -56,7 +56,9 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --model.ic.warm_start gain     how an IC network takes trained weights over: none, gain, calibrate
   --model.init_from FILE         start from these weights, e.g. the basic network's
   --model.teacher FILE           weak logit distillation from the network of this checkpoint, or of timm:NAME
-  --model.optimizer sgd          sgd, adamw or lamb; also --model.lr, --model.weight_decay, --model.momentum
+  --model.optimizer sgd          sgd, adamw or lamb; also --model.weight_decay, --model.momentum
+  --model.lr N                   default: 0.1, less in small batches; with pretrained, init_from or teacher fine-tuning:
+                                 a tenth of it and clipped gradients
   --model.lr_batch N             the global batch that lr is meant for; lr grows with the one in use
   --model.schedule one-cycle     one-cycle, cosine or step; also --model.warmup, --model.min_lr, --model.milestones
   --model.loss cross-entropy     or bce, binary cross-entropy; also --model.bce_threshold
@@ -65,7 +67,7 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --data.root DIR                folder of class folders, or of train/, val/ (and test/) with these;
                                  default: scikit-learn's digits
   --data.image_size N            height and width the network sees; also --data.in_chans 1 or 3
-  --data.batch_size N            images per step; also --data.workers
+  --data.batch_size N            images per step (default: 64, fewer in small folders); also --data.workers
   --data.train_shards PATTERN    tar shards, paths or URLs, such as train-{000..146}.tar; with --data.val_shards;
                                  or --data.hf NAME, a Hugging Face dataset
   --data.max_unreadable N        so many unreadable images are skipped (default: one in a thousand)

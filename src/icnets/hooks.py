@@ -1,11 +1,12 @@
-"""Hooks of modules, for a while."""
+"""Hooks and modes of modules, for a while."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["removed_after"]
+__all__ = ["modes_kept", "removed_after"]
 
 
 @contextmanager
@@ -17,3 +18,14 @@ def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Each module of ``network`` is in train or eval mode afterwards as it was before, however the block ends."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

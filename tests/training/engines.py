@@ -42,10 +42,11 @@ class _Losses(Callback):
 def fit(strategy: str, precision: str, folder: Path, *, stop: int = EPOCHS, resume: bool = False) -> list[float]:
     torch.manual_seed(5)
     teacher = create_model("resnet10t", ic=None, num_classes=10, in_chans=1, **TINY)
-    module = ClassificationTask("resnet10t", 10, 1, ic=ICConfig(), model_options=TINY, teacher=teacher, lr=0.02)
+    options: dict[str, Any] = {"teacher": teacher, "check_teacher": False, "lr": 0.02}
+    module = ClassificationTask("resnet10t", 10, 1, ic=ICConfig(), model_options=TINY, **options)
     losses = _Losses(stop)
     saver = ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0, enable_version_counter=False)
-    options: dict[str, Any] = {"precision": precision, **precision_options(precision, "cpu", strategy)}
+    options = {"precision": precision, **precision_options(precision, "cpu", strategy)}
     trainer = L.Trainer(
         max_epochs=EPOCHS, accelerator="cpu", devices=2, strategy=strategy, logger=False, num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -55,6 +56,10 @@ def fit(strategy: str, precision: str, folder: Path, *, stop: int = EPOCHS, resu
     # Not of 16 pixels: of one pixel's 3x3 with a stride oneDNN leaves gradients uninitialised in bfloat16.
     data = ImageData(train_size=160, image_size=32, batch_size=16)
     trainer.fit(module, data, ckpt_path=str(folder / "last.ckpt") if resume else None, weights_only=True)
+    for value in module.network.buffers():  # of batch norms: one network on all devices
+        first = value.clone()
+        torch.distributed.broadcast(first, 0)
+        assert torch.equal(first, value)
     return losses.values
 
 

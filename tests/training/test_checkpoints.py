@@ -56,6 +56,7 @@ def fit(
     accumulate: int = 1,
     every: int | None = 3,
     lr: float = 0.05,
+    average: float | None = 0.9,
     **trainer_options: Any,
 ) -> ClassificationTask:
     quiet()
@@ -69,8 +70,10 @@ def fit(
         model_options=TINY,
         lr=lr,
         teacher=teacher,
+        check_teacher=False,  # it knows nothing
         distillation=WeakLogitDistillation(surpass_patience=2),
     )
+    averages = [] if average is None else [WeightAverage(average)]
     trainer = L.Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -81,7 +84,7 @@ def fit(
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*callbacks, WeightAverage(0.9), LastCheckpoints(folder, every_n_steps=every)],
+        callbacks=[*callbacks, *averages, LastCheckpoints(folder, every_n_steps=every)],
         **trainer_options,
     )
     data = ImageData(train_size=160, image_size=16, batch_size=20, mixup=0.3, workers=workers)
@@ -114,9 +117,11 @@ def test_a_training_that_dies_within_an_epoch_ends_as_if_it_had_not(
     assert equal(whole, fit(tmp_path / "parts", resume=start))
 
 
-@pytest.mark.parametrize(("workers", "accumulate"), [(2, 1), (0, 3)])
-def test_resuming_by_workers_and_with_accumulated_gradients(tmp_path: Path, workers: int, accumulate: int) -> None:
-    options: dict[str, Any] = {"workers": workers, "accumulate": accumulate, "every": 2}
+@pytest.mark.parametrize(("workers", "accumulate", "average"), [(2, 1, 0.9), (0, 3, 0.9), (0, 1, None)])
+def test_resuming_by_workers_and_with_accumulated_gradients(
+    tmp_path: Path, workers: int, accumulate: int, average: float | None
+) -> None:
+    options: dict[str, Any] = {"workers": workers, "accumulate": accumulate, "average": average, "every": 2}
     expected = fit(tmp_path / "whole", **options)
     with pytest.raises(Died):
         fit(tmp_path / "parts", At(1, 6, die), **options)

@@ -244,6 +244,7 @@ def _fit(
         schedule=training.schedule,  # type: ignore[arg-type]
         warmup=training.warmup,
         label_smoothing=training.label_smoothing,
+        check_teacher=False,  # its own error stands in the table
     )
     limits = limits or {"max_epochs": training.epochs}
     average = [] if training.ema is None else [WeightAverage(training.ema)]

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from icnets import checkpoint
 from icnets.files import atomic_write
@@ -225,6 +225,12 @@ class WeightAverage(Callback):
     ) -> None:
         assert self._average is not None
         self._average.update(_network(pl_module), step=trainer.global_step)
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged network; while it is validated, what is trained instead."""
+        assert self._average is not None
+        return self._average.module
 
     def _swap(self, pl_module: L.LightningModule) -> None:
         assert self._average is not None

@@ -12,7 +12,7 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader
 
 from icnets.files import cache_folder
-from icnets.training.epochs import EpochData
+from icnets.training.epochs import LARGEST_BATCH, EpochData, default_batch
 from icnets.training.folders import find_images, require_readable, take, train_and_val
 from icnets.training.images import ImageFiles, Normalization, TensorImages
 from icnets.training.protocol import INTERPOLATIONS, describe, multicrop
@@ -46,7 +46,8 @@ class ImageData(EpochData):
         in_chans: 1 (grey) or 3 (colour); 1 for the digits, 3 for a folder.
         mean: per channel, on the scale from 0 to 1; the digits' own, or ImageNet's for a folder.
         std: per channel, on the scale from 0 to 1; likewise.
-        batch_size: images per step.
+        batch_size: images per step of one process; by default 64, or the power of two from 8 on that leaves an epoch 20
+            steps (of all processes, accumulated batches counted once).
         workers: processes that read images; 0 reads them in the main process, which is faster for small images.
         seed: of splits, order and augmentation.
         shift: digits: largest random shift, in pixels of the 8x8 image.
@@ -69,7 +70,7 @@ class ImageData(EpochData):
         repeats: each image that an epoch draws comes so often in it, augmented differently (repeated augmentation).
         max_unreadable: so many images may be unreadable, and are skipped, before that is an error; one in a thousand
             of a split by default.
-        eval_batch_size: images at a time in evaluation; batch_size by default.
+        eval_batch_size: images at a time in evaluation; batch_size by default, or 64.
         prefetch: batches that each worker reads ahead.
         cache: folder for what is kept of the data, such as where images lie in shards; ~/.cache/icnets, or where
             ICNETS_CACHE says.
@@ -93,7 +94,7 @@ class ImageData(EpochData):
         in_chans: int | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         workers: int = 0,
         seed: int = 0,
         shift: int = 1,
@@ -131,7 +132,7 @@ class ImageData(EpochData):
         self.image_size = image_size if image_size is not None else (8 if self.digits else 224)
         self.in_chans = in_chans if in_chans is not None else (1 if self.digits else 3)
         self.mean, self.std = self._normalization(mean, std)
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self._batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shift, self.min_scale, self.hflip, self.color_jitter = shift, min_scale, hflip, color_jitter
         self.auto_augment, self.erase = auto_augment, erase
         self.mixup, self.cutmix, self.mix_smoothing = mixup, cutmix, mix_smoothing
@@ -139,7 +140,8 @@ class ImageData(EpochData):
         self.train_shards, self.val_shards, self.shuffle_shards = train_shards, val_shards, shuffle_shards
         self.hf, self.hf_val = hf, hf_val
         self.repeats, self.max_unreadable = repeats, max_unreadable
-        self.eval_batch_size, self.prefetch = eval_batch_size, prefetch
+        self.eval_batch_size = eval_batch_size if eval_batch_size is not None else batch_size or LARGEST_BATCH
+        self.prefetch = prefetch
         self.cache = Path(cache) if cache is not None else cache_folder()
         self.crop_pct = crop_pct
         self.interpolation, self.test_crops = interpolation, test_crops
@@ -176,13 +178,13 @@ class ImageData(EpochData):
 
     def _check_arguments(self) -> None:
         for name, low in (
-            ("train_size", 1), ("image_size", 1), ("batch_size", 1), ("workers", 0), ("seed", 0), ("shift", 0),
+            ("train_size", 1), ("image_size", 1), ("_batch_size", 1), ("workers", 0), ("seed", 0), ("shift", 0),
             ("color_jitter", 0), ("mixup", 0), ("cutmix", 0), ("check_limit", 0), ("shuffle_shards", 0), ("repeats", 1),
             ("max_unreadable", 0), ("eval_batch_size", 1), ("prefetch", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
+                raise ValueError(f"{name.removeprefix('_')} is {value}; it must be at least {low}")
         for name in ("hflip", "erase", "min_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
@@ -204,8 +206,8 @@ class ImageData(EpochData):
             raise ValueError("train_shards and val_shards go together; give both, or a root that holds both")
         if sum(given is not None for given in (self.root, self.train_shards, self.hf)) > 1:
             raise ValueError("root, train_shards and hf each name the images; give one of them")
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise ValueError(f"batch_size is {self.batch_size}; mixup and cutmix pair images, so make it even")
+        if (self.mixup or self.cutmix) and self._batch_size is not None and self._batch_size % 2:
+            raise ValueError(f"batch_size is {self._batch_size}; mixup and cutmix pair images, so make it even")
 
     # What a network needs to know of its data; read from the folder when first asked for.
 
@@ -224,6 +226,13 @@ class ImageData(EpochData):
         """Number of images in "train", "val" or "test"."""
         self.setup()
         return len(self._splits[split])
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step of one process."""
+        if self._batch_size is not None:
+            return self._batch_size
+        return default_batch(self.size("train"), self.batches_per_step)
 
     def setup(self, stage: str | None = None) -> None:
         """Find, check and split the images (once, whatever the stage).
@@ -370,7 +379,7 @@ class ImageData(EpochData):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         images = self._splits[split]
-        batches = self.evaluation_batches(images, self.eval_batch_size or self.batch_size)
+        batches = self.evaluation_batches(images, self.eval_batch_size)
         return self.loader(images, batches, workers=self.workers, prefetch=self.prefetch)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -390,7 +399,7 @@ class ImageData(EpochData):
         """Batches (x, target) of ``predict_root``, all targets 0, or of the test images."""
         self.setup("predict")
         images = self._splits["predict" if "predict" in self._splits else "test"]
-        size = min(self.eval_batch_size or self.batch_size, len(images))
+        size = min(self.eval_batch_size, len(images))
         return self.loader(images, size, workers=self.workers, prefetch=self.prefetch)
 
     def predict_names(self) -> list[str]:

@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader, Sampler
 from icnets.training.images import ImageFiles, TensorImages, as_is
 from icnets.training.order import EpochBatches, EvaluationBatches
 
-__all__ = ["EpochData"]
+__all__ = ["LARGEST_BATCH", "EpochData", "default_batch", "read_again"]
+
+LARGEST_BATCH = 64  # by default
+_SMALLEST_BATCH, _STEPS = 8, 20
+
+
+def default_batch(images: int, batches_per_step: int) -> int:
+    """The largest power of two from 8 to 64 with which ``images`` make 20 steps an epoch; 8, where none does."""
+    most = images // (_STEPS * batches_per_step)
+    return min(max(1 << most.bit_length() >> 1, _SMALLEST_BATCH), LARGEST_BATCH)
 
 
 class EpochData(L.LightningDataModule):
@@ -44,6 +53,17 @@ class EpochData(L.LightningDataModule):
             position, self._resumed = self._resumed, None
             return position
         return (next(self._epochs), 0) if self.trainer is None else (int(self.trainer.current_epoch), 0)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of an optimizer step: processes x accumulated."""
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return _process()[1] * accumulated
+
+    def training_batch(self, epoch: int, number: int) -> Any:
+        """What this process trains on in a batch, read (again) beside the training, whose course stays as it is."""
+        loader: Any = self.train_dataloader()
+        return loader.dataset.__getitems__(loader.batch_sampler.batch(epoch, number))
 
     def epoch_batches(
         self,
@@ -97,6 +117,12 @@ class EpochData(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             collate_fn=as_is,
         )
+
+
+def read_again(trainer: Any, epoch: int, number: int) -> Any:
+    """A batch of the trainer's :class:`EpochData`, as training gets it: of the trainer's precision, on its device."""
+    batch = trainer.precision_plugin.convert_input(trainer.datamodule.training_batch(epoch, number))
+    return trainer.strategy.batch_to_device(batch)
 
 
 def _process() -> tuple[int, int]:

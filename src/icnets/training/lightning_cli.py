@@ -1,6 +1,7 @@
 """fit, validate, test and predict: Lightning's command line around our data and task, with one folder per run."""
 
 import csv
+import math
 import os
 import re
 import sys
@@ -56,7 +57,7 @@ class _Parser(LightningArgumentParser):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder. What it says of a checkpoint to resume is left out."""
+    """Writes config.yaml into the run's folder, with what was chosen by default, without a checkpoint to resume."""
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
@@ -64,6 +65,11 @@ class _SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         folder = Path(config.runs) / config.name
         config.ckpt_path = None
+        config.data.batch_size, config.data.eval_batch_size = (
+            trainer.datamodule.batch_size,
+            trainer.datamodule.eval_batch_size,
+        )
+        config.model.lr, config.trainer.gradient_clip_val = pl_module.settled().lr, pl_module.gradient_clip_val
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "config.yaml") as temporary:  # a process that is started again may read it
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
@@ -79,7 +85,10 @@ class _Announcement(Callback):
         sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
         count = sum(p.numel() for p in network.parameters())
         lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
-        step = f"{pl_module.global_batch} images a step, lr {lr:.4g}"
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        step = f"{pl_module.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
+        if pl_module.fine_tunes:
+            step += f" (fine-tuning: a tenth of the usual, gradients clipped to {pl_module.gradient_clip_val:g})"
         _require_one_step(trainer)
         if trainer.is_global_zero:
             print(f"{kind}, {count:,} parameters; images: {sizes}; {step}", flush=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -24,12 +24,17 @@ __all__ = [
     "parameter_groups",
     "scaled_lr",
     "task_loss",
+    "with_lr",
 ]
 
 OptimizerName = Literal["sgd", "adamw", "lamb"]
 ScheduleName = Literal["one-cycle", "cosine", "step"]
 ScalingName = Literal["linear", "sqrt"]
 LossName = Literal["cross-entropy", "bce"]
+
+_LR = {"sgd": 0.1, "adamw": 1e-3, "lamb": 5e-3}  # from scratch, for batches of _LR_BATCH images and more
+_LR_BATCH = 64
+_FINE_TUNING = 0.1  # of these, for weights that are trained already
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Optimization:
     """
 
     optimizer: OptimizerName = "sgd"
-    lr: float = 0.1
+    lr: float | None = None
     weight_decay: float = 5e-4
     momentum: float = 0.9
     schedule: ScheduleName = "one-cycle"
@@ -55,7 +60,7 @@ class Optimization:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("lr_scaling", ScalingName)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
-        if not 0 < self.lr < math.inf:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; it must be positive")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
@@ -81,6 +86,21 @@ def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: Sc
         return lr
     ratio = global_batch / lr_batch
     return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
+
+
+def with_lr(options: Optimization, *, fine_tunes: bool, global_batch: int | None) -> Optimization:
+    """``options`` with a learning rate, where none is given.
+
+    From scratch 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth; in batches of fewer than 64 images less, as
+    ``lr_scaling`` says. With ``lr_batch``, it is the lr for that batch.
+    """
+    if options.lr is not None:
+        return options
+    lr = _LR[options.optimizer] * (_FINE_TUNING if fine_tunes else 1.0)
+    if options.lr_batch is None and global_batch is not None:
+        batch = min(global_batch, _LR_BATCH)
+        lr = scaled_lr(lr, lr_batch=_LR_BATCH, global_batch=batch, scaling=options.lr_scaling)
+    return replace(options, lr=float(f"{lr:.6g}"))  # no digits of rounding in a configuration
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -136,6 +156,8 @@ def make_optimizer(
     Raises:
         ValueError: nothing to train, or no ``global_batch``.
     """
+    options = with_lr(options, fine_tunes=False, global_batch=global_batch)
+    assert options.lr is not None
     groups = parameter_groups(network, options.weight_decay)
     if not groups:
         raise ValueError("the network has no parameters to train: all have requires_grad=False")

@@ -27,8 +27,9 @@ from icnets.messages import one_line
 from icnets.table import human
 from icnets.training import engine
 from icnets.training.data import ImageData
+from icnets.training.epochs import default_batch
 from icnets.training.network import build_network
-from icnets.training.optimization import scaled_lr
+from icnets.training.optimization import Optimization, scaled_lr, with_lr
 from icnets.training.teachers import class_positions, open_teacher
 
 __all__ = ["Devices", "activation_bytes", "checkpoint_bytes", "free_bytes", "kept_bytes", "plan", "preflight"]
@@ -281,6 +282,7 @@ def plan(chosen: Any, folder: Path) -> str:
     """
     missing: list[str] = []
     devices, found = Devices.of(chosen.trainer), _data(chosen.data, missing)
+    chosen = _with_defaults(chosen, devices, found.train)
     lines = _lines_of_the_run(chosen, devices, found)
     if isinstance(chosen.model.model, str):
         costs = _costs(chosen.model, ImageData(**chosen.data), found, devices.precision, missing)
@@ -295,6 +297,18 @@ def plan(chosen: Any, folder: Path) -> str:
     lines += [("missing" if i == 0 else "", text) for i, text in enumerate(missing)] or [("missing", "nothing")]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _with_defaults(chosen: Any, devices: Devices, images: int) -> Any:
+    """The options with the batch and the learning rate that fit chooses where none is given."""
+    chosen = copy.deepcopy(chosen)
+    data, model, batches = chosen.data, chosen.model, devices.world * chosen.trainer.accumulate_grad_batches
+    data.batch_size = data.batch_size or default_batch(images, batches)
+    names = ("optimizer", "lr", "lr_batch", "lr_scaling")
+    options = Optimization(**{name: getattr(model, name) for name in names})
+    trained = model.pretrained or model.init_from is not None or model.teacher is not None
+    model.lr = with_lr(options, fine_tunes=trained, global_batch=batches * data.batch_size).lr
+    return chosen
 
 
 def _lines_of_the_run(chosen: Any, devices: Devices, found: _Data) -> list[tuple[str, str]]:

@@ -14,12 +14,14 @@ from torchmetrics.classification import MulticlassAccuracy
 from icnets.convert import ICConfig
 from icnets.distill import Teacher, WeakLogitDistillation
 from icnets.layers import IC_LAYERS
-from icnets.messages import differing, first_line
+from icnets.messages import differing
 from icnets.state_dicts import mismatch, shapes
 from icnets.teacher import require_independent
 from icnets.training import engine
+from icnets.training.batch_norm import FreshStatistics
 from icnets.training.checkpoints import LastCheckpoints
 from icnets.training.epoch_means import EpochMeans
+from icnets.training.first_batch import check_first_batch
 from icnets.training.images import IGNORED, seed_all
 from icnets.training.loss_watch import LossWatch, explain
 from icnets.training.network import build_network, calibrate, calibration_batches
@@ -31,11 +33,14 @@ from icnets.training.optimization import (
     ScheduleName,
     make_optimizer,
     task_loss,
+    with_lr,
 )
 from icnets.training.protocol import average_crops, best_label
 from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher
 
 __all__ = ["ClassificationTask", "Prediction"]
+
+_CLIP = 1.0  # the norm of gradients in fine-tuning
 
 
 class Prediction(NamedTuple):
@@ -68,7 +73,9 @@ class ClassificationTask(L.LightningModule):
             are taken by the names of the data's classes, of which it may know more; by-index: as they are.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
         optimizer: sgd (Nesterov momentum), adamw or lamb (timm's, arXiv 1904.00962).
-        lr: the largest learning rate.
+        lr: the largest learning rate. None: 0.1 (adamw 0.001, lamb 0.005), less in proportion in batches of fewer than
+            64 images; and where training begins with trained weights or has a teacher, fine-tuning: a tenth of that,
+            gradients clipped to a norm of 1 unless the trainer clips them.
         weight_decay: of weights; biases, norms and the parameters of collisions have none.
         momentum: of SGD.
         schedule: course of the learning rate: one-cycle (linear) and cosine fall to min_lr, step to a tenth at each
@@ -86,6 +93,7 @@ class ClassificationTask(L.LightningModule):
         compile: compile the network and its teacher by torch.compile.
         channels_last: keep images and weights with channels last, which GPUs' tensor cores want.
         activation_checkpointing: compute activations anew in backward: less memory, about a third more time.
+        check_teacher: refuse a teacher that isn't better than guessing on the first batches.
 
     Raises:
         ValueError, TypeError: an argument out of its range, an unknown network, a checkpoint that doesn't fit; when
@@ -106,7 +114,7 @@ class ClassificationTask(L.LightningModule):
         teacher_classes: TeacherClasses = "same",
         distillation: WeakLogitDistillation | None = None,
         optimizer: OptimizerName = "sgd",
-        lr: float = 0.1,
+        lr: float | None = None,
         weight_decay: float = 5e-4,
         momentum: float = 0.9,
         schedule: ScheduleName = "one-cycle",
@@ -122,11 +130,13 @@ class ClassificationTask(L.LightningModule):
         compile: bool = False,
         channels_last: bool = False,
         activation_checkpointing: bool = False,
+        check_teacher: bool = True,
     ) -> None:
         super().__init__()
         self.optimization = Optimization(
             optimizer, lr, weight_decay, momentum, schedule, warmup, min_lr, tuple(milestones), lr_batch, lr_scaling
         )
+        self.fine_tunes = lr is None and (pretrained or init_from is not None or teacher is not None)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
@@ -147,6 +157,7 @@ class ClassificationTask(L.LightningModule):
         self._teacher_options: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
         self._teacher_network = (taught,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
         self.teacher: Teacher | None = None
+        self._check_teacher = check_teacher
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
@@ -220,10 +231,30 @@ class ClassificationTask(L.LightningModule):
             return None
         return int(size) * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    def settled(self) -> Optimization:
+        """How the network is optimised, with the learning rate that the batch gives where none was given."""
+        return with_lr(self.optimization, fine_tunes=self.fine_tunes, global_batch=self.global_batch)
+
+    @property
+    def gradient_clip_val(self) -> float | None:
+        """The norm to which gradients are clipped: the trainer's, or fine-tuning's own."""
+        given: float | None = self.trainer.gradient_clip_val
+        return _CLIP if given is None and self.fine_tunes else given
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As the trainer says; where it says nothing, fine-tuning clips."""
+        self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_callbacks(self) -> list[Any]:
+        """Statistics of batch norms that belong to the weights."""
+        return [FreshStatistics()]
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by steps."""
         options: dict[str, Any] = {"total": self._total_steps(), "global_batch": self.global_batch}
-        optimizer, scheduler = make_optimizer(self.network, self.optimization, **options)
+        optimizer, scheduler = make_optimizer(self.network, self.settled(), **options)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _total_steps(self) -> int:
@@ -243,28 +274,12 @@ class ClassificationTask(L.LightningModule):
         if self._checked:
             return
         self._checked = True
-        x = self._images(batch[0][:2])
-        self.network.eval()
-        try:
-            # Eager: two images are no reason to compile.
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                logits = self.network(x)
-        except (RuntimeError, AttributeError) as error:  # the latter where options left out one of its layers
-            raise ValueError(
-                f"the network can't take images of shape {tuple(x.shape[1:])}: {first_line(error)}"
-            ) from error
-        finally:
-            self.network.train()
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), self.num_classes):
-            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ValueError(f"the network gives {found} for {len(x)} images of {self.num_classes} classes")
-        if self.teacher is not None:
-            with torch.compiler.set_stance("force_eager"):
-                self.teacher.check(self.network, x)
+        check_first_batch(self, batch, check_teacher=self._check_teacher)
 
     # Training and evaluation.
 
-    def _images(self, x: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in the memory format of the network."""
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
 
     @property
@@ -274,7 +289,7 @@ class ClassificationTask(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch: x (N, C, H, W); target (N,) int64, or (N, classes) where mixed."""
-        x, target = self._images(batch[0]), batch[1]
+        x, target = self.images(batch[0]), batch[1]
         progress = self.progress
         taught = self.teacher is not None and self.criterion.needs_teacher(progress)
         logits_of_teacher = self.teacher(x) if taught and self.teacher is not None else None
@@ -296,8 +311,8 @@ class ClassificationTask(L.LightningModule):
     def _logits(self, x: Tensor) -> Tensor:
         """Logits (N, classes), float32, of images (N, C, H, W), or of their crops (N, C, crops, H, W)."""
         if x.ndim != 5:
-            return self.network(self._images(x)).float()
-        return average_crops(self.network(self._images(x.movedim(2, 1).flatten(0, 1))), len(x))
+            return self.network(self.images(x)).float()
+        return average_crops(self.network(self.images(x.movedim(2, 1).flatten(0, 1))), len(x))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         x, target = batch
@@ -321,7 +336,7 @@ class ClassificationTask(L.LightningModule):
         if self._watches_teacher and self._teacher_top1 is None and self.teacher is not None:
             metric = self.metrics["teacher_top1"]
             assert isinstance(metric, MulticlassAccuracy)
-            metric.update(self.teacher(self._images(batch[0])).float(), batch[1])
+            metric.update(self.teacher(self.images(batch[0])).float(), batch[1])
 
     @property
     def _watches_teacher(self) -> bool:

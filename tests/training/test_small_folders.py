@@ -1,0 +1,224 @@
+"""The first thing a user tries: a small folder, the default options, then the IC network by the documented command."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from icnets.cli import main
+from icnets.training.epochs import default_batch
+from icnets.training.optimization import Optimization, scaled_lr, with_lr
+from training.folders import write_classes
+from training.test_task import digits, fit, task, tiny
+
+pytestmark = pytest.mark.usefixtures("own_run")
+
+NARROW = ["--model.model_options", "{channels: [16, 32, 64, 128]}"]
+TINY = ["--model.model_options", "{channels: [8, 8, 16, 16], stem_width: 8}", "--data.image_size", "16"]
+
+
+def write_textures(folder: Path) -> Path:
+    """280 images (64, 64) of four classes: noise, blurred by a little more from class to class."""
+    rng = np.random.default_rng(0)
+    for blur in (1.0, 1.45, 1.9, 2.35):
+        (folder / f"blur-{blur}").mkdir(parents=True)
+        for i in range(70):
+            noise = rng.integers(0, 256, (64, 64, 3)).astype(np.float64)
+            image = gaussian_filter(noise, (blur, blur, 0)).astype(np.uint8)
+            Image.fromarray(image).save(folder / f"blur-{blur}" / f"{i:02}.png")
+    return folder
+
+
+def write_gratings(folder: Path) -> Path:
+    """280 noisy images (64, 64) of four classes: stripes in four directions."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    for direction in range(4):
+        (folder / f"grating-{direction}").mkdir(parents=True)
+        along = x * math.cos(math.pi * direction / 4) + y * math.sin(math.pi * direction / 4)
+        for i in range(70):
+            wave = np.sin(2 * math.pi * (rng.uniform(0.08, 0.16) * along + rng.uniform()))
+            image = 128 + 40 * wave[..., None] + rng.normal(scale=60, size=(64, 64, 3))
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"grating-{direction}" / f"{i:02}.png")
+    return folder
+
+
+def history(name: str) -> list[dict[str, float]]:
+    with open(Path("runs") / name / "history.csv", newline="") as file:
+        return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def config(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((Path("runs") / name / "config.yaml").read_text())
+    return found
+
+
+def train(root: Path, name: str, *options: str) -> dict[str, float]:
+    """The last epoch of ``icnets fit`` at its defaults, but for the size of the images and the length."""
+    model = [] if "--model.model" in options else ["--model.model", "resnet18"]
+    data = ["--data.root", str(root), "--data.image_size", "64", "--trainer.max_epochs", "4"]
+    assert main(["fit", "--name", name, *model, *data, *options]) == 0
+    return history(name)[-1]
+
+
+def then_ic(root: Path, name: str, basic: str, *options: str) -> dict[str, float]:
+    weights = f"runs/{basic}/checkpoints/best.safetensors"
+    ic = ["--model.model", "ic_resnet18", "--model.init_from", weights, "--model.teacher", weights]
+    return train(root, name, *ic, *options)
+
+
+def test_textures_with_a_narrow_network(tmp_path: Path) -> None:
+    root = write_textures(tmp_path / "textures")
+    rows = [train(root, "basic", *NARROW), then_ic(root, "ic", "basic", *NARROW)]
+    for row in rows:
+        assert row["val/top1"] > 0.8
+        assert row["val/loss"] < math.log(4)
+
+
+def test_batches_so_large_that_an_epoch_has_three_steps(tmp_path: Path) -> None:
+    root = write_textures(tmp_path / "textures")
+    row = train(root, "large", *NARROW, "--data.batch_size", "64", "--model.lr", "0.1")
+    assert row["step"] == 12
+    assert row["val/top1"] > 0.6
+    assert row["val/loss"] < 1.0  # of running averages: 1.8, and top1 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "1", "2", "3"])
+@pytest.mark.parametrize("write", [write_textures, write_gratings])
+def test_the_documented_commands(write: Any, seed: str, tmp_path: Path) -> None:
+    root = write(tmp_path / "images")
+    least = 0.8 if write is write_textures else 0.7
+    seeded = ["--seed_everything", seed]
+    for row in (train(root, "basic", *seeded), then_ic(root, "ic", "basic", *seeded)):
+        assert row["val/top1"] > least
+        assert row["val/loss"] < math.log(4)
+
+
+# The defaults.
+
+
+@pytest.mark.parametrize("batches_per_step", [1, 2, 4, 24])
+def test_the_batch_leaves_an_epoch_steps_enough(batches_per_step: int) -> None:
+    for images in (1, 20, 159, 160, 161, 202, 319, 320, 639, 640, 1279, 1280, 5000, 1_281_167):
+        size = default_batch(images, batches_per_step)
+        assert size in (8, 16, 32, 64)
+        assert size == 8 or images // (size * batches_per_step) >= 20
+        assert size == 64 or images // (2 * size * batches_per_step) < 20
+
+
+@pytest.mark.parametrize(
+    ("options", "fine_tunes", "batch", "lr"),
+    [
+        ({}, False, 64, 0.1),
+        ({}, False, 1024, 0.1),
+        ({}, False, 8, 0.0125),
+        ({}, True, 8, 0.00125),
+        ({}, True, None, 0.01),
+        ({"optimizer": "adamw"}, False, 64, 1e-3),
+        ({"optimizer": "adamw", "lr_scaling": "sqrt"}, False, 16, 5e-4),
+        ({"optimizer": "lamb"}, True, 64, 5e-4),
+        ({"lr": 0.3}, True, 8, 0.3),
+        ({"lr_batch": 32}, True, 8, 0.01),  # for 32 images; 0.0025 for 8
+    ],
+)
+def test_the_learning_rate_where_none_is_given(
+    options: dict[str, Any], fine_tunes: bool, batch: int | None, lr: float
+) -> None:
+    found = with_lr(Optimization(**options), fine_tunes=fine_tunes, global_batch=batch)
+    assert found.lr == lr
+    assert with_lr(found, fine_tunes=fine_tunes, global_batch=batch) == found
+    if found.lr_batch is not None:
+        assert scaled_lr(lr, lr_batch=found.lr_batch, global_batch=batch or 1) == pytest.approx(lr / 4)
+
+
+def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_classes(tmp_path / "photos", ant=231, bee=231)
+    small = ["--data.root", str(root), *TINY, "--trainer.max_epochs", "1"]
+    assert main(["fit", "--name", "basic", "--model.model", "resnet10t", *small, "--plan"]) == 0
+    assert "batch      16 = 16 a device × 1 devices × 1 accumulated\nsteps      20 an epoch" in _aligned(capsys)
+    assert main(["fit", "--name", "basic", "--model.model", "resnet10t", *small]) == 0
+    assert "; 16 images a step, 20 steps an epoch, lr 0.025\n" in capsys.readouterr().out
+
+    weights = "runs/basic/checkpoints/best.safetensors"
+    fine = [
+        "--model.model",
+        "resnet10t",
+        "--model.init_from",
+        weights,
+        *small,
+        "--trainer.accumulate_grad_batches",
+        "2",
+    ]
+    assert main(["fit", "--name", "fine", *fine, "--plan"]) == 0
+    assert "batch      16 = 8 a device × 1 devices × 2 accumulated\n" in (planned := _aligned(capsys))
+    assert "optimizer  sgd, lr 0.0025, one-cycle\n" in planned
+    assert main(["fit", "--name", "fine", *fine]) == 0
+    line = (
+        "16 images a step, 20 steps an epoch, lr 0.0025 (fine-tuning: a tenth of the usual, gradients clipped to 1)\n"
+    )
+    assert line in capsys.readouterr().out
+    found = config("fine")
+    assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (0.0025, 1.0)
+    assert (found["data"]["batch_size"], found["data"]["eval_batch_size"]) == (8, 64)
+
+    assert main(["fit", "--config", "runs/fine/config.yaml", "--name", "again"]) == 0
+    assert history("again")[0] | {"seconds": 0.0} == history("fine")[0] | {"seconds": 0.0}
+    again = {**config("again"), "name": "fine"}
+    assert again == found
+
+
+def _aligned(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = (line.split(None, 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(" "))
+    return "".join(f"{line[0]:<9}  {line[1]}\n" for line in lines if len(line) == 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "lr", "clip"),
+    [
+        (["--model.lr", "0.05"], 0.05, None),
+        (["--trainer.gradient_clip_val", "3.5"], 0.00125, 3.5),
+        (["--data.batch_size", "32"], 0.005, 1.0),
+        (["--config", "given.yaml"], 0.03, None),
+    ],
+)
+def test_what_is_given_wins(tmp_path: Path, given: list[str], lr: float, clip: float | None) -> None:
+    root = write_classes(tmp_path / "photos", ant=40, bee=40)
+    Path("given.yaml").write_text("model: {lr: 0.03}\n")
+    small = ["--data.root", str(root), *TINY, "--model.model", "resnet10t", "--trainer.max_epochs", "1"]
+    assert main(["fit", "--name", "basic", *small]) == 0
+    start = ["--model.init_from", "runs/basic/checkpoints/best.safetensors"]
+    assert main(["fit", "--name", "fine", *given, *small, *start]) == 0
+    found = config("fine")
+    assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (lr, clip)
+
+
+@pytest.mark.parametrize(("given", "clipped"), [({}, True), ({"lr": 0.00125}, False)])
+def test_fine_tuning_clips_gradients(given: dict[str, float], clipped: bool) -> None:
+    norms: list[float] = []
+
+    class Norms(L.Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            gradients = [p.grad.square().sum() for p in pl_module.parameters() if p.grad is not None]
+            norms.extend([float(torch.stack(gradients).sum().sqrt())] if gradients else [])
+
+    network = tiny()
+    with torch.no_grad():
+        network.get_submodule("fc").weight *= 100  # type: ignore[operator]
+    module = task(network, teacher=tiny(), **given)
+    fit(module, digits(), Norms(), max_epochs=2)
+    assert len(norms) >= 2
+    assert (max(norms) <= 1 + 1e-4) is clipped
+    assert module.trainer.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(
+        0.01 * 40 / 64 if clipped else 0.00125
+    )
