@@ -194,7 +194,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
 def test_the_average_is_resumed_and_tested(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", BASIC, "--name", "ema", "--ema", "0.9", "--model.lr_batch", "20"]
     assert main(["fit", *options]) == 0
-    assert "; 40 images a step, lr 0.1" in capsys.readouterr().out  # 0.05 is meant for 20
+    assert "; 40 images a step, 3 steps an epoch, lr 0.1" in capsys.readouterr().out  # 0.05 is meant for 20
     assert main(["fit", "--name", "ema", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     folder = Path("runs/ema/checkpoints")
     last = last_checkpoints(folder)[0]

@@ -24,7 +24,7 @@ def test_auto_begins_and_goes_on_by_one_command(capsys: pytest.CaptureFixture[st
     assert main([*COMMAND, "2"]) == 0
     assert not list(Path("runs/auto").glob(".*"))
     out = capsys.readouterr().out
-    assert "going on from runs/auto/checkpoints/step-000000001.ckpt" in out
+    assert "going on from runs/auto/checkpoints/step-000000002.ckpt" in out
     assert "epoch 2/2" in out
     assert "epoch 1/2" not in out
 

@@ -120,11 +120,12 @@ def test_the_batch_leaves_an_epoch_steps_enough(batches_per_step: int) -> None:
     [
         ({}, False, 64, 0.1),
         ({}, False, 1024, 0.1),
-        ({}, False, 8, 0.0125),
-        ({}, True, 8, 0.00125),
+        ({}, False, 16, 0.05),
+        ({}, False, 8, 0.0354),
+        ({}, True, 8, 0.00354),
         ({}, True, None, 0.01),
         ({"optimizer": "adamw"}, False, 64, 1e-3),
-        ({"optimizer": "adamw", "lr_scaling": "sqrt"}, False, 16, 5e-4),
+        ({"optimizer": "adamw", "lr_scaling": "linear"}, False, 16, 5e-4),
         ({"optimizer": "lamb"}, True, 64, 5e-4),
         ({"lr": 0.3}, True, 8, 0.3),
         ({"lr_batch": 32}, True, 8, 0.01),  # for 32 images; 0.0025 for 8
@@ -148,7 +149,7 @@ def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
     assert main(["fit", "--name", "basic", "--model.model", "resnet10t", *small, "--plan"]) == 0
     assert "batch      16 = 16 a device × 1 devices × 1 accumulated\nsteps      20 an epoch" in _aligned(capsys)
     assert main(["fit", "--name", "basic", "--model.model", "resnet10t", *small]) == 0
-    assert "; 16 images a step, 20 steps an epoch, lr 0.025\n" in capsys.readouterr().out
+    assert "; 16 images a step, 20 steps an epoch, lr 0.05\n" in capsys.readouterr().out
 
     weights = "runs/basic/checkpoints/best.safetensors"
     fine = [
@@ -162,14 +163,12 @@ def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
     ]
     assert main(["fit", "--name", "fine", *fine, "--plan"]) == 0
     assert "batch      16 = 8 a device × 1 devices × 2 accumulated\n" in (planned := _aligned(capsys))
-    assert "optimizer  sgd, lr 0.0025, one-cycle\n" in planned
+    assert "optimizer  sgd, lr 0.005, one-cycle\n" in planned
     assert main(["fit", "--name", "fine", *fine]) == 0
-    line = (
-        "16 images a step, 20 steps an epoch, lr 0.0025 (fine-tuning: a tenth of the usual, gradients clipped to 1)\n"
-    )
+    line = "16 images a step, 21 steps an epoch, lr 0.005 (fine-tuning: a tenth of the usual, gradients clipped to 1)\n"
     assert line in capsys.readouterr().out
     found = config("fine")
-    assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (0.0025, 1.0)
+    assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (0.005, 1.0)
     assert (found["data"]["batch_size"], found["data"]["eval_batch_size"]) == (8, 64)
 
     assert main(["fit", "--config", "runs/fine/config.yaml", "--name", "again"]) == 0
@@ -187,8 +186,8 @@ def _aligned(capsys: pytest.CaptureFixture[str]) -> str:
     ("given", "lr", "clip"),
     [
         (["--model.lr", "0.05"], 0.05, None),
-        (["--trainer.gradient_clip_val", "3.5"], 0.00125, 3.5),
-        (["--data.batch_size", "32"], 0.005, 1.0),
+        (["--trainer.gradient_clip_val", "3.5"], 0.00354, 3.5),
+        (["--data.batch_size", "32"], 0.00707, 1.0),
         (["--config", "given.yaml"], 0.03, None),
     ],
 )
@@ -219,6 +218,4 @@ def test_fine_tuning_clips_gradients(given: dict[str, float], clipped: bool) -> 
     fit(module, digits(), Norms(), max_epochs=2)
     assert len(norms) >= 2
     assert (max(norms) <= 1 + 1e-4) is clipped
-    assert module.trainer.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(
-        0.01 * 40 / 64 if clipped else 0.00125
-    )
+    assert module.trainer.optimizers[0].param_groups[0]["initial_lr"] == (0.00791 if clipped else 0.00125)

@@ -91,16 +91,15 @@ def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: Sc
 def with_lr(options: Optimization, *, fine_tunes: bool, global_batch: int | None) -> Optimization:
     """``options`` with a learning rate, where none is given.
 
-    From scratch 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth; in batches of fewer than 64 images less, as
-    ``lr_scaling`` says. With ``lr_batch``, it is the lr for that batch.
+    From scratch 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth; in batches of fewer than 64 images less, by the
+    square root: linearly, short trainings on small folders learn too little. With ``lr_batch``, it is the lr for that.
     """
     if options.lr is not None:
         return options
     lr = _LR[options.optimizer] * (_FINE_TUNING if fine_tunes else 1.0)
     if options.lr_batch is None and global_batch is not None:
-        batch = min(global_batch, _LR_BATCH)
-        lr = scaled_lr(lr, lr_batch=_LR_BATCH, global_batch=batch, scaling=options.lr_scaling)
-    return replace(options, lr=float(f"{lr:.6g}"))  # no digits of rounding in a configuration
+        lr = scaled_lr(lr, lr_batch=_LR_BATCH, global_batch=min(global_batch, _LR_BATCH), scaling="sqrt")
+    return replace(options, lr=float(f"{lr:.3g}"))  # no digits of rounding in a configuration
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

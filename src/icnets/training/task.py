@@ -73,7 +73,7 @@ class ClassificationTask(L.LightningModule):
             are taken by the names of the data's classes, of which it may know more; by-index: as they are.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
         optimizer: sgd (Nesterov momentum), adamw or lamb (timm's, arXiv 1904.00962).
-        lr: the largest learning rate. None: 0.1 (adamw 0.001, lamb 0.005), less in proportion in batches of fewer than
+        lr: the largest learning rate. None: 0.1 (adamw 0.001, lamb 0.005), less in batches of fewer than
             64 images; and where training begins with trained weights or has a teacher, fine-tuning: a tenth of that,
             gradients clipped to a norm of 1 unless the trainer clips them.
         weight_decay: of weights; biases, norms and the parameters of collisions have none.
