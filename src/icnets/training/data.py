@@ -230,9 +230,7 @@ class ImageData(EpochData):
     @property
     def batch_size(self) -> int:
         """Images per step of one process."""
-        if self._batch_size is not None:
-            return self._batch_size
-        return default_batch(self.size("train"), self.batches_per_step)
+        return self._batch_size or default_batch(self.size("train"), self.batches_per_step)
 
     def setup(self, stage: str | None = None) -> None:
         """Find, check and split the images (once, whatever the stage).
@@ -370,10 +368,7 @@ class ImageData(EpochData):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches (x, target): x (N, C, H, W) float32; target (N,) int64, or (N, classes) float32 where mixed.
-
-        With several processes, those of this one.
-        """
+        """This process's batches: x (N, C, H, W) float32; target (N,) int64, or (N, classes) float32 where mixed."""
         self.setup()
         return self.loader(self._splits["train"], self._order(), workers=self.workers, prefetch=self.prefetch)
 

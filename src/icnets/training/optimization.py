@@ -11,6 +11,7 @@ from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm exports it so
 from torch import nn
 
+from icnets.distill import WeakLogitDistillation
 from icnets.layers import ic_parameters
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ScalingName",
     "ScheduleName",
     "learning_rate_factor",
+    "make_criterion",
     "make_optimizer",
     "parameter_groups",
     "scaled_lr",
@@ -199,3 +201,21 @@ def task_loss(name: LossName, *, smoothing: float, threshold: float | None) -> n
     if name == "cross-entropy":
         return None
     return BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
+
+
+def make_criterion(
+    distillation: WeakLogitDistillation | None, loss: LossName, smoothing: float, threshold: float | None
+) -> WeakLogitDistillation:
+    """The loss of the distillation, whose task term is the one that is asked for."""
+    if distillation is not None and smoothing not in (0.0, distillation.label_smoothing):
+        raise ValueError(
+            f"label_smoothing is {smoothing} for the task and {distillation.label_smoothing} for the "
+            "distillation; give the distillation's only"
+        )
+    if distillation is not None:
+        smoothing = distillation.label_smoothing
+    task = task_loss(loss, smoothing=smoothing, threshold=threshold)
+    criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
+    if task is not None:
+        criterion.task_loss = task
+    return criterion

@@ -31,8 +31,8 @@ from icnets.training.optimization import (
     OptimizerName,
     ScalingName,
     ScheduleName,
+    make_criterion,
     make_optimizer,
-    task_loss,
     with_lr,
 )
 from icnets.training.protocol import average_crops, best_label
@@ -140,7 +140,7 @@ class ClassificationTask(L.LightningModule):
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
-        self.criterion = _criterion(distillation, loss, label_smoothing, bce_threshold)
+        self.criterion = make_criterion(distillation, loss, label_smoothing, bce_threshold)
         self.network, self._waiting = build_network(
             model,
             num_classes=num_classes,
@@ -392,21 +392,3 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(
                 f"the checkpoint doesn't fit this network, {kind} {type(self.network).__name__}: {problem}"
             )
-
-
-def _criterion(
-    distillation: WeakLogitDistillation | None, loss: LossName, smoothing: float, threshold: float | None
-) -> WeakLogitDistillation:
-    """The loss of the distillation, whose task term is the one that is asked for."""
-    if distillation is not None and smoothing not in (0.0, distillation.label_smoothing):
-        raise ValueError(
-            f"label_smoothing is {smoothing} for the task and {distillation.label_smoothing} for the "
-            "distillation; give the distillation's only"
-        )
-    if distillation is not None:
-        smoothing = distillation.label_smoothing
-    task = task_loss(loss, smoothing=smoothing, threshold=threshold)
-    criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
-    if task is not None:
-        criterion.task_loss = task
-    return criterion
