@@ -1,5 +1,6 @@
 """Which files are images, and how one is opened: by the extensions and formats that Pillow reads here."""
 
+import logging
 import os
 import stat
 import warnings
@@ -127,10 +128,16 @@ def slenderness(image: Image.Image) -> str | None:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Pillow warns of metadata and of large images, for each anew; what counts is an error."""
+    """Pillow warns of metadata and of large images, and logs, for each anew; what counts is an error."""
+    log = logging.getLogger("PIL")
+    level = log.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def reason(error: Any) -> str:
