@@ -75,7 +75,7 @@ struct Backward {
       ds_[c] = -k[c] * g[c] * m;
       by_sum[c] += m * s_[c];
       plain[c] += m;
-      by_branch[c] += t > T(0) ? t * dz_[c] : T(0);
+      by_branch[c] += relu(t) * dz_[c];
     }
   }
 };
