@@ -1,17 +1,19 @@
-"""timm's and torchvision's own tests, as they are, over IC networks.
+"""timm's, torchvision's and torch's own tests, as they are, over IC networks and units.
 
     python benchmarks/upstream_tests.py timm CHECKOUT [PYTEST'S OPTIONS]
     python benchmarks/upstream_tests.py torchvision CHECKOUT [PYTEST'S OPTIONS]
+    python benchmarks/upstream_tests.py torch CHECKOUT [PYTEST'S OPTIONS]
 
 The tests aren't in the packages: CHECKOUT is a folder of the project's sources, of about the installed version.
 Nothing in it is changed. What changes is where tests/test_models.py (timm) and test/test_models.py (torchvision) get
 their networks from: ``timm.list_models`` gives the ``ic_`` networks in the place of the basic ones, and a test that
 names its network itself gets that one's IC network; torchvision's ``get_model_builder`` gives builders whose networks
 are converted with the warm start "gain", so that the outputs which torchvision has on record must come out all the
-same. ``--basic`` among the options leaves all as it is, for what the tests say without us. torchvision's need
-pytest-mock.
+same. torch's are those of convolutions and linear layers; ``torch.nn.Conv2d`` and its kin make silent units there, with
+a gain of 0, which must do all that torch's layers do. ``--basic`` among the options leaves all as it is, for what the
+tests say without us. torchvision's need pytest-mock, torch's expecttest.
 
-Counts by test and the failures go to benchmarks/results/upstream_NAME.json.
+Counts by test and the failures go to benchmarks/results/upstream_NAME.json. Debian's source packages have the sources.
 """
 
 from __future__ import annotations
@@ -24,13 +26,19 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 RESULTS = Path(__file__).parent / "results"
-TESTS = {"timm": "tests/test_models.py", "torchvision": "test/test_models.py"}
+TESTS = {
+    "timm": ["tests/test_models.py"],
+    "torchvision": ["test/test_models.py"],
+    "torch": ["test/nn/test_convolution.py", "test/test_nn.py", "test/test_modules.py"],
+}
+CHOICE = {"torch": ["-k", "(conv or linear) and not bilinear"]}
 MARKERS = ("base", "cfg", "torchscript", "features", "fxforward", "fxbackward")  # timm's
 PACKAGES = ("icnets", "timm", "torch", "torchvision")
 
@@ -78,22 +86,67 @@ def patch_torchvision() -> None:
     models.get_model_builder = get_model_builder
 
 
+def patch_torch() -> None:
+    """``torch.nn`` makes silent units in the place of its layers; they are called the same, and found by pickle."""
+    import torch
+    from torch.nn.modules import conv, linear
+
+    from icnets.layers import IC_LAYERS
+
+    for unit in IC_LAYERS:
+        basic = unit.basic_type
+        members = {
+            "__init__": functools.partialmethod(unit.__init__, gain=0.0),  # type: ignore[misc]
+            "__module__": basic.__module__,
+            "__qualname__": basic.__qualname__,
+            "__doc__": basic.__doc__,
+        }
+        silent = type(basic.__name__, (unit,), members)
+        for module in (torch.nn, torch.nn.modules, conv, linear):
+            if getattr(module, basic.__name__, None) is basic:
+                setattr(module, basic.__name__, silent)
+
+
+def patch_torch_testing() -> None:
+    """Names that tests of an older torch import from today's."""
+    if find_spec("expecttest") is None:
+        return  # then today's can't be imported, and nothing that needs them
+    from torch.testing._internal import common_cuda, common_mkldnn, common_nn
+
+    gone: list[tuple[Any, str, Any]] = [
+        (common_cuda, "tf32_is_not_fp32", lambda: False),
+        (common_mkldnn, "bf32_on_and_off", lambda *_: lambda test: test),
+        (common_nn, "new_module_tests", []),
+    ]
+    for module, name, value in gone:
+        if not hasattr(module, name):
+            setattr(module, name, value)
+
+
 # As a plugin of pytest, in each of its processes.
 
 _outcomes: dict[str, Counter[str]] = defaultdict(Counter)
 _failures: dict[str, str] = {}
 
 
+def by_function(test: str) -> str:
+    """The name of a test without its parameters; torch's write a device and a dtype behind it."""
+    return re.sub(r"_cpu(_[a-z]+\d*)?$", "", test.partition("[")[0])
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Before the tests are imported."""
-    patch = {"timm": patch_timm, "torchvision": patch_torchvision}.get(os.environ.get("ICNETS_UPSTREAM", ""))
-    if patch is not None:
-        patch()
+    patches = {"timm": patch_timm, "torchvision": patch_torchvision, "torch": patch_torch}
+    project, basic = os.environ["ICNETS_UPSTREAM"].split()
+    if project == "torch":
+        patch_torch_testing()
+    if basic == "False":
+        patches[project]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test of timm's that names its network itself gets that one's IC network as well."""
-    if os.environ.get("ICNETS_UPSTREAM") != "timm":
+    if os.environ["ICNETS_UPSTREAM"] != "timm False":
         return
     from icnets.timm_models import NETWORKS
 
@@ -107,7 +160,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Counts: a test is what its call says, or its set-up, where that skipped or failed it."""
     if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
         test = report.nodeid.rpartition("::")[2]
-        _outcomes[test.partition("[")[0]][report.outcome] += 1
+        _outcomes[by_function(test)][report.outcome] += 1
         if report.failed:
             told = str(report.longrepr).strip().splitlines()
             error = next((line[1:] for line in told if line.startswith("E  ")), told[-1])
@@ -119,17 +172,19 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2 or argv[0] not in TESTS:
         raise SystemExit(__doc__)
     project, checkout, options = argv[0], Path(argv[1]), argv[2:]
-    test = checkout / TESTS[project]
-    if not test.is_file():
-        raise SystemExit(f"there is no {test}; CHECKOUT must be a folder of {project}'s sources")
+    tests = [checkout / test for test in TESTS[project]]
+    for test in tests:
+        if not test.is_file():
+            raise SystemExit(f"there is no {test}; CHECKOUT must be a folder of {project}'s sources")
     basic = "--basic" in options
-    os.environ["ICNETS_UPSTREAM"] = "" if basic else project
+    os.environ["ICNETS_UPSTREAM"] = f"{project} {basic}"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         ours = Path(folder) / "pytest.ini"  # the project's own may ask for plugins
         ours.write_text("[pytest]\nmarkers =\n" + "".join(f"    {name}\n" for name in MARKERS))
-        arguments = [str(test), "-c", str(ours), "--rootdir", str(checkout), "-p", "upstream_tests", "-q"]
+        arguments = [*map(str, tests), "-c", str(ours), "--rootdir", str(checkout), "-p", "upstream_tests", "-q"]
+        arguments += CHOICE.get(project, [])
         status = pytest.main([*arguments, *(option for option in options if option != "--basic")])
     plugin: Any = sys.modules["upstream_tests"]  # not this module, which is __main__
     _write(project, basic, plugin._outcomes, plugin._failures)
@@ -148,9 +203,13 @@ def _write(project: str, basic: bool, outcomes: dict[str, Counter[str]], failure
         "tests": {name: dict(counts) for name, counts in sorted(outcomes.items())},
         "failures": dict(sorted(failures.items())),
     }
-    path = RESULTS / f"upstream_{project}{'_basic' if basic else ''}.json"
+    path, other = (RESULTS / f"upstream_{project}{'_basic' if b else ''}.json" for b in (basic, not basic))
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{dict(total)}; wrote {path}")
+    if other.is_file():
+        known = json.loads(other.read_text(encoding="utf-8"))["failures"]
+        for name, error in sorted(failures.items()):
+            print(f"fails {'there too' if name in known else 'here only'}: {name}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The adapter that runs timm's and torchvision's own tests over IC networks, on a stand-in for their sources."""
+"""The adapter that runs the tests of timm, torchvision and torch over IC networks, on stand-ins for their sources."""
 
 import json
 import subprocess
@@ -37,10 +37,35 @@ def test_function():
 """
 
 
+TORCH = """
+import copy, io, pickle
+import torch
+from torch import nn
+from icnets import ICConv2d, ICLinear
+
+def test_silent_conv_cpu_float32():
+    layer = nn.Conv2d(2, 3, 3, bias=False)
+    assert isinstance(layer, ICConv2d) and type(layer) is nn.Conv2d and not layer.gain.any()
+    x = torch.randn(1, 2, 5, 5)
+    assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    assert isinstance(nn.Linear(2, 3), ICLinear)
+
+def test_silent_conv_cpu_float64():
+    assert isinstance(nn.ConvTranspose3d(1, 1, 1), nn.modules.conv.ConvTranspose3d)
+"""
+OTHERS = "def test_pooling(): raise ValueError('it is no test of a convolution')"
+
+
 def run(project: str, source: str, tmp_path: Path, *options: str) -> dict:
-    test = tmp_path / {"timm": "tests", "torchvision": "test"}[project] / "test_models.py"
-    test.parent.mkdir()
-    test.write_text(source)
+    for test in {
+        "timm": ["tests/test_models.py"],
+        "torchvision": ["test/test_models.py"],
+        "torch": ["test/nn/test_convolution.py", "test/test_nn.py", "test/test_modules.py"],
+    }[project]:
+        (tmp_path / test).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / test).write_text(source)
+        source = OTHERS
     program = "import sys, pathlib, upstream_tests as u; u.RESULTS = pathlib.Path(sys.argv[1]); u.main(sys.argv[2:])"
     command = [sys.executable, "-c", program, str(tmp_path), project, str(tmp_path), *options]
     subprocess.run(command, cwd=BENCHMARKS, capture_output=True)
@@ -59,6 +84,16 @@ def test_timms_tests_get_ic_networks(tmp_path):
 
 def test_torchvisions_tests_get_ic_networks_of_the_same_function(tmp_path):
     assert run("torchvision", VISION, tmp_path)["total"] == {"passed": 1}
+
+
+def test_torchs_tests_get_silent_units(tmp_path):
+    found = run("torch", TORCH, tmp_path)
+    assert found["failures"] == {}
+    assert found["tests"] == {"test_silent_conv": {"passed": 2}}
+
+
+def test_without_us_torchs_layers_are_torchs(tmp_path):
+    assert run("torch", TORCH, tmp_path, "--basic")["total"] == {"failed": 1, "passed": 1}
 
 
 def test_without_us_nothing_is_changed(tmp_path):
