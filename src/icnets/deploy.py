@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from icnets.kernels import eager, gpu, native, passes
 from icnets.layers import IC_LAYERS, ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
-from icnets.receptive_field import dense, linear_sum, per_dimension, receptive_field_mean, sum_padding
+from icnets.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, write_out_
 from icnets.subclasses import own_behaviour
 
 __all__ = [
@@ -328,9 +328,7 @@ def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
         return cast(nn.Module, module)
     module.__class__ = _FUSED[kind]
     module.sum_padding = padding
-    for name in ("stride", "padding", "dilation"):  # the fast paths want a number for each dimension
-        if not isinstance(value := getattr(module, name, ""), str):
-            setattr(module, name, tuple(per_dimension(value, like.dim() - 2)))
+    write_out_(module)
     slope = solved.slope.to(like.dtype)
     uniform = bool((slope == slope[0]).all())
     module.uniform_slope = slope[0].item() if uniform else 1.0

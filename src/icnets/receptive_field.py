@@ -34,6 +34,13 @@ def per_dimension(values: list[int], nd: int) -> list[int]:
     return list(values) * nd if len(values) == 1 else list(values)
 
 
+def write_out_(conv: nn.Module) -> None:
+    """Gives a convolution's numbers for its windows one for each dimension, for whom a single one isn't enough."""
+    for name in ("stride", "padding", "dilation", "output_padding"):
+        if not isinstance(value := getattr(conv, name, ""), str):
+            setattr(conv, name, tuple(per_dimension(value, len(conv.kernel_size))))  # type: ignore[arg-type]
+
+
 def pad_pairs(padding: list[int], nd: int) -> list[int]:
     """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
     pairs: list[int] = []

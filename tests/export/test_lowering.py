@@ -86,3 +86,16 @@ def test_residual_sums_are_computed_inside_of_convolutions(tmp_path: Path) -> No
     after = Counter(node.op_type for node in onnx.load(optimised).graph.node)
     assert after["Conv"] == before["Conv"]
     assert after["Add"] == after["Relu"] == after["LeakyRelu"] == 0
+
+
+@pytest.mark.parametrize(("format", "name"), [("onnx", "a.onnx"), ("openvino", "a.xml"), ("torch-export", "a.pt2")])
+def test_one_number_for_all_dimensions_reaches_no_engine(tmp_path: Path, format: str, name: str) -> None:
+    needs(format)
+    layers = [ICConv2d(3, 8, 3, padding=(1,), stride=(2,)), ICConv2d(8, 8, 3, padding=(2,), dilation=(2,), groups=2)]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 4, 1, stride=(2,))).eval()
+    for _, parameter in ic_parameters(model):
+        nn.init.normal_(parameter, std=0.3)
+    for fuse in (True, False):
+        report = export(model, tmp_path / name, format, torch.randn(2, 3, 16, 16), fuse=fuse)
+        assert report.parity
+    assert layers[0].stride == (2,)

@@ -19,6 +19,7 @@ from icnets.export.parity import BATCHES, Runner, agreement, compare, eager, fir
 from icnets.export.report import Agreement, ExportReport, Parity
 from icnets.files import move_into_place
 from icnets.messages import first_line
+from icnets.receptive_field import write_out_
 
 __all__ = ["export"]
 
@@ -191,6 +192,9 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
             "give another example_input"
         ) from error
     network = copy.deepcopy(original)
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            write_out_(module)  # engines take no single number for all dimensions
     if not fuse:
         return network
     from icnets.fuse import fuse_
