@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import reference
-from icnets import ICConfig, ICConv2d, convert_, fuse_, load, revert_, save
-from icnets.deploy import deploy_
+from icnets import ICConfig, ICConv2d, convert_, load, revert_, save
 from strategies import randomise
 
 SCRIPT = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
@@ -193,24 +192,6 @@ def test_copies_pickles_saves_loads_and_reverts(tmp_path):
     revert_(model)
     assert type(model[0]) is Standardised
     assert model[0].state_dict().keys() == Standardised().state_dict().keys()
-
-
-def test_fuse_leaves_it_and_folds_no_norm_into_it():
-    model = nn.Sequential(Standardised(), nn.BatchNorm2d(6)).eval()
-    nn.init.uniform_(model[1].running_var, 0.5, 2)
-    x = torch.randn(2, 4, 7, 8)
-    y = model(x)
-    assert fuse_(model, x).folded == {}  # the basic one too: its weight isn't the one that convolves
-    convert_(model)
-    randomise(model[0], 3)
-    z = model(x)
-    report = fuse_(model, x)
-    assert report.fused == []
-    assert report.skipped["0"].endswith("has behaviour of its own")
-    torch.testing.assert_close(model(x), z)
-    assert not torch.equal(z, y)
-    with pytest.raises(TypeError, match="which can't be deployed"):
-        deploy_(model[0])
 
 
 def test_calibration_sums_what_the_layer_convolves():

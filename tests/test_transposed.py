@@ -231,13 +231,17 @@ def test_calibration_fires_as_often_as_asked():
     assert 0.01 < (branch > 0).float().mean() < 0.15
 
 
-def test_fuse_leaves_it_with_the_reason():
+def test_fuse_deploys_it():
     model, x = UpAndDown().eval(), torch.randn(2, 3, 8, 8)
     convert_(model)
     randomise(model.up, 2)
     z = model(x)
     report = fuse_(model, x)
-    assert report.fused == ["down"]
-    assert report.skipped["up"] == "a transposed unit has no deployed form"
+    assert report.fused == ["down", "up"]
+    assert report.skipped == {}
     torch.testing.assert_close(model(x), z, rtol=1e-4, atol=1e-4)
-    assert model.up.fuse() is model.up
+    unit = randomise(ICConvTranspose2d(3, 4, 3), 1).eval()
+    y = unit(x)
+    assert unit.fuse() is unit
+    assert not isinstance(unit, ICConvTranspose2d)
+    torch.testing.assert_close(unit(x), y, rtol=1e-4, atol=1e-4)

@@ -181,7 +181,7 @@ class Collision(nn.Module):
     def fuse(self) -> nn.Module:
         """This unit's deployed form, in place, as timm's ``reparameterize_model`` asks for it; eval mode only.
 
-        A unit without one, such as a transposed unit, stays what it is. :func:`icnets.fuse_` does a whole network and
+        A unit without one, such as a pruned unit, stays what it is. :func:`icnets.fuse_` does a whole network and
         folds its batch norms too.
         """
         from icnets.deploy import deploy_, obstacle_to_deploying

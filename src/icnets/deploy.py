@@ -1,107 +1,35 @@
-"""The deployed form of an IC unit: a convolution with a plain post-op, plus a rank-one term (ours).
-
-With ``u = conv(x, W - w' * 1) + b1``, the unit is ``z = u + gain * relu(u) + w' * s - b1 + b2``: two slopes
-in ``u``, so a scaled convolution followed by PReLU. A batch norm behind it, ``scale * z + shift`` per
-channel, folds in exactly, whatever the sign of ``scale``. For inference only; computed in float64 and rounded once.
-"""
+"""The deployed layers, and how a layer becomes one, in place; :mod:`icnets.deployed_form` has the numbers (ours)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from icnets.deployed_form import Affine, solve, weight_growth
 from icnets.kernels import eager, gpu, native, passes
-from icnets.layers import IC_LAYERS, ICConv1d, ICConv2d, ICConv3d, ICLayer, ICLinear
-from icnets.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, write_out_
-from icnets.subclasses import own_behaviour
+from icnets.layers import IC_LAYERS, ICLayer
+from icnets.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, transposed_sum, write_out_
+from icnets.recording import Convolution, convolution_of
+from icnets.subclasses import FORWARD, combined, own_names
 
 __all__ = [
     "FUSED_LAYERS",
     "FusedICConv1d",
     "FusedICConv2d",
     "FusedICConv3d",
+    "FusedICConvTranspose1d",
+    "FusedICConvTranspose2d",
+    "FusedICConvTranspose3d",
     "FusedICLinear",
     "deploy_",
     "obstacle_to_deploying",
 ]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """What follows a unit, per output channel: ``scale * z + shift``, both ``(C_out,)`` float64 on the CPU."""
-
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class _Deployed:
-    """``out = sign * prelu(conv(x, weight) + bias, slope) + collision * s + offset``, in float64 on the CPU.
-
-    ``s`` is the mean over the window of the sum over the channels: ``collision`` has the window's size in it.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    linear: bool = False  # the branch is silent everywhere: nothing but weight and bias
-    slope: Tensor = field(default_factory=lambda: torch.ones(1))
-    collision: Tensor = field(default_factory=lambda: torch.zeros(1))
-    offset: Tensor = field(default_factory=lambda: torch.zeros(1))
-    sign: Tensor = field(default_factory=lambda: torch.ones(1))
-
-
-def _exact(vector: Tensor | None, like: Tensor) -> Tensor:
-    """Any device's parameter in float64 on the CPU (some devices have no float64); zeros for an absent one."""
-    if vector is None:
-        return torch.zeros(like.shape[0], dtype=torch.float64)
-    return vector.detach().to("cpu", torch.float64)
-
-
-def _solve(layer: ICLayer, after: Affine | None) -> _Deployed:
-    weight = _exact(layer.weight, layer.weight)
-    ones = torch.ones(weight.shape[0], dtype=torch.float64)
-    gain = ones if layer.gain is None else _exact(layer.gain, weight)
-    a, shift = (ones, 0 * ones) if after is None else (after.scale, after.shift)
-    outer = _exact(layer.bias, weight)
-    rows = (-1,) + (1,) * (weight.dim() - 1)
-    if bool(((gain == 0) | (a == 0)).all()):
-        return _Deployed(weight * a.view(rows), a * outer + shift, linear=True)
-    # A silent branch needs neither w' nor b1: they cancel, exactly so when left out.
-    w_prime = torch.where(gain == 0, 0.0, _exact(layer.collision, weight) * layer.sum_scale)
-    inner = torch.where(gain == 0, 0.0, _exact(layer.inner_bias, weight))
-    sign, factor, slope = _sides(a, gain)
-    return _Deployed(
-        weight=(weight - w_prime.view(rows)) * factor.view(rows),
-        bias=inner * factor,
-        slope=slope,
-        collision=a * w_prime * (1 if weight.dim() == 2 else weight[0, 0].numel()),
-        offset=a * (outer - inner) + shift,
-        sign=sign,
-    )
-
-
-def _sides(a: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``sign * prelu(factor * u, slope)`` equal to ``a * (u + gain * relu(u))``, all per channel.
-
-    The latter has slope ``a * (1 + gain)`` above 0 and ``a`` below. PReLU's upper slope is 1, so the convolution takes
-    the slope of whichever side becomes the upper one; both choices work if the sign is free. The slope
-    1 / (1 + gain) depends on no batch norm: one number for the layer makes a LeakyReLU, which runs in place.
-    """
-    active = gain[a != 0]
-    if bool((active == active[0]).all()):
-        sign = torch.where((a < 0) == (active[0] > -1), -1.0, 1.0)
-    else:  # slopes differ anyhow: as few signs as possible
-        sign = torch.where((a > 0) & (gain <= -1), -1.0, 1.0)
-    b = a * sign
-    factor = torch.where(b > 0, b * (1 + gain), b)
-    slope = torch.where(b > 0, 1 / (1 + gain), 1 + gain)
-    # A channel that is constant may have any slope and sign: such as others have.
-    return torch.where(a == 0, 1.0, sign), factor, torch.where(a == 0, slope[a != 0][0], slope)
 
 
 def _post(
@@ -149,9 +77,13 @@ def _post(
     return r.to_mkldnn() if packed else r
 
 
+_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 torch.fx.wrap("_post")
 torch.fx.wrap("receptive_field_mean")
 torch.fx.wrap("linear_sum")
+torch.fx.wrap("transposed_sum")
 
 
 class _Fused(nn.Module):
@@ -217,13 +149,36 @@ class _FusedConv(_Fused):
             conv = (self.stride, cast("tuple[int, ...]", self.padding), self.dilation, self.groups)
             v = eager.conv_leaky_relu(input, self.weight, self.bias, *conv, uniform_slope)
         if v is None:
-            v = self._conv_forward(input, self.weight, self.bias)
+            v = _LAYERS[len(self.kernel_size)]._conv_forward(self, input, self.weight, self.bias)
         else:
             uniform_slope = 1.0
         return _post(v, s, slope, uniform_slope, self.sign, self.collision, self.offset, len(self.kernel_size))
 
-    def _native_forward(self, input: Tensor) -> Tensor:
-        conv = (self.stride, self.padding, self.dilation, self.groups)
+    def deployed_convolution(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        pairs: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> Tensor:
+        """What stands in for the convolution that a subclass's own forward pass makes; its weight isn't looked at."""
+        if any(pairs):
+            input = F.pad(input, pairs)
+        unpadded = [0] * len(stride)
+        if eager.serves_deployed(input, self.weight):
+            return self._native_forward(input, (stride, unpadded, dilation, groups))
+        v = _CONVOLUTIONS[len(stride)](input, self.weight, self.bias, stride, unpadded, dilation, groups)
+        s = None
+        if self.collision is not None:
+            window = (list(self.kernel_size), stride, [0] * len(pairs), dilation)
+            s = receptive_field_mean(input, *window, groups)
+        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, len(stride))
+
+    def _native_forward(self, input: Tensor, conv: tuple[Any, ...] | None = None) -> Tensor:
+        conv = conv or (self.stride, self.padding, self.dilation, self.groups)
         post = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
         return cast(Tensor, native.operator("deployed_conv")(input, self.weight, self.bias, *conv, *post))
 
@@ -250,8 +205,48 @@ class FusedICLinear(_Fused, nn.Linear):
         return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, 0)
 
 
-FUSED_LAYERS: tuple[type[nn.Module], ...] = (FusedICConv1d, FusedICConv2d, FusedICConv3d, FusedICLinear)
-_FUSED = dict(zip((ICConv1d, ICConv2d, ICConv3d, ICLinear), FUSED_LAYERS, strict=True))
+class _FusedConvTranspose(_Fused):
+    if TYPE_CHECKING:
+        kernel_size: Any
+        stride: Any
+        padding: Any
+        dilation: Any
+        groups: int
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
+        nd = len(self.kernel_size)
+        v: Tensor = _TRANSPOSED[nd].forward(self, input, output_size)
+        s = None
+        if self.collision is not None:
+            window = (list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation))
+            s = transposed_sum(input, *window, self.groups, [v.size(i - nd) for i in range(nd)])
+        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, nd)
+
+
+class FusedICConvTranspose1d(_FusedConvTranspose, nn.ConvTranspose1d):
+    """ICConvTranspose1d, deployed; see :func:`deploy_`."""
+
+
+class FusedICConvTranspose2d(_FusedConvTranspose, nn.ConvTranspose2d):
+    """ICConvTranspose2d, deployed; see :func:`deploy_`."""
+
+
+class FusedICConvTranspose3d(_FusedConvTranspose, nn.ConvTranspose3d):
+    """ICConvTranspose3d, deployed; see :func:`deploy_`."""
+
+
+FUSED_LAYERS: tuple[type[nn.Module], ...] = (
+    FusedICConv1d,
+    FusedICConv2d,
+    FusedICConv3d,
+    FusedICConvTranspose1d,
+    FusedICConvTranspose2d,
+    FusedICConvTranspose3d,
+    FusedICLinear,
+)
+_FUSED: dict[type[nn.Module], Any] = {u.basic_type: f for u, f in zip(IC_LAYERS, FUSED_LAYERS, strict=True)}
+_NAMES = ("slope", "collision", "offset", "sign", "sum_padding", "uniform_slope", "deployed_convolution")
 
 
 def _frozen(value: Tensor, like: Tensor) -> nn.Parameter:
@@ -260,43 +255,61 @@ def _frozen(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
 
 
-def fold_(layer: nn.Module, after: Affine) -> None:
-    """Folds what follows a plain convolution or linear layer into its weight and bias, which become new Parameters."""
-    with torch.no_grad():
-        old = cast(Tensor, layer.weight)
-        weight = _exact(old, old)
-        bias = _exact(cast("Tensor | None", layer.bias), weight)
-        scale = after.scale.view((-1,) + (1,) * (weight.dim() - 1))
-        layer.weight = _frozen(weight * scale, old)
-        layer.bias = _frozen(bias * after.scale + after.shift, old)
+def _class_of(layer: nn.Module) -> Any:
+    """The layer's class, without the one that torch's parametrisations put in front of it."""
+    return type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
 
 
-def obstacle_to_deploying(unit: ICLayer) -> str | None:
-    """Why an IC unit has no deployed form, or None."""
-    kind = next(t for t in IC_LAYERS if isinstance(unit, t))
-    if kind not in _FUSED:
-        return "a transposed unit has no deployed form"
-    if type(unit._parameters.get("weight")) is not nn.Parameter:
-        return "its weight is parametrised"
-    if "forward" in unit.__dict__ or own_behaviour(unit, kind):
-        return f"{type(unit).__name__} has behaviour of its own"
-    return None
+def _make_plain_(layer: Any) -> None:
+    """What torch's parametrisations compute becomes Parameters."""
+    if parametrize.is_parametrized(layer):
+        values = {name: getattr(layer, name).detach() for name in layer.parametrizations}
+        layer.__class__ = _class_of(layer)
+        del layer._modules["parametrizations"]
+        layer._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's, which can't be pickled
+        for name, value in values.items():
+            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
 
 
-def weight_growth(layer: ICLayer) -> float:
-    """How much wider the deployed weights' range is than the learned ones', at worst over the output channels.
+def _convolution(layer: Any) -> Convolution | str:
+    """Weight and bias that ``layer``, an IC unit or a layer of torch's, computes with; or why that can't be said."""
+    if isinstance(layer, FUSED_LAYERS):
+        return "it is deployed already"
+    kind, unit = _class_of(layer), next((t for t in IC_LAYERS if isinstance(layer, t)), None)
+    basic = next(t for t in _FUSED if isinstance(layer, t))
+    if "forward" in layer.__dict__ or (unit not in (None, kind) and "_unit" not in vars(kind)):
+        return f"{kind.__name__} has behaviour of its own"
+    for name in ("weight", "bias", *getattr(layer, "vector_names", ())):
+        value = layer._parameters.get(name)
+        if parametrize.is_parametrized(layer, name):
+            continue
+        if name not in layer._parameters:
+            return f"its {name} is computed before each call, as by pruning: make it permanent first"
+        if value is not None and (type(value) is not nn.Parameter or type(value.data) is not Tensor):
+            return f"its {name} is a {type(value.data).__name__}, not a plain Parameter"
+    taken = [n for n in _NAMES if n not in getattr(layer, "vector_names", ()) and hasattr(layer, n)]
+    if taken:
+        return f"{kind.__name__} has attributes of its own that a deployed unit has too ({', '.join(taken)})"
+    former = kind if unit is None else getattr(layer, "basic_type", basic)
+    if FORWARD.isdisjoint(own_names(former, basic)):
+        return Convolution(layer.weight, layer.bias)
+    if basic not in _LAYERS.values():
+        return f"{kind.__name__} has behaviour of its own"
+    return convolution_of(layer, former.forward)
 
-    max|W - w'| / max|W| per channel; factors per channel don't count, as quantisers scale each channel. A large value
-    (more than 4: two bits) means that int8 weights lose precision to the collision.
-    """
-    weight = _exact(layer.weight, layer.weight).flatten(1)
-    w_prime = (_exact(layer.collision, weight) * layer.sum_scale)[:, None]
-    if layer.gain is not None:
-        w_prime = torch.where(_exact(layer.gain, weight)[:, None] == 0, 0.0, w_prime)
-    before = weight.abs().amax(1)
-    before = torch.where(before > 0, before, before.max())
-    growth = ((weight - w_prime).abs().amax(1) / before).max().item()
-    return growth if before.max() > 0 else 1.0
+
+def growth_of(unit: ICLayer) -> float:
+    """:func:`icnets.deployed_form.weight_growth` of a unit that can be deployed."""
+    conv = _convolution(unit)
+    assert isinstance(conv, Convolution)
+    with torch.device("cpu"):
+        return weight_growth(unit, conv)
+
+
+def obstacle_to_deploying(layer: nn.Module) -> str | None:
+    """Why an IC unit has no deployed form, or a layer of torch's can take nothing; None if nothing is in the way."""
+    found = _convolution(layer)
+    return found if isinstance(found, str) else None
 
 
 def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
@@ -315,20 +328,36 @@ def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
     """
     if not isinstance(layer, IC_LAYERS):
         raise TypeError(f"layer is a {type(layer).__name__}; only IC units have a deployed form")
-    if (reason := obstacle_to_deploying(layer)) is not None:
-        raise TypeError(f"layer is a {type(layer).__name__}, which can't be deployed: {reason}")
-    kind = next(k for k in _FUSED if isinstance(layer, k))
     if layer.training:
         raise ValueError("the IC unit is in training mode; call .eval() before fusing")
-    solved, padding = _solve(layer, after), [] if isinstance(layer, ICLinear) else sum_padding(layer)
-    like = layer.weight
-    module: Any = layer.give_back_()
+    return fold_(layer, after)
+
+
+def fold_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
+    """As :func:`deploy_`, but a layer of torch's may take what follows it, too: it remains what it is."""
+    conv = _convolution(layer)
+    if isinstance(conv, str):
+        raise TypeError(f"layer is a {type(layer).__name__}, which can't be deployed: {conv}")
+    like = conv.weight
+    with torch.device("cpu"):  # whatever the default device is
+        solved = solve(layer, conv, after)
+    _make_plain_(layer)
+    module: Any = layer.give_back_() if isinstance(layer, IC_LAYERS) else layer
     module.weight, module.bias = _frozen(solved.weight, like), _frozen(solved.bias, like)
-    if solved.linear:
+    if solved.linear and conv.own:
         return cast(nn.Module, module)
-    module.__class__ = _FUSED[kind]
-    module.sum_padding = padding
-    write_out_(module)
+    former, basic = type(module), next(t for t in _FUSED if isinstance(module, t))
+    if former is not basic:
+        module.__dict__["basic_type"] = former
+    module.__class__ = (
+        _FUSED[basic] if former is basic else combined(_FUSED[basic], cast(Any, former), conv.padded, False)
+    )
+    if conv.call is not None and not conv.padded:  # its forward pass goes, and this is what it was
+        module.__dict__.update(conv.call)
+    if basic in _LAYERS.values():
+        module.sum_padding = sum_padding(module)
+    if basic is not nn.Linear:
+        write_out_(module)
     slope = solved.slope.to(like.dtype)
     uniform = bool((slope == slope[0]).all())
     module.uniform_slope = slope[0].item() if uniform else 1.0

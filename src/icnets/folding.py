@@ -1,6 +1,7 @@
 """Which batch norms can be folded into the layer before them: found by running the network once, not by tracing it."""
 
 import gc
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from icnets.deploy import Affine
+from icnets.deployed_form import Affine
 from icnets.hooks import removed_after
 
 __all__ = ["Consumers", "FoldedNormAct", "affine_of", "is_norm", "obstacle_to_folding", "remove_norm_"]
@@ -61,9 +62,11 @@ class Consumers(TorchDispatchMode):
 
     @contextmanager
     def watch(self, layers: list[nn.Module], norms: list[nn.Module]) -> Iterator[None]:
-        handles = [layer.register_forward_hook(self.made) for layer in layers]
-        handles += [norm.register_forward_pre_hook(self.enter, prepend=True) for norm in norms]
-        handles += [norm.register_forward_hook(self.leave) for norm in norms]
+        handles = itertools.chain(
+            (layer.register_forward_hook(self.made) for layer in layers),
+            (norm.register_forward_pre_hook(self.enter, prepend=True) for norm in norms),
+            (norm.register_forward_hook(self.leave) for norm in norms),
+        )
         with removed_after(handles), self:
             yield
 

@@ -11,12 +11,13 @@ __all__ = ["modes_kept", "removed_after"]
 
 @contextmanager
 def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes the hooks of ``handles`` when the block ends, however it ends."""
-    handles = list(handles)
+    """Removes the hooks of ``handles`` when the block ends, however it ends; those of a generator are made in here."""
+    made: list[RemovableHandle] = []
     try:
+        made.extend(handles)
         yield
     finally:
-        for handle in handles:
+        for handle in made:
             handle.remove()
 
 

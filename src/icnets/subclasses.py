@@ -7,7 +7,7 @@ trial on a copy, that there is exactly one, and that its output is what the laye
 its own for such a unit: see :mod:`icnets.scripting`.
 """
 
-import copy
+from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
@@ -21,78 +21,60 @@ from torch.overrides import TorchFunctionMode
 from icnets import functional, scripting
 from icnets.messages import first_line
 from icnets.receptive_field import padding_pairs, per_dimension, sum_padding
+from icnets.recording import CONVOLUTIONS, Record, trial_input, twin_of
 
-__all__ = ["basic_of", "convolved", "has_own_forward", "obstacle", "own_behaviour", "unit_class", "vector_names"]
+__all__ = [
+    "FORWARD",
+    "Replaced",
+    "basic_of",
+    "combined",
+    "convolved",
+    "has_own_forward",
+    "obstacle",
+    "own_behaviour",
+    "own_names",
+    "unit_class",
+    "vector_names",
+]
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _UNITS: dict[int, Any] = {1: functional.ic_conv1d, 2: functional.ic_conv2d, 3: functional.ic_conv3d}
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OF_TORCH = tuple(layer.forward for layer in _LAYERS)
 _HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
 _HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
-_FORWARD = {"forward", "_conv_forward", "__call__"}
+FORWARD = {"forward", "_conv_forward", "__call__"}
 # What the unit's own methods extend rather than replace, so that a subclass may define it too.
 _SHARED = {"forward", "reset_parameters", "extra_repr"}
 STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain", *scripting.ATTRIBUTES}
-_TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
 
 
 def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
     """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
-    return _own_names(type(module), basic)
+    return own_names(type(module), basic)
 
 
-def _own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
+def own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
+    """Names that ``cls`` and its bases below ``basic`` define, beyond a constructor."""
     classes = cls.__mro__[: cls.__mro__.index(basic)]
     return sorted({name for c in classes for name in vars(c)} - _HARMLESS)
 
 
 def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
     """Whether a class between the module's own and ``basic`` has a forward pass of its own."""
-    return not _FORWARD.isdisjoint(own_behaviour(module, basic))
+    return not FORWARD.isdisjoint(own_behaviour(module, basic))
 
 
 # -- what such a layer does ------------------------------------------------------------------------------------------
 
 
-class _Record(TorchFunctionMode):
-    """Notes the arguments of the calls of torch's convolutions, and their results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[dict[str, Any], Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _CONVOLUTIONS:
-            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            self.calls.append((dict(zip(names, args, strict=False)) | (kwargs or {}), result))
-        return result
-
-
-def _twin(module: Any, cls: Any) -> Any:
-    """A copy of ``module`` that is a ``cls``."""
-    twin = cls.__new__(cls)
-    # Hooks aren't called here, and may hold the whole network.
-    state = {k: v for k, v in module.__dict__.items() if k not in scripting.ATTRIBUTES}
-    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in state.items()})
-    return twin
-
-
-def _trial_input(module: Any) -> Tensor:
-    """Noise ``(2, C_in, *L)`` of the weight's type, a little larger than a window."""
-    dilation = per_dimension(module.dilation, len(module.kernel_size))
-    shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, dilation, strict=True)]
-    noise = torch.randn(2, module.in_channels, *shape, device="cpu")  # whatever the default device is
-    return noise.to(module.weight.device, module.weight.dtype)
-
-
 def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
     """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
-    twin = _twin(module, type(module))
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _Record() as record:
+    twin = twin_of(module, type(module))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         if (weight := twin._parameters.get("weight")) is not None:
             weight.normal_()
-        result = type(module).forward(twin, _trial_input(module))
+        with Record(x := trial_input(module)) as record:
+            result = type(module).forward(twin, x)
     return record.calls, result
 
 
@@ -105,7 +87,7 @@ def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
     if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
         conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
         return x, kernel, *conv, module.padding_mode
-    with _Record() as record:
+    with Record() as record:
         type(module).forward(module, x)
     call = record.calls[0][0]
     stride, dilation = (per_dimension(call.get(n, 1), len(kernel)) for n in ("stride", "dilation"))
@@ -121,6 +103,10 @@ def _masks(weight: Tensor) -> bool:
     return bool(silent.any()) and not bool(silent.all())
 
 
+def _clash(kind: str, names: set[str]) -> str:
+    return f"{kind} has attributes of its own that an IC unit has too ({', '.join(sorted(names)[:3])})"
+
+
 def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -> str | None:
     """Why a module of a subclass of ``basic`` can't become a ``unit``, or None. Nothing in it is changed."""
     kind, own = type(module).__name__, own_behaviour(module, basic)
@@ -128,9 +114,10 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
     taken = STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
     clashes = {n for n in taken if n in own or (hasattr(module, n) and not hasattr(basic, n))} - _SHARED
     if clashes:
-        return f"{kind} has attributes of its own that an IC unit has too ({', '.join(sorted(clashes)[:3])})"
+        return _clash(kind, clashes)
     if not has_own_forward(module, basic):
-        return None
+        renamed = {n for n in unit.vector_names if hasattr(module, n)}  # type: ignore[attr-defined]
+        return None if basic in _LAYERS or not renamed else _clash(kind, renamed)
     reason = f"{kind} has behaviour of its own ({', '.join(own[:3])})"
     if not hasattr(module, "in_channels") or getattr(module, "transposed", False):
         return reason
@@ -180,16 +167,19 @@ def ic_convolution(
 torch.fx.wrap("ic_convolution")
 
 
-class _Colliding(TorchFunctionMode):
-    """While it is entered, the convolution of ``layer`` is an IC convolution."""
+class Replaced(TorchFunctionMode):
+    """While it is entered, ``by`` takes the place of the convolution of ``layer``: by default an IC convolution.
 
-    def __init__(self, layer: Any) -> None:
+    ``by`` gets its arguments: input, weight, bias, stride, padding in pairs, dilation, groups.
+    """
+
+    def __init__(self, layer: Any, by: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.by = layer, by or self.collide
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        return self.convolve(*args, **kwargs) if func in _CONVOLUTIONS else func(*args, **kwargs)
+        return self.convolve(*args, **kwargs) if func in CONVOLUTIONS else func(*args, **kwargs)
 
     def convolve(
         self,
@@ -201,24 +191,33 @@ class _Colliding(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Any:
-        collision, inner_bias, gain = self.layer.vectors()
         kernel = list(self.layer.kernel_size)
-        step, rate = per_dimension(stride, len(kernel)), per_dimension(dilation, len(kernel))
-        conv = (step, padding_pairs(padding, kernel, rate), rate, groups)
-        return ic_convolution(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
+        step, rate = (per_dimension(v, len(kernel)) for v in (stride, dilation))
+        return self.by(input, weight, bias, step, padding_pairs(padding, kernel, rate), rate, groups)
+
+    def collide(self, input: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Any:
+        collision, inner_bias, gain = self.layer.vectors()
+        unit: Any = ic_convolution  # which TorchScript wants spelt out
+        return unit(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    with _Colliding(self):
+    with Replaced(self, getattr(self, "deployed_convolution", None)):
         return self.basic_type.forward(self, *args, **kwargs)
+
+
+def _by_position(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self._unit.forward(self, *args, *kwargs.values())  # the former class may call its input otherwise
 
 
 def _prepare_scriptable(self: Any) -> Any:
     """What torch.jit.script has in place of the unit: itself, of a class whose forward pass it can compile."""
-    name, twin = type(self).__name__, _twin(self, self.basic_type).requires_grad_(False)
+    name, twin = type(self).__name__, twin_of(self, self.basic_type).requires_grad_(False)
+    if not hasattr(self, "vectors"):
+        raise NotImplementedError(f"{name}, a deployed unit, can't be scripted; use torch.jit.trace or torch.export")
     with torch.random.fork_rng(devices=[]):
-        x = _trial_input(self)
-    with _Record() as record:
+        x = trial_input(self)
+    with Record() as record:
         twin.forward(x)
     if record.calls[0][0].get("bias") is not twin.bias:
         raise NotImplementedError(f"{name} can't be scripted: it convolves with a bias that isn't its own")
@@ -228,7 +227,7 @@ def _prepare_scriptable(self: Any) -> Any:
     if not torch.equal(convolved(twin, x)[0], before):
         raise NotImplementedError(f"{name} can't be scripted: what it convolves depends on its parameters")
     scripting.prepare_(self, lambda x: convolved(twin, x), x)
-    self.__class__ = _combined(self._unit, self.basic_type, *self._options, scripted=True)
+    self.__class__ = combined(self._unit, self.basic_type, *self._options, scripted=True)
     return self
 
 
@@ -241,16 +240,19 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 
 def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
-    cls: Any = _combined(unit, former, *options)
+    cls: Any = combined(unit, former, *options)
     return cast(nn.Module, cls.__new__(cls))
 
 
 @cache
-def _combined(unit: Any, former: Any, own_forward: bool, renamed: bool, scripted: bool = False) -> Any:
+def combined(unit: Any, former: Any, own_forward: bool, renamed: bool, scripted: bool = False) -> Any:
+    """The class of a layer that is a ``unit`` and a ``former``, perhaps with the latter's forward pass around it."""
     members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
     members |= {"_unit": unit, "_options": (own_forward, renamed)}
     if own_forward:
         members |= {"forward": _forward, "__prepare_scriptable__": _prepare_scriptable}
+    elif former.forward not in _OF_TORCH and hasattr(unit, "deployed_convolution"):
+        members["forward"] = _by_position
     if scripted:
         members |= scripting.methods(former.forward, torch.jit.unused(_forward), renamed)
     if renamed:
@@ -283,8 +285,8 @@ def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
     own: Any = former.__bases__[0] if parametrised else former  # torch puts a class of its own in front
     renamed = vector_names(unit, basic) != unit.vector_names
     own_forward = has_own_forward(basic, unit.basic_type) or renamed
-    if own_forward or _own_names(own, unit.basic_type):
-        unit = _combined(unit, own, own_forward, renamed)
+    if own_forward or own_names(own, unit.basic_type):
+        unit = combined(unit, own, own_forward, renamed)
     return cast(type[nn.Module], _parametrised(unit, former) if parametrised else unit)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import strategies
 from fuse.networks import random_norm, relative_error
 from icnets import ICConv2d
-from icnets.deploy import FusedICConv2d, weight_growth
+from icnets.deploy import FusedICConv2d, growth_of
 from icnets.fuse import fuse_
 from icnets.layers import IC_LAYERS
 
@@ -154,7 +154,7 @@ def test_weight_growth_counts_channels_and_no_scales():
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([1.0, 0.1]).view(2, 1, 1, 1))
     layer.collision_weight = torch.tensor([-1.0, -0.3])
-    assert weight_growth(layer) == pytest.approx(4.0)  # 0.1 + 0.3 against 0.1
+    assert growth_of(layer) == pytest.approx(4.0)  # 0.1 + 0.3 against 0.1
     report = fuse_(layer.eval(), torch.randn(1, 1, 3, 3))
     assert report.weight_growth == {"": pytest.approx(4.0)}
     assert "4-fold" in str(report)

@@ -158,14 +158,3 @@ def test_fold_batch_norm_false_leaves_them():
     assert report.folded == {}
     assert isinstance(model.bn, nn.BatchNorm2d)
     assert relative_error(model(x), expected) < 1e-12
-
-
-def test_units_with_a_parametrised_weight_stay():
-    model = Net(lambda net, x: net.bn(net.conv(x))).eval()
-    nn.utils.parametrizations.weight_norm(model.conv)
-    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    expected = model(x)
-    report = fuse_(model, x)
-    assert report.skipped["conv"] == "its weight is parametrised"
-    assert "bn" in report.skipped
-    assert relative_error(model(x), expected) == 0

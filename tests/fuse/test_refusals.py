@@ -42,6 +42,14 @@ def test_wrapped_models_are_refused(wrap, message):
         fuse_(wrap(model), x)
 
 
+def test_a_model_without_values_is_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(ICConv2d(3, 4, 3)).eval()
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match=r"0.weight is on the meta device.*load the model's weights"):
+            fuse_(model, torch.randn(1, 3, 8, 8, device=device))
+
+
 def test_the_example_is_needed_and_must_fit():
     model, x = small()
     with pytest.raises(ValueError, match="names no input size; pass a batch"):
