@@ -104,10 +104,39 @@ def test_the_page_counts_by_family_and_gives_each_reason():
     assert "| timm/b | gain: the warm start \\| differs |" in text
     assert "| complex weight | timm/b (4) |" in text
     assert "- ValueError: NAME can't be dilated: smp/pan/vgg11, smp/pan/vgg13\n" in text
-    assert "| timm | resnet | 2 | 2 | 2 | 1 |" in text
-    assert "| timm | vit | 1 | 0 | 0 | 0 |" in text
-    assert summary(found) == "timm: 1 of 2 (50.0%) pass every check"
+    assert "| timm | resnet | 2 | 2 | 2 | 1 | not counted |" in text
+    assert "| timm | vit | 1 | 0 | 0 | 0 | not counted |" in text
+    assert "- not counted: 1 of 2" in text
+    expected = "timm: 1 of 2 (50.0%) pass every check; whether every unit was fused was not counted for 1"
+    assert summary(found) == expected
     assert summary([]) == "nothing was checked"
+
+
+def test_a_network_that_is_not_fused_does_not_pass():
+    counts = {"all": (5, 5, {}), "some": (5, 3, {"transposed": 2, "a | b": 1}), "none": (5, 0, {"transposed": 5})}
+    found = [
+        {**line(f"timm/{name}", fuse="ok"), "converted": units, "fused": fused, "folded": 0, "left": left}
+        for name, (units, fused, left) in counts.items()
+    ]
+    text = markdown([{"kind": "coverage", "versions": {}}, *found])
+    assert "- timm/none: not fused\n- timm/some: fused 3 of 5\n" in text
+    assert "| transposed | timm/none (5), timm/some (2) |" in text
+    assert "| timm | resnet | 3 | 3 | 3 | 1 | 8 of 15 |" in text
+    assert "not counted" not in text
+    assert summary(found) == "timm: 1 of 3 (33.3%) pass every check"
+
+
+def test_units_that_stay_are_counted():
+    class Dynamic(torch.nn.Conv2d):
+        def forward(self, x):
+            return torch.nn.functional.conv2d(x, self.weight * x.mean(), self.bias)
+
+    layers = Dynamic(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ConvTranspose2d(4, 4, 2), torch.nn.BatchNorm2d(4)
+    x = torch.rand(2, 3, 8, 8)
+    found = run_checks(Prepared(torch.nn.Sequential(*layers).eval(), (x,), (x,), [3, 8, 8]))
+    reason = "Dynamic convolves with another weight or bias at each call"
+    assert found["left"] == {reason: 1, f"the layer before it can't take it: {reason}": 1}
+    assert (found["converted"], found["fused"], found["folded"]) == (2, 1, 1)
 
 
 def test_representatives_are_the_smallest_and_everything_is_bounded():
@@ -133,7 +162,9 @@ def test_a_small_network_passes():
     found = run_checks(prepare(case))
     assert set(found["checks"].values()) == {"ok"}
     assert found["skipped"] == {}
-    assert found["converted"] == 15
+    assert found["converted"] == found["fused"] == 15
+    assert found["folded"] == 15
+    assert found["left"] == {}
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from icnets.checkpoint import load, save
 from icnets.convert import ICConfig, convert_, revert_
 from icnets.evaluation.coverage.catalogue import Prepared
-from icnets.fuse import fuse_, random_like
+from icnets.folding import is_norm
+from icnets.fuse import FuseReport, fuse_, random_like
 from icnets.layers import IC_LAYERS, ic_parameters
 from icnets.messages import first_line
 
@@ -87,6 +89,7 @@ class Subject:
         self.warm = _outputs(self.model, self.args)
         _wake(self.model)
         self.awake = _outputs(self.model, self.args)
+        self.fused: FuseReport | None = None
 
 
 def gain(subject: Subject) -> None:
@@ -137,13 +140,15 @@ def revert(subject: Subject) -> None:
 
 
 def fuse(subject: Subject) -> None:
-    """``fuse_`` keeps the outputs; it compares them itself.
+    """``fuse_`` keeps the outputs, with batch norms that aren't the identity; it compares them itself.
 
-    Some networks, untrained as they are, amplify rounding: a thousandfold, a billionfold. Those must be exact in double
-    precision, with the statistics of batch norms as of their input, and collisions so small that rounding stays small.
+    Some networks, untrained as they are, amplify rounding a billionfold. Those must be exact in double precision, with
+    the statistics of batch norms as of their input, and collisions so small that rounding stays small.
     """
     try:
-        fuse_(copy.deepcopy(subject.model), _fresh(subject.args))
+        model = copy.deepcopy(subject.model)
+        _unsettle(model)
+        subject.fused = fuse_(model, _fresh(subject.args))
     except RuntimeError as error:
         model = copy.deepcopy(subject.model).double()
         args, train_args = (random_like(tree_map(_doubled, _fresh(a))) for a in (subject.args, subject.train_args))
@@ -159,8 +164,20 @@ def fuse(subject: Subject) -> None:
                 f"nothing can be said: random changes of the weights by {_ROUNDING:g} change the outputs by "
                 f"{rounding:.2g} of the largest, in double precision"
             ) from error
-        exact = fuse_(model, args).max_relative_error
+        subject.fused = fuse_(model, args)
+        exact = subject.fused.max_relative_error
         assert exact < 1e-9, f"the deployed network differs by {exact:.2g} of the largest output in double precision"
+
+
+def _unsettle(model: nn.Module) -> None:
+    """Statistics, weights and biases of batch norms that aren't those of the identity."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for norm in filter(is_norm, model.modules()):
+            for name in ("running_mean", "running_var", "weight", "bias"):
+                if (vector := getattr(norm, name, None)) is not None:
+                    noise = 0.2 * torch.randn(vector.shape, generator=generator).to(vector)
+                    vector.copy_(vector * noise.exp() if name in ("running_var", "weight") else vector + noise)
 
 
 def _settle(model: nn.Module, train_args: tuple[Any, ...]) -> None:
@@ -246,7 +263,9 @@ def run_checks(prepared: Prepared, sampled: bool = False) -> dict[str, Any]:
     """Converts the network and runs every check, those on a sample only where asked.
 
     Returns:
-        ``converted`` (a count), ``skipped`` (how many for each reason) and ``checks``: "ok" or what went wrong.
+        ``converted`` (a count), ``skipped`` (how many for each reason) and ``checks``: "ok" or what went wrong. Where
+        ``fuse_`` ran, also ``fused`` and ``folded``, counts of units and batch norms, and ``left``: how many of
+        either for each reason.
     """
     found: dict[str, str] = {}
     try:
@@ -260,9 +279,14 @@ def run_checks(prepared: Prepared, sampled: bool = False) -> dict[str, Any]:
             found[name] = "ok"
         except Exception as error:
             found[name] = _reason(error)
-    reasons = list(subject.report.skipped.values())
-    skipped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    return {"converted": len(subject.report.converted), "skipped": skipped, "checks": found}
+    counts: dict[str, Any] = {"converted": len(subject.report.converted), "skipped": _counts(subject.report.skipped)}
+    if (fused := subject.fused) is not None:
+        counts |= {"fused": len(fused.fused), "folded": len(fused.folded), "left": _counts(fused.skipped)}
+    return {**counts, "checks": found}
+
+
+def _counts(reasons: Mapping[str, str]) -> dict[str, int]:
+    return dict(Counter(reasons.values()))
 
 
 def _reason(error: Exception) -> str:
