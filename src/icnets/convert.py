@@ -20,7 +20,6 @@ from icnets.messages import few
 from icnets.optimizers import Extension, built_optimizers, checked
 from icnets.readers import declared, observed
 from icnets.state_dicts import mismatch, shapes, with_versions
-from icnets.subclasses import own_behaviour
 from icnets.undo import Undo
 from icnets.warm_start import calibrated
 
@@ -164,14 +163,6 @@ def obstacle(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     return subclasses.obstacle(module, unit.basic_type, unit)
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether the module is torch's own convolution (not transposed) or linear layer, in class and in behaviour."""
-    unit = unit_of(module)
-    if unit is None or isinstance(module, (*IC_LAYERS, nn.modules.conv._ConvTransposeNd)) or obstacle(module):
-        return False
-    return type(module._parameters.get("weight")) is nn.Parameter and not own_behaviour(module, unit.basic_type)
 
 
 def _choose(

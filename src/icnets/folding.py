@@ -145,7 +145,7 @@ def _is_affine_and_act(norm: nn.Module, affine: Affine) -> bool:
     """Whether a norm of a class we don't know is act(drop(scale * z + shift)), tried on random numbers."""
     vector = cast(Tensor, norm.running_mean)
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2, len(affine.scale), 5, 5, generator=generator).to(vector) * 3
+    z = torch.randn(2, len(affine.scale), 5, 5, generator=generator, device="cpu").to(vector) * 3
     scale, shift = (v.to(vector).view(-1, 1, 1) for v in (affine.scale, affine.shift))
     twin = FoldedNormAct()
     twin._modules.update({n: norm._modules.get(n) for n in ("drop", "act")})

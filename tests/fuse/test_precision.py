@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -207,6 +208,19 @@ def test_an_example_that_fails_says_what_it_is():
         fuse_(Keywords().eval(), torch.randn(2, 3, 8, 8, device="meta"))
     with pytest.raises(TypeError, match="example_input is a set; pass a tensor, or the model's arguments"):
         fuse_(Keywords().eval(), {1})
+
+
+def test_in_any_context():
+    for context in (torch.device("meta"), torch.inference_mode(), torch.enable_grad()):
+        norm = timm.layers.BatchNormAct2d(6)
+        model = nn.Sequential(strategies.randomise(ICConv2d(3, 4, 3), 0), nn.Conv2d(4, 6, 1), random_norm(norm)).eval()
+        x = torch.randn(2, 3, 8, 8)
+        expected = model(x).detach()
+        with context:
+            report = fuse_(model, x)
+        assert report.fused == ["0"]
+        assert report.folded == {"2": "1"}
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
 class Halves(nn.Module):
