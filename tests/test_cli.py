@@ -12,7 +12,9 @@ import torch
 import yaml
 
 import icnets
+import icnets.checkpoint
 from icnets.cli import COMMANDS, main
+from icnets.image_notes import read_notes
 from icnets.messages import one_line
 from icnets.training.checkpoints import last_checkpoints
 from icnets.training.task import ClassificationTask
@@ -261,6 +263,40 @@ def test_convert_a_plain_state_dict(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "icnets: error: ic.safetensors holds an IC network already\n"
 
 
+def notes(path: str | Path) -> dict[str, str]:
+    return icnets.checkpoint.read(path)[2]
+
+
+@pytest.mark.parametrize("source", ["best.safetensors", "best.ckpt"])
+def test_convert_carries_what_is_known_of_the_images(runs: Path, source: str) -> None:
+    folder = runs / "basic" / "checkpoints"
+    known = notes(folder / "best.safetensors")
+    assert {"class_names", "mean", "std", "image_size", "in_chans", "crop_pct", "interpolation"} <= known.keys()
+    assert main(["convert", str(folder / source), "ic.safetensors"]) == 0
+    found = notes("ic.safetensors")
+    assert found == known if source == "best.safetensors" else found.items() <= known.items()
+    assert read_notes(found) == read_notes(known)
+
+
+@pytest.mark.parametrize("model", [(), ("--model", "test_resnet")])
+def test_convert_keeps_notes_of_ones_own(model: tuple[str, ...]) -> None:
+    network = icnets.create_model("test_resnet", ic=None, num_classes=2)
+    icnets.save(network, "a.safetensors", metadata={"method": "mine", "class_names": "cat,dog"})
+    assert main(["convert", "a.safetensors", "ic.safetensors", *model]) == 0
+    assert notes("ic.safetensors") == {"method": "mine", "class_names": "cat,dog"}
+
+
+def test_convert_says_which_weights_it_read(capsys: pytest.CaptureFixture[str]) -> None:
+    network = icnets.create_model("test_resnet", ic=None, num_classes=2).eval()
+    other = {key: value + 1 for key, value in network.state_dict().items()}
+    average = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": other, "state_dict_ema": average, "epoch": 3}, "a.pth")
+    assert main(["convert", "a.pth", "ic.safetensors", "--model", "test_resnet"]) == 0
+    assert capsys.readouterr().out.startswith("read ['state_dict_ema'] and keys without 'module.' of a.pth\nconverted ")
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(icnets.load("ic.safetensors")(x), network(x))
+
+
 # Mistakes: each is one line and status 2.
 
 
@@ -324,7 +360,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--model.ic.layers", "some"], "layers is 'some'; it must be one of all, kxk, no-stem"),
     ([*FIT, "--model.init_from", "none.pth"], "there is no checkpoint none.pth; check the path"),
     ([*FIT, "--model.init_from", "cut.safetensors"], "cut.safetensors is not a whole safetensors file (*"),
-    ([*FIT, "--model.init_from", "bad.ckpt"], "bad.ckpt is damaged, or no file of weights (*"),
+    ([*FIT, "--model.init_from", "bad.ckpt"], "bad.ckpt is no file of weights; give .pth or .safetensors"),
     ([*FIT, "--model.teacher", "none.safetensors"], "there is no checkpoint none.safetensors; check the path"),
     ([*FIT, "--data.train_size", "5000"], "train_size is 5000, but 850 images are left beside 150 for validation*"),
     ([*FIT, "--data.in_chans", "2"], "in_chans is 2; images are read with 1 (grey) or 3 (colour) channels"),
@@ -359,7 +395,7 @@ CASES: list[tuple[list[str], str]] = [
     (["predict", *RUN, "--data.predict_root", "nothing"], "nothing holds no images (*"),
     (["convert"], "the following arguments are required: IN, OUT"),
     (["convert", "none.pth", "out.safetensors"], "there is no checkpoint none.pth; check the path"),
-    (["convert", "bad.ckpt", "out.safetensors"], "bad.ckpt doesn't say which network it is of; give --model NAME"),
+    (["convert", "bad.ckpt", "out.safetensors"], "bad.ckpt doesn't say which network it is of; give --model NAME (*"),
     (["convert", "bad.ckpt", "out.pth"], "OUT is out.pth; it must end in .safetensors"),
     (["convert", "bad.ckpt", "cut.safetensors"], "cut.safetensors exists already; give another OUT, or --force"),
     (["convert", "cut.safetensors", "out.safetensors"], "cut.safetensors is not a whole safetensors file (*"),

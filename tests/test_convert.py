@@ -397,7 +397,7 @@ def test_a_failure_halfway_is_undone(monkeypatch, error):
 def test_an_optimizer_built_earlier_is_an_error_and_nothing_is_changed():
     model = Block()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(RuntimeError, match=r"build it after convert_, or pass it as optimizers=\[\.\.\.\]"):
+    with pytest.raises(RuntimeError, match=r"build it after the conversion, or pass it as optimizers=\[\.\.\.\]"):
         convert_(model)
     assert not list(ic_parameters(model))
     assert convert_(copy.deepcopy(model)).converted  # a copy is trained by no one

@@ -210,33 +210,54 @@ def _convert(rest: list[str]) -> int:
     config = ICConfig(
         layers=args.layers, linear=args.linear, warm_start=args.warm_start, inner_bias=not args.no_inner_bias
     )
-    network = _read_basic(args)
+    network, notes, origin = _read_basic(args)
     if next(iter(ic_parameters(network)), None) is not None:
         raise ValueError(f"{args.source} holds an IC network already")
     report = convert_(network, config, optimizers=())
-    checkpoint.save(network, args.target)
-    print(f"{report}\nwrote {args.target}")
+    checkpoint.save(network, args.target, metadata=notes)
+    print(*([f"read {origin} of {args.source}"] if origin else []), f"{report}\nwrote {args.target}", sep="\n")
     return 0
 
 
-def _read_basic(args: argparse.Namespace) -> Any:
-    """The network of ``args.source`` with its weights: from its own header, or by the name that was given."""
-    from icnets import checkpoint
-    from icnets.training.network import load_weights, read_state_dict, written_by_icnets
+def _read_basic(args: argparse.Namespace) -> tuple[Any, dict[str, str], str]:
+    """The network of ``args.source`` with its weights, the notes on it, and where in the file the weights stand.
 
+    The network is made from the file's own header or its run's configuration, or by the name that was given.
+    """
+    from icnets import checkpoint, create_model
+    from icnets.foreign import read_weights
+    from icnets.training.network import load_weights, written_by_icnets
+
+    if args.model is None and written_by_icnets(args.source):
+        return *checkpoint.load_with_notes(args.source), ""
+    of_run, problem = _of_run(args.source)
     if args.model is None:
-        if args.source.suffix == ".safetensors" and written_by_icnets(args.source):
-            return checkpoint.load(args.source)
-        raise ValueError(f"{args.source} doesn't say which network it is of; give --model NAME")
-
-    from icnets import create_model
-
+        if of_run is None:
+            why = f" ({problem})" if problem else ""
+            raise ValueError(f"{args.source} doesn't say which network it is of; give --model NAME{why}")
+        return *of_run, ""
     sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
-    found = _sizes(create_model(args.model, ic=None), read_state_dict(args.source))
+    network = create_model(args.model, ic=None)
+    found = _sizes(network, read_weights(args.source, network.state_dict()).state)
     known: dict[str, Any] = {k: v or found[k] for k, v in sizes.items() if v or k in found}
     network = create_model(args.model, ic=None, **known)
-    load_weights(network, args.source)
-    return network.eval()
+    origin = load_weights(network, args.source)
+    notes = checkpoint.read(args.source)[2] if written_by_icnets(args.source) else of_run[1] if of_run else {}
+    return network.eval(), notes, origin
+
+
+def _of_run(path: Path) -> tuple[tuple[Any, dict[str, str]] | None, str]:
+    """The network of a checkpoint of ``icnets fit`` (.ckpt) and the notes on it; None and the reason for any other."""
+    if path.suffix != ".ckpt":
+        return None, ""
+    from icnets.image_notes import notes_of_data
+    from icnets.training.rebuild import rebuild
+
+    try:
+        network, notes = rebuild(path)
+    except ValueError as error:
+        return None, one_line(error)
+    return (network, notes_of_data(notes)), ""
 
 
 def _sizes(network: Any, state: dict[str, Any]) -> dict[str, int]:

@@ -19,7 +19,8 @@ from icnets.layers import IC_LAYERS, ic_parameters, unit_of
 from icnets.messages import few
 from icnets.optimizers import Extension, built_optimizers, checked
 from icnets.readers import declared, observed
-from icnets.state_dicts import mismatch, shapes, with_versions
+from icnets.state_dicts import mismatch, on_meta, shapes, unloadable, with_versions
+from icnets.structure import vector_keys
 from icnets.undo import Undo
 from icnets.warm_start import calibrated
 
@@ -222,6 +223,19 @@ def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data:
         raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
 
 
+def planned(model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any] | None) -> Extension:
+    """Where the new parameters of ``layers`` will be trained, for ``optimizers`` of :func:`checked`.
+
+    Raises RuntimeError if an optimizer that trains ``model`` exists and wasn't passed, or can't take them.
+    """
+    if layers and optimizers is None and built_optimizers(model.parameters()):
+        raise RuntimeError(
+            "an optimizer that trains this model was built before the conversion and would miss the new parameters; "
+            "build it after the conversion, or pass it as optimizers=[...], or optimizers=() if it is not used any more"
+        )
+    return Extension(model, layers, optimizers or [])
+
+
 def convert_(
     model: nn.Module,
     config: ICConfig | None = None,
@@ -266,12 +280,7 @@ def convert_(
     refuse_wrapped(model)
     given = checked(optimizers)
     chosen, skipped = _choose(model, config, filter_fn, example_input)
-    if chosen and given is None and built_optimizers(model.parameters()):
-        raise RuntimeError(
-            "an optimizer that trains this model was built before the conversion and would miss the new parameters; "
-            "build it after convert_, or pass it as optimizers=[...], or optimizers=() if it is not used any more"
-        )
-    extension = Extension(model, chosen, given or [])
+    extension = planned(model, chosen, given)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
@@ -336,28 +345,31 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     """Loads the basic network's state dict into an IC network; its new parameters keep their values.
 
     Raises:
-        TypeError: ``state_dict`` isn't a mapping of names to tensors.
-        ValueError: anything but the new parameters is missing, or a key or shape doesn't fit.
+        TypeError: ``state_dict`` isn't a mapping of names to tensors; or ``model`` is wrapped (DDP, FSDP), compiled,
+            scripted or traced, so that no key fits.
+        ValueError: anything but the new parameters is missing, or a key, shape or type doesn't fit.
 
-    Whatever is raised, nothing is loaded.
+    Whatever is raised, ``model`` is then as it was.
 
     Example:
         >>> load_basic_state_dict(ic_network, basic_network.state_dict())
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
-    units = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, IC_LAYERS)]
-    new = {f"{name}.{key}" if name else key for name, unit in units for key in unit.vector_keys()}
-    own = model.state_dict()
+    own, new = model.state_dict(), vector_keys(model)
     expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
     problem = mismatch(expected, shapes(state_dict))
     if problem is not None:
+        refuse_wrapped(model, "load into")  # which would explain it
         raise ValueError(f"the state dict is not the basic network's: {problem}")
+    if (name := on_meta(model)) is not None:
+        raise ValueError(f"{name} of the model is on the meta device; call model.to_empty(device='cpu') first")
     for key, value in state_dict.items():
         if isinstance(own[key], Tensor) and (not isinstance(value, Tensor) or value.is_meta):
             kind = "a tensor on meta, without values" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise TypeError(f"{key} of the state dict is {kind}; it must be a tensor")
-    before = with_versions({k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()}, own)
+    if (problem := unloadable(model, state_dict)) is not None:
+        raise ValueError(f"the state dict is not the basic network's: {problem}")
     with Undo() as undo:
-        undo.on_failure(lambda: model.load_state_dict(before))
+        undo.remember_all(model, values=True)
         model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))

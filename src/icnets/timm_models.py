@@ -26,7 +26,7 @@ from timm.models import (
 )
 from torch import nn
 
-from icnets.checkpoint import remember_architecture
+from icnets.architectures import remember_architecture
 from icnets.convert import ICConfig, convert_
 
 __all__ = ["create_model"]

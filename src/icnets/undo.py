@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 __all__ = ["Undo"]
@@ -41,6 +43,20 @@ class Undo:
                 table.update(content)
 
         self.steps.append(put_back)
+
+    def remember_all(self, model: nn.Module, *, values: bool = False) -> None:
+        """Notes every module of ``model`` and, if ``values``, copies of its tensors' values in the CPU's memory."""
+        if values:
+            kept = [(t, t.detach().to("cpu", copy=True)) for t in chain(model.parameters(), model.buffers())]
+
+            def put_back() -> None:
+                with torch.no_grad():
+                    for tensor, value in kept:
+                        tensor.copy_(value)
+
+            self.steps.append(put_back)
+        for module in model.modules():
+            self.remember(module)
 
     def on_failure(self, step: Callable[[], object]) -> None:
         """Has ``step`` called, before those noted earlier, if the block raises."""

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import icnets
 import icnets.timm_models
@@ -143,10 +144,11 @@ def test_overwriting_leaves_nothing_of_the_one_before(folder):
 
 
 def test_labels_and_normalisation_reach_timm(tmp_path):
-    notes = {"image_size": "32", "mean": "0.4", "std": "0.3"}
+    notes = {"image_size": "32", "mean": "0.4", "std": "0.3", "crop_pct": "0.8", "interpolation": "nearest"}
     save_pretrained(create_model("resnet18", **SMALL), tmp_path, card=Card(classes=list("abcde")), metadata=notes)
     cfg = timm.create_model(f"local-dir:{tmp_path}").pretrained_cfg
     assert (tuple(cfg["input_size"]), cfg["mean"], cfg["std"]) == ((1, 32, 32), [0.4], [0.3])
+    assert (cfg["crop_pct"], cfg["interpolation"]) == (0.8, "nearest")
     assert list(cfg["label_names"]) == list("abcde")
     assert not {"tag", "license", "paper_ids", "origin_url"} & set(cfg)  # of timm's weights, not of these
 
@@ -259,6 +261,33 @@ def test_nothing_is_written_for_what_can_not_be_saved(model, tmp_path):
     with pytest.raises(TypeError, match="the model is deployed"):
         save_pretrained(model, tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("change", [lambda m: m.to("meta"), lambda m: prune.identity(m.conv1, "collision")])
+def test_a_network_that_save_refuses_leaves_no_file(model, change, tmp_path):
+    change(model)
+    with pytest.raises(TypeError, match=r"is on the meta device|is pruned or parametrised"):
+        save_pretrained(model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_changed_network_asks_for_itself(model, tmp_path):
+    model.act1 = nn.GELU()
+    with pytest.warns(UserWarning, match="act1 is GELU instead of ReLU"):
+        save_pretrained(model, tmp_path)
+    assert "config.json" not in {p.name for p in tmp_path.iterdir()}
+    assert f"from_pretrained({tmp_path.name!r}, basic)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(CheckpointError, match="act1 is GELU instead of ReLU"):
+        from_pretrained(tmp_path)
+    basic = create_model("resnet18", ic=None, **SMALL)
+    basic.act1 = nn.GELU()
+    assert same(from_pretrained(tmp_path, basic), model)
+
+
+def test_a_wrapped_network_is_saved_without_the_wrapper(model, tmp_path):
+    save_pretrained(nn.DataParallel(model), tmp_path)
+    assert (tmp_path / "config.json").exists()
+    assert same(from_pretrained(tmp_path), model)
 
 
 def test_without_huggingface_hub(model, tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from icnets import DistillationSchedule, ICConfig, WeakLogitDistillation, convert_, create_model, ic_parameters, save
+from icnets.foreign import read_weights
 from icnets.training.data import ImageData
-from icnets.training.network import read_state_dict
 from icnets.training.optimization import learning_rate_factor, parameter_groups
 from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
@@ -127,8 +127,8 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "touched",))
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match=r"evil\.pth is damaged, or no file of weights"):
-        read_state_dict(tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth holds objects \(.*pathlib.*\), not only weights"):
+        read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "touched").exists()
 
 
@@ -338,7 +338,7 @@ def test_checkpoints_are_plain_data(tmp_path: Path) -> None:
     again.load_state_dict(content["state_dict"])
     basic = tiny()
     convert_(basic)
-    basic.load_state_dict(read_state_dict(tmp_path / "a.ckpt"))
+    basic.load_state_dict(read_weights(tmp_path / "a.ckpt", basic.state_dict()).state)
 
 
 def test_a_checkpoint_of_another_network_or_other_classes(tmp_path: Path) -> None:

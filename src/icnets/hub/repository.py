@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from icnets.checkpoint import load, refuse_deployed, remember_architecture, save
+from icnets.checkpoint import load, prepare, write
 from icnets.files import atomic_write
 from icnets.hub.card import Card, card_text, evidence_of
 from icnets.hub.evidence import Evidence
 from icnets.hub.timm_format import timm_arguments, write_timm_config
 from icnets.image_notes import as_text, read_notes
 from icnets.messages import first_line
+from icnets.structure import unwrapped
 
 __all__ = ["HubError", "from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -69,7 +70,7 @@ def save_pretrained(
     Raises:
         HubError: the folder is a file or holds a network already, or huggingface_hub is missing.
         ValueError: evidence, a method or an architecture that can't be used.
-        TypeError: the model is deployed.
+        TypeError: a model that :func:`icnets.save` refuses: deployed, traced, without values.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -91,16 +92,14 @@ def _write(
 ) -> None:
     """Everything that can fail for what was given fails before the first file."""
     _hub()
-    refuse_deployed(model)
-    if architecture is not None:
-        remember_architecture(model, architecture.get("factory", ""), architecture.get("args", {}))
+    model = unwrapped(model)
     evidence = evidence_of(card)
     notes = {**(evidence.notes if evidence is not None else {}), **(metadata or {})}
     classes = _labels(model, card, evidence, notes)
     if classes:
         notes.setdefault("class_names", as_text(classes))
-    arguments = timm_arguments(model)
-    own = getattr(model, "icnets_architecture", None) is None
+    tensors, strings, claim = prepare(model, architecture, notes)
+    arguments, own = timm_arguments(model, claim), claim is None
     timm_name = None if arguments is None else f"{scheme}:{source}"
     text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=own, timm_name=timm_name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ def _write(
         (folder / CONFIG).unlink(missing_ok=True)  # of the network that was here before
     else:
         write_timm_config(model, folder / CONFIG, arguments, classes, notes)
-    save(model, folder / WEIGHTS, metadata=notes)
+    write(folder / WEIGHTS, tensors, strings)
     with atomic_write(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -14,6 +14,7 @@ from torch import nn
 from icnets.checkpoint import describe_layers
 from icnets.convert import ICConfig, convert_, revert_
 from icnets.files import atomic_write
+from icnets.image_notes import read_notes
 from icnets.state_dicts import shapes
 
 __all__ = ["timm_arguments", "write_timm_config"]
@@ -22,12 +23,12 @@ __all__ = ["timm_arguments", "write_timm_config"]
 _OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "description", "notes")
 
 
-def timm_arguments(model: nn.Module) -> dict[str, Any] | None:
+def timm_arguments(model: nn.Module, known: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The ``ic_`` name and the arguments by which timm makes this very network; None where there are none.
 
-    The conversion isn't remembered but found: it must give the same units and the same shapes.
+    The conversion isn't remembered but found: it must give the same units and the same shapes. ``known``: the call that
+    makes the basic network.
     """
-    known = getattr(model, "icnets_architecture", None)
     if known is None or known["factory"] != "timm.create_model" or not hasattr(model, "num_classes"):
         return None
     import timm
@@ -97,7 +98,7 @@ def _images(notes: Mapping[str, str], channels: int) -> dict[str, Any]:
     for key, values in images.items():
         if len(values) not in (1, channels):
             raise ValueError(f"{key} is {notes[key]}, of {len(values)} channels, and the network has {channels}")
-    if "image_size" in notes:
-        side = int(notes["image_size"])
-        images["input_size"] = (channels, side, side)
-    return images
+    known = read_notes(notes)
+    if known.image_size is not None:
+        images["input_size"] = (channels, known.image_size, known.image_size)
+    return images | {k: v for k in ("crop_pct", "interpolation") if (v := getattr(known, k)) is not None}

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from icnets.files import atomic_write, remove_unfinished
-from icnets.messages import first_line
+from icnets.foreign import foreign_objects
+from icnets.messages import few, first_line
 
 __all__ = [
     "STOPPED",
@@ -62,6 +63,10 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
                 raise ValueError(f"checksum of {damaged}")
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
+        if objects := foreign_objects(path, str(error)):
+            raise ValueError(
+                f"{path} is no checkpoint of icnets fit: it holds {few(objects)}; give weights as model.init_from"
+            ) from error
         raise ValueError(
             f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from icnets import checkpoint
 from icnets.convert import ICConfig, convert_, load_basic_state_dict
+from icnets.foreign import read_weights
 from icnets.image_notes import read_notes
 from icnets.layers import IC_LAYERS
 from icnets.messages import first_line
@@ -104,7 +104,7 @@ def calibration_batches(data: Any) -> Iterator[Tensor]:
         yield batch[0]
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path) -> str:
     """Load trained weights into a basic network, in place.
 
     Args:
@@ -112,19 +112,24 @@ def load_weights(network: nn.Module, path: Path) -> None:
             another number of classes than a network of timm's has, the last layer stays a new one.
         path: what ``icnets.save`` wrote, or a plain state dict of the basic network (.pth, .pt, .safetensors).
 
+    Returns:
+        Where in the file the weights stand, "" where they are all of it; see :func:`icnets.foreign.read_weights`.
+
     Raises:
         ValueError: the file is missing, damaged, or doesn't fit the network.
     """
     path = Path(path)
-    if path.is_file() and path.suffix == ".safetensors" and written_by_icnets(path):
+    if written_by_icnets(path):
         with _head_of(network, read_notes(strings_of(path)).class_names):
             checkpoint.load(path, network)
-        return
-    state = read_state_dict(path)
+        return ""
+    weights = read_weights(path, network.state_dict())
     try:
-        load_basic_state_dict(network, state)
+        load_basic_state_dict(network, weights.state)
     except ValueError as error:
-        raise ValueError(f"{path} doesn't fit the network: {error}") from error
+        of = f", of which {weights.origin} was read," if weights.origin else ""
+        raise ValueError(f"{path}{of} doesn't fit the network: {error}") from error
+    return weights.origin
 
 
 @contextmanager
@@ -148,34 +153,14 @@ def _head_of(network: nn.Module, class_names: list[str] | None) -> Iterator[None
         raise
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights of a .pth, .pt, .ckpt or .safetensors file, on the CPU; of ours, and of timm's and others' trainers.
-
-    Raises:
-        ValueError: the file is missing or damaged, or holds more than plain data.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}; check the path")
-    try:
-        state: dict[str, Tensor] = load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged, or no file of weights ({type(error).__name__})") from error
-    prefix = "network."  # of the networks in our own Lightning checkpoints
-    if any(key.startswith(prefix) for key in state):
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return state
-
-
 def holds_ic_network(path: Path) -> bool:
     """Whether a file is a checkpoint of ours that has IC units; False if it is missing."""
-    if not path.is_file() or path.suffix != ".safetensors" or not written_by_icnets(path):
-        return False
-    return bool(checkpoint.read(path)[0]["layers"])
+    return written_by_icnets(path) and bool(checkpoint.read(path)[0]["layers"])
 
 
 def written_by_icnets(path: Path) -> bool:
-    """Whether a safetensors file has our header; False for one too damaged to say."""
-    return "icnets" in strings_of(path)
+    """Whether a safetensors file, by whatever name, has our header; False if it is missing or too damaged to say."""
+    return path.is_file() and "icnets" in strings_of(path)
 
 
 def strings_of(path: Path) -> dict[str, str]:

@@ -53,7 +53,10 @@ def notes_of_start(path: Path) -> ImageNotes:
         return notes_of_file(path, strings_of(path))
     if path.suffix != ".ckpt":
         return ImageNotes()
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # of others, or damaged, which load_weights says
+        return ImageNotes()
     notes = content.get("icnets") if isinstance(content, dict) else None
     return ImageNotes(class_names=notes.get("class_names") if isinstance(notes, dict) else None)
 
