@@ -3,6 +3,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import pytest
@@ -57,6 +58,7 @@ def fit(
     every: int | None = 3,
     lr: float = 0.05,
     average: float | None = 0.9,
+    batch_size: int = 20,
     **trainer_options: Any,
 ) -> ClassificationTask:
     quiet()
@@ -87,7 +89,7 @@ def fit(
         callbacks=[*callbacks, *averages, LastCheckpoints(folder, every_n_steps=every)],
         **trainer_options,
     )
-    data = ImageData(train_size=160, image_size=16, batch_size=20, mixup=0.3, workers=workers)
+    data = ImageData(train_size=160, image_size=16, batch_size=batch_size, mixup=0.3, workers=workers)
     trainer.fit(module, data, ckpt_path=None if resume is None else str(resume))
     return module
 
@@ -127,6 +129,34 @@ def test_resuming_by_workers_and_with_accumulated_gradients(
         fit(tmp_path / "parts", At(1, 6, die), **options)
     start = last_checkpoints(tmp_path / "parts")[0]
     assert equal(expected, fit(tmp_path / "parts", resume=start, **options))
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "remedy"),
+    [(20, 1, None), (10, 2, None), (20, 2, "set data.batch_size to 10, or begin anew"), (40, 3, "others; begin anew")],
+)
+def test_a_batch_of_another_size_over_all_processes_is_refused(batch: int, world: int, remedy: str | None) -> None:
+    place = {"epoch": 1, "batch": 3, "images": 20}
+    data = ImageData(train_size=160, image_size=16, batch_size=batch)
+    data.trainer = mock.Mock(world_size=world)
+    data.trainer.state.fn = "fit"
+    if remedy is None:
+        data.load_state_dict(place)
+        assert data._position() == (1, 3)
+        return
+    with pytest.raises(ValueError, match=f"20 images a batch over all .* has {batch * world} .*{remedy}"):
+        data.load_state_dict(place)
+    data.trainer.state.fn = "test"
+    data.load_state_dict(place)
+    data.trainer.state.fn = "fit"
+    data.load_state_dict({"epoch": 1, "batch": 3})  # of an older checkpoint
+
+
+def test_resuming_with_another_batch_is_refused(tmp_path: Path, whole: ClassificationTask) -> None:
+    with pytest.raises(Died):
+        fit(tmp_path, At(0, 7, die))
+    with pytest.raises(ValueError, match=r"of a training with 20 images a batch .*this one has 16 "):
+        fit(tmp_path, resume=last_checkpoints(tmp_path)[0], batch_size=16)
 
 
 @pytest.mark.parametrize(("epoch", "batch", "step"), [(0, 3, 4), (1, 7, 16)])

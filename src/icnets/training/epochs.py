@@ -33,19 +33,34 @@ class EpochData(L.LightningDataModule):
         self._resumed: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batch that come next."""
+        """Epoch and batch that come next, and the images of a batch over all processes."""
         if self.trainer is None:
             return {}
+        size = self._images_per_batch()
         loop: Any = self.trainer.fit_loop
         started, batch = loop.epoch_progress.current.started, loop.epoch_loop.batch_progress.current.processed
         if batch >= self.trainer.num_training_batches:  # all trained on, whatever of the epoch's end is still at work
-            return {"epoch": started, "batch": 0}
-        return {"epoch": started - 1, "batch": batch}
+            return {"epoch": started, "batch": 0, "images": size}
+        return {"epoch": started - 1, "batch": batch, "images": size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Says where the next iteration of the training images begins."""
+        """Says where the next iteration of the training images begins; ValueError where batches have another size."""
+        before, now = state_dict.get("images", 0), self._images_per_batch()
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and self.trainer is not None and before and now and before != now:
+            world = self.trainer.world_size
+            size = f"set data.batch_size to {before // world}, or " if before % world == 0 else ""
+            raise ValueError(
+                f"the checkpoint is of a training with {before} images a batch over all processes, and this one has "
+                f"{now} ({world} process{'es' * (world > 1)}): its steps and its schedule would be others; {size}begin "
+                "anew from its weights (model.init_from)"
+            )
         if state_dict:
             self._resumed = (int(state_dict["epoch"]), int(state_dict["batch"]))
+
+    def _images_per_batch(self) -> int:
+        """Over all processes; 0 where it isn't known."""
+        return 0 if self.trainer is None else int(getattr(self, "batch_size", 0)) * self.trainer.world_size
 
     def _position(self) -> tuple[int, int]:
         """Epoch and first batch of an iteration that begins; without a trainer, iterations count as epochs."""
