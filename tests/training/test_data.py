@@ -188,7 +188,7 @@ def test_no_batch_of_a_single_image_and_none_too_small() -> None:
 
 
 def test_mixed_targets_are_soft() -> None:
-    x, y = next(iter(ImageData(train_size=100, mixup=1.0, mix_smoothing=0.1).train_dataloader()))
+    x, y = next(iter(ImageData(train_size=100, batch_size=64, mixup=1.0, mix_smoothing=0.1).train_dataloader()))
     assert y.shape == (64, 10)
     assert y.dtype == x.dtype == torch.float32
     assert torch.allclose(y.sum(1), torch.ones(64))

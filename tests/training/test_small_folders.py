@@ -21,7 +21,7 @@ from training.test_task import digits, fit, task, tiny
 
 pytestmark = pytest.mark.usefixtures("own_run")
 
-NARROW = ["--model.model_options", "{channels: [16, 32, 64, 128]}"]
+NARROW = ["--model.model_options", "{channels: [8, 16, 32, 64]}"]
 TINY = ["--model.model_options", "{channels: [8, 8, 16, 16], stem_width: 8}", "--data.image_size", "16"]
 
 
@@ -79,7 +79,7 @@ def test_textures_with_a_narrow_network(tmp_path: Path) -> None:
     root = write_textures(tmp_path / "textures")
     rows = [train(root, "basic", *NARROW), then_ic(root, "ic", "basic", *NARROW)]
     for row in rows:
-        assert row["val/top1"] > 0.8
+        assert row["val/top1"] > 0.7
         assert row["val/loss"] < math.log(4)
 
 
@@ -88,7 +88,7 @@ def test_batches_so_large_that_an_epoch_has_three_steps(tmp_path: Path) -> None:
     row = train(root, "large", *NARROW, "--data.batch_size", "64", "--model.lr", "0.1")
     assert row["step"] == 12
     assert row["val/top1"] > 0.6
-    assert row["val/loss"] < 1.0  # of running averages: 1.8, and top1 0.25
+    assert row["val/loss"] < 1.0  # of running averages: 1.37, and top1 0.25
 
 
 @pytest.mark.slow
