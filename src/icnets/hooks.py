@@ -1,12 +1,14 @@
-"""Hooks and modes of modules, for a while."""
+"""Hooks, modes and forward passes of modules, for a while."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["modes_kept", "removed_after"]
+__all__ = ["forward_through", "modes_kept", "removed_after", "watched"]
 
 
 @contextmanager
@@ -30,3 +32,49 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _set_forward(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward
+
+
+@contextmanager
+def forward_through(modules: Iterable[nn.Module], around: Callable[..., Any]) -> Iterator[None]:
+    """Runs ``around(module, forward, *args, **kwargs)`` in the place of each module's forward pass, for a while.
+
+    Unlike a hook this sees ``module.forward(x)`` as well as ``module(x)``.
+    """
+    own = {module: module.__dict__.get("forward") for module in modules}
+    try:
+        for module in own:
+            module.__dict__["forward"] = partial(around, module, module.forward)
+        yield
+    finally:
+        for module, forward in own.items():
+            _set_forward(module, forward)
+
+
+@contextmanager
+def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], None]) -> Iterator[None]:
+    """Calls ``see(module, x, output)`` after each forward pass of ``modules``, for a while.
+
+    ``x`` is the first tensor of the call's arguments, by position or by name: ``conv(x)``, ``conv(input=x)``,
+    ``conv.forward(x)``. While ``see`` runs, the module's forward pass is its own.
+    """
+    own = {module: module.__dict__.get("forward") for module in modules}
+
+    def around(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        shadow = module.__dict__["forward"]
+        _set_forward(module, own[module])
+        try:
+            see(module, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), output)
+        finally:
+            _set_forward(module, shadow)
+        return output
+
+    with forward_through(own, around):
+        yield

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from icnets.hooks import removed_after
+from icnets.hooks import watched
 from icnets.layers import IC_LAYERS
+from icnets.plain import deepcopy, made_plain_
 
 __all__ = ["firing_rates", "firing_share"]
 
@@ -25,12 +22,12 @@ def firing_share(unit: nn.Module, x: Tensor) -> float:
     is left aside.
     """
     assert isinstance(unit, IC_LAYERS)
-    double = copy.deepcopy(unit).double()
+    double = made_plain_(deepcopy(unit).double())
     gain = double.vectors()[2]
     if gain is not None:
         gain.fill_(1)
     z = double.forward(x.double())
-    y = copy.deepcopy(double).give_back_().forward(x.double())
+    y = deepcopy(double).give_back_().forward(x.double())
     fired = (z - y) > _ROUNDING * y.abs().max()
     return float(fired.double().mean())
 
@@ -44,19 +41,8 @@ def firing_rates(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
     Returns:
         The mean over its calls for a unit that runs several times; one that doesn't run is left out.
     """
-    shares: dict[str, list[float]] = {}
-    handles = [
-        module.register_forward_hook(_taker(shares.setdefault(name, [])))
-        for name, module in model.named_modules()
-        if isinstance(module, IC_LAYERS)
-    ]
-    with removed_after(handles), torch.no_grad():
+    units = {module: name for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
+    shares: dict[str, list[float]] = {name: [] for name in units.values()}
+    with torch.no_grad(), watched(units, lambda unit, x, z: shares[units[unit]].append(firing_share(unit, x))):
         model(*inputs)
     return {name: sum(own) / len(own) for name, own in shares.items() if own}
-
-
-def _taker(shares: list[float]) -> Any:
-    def hook(unit: nn.Module, args: Sequence[Tensor], z: Tensor) -> None:
-        shares.append(firing_share(unit, args[0]))
-
-    return hook

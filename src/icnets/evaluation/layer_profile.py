@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +15,9 @@ from torch import Tensor, nn
 from icnets.evaluation.firing import firing_share
 from icnets.evaluation.measure import COUNTED, Count, layer_macs, restored, use_threads
 from icnets.evaluation.rounds import Ratio, interleaved, paired_ratio
-from icnets.hooks import removed_after
+from icnets.hooks import watched
 from icnets.layers import IC_LAYERS
+from icnets.plain import deepcopy, made_plain_
 from icnets.table import Table, human
 
 __all__ = ["LayerCost", "layer_table", "profile_layers"]
@@ -73,14 +72,13 @@ def profile_layers(
     calls: Counter[str] = Counter()
     names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, COUNTED)}
 
-    def hook(module: nn.Module, args: tuple[Any, ...], z: Tensor) -> None:
+    def see(module: nn.Module, x: Tensor, z: Tensor) -> None:
         calls[names[module]] += 1
         call = calls[names[module]]
         name = names[module] + (f", call {call}" if call > 1 else "")  # of a shared layer
-        costs.append(_cost(name, module, args[0], z, rounds, min_seconds))
+        costs.append(_cost(name, module, x, z, rounds, min_seconds))
 
-    handles = [module.register_forward_hook(hook) for module in names]
-    with removed_after(handles), restored(model, training=False), use_threads(threads), torch.no_grad(), _settled():
+    with watched(names, see), restored(model, training=False), use_threads(threads), torch.no_grad(), _settled():
         model(sample)
     return costs
 
@@ -102,7 +100,7 @@ def _cost(name: str, module: nn.Module, x: Tensor, z: Tensor, rounds: int, min_s
     steps = {"own": lambda: module.forward(x)}
     unit = isinstance(module, IC_LAYERS)
     if unit:
-        basic = copy.deepcopy(module).give_back_()  # type: ignore[operator]
+        basic = made_plain_(deepcopy(module)).give_back_()  # type: ignore[operator]
         steps["basic"] = lambda: basic.forward(x)
     times = interleaved(steps, rounds, min_seconds, device=x.device)
     ms = {key: 1000 * statistics.median(own) / n for key, own in times.items()}

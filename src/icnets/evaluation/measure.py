@@ -5,7 +5,6 @@ All counts are ours, by hooks on torch's modules; what IC adds stands apart in e
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from icnets.evaluation.rounds import interleaved, paired_ratio
-from icnets.hooks import removed_after
+from icnets.hooks import watched
 from icnets.kernels import eager
 from icnets.layers import IC_LAYERS, ic_parameters
+from icnets.plain import deepcopy
 
 __all__ = [
     "COUNTED",
@@ -122,13 +122,13 @@ def count_macs(model: nn.Module, sample: Tensor) -> Count:
         raise ValueError(f"sample has shape {tuple(sample.shape)}; it must be a batch (N, ...) with N >= 1")
     total = ic = 0
 
-    def hook(module: nn.Module, args: tuple[Any, ...], z: Tensor) -> None:
+    def see(module: nn.Module, x: Tensor, z: Tensor) -> None:
         nonlocal total, ic
-        macs = layer_macs(module, args[0], z)
+        macs = layer_macs(module, x, z)
         total, ic = total + macs.total, ic + macs.ic
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, COUNTED)]
-    with removed_after(handles), restored(model, training=False), torch.no_grad():
+    counted = [m for m in model.modules() if isinstance(m, COUNTED)]
+    with watched(counted, see), restored(model, training=False), torch.no_grad():
         model(sample)
     return Count(round(total / sample.shape[0]), round(ic / sample.shape[0]))
 
@@ -189,7 +189,7 @@ def measure_latency(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     with use_threads(threads) as used:
-        steps = {name: _step(copy.deepcopy(model), sample, training) for name, model in models.items()}
+        steps = {name: _step(deepcopy(model), sample, training) for name, model in models.items()}
         times = interleaved(steps, rounds, min_seconds, device=sample.device)
     first, n = next(iter(times.values())), sample.shape[0]
     result = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -19,6 +18,7 @@ from icnets.export.parity import BATCHES, Runner, agreement, compare, eager, fir
 from icnets.export.report import Agreement, ExportReport, Parity
 from icnets.files import move_into_place
 from icnets.messages import first_line
+from icnets.plain import deepcopy, made_plain_
 from icnets.receptive_field import write_out_
 
 __all__ = ["export"]
@@ -81,7 +81,7 @@ def export(
     calibration = [] if calibration_data is None else list(_limited(calibration_data, CALIBRATION_IMAGES))
     evaluation = calibration if evaluation_data is None else list(evaluation_data)
     _check_data(example, [*calibration, *evaluation], int8)
-    original = copy.deepcopy(model).cpu().eval()
+    original = made_plain_(deepcopy(model).cpu().eval())
     network = _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
@@ -191,7 +191,7 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
             f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {first_line(error)}; "
             "give another example_input"
         ) from error
-    network = copy.deepcopy(original)
+    network = deepcopy(original)
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             write_out_(module)  # engines take no single number for all dimensions
@@ -264,7 +264,7 @@ def _prove(
 
 def _own_rounding(original: nn.Module, x: Tensor) -> str:
     """What explains an error where the network itself is unsteady, as untrained deep ones are; empty otherwise."""
-    double = eager(copy.deepcopy(original).double())
+    double = eager(deepcopy(original).double())
     try:
         own = compare(lambda t: double(t.double()), eager(original), "these", x)
     except (ValueError, RuntimeError):

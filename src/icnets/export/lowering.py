@@ -44,13 +44,13 @@ class _Lowered(nn.Module):
             self.scale = _constant(unit, channels, channels, sign, unit.offset)
             unit.sign = unit.offset = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # torch's name, which callers may use
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
-        z: Tensor = self.unit(x)
+        z: Tensor = self.unit(input)
         if self.scale is not None:
             z = self.scale(z)
         if self.rank_one is not None:
-            z = z + self.rank_one(x if self.total is None else self.total(x))
+            z = z + self.rank_one(input if self.total is None else self.total(input))
         return z
 
 

@@ -169,10 +169,12 @@ def _inputs_of_blocks(network: nn.Module | None) -> Iterator[list[int]]:
     """Bytes of what goes into blocks, which keep it where they are recomputed."""
     inputs: list[int] = []
 
-    def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0].numel() * args[0].element_size())
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        inputs.append(x.numel() * x.element_size())
 
-    handles = [block.register_forward_pre_hook(note) for block in engine.blocks(network)] if network else []
+    blocks = engine.blocks(network) if network else []
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     with removed_after(handles):
         yield inputs
 
