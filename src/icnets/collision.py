@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.weight_norm import WeightNorm
 
 from icnets import functional
+from icnets.guards import Colliding
 from icnets.subclasses import STATE, basic_of, unit_class
 
 __all__ = ["Collision", "output_channels"]
@@ -35,7 +36,7 @@ def _make_plain_(layer: nn.Module, name: str) -> None:
         raise TypeError(f"{name} isn't a Parameter any more; put back what took its place before revert_")
 
 
-class Collision(nn.Module):
+class Collision(Colliding):
     """The part that the IC layers share, in front of torch's layer among the bases of each."""
 
     __jit_unused_properties__ = ["collision_weight", "fan_in"]
@@ -79,6 +80,11 @@ class Collision(nn.Module):
         """w' on the learned scale, b1 and the gain, ``(C_out,)`` each; the last two may be absent."""
         collision, inner_bias, gain = (getattr(self, name) for name in self.vector_names)
         return collision, inner_bias, gain
+
+    def collides(self) -> bool:
+        """Whether the branch changes anything: not where a gain is 0 in every channel."""
+        gain = self.vectors()[2]
+        return gain is None or gain.is_meta or bool((gain != 0).any())
 
     def reset_collision(self) -> None:
         """Puts w', b1 and the gain back to the values they were made with (ours: w' = 0, b1 = 0)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import subclasses
-from icnets.guards import guard_, unguard_
+from icnets.guards import adapters, guard_, unguard_
 from icnets.layers import IC_LAYERS, ic_parameters, unit_of
 from icnets.messages import few
 from icnets.optimizers import Extension, built_optimizers, checked
@@ -172,9 +172,10 @@ def _choose(
     """Splits the convolutions (and linear layers, if wanted) into those to convert and those left, with reasons."""
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
+    adapted = adapters(model)
     stem_seen = False
     for name, module in model.named_modules():
-        reason = obstacle(module)
+        reason = adapted.get(module) or obstacle(module)
         if reason == "" or (isinstance(module, nn.Linear) and not config.linear):
             continue
         is_stem = not stem_seen and not isinstance(module, nn.Linear)

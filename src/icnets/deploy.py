@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from icnets.deployed_form import Affine, solve, weight_growth
+from icnets.guards import Colliding
 from icnets.kernels import eager, gpu, native, passes
 from icnets.layers import IC_LAYERS, ICLayer
 from icnets.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, transposed_sum, write_out_
@@ -86,7 +87,7 @@ torch.fx.wrap("linear_sum")
 torch.fx.wrap("transposed_sum")
 
 
-class _Fused(nn.Module):
+class _Fused(Colliding):
     """What the deployed layers share. Made by :func:`deploy_` from an IC unit, never by a constructor.
 
     State-dict keys: ``weight``, ``bias`` and, where the layer needs them, ``slope``, ``collision``, ``offset`` and

@@ -44,7 +44,7 @@ _HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations
 _HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
 FORWARD = {"forward", "_conv_forward", "__call__"}
 # What the unit's own methods extend rather than replace, so that a subclass may define it too.
-_SHARED = {"forward", "reset_parameters", "extra_repr"}
+_SHARED = {"forward", "reset_parameters", "extra_repr", "register_parameter", "_load_from_state_dict"}
 STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain", *scripting.ATTRIBUTES}
 
 

@@ -1,0 +1,75 @@
+"""A layer is seen however it is called: by position, by name, with other arguments before its input, past its hooks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from icnets import convert_
+from icnets.evaluation.firing import firing_rates
+from icnets.evaluation.layer_profile import profile_layers
+from icnets.evaluation.measure import count_macs
+from icnets.hooks import watched
+from icnets.readers import observed
+
+CALLS = {
+    "position": lambda conv, x: conv(x),
+    "name": lambda conv, x: conv(input=x),
+    "forward": lambda conv, x: conv.forward(x),
+    "forward by name": lambda conv, x: conv.forward(input=x),
+    "class": lambda conv, x: type(conv).__call__(conv, x),
+    "checkpoint": lambda conv, x: checkpoint(conv, x, use_reentrant=False),
+    "map": lambda conv, x: next(map(conv, [x])),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, call, layer=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.call = layer or nn.Conv2d(3, 4, 3), call
+
+    def forward(self, x):
+        return self.call(self.conv, x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_measurements_do_not_depend_on_the_form_of_the_call(name):
+    x = torch.randn(2, 3, 6, 6)
+    nets = [Net(CALLS["position"]), Net(CALLS[name])]
+    for net in nets:
+        convert_(net)
+        net.conv.register_forward_hook(lambda module, args, output: 2 * output)
+        net.conv.collision.data.fill_(0.1)
+    expected, found = (firing_rates(net, x) for net in nets)
+    assert expected == found
+    assert 0 < found["conv"] < 1
+    assert count_macs(nets[1], x) == count_macs(nets[0], x)
+    (cost,) = profile_layers(nets[1], x, rounds=1, min_seconds=0)
+    assert (cost.name, cost.fires, cost.output) == ("conv", found["conv"], (4, 4, 4))
+    assert observed(nets[1], {"conv": nets[1].conv}, (x,)) == {}
+    assert "forward" not in nets[1].conv.__dict__
+
+
+def test_the_input_of_a_transposed_layer_is_found_behind_its_size():
+    seen = []
+    net = Net(lambda conv, x: conv(output_size=[8, 8], input=x), nn.ConvTranspose2d(3, 4, 3, 2, 1))
+    x = torch.randn(1, 3, 4, 4)
+    convert_(net)
+    with watched([net.conv], lambda module, given, output: seen.append((given is x, tuple(output.shape)))):
+        net(x)
+    assert seen == [(True, (1, 4, 8, 8))]
+    assert firing_rates(net, x).keys() == {"conv"}
+
+
+def test_a_forward_pass_of_the_instance_comes_back_after_an_error():
+    conv = nn.Conv2d(3, 4, 3)
+    conv.forward = own = lambda x: x + 1
+
+    def fail(module, x, output):
+        assert module.forward is own
+        raise KeyError("seen")
+
+    with pytest.raises(KeyError), watched([conv], fail):
+        conv(torch.zeros(1))
+    assert conv.__dict__["forward"] is own
