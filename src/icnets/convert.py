@@ -175,9 +175,10 @@ def _choose(
     adapted = adapters(model)
     stem_seen = False
     for name, module in model.named_modules():
-        reason = adapted.get(module) or obstacle(module)
+        reason = obstacle(module)
         if reason == "" or (isinstance(module, nn.Linear) and not config.linear):
             continue
+        reason = adapted.get(module, reason)
         is_stem = not stem_seen and not isinstance(module, nn.Linear)
         stem_seen = stem_seen or is_stem
         kernel: Any = getattr(module, "kernel_size", ())

@@ -32,9 +32,10 @@ class Refusal:
         cls: Any = type(self.module)
         below = owners(self.module, merging(cls).get(self.method, (None,)))
         if any(isinstance(m, Colliding) and m.collides() for m in below):
+            remedy = "leave the adapter unmerged" if any(map(is_adapter, self.module.modules())) else _REMEDY
             raise TypeError(
                 f"{self.method} of {cls.__name__} reads the weights of layers that are IC units, and would lose their "
-                f"collisions; {_REMEDY}; if it keeps them, call type(module).{self.method}(module)"
+                f"collisions; {remedy}; if it keeps them, call type(module).{self.method}(module)"
             )
         return getattr(cls, self.method)(self.module, *args, **kwargs)
 

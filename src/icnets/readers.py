@@ -83,7 +83,7 @@ def _reached(
     that change the module.
     """
     methods = _methods(cls)
-    waiting = methods.get(root, [])[:1]
+    waiting = methods.get(root, [])[: None if root == "__init__" else 1]  # constructors call each other
     found: dict[FunctionType, None] = {}
     while waiting:
         function = waiting.pop()
