@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils._pytree import tree_leaves
 
+from icnets.plain import deepcopy
 from icnets.readers import computes_with_weight, merging, owners, repeats
 
 __all__ = ["Colliding", "adapters", "guard_", "unguard_"]
@@ -20,9 +22,9 @@ _REMEDY = "call icnets.fuse_(model), or icnets.revert_(model) before it"
 
 
 class Refusal:
-    """Stands in for a method that merges branches: raises TypeError where that would lose a collision.
+    """Stands in for a method that may merge branches: raises TypeError where that would lose a collision.
 
-    It can be copied and pickled with its module.
+    While units that it may read collide, it is tried on a copy. It can be copied and pickled with its module.
     """
 
     def __init__(self, module: nn.Module, method: str) -> None:
@@ -30,14 +32,44 @@ class Refusal:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cls: Any = type(self.module)
+        method = getattr(cls, self.method)
         below = owners(self.module, merging(cls).get(self.method, (None,)))
-        if any(isinstance(m, Colliding) and m.collides() for m in below):
+        if any(isinstance(m, Colliding) and m.collides() for m in below) and _makes(method, self.module, args, kwargs):
             remedy = "leave the adapter unmerged" if any(map(is_adapter, self.module.modules())) else _REMEDY
             raise TypeError(
                 f"{self.method} of {cls.__name__} reads the weights of layers that are IC units, and would lose their "
                 f"collisions; {remedy}; if it keeps them, call type(module).{self.method}(module)"
             )
-        return getattr(cls, self.method)(self.module, *args, **kwargs)
+        return method(self.module, *args, **kwargs)
+
+
+def _makes(method: Any, module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether ``method``, on a copy, makes or removes modules or tensors, or writes into a weight."""
+    twin, *given = deepcopy(module, args, kwargs)
+    before, known = _contents(twin), set(twin.modules())
+    with torch.random.fork_rng(devices=[]):
+        result = method(twin, *given[0], **given[1])
+    after = _contents(twin)
+    made = any(isinstance(leaf, nn.Module) and leaf not in known for leaf in tree_leaves(result))
+    if made or before.keys() != after.keys():
+        return True
+    return any(value is not after[key] and not _same(value, after[key]) for key, value in before.items())
+
+
+def _contents(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """Classes of the modules, names of the tensors that they hold, and the values of the weights."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, m in module.named_modules():
+        tensors = {
+            k: v for own in (vars(m), m._parameters, m._buffers) for k, v in own.items() if isinstance(v, Tensor)
+        }
+        found |= {(name, k): v.detach().clone() if k == "weight" else None for k, v in tensors.items()}
+        found[name, ""] = type(m)
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
 
 
 class Colliding(nn.Module):

@@ -12,10 +12,15 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["deepcopy", "made_plain_"]
 
 
-def deepcopy(module: nn.Module) -> Any:
-    """``copy.deepcopy``, also of modules that hold results of autograd, such as a pruned weight: these are detached."""
+def deepcopy(module: nn.Module, *more: Any) -> Any:
+    """``copy.deepcopy``, also of modules that hold results of autograd, such as a pruned weight: these are detached.
+
+    With ``more``, a tuple of the copies: what they share stays shared.
+    """
     held = [leaf for m in module.modules() for leaf in tree_leaves(vars(m)) if isinstance(leaf, Tensor)]
-    return copy.deepcopy(module, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    held += [leaf for leaf in tree_leaves(more) if isinstance(leaf, Tensor)]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in held if not t.is_leaf}
+    return copy.deepcopy((module, *more), memo) if more else copy.deepcopy(module, memo)
 
 
 def made_plain_(network: Any) -> Any:
