@@ -1,8 +1,8 @@
-"""timm's, torchvision's and torch's own tests, as they are, over IC networks and units.
+"""Other projects' own tests, as they are, over IC networks and units.
 
-    python benchmarks/upstream_tests.py timm CHECKOUT [PYTEST'S OPTIONS]
-    python benchmarks/upstream_tests.py torchvision CHECKOUT [PYTEST'S OPTIONS]
-    python benchmarks/upstream_tests.py torch CHECKOUT [PYTEST'S OPTIONS]
+    python benchmarks/upstream_tests.py PROJECT CHECKOUT [PYTEST'S OPTIONS]
+
+PROJECT is timm, torchvision, torch, smp (segmentation-models-pytorch), peft or composer.
 
 The tests aren't in the packages: CHECKOUT is a folder of the project's sources, of about the installed version.
 Nothing in it is changed. What changes is where tests/test_models.py (timm) and test/test_models.py (torchvision) get
@@ -12,6 +12,10 @@ are converted with the warm start "gain", so that the outputs which torchvision 
 same. torch's are those of convolutions and linear layers; ``torch.nn.Conv2d`` and its kin make silent units there, with
 a gain of 0, which must do all that torch's layers do. ``--basic`` among the options leaves all as it is, for what the
 tests say without us. torchvision's need pytest-mock, torch's expecttest.
+
+smp's networks and encoders, peft's models for its tests of LoRA and convolutions, and what composer's
+``replace_module_classes`` is given, are converted with "gain" as well, linear layers too for the last two. smp's have
+random weights. composer's need --noconftest, since its conftest.py downloads.
 
 Counts by test and the failures go to benchmarks/results/upstream_NAME.json. Debian's source packages have the sources.
 """
@@ -37,10 +41,18 @@ TESTS = {
     "timm": ["tests/test_models.py"],
     "torchvision": ["test/test_models.py"],
     "torch": ["test/nn/test_convolution.py", "test/test_nn.py", "test/test_modules.py"],
+    "smp": ["tests/base", "tests/models/test_unet.py", "tests/models/test_fpn.py"],
+    "peft": ["tests/test_custom_models.py"],
+    "composer": ["tests/utils/test_module_surgery.py"],
 }
-CHOICE = {"torch": ["-k", "(conv or linear) and not bilinear"]}
+CHOICE = {
+    "torch": ["-k", "(conv or linear) and not bilinear"],
+    "peft": ["-k", "TestPeftCustomModel and Conv2d and (LoRA or LORA) and not AdaLoRA"],
+    "composer": ["-k", "not gpu"],
+}
 MARKERS = ("base", "cfg", "torchscript", "features", "fxforward", "fxbackward")  # timm's
 PACKAGES = ("icnets", "timm", "torch", "torchvision")
+OTHERS = {"smp": "segmentation-models-pytorch", "peft": "peft", "composer": "mosaicml"}
 
 
 def patch_timm() -> None:
@@ -123,6 +135,53 @@ def patch_torch_testing() -> None:
             setattr(module, name, value)
 
 
+def _converting(function: Callable[..., Any], **config: Any) -> Callable[..., Any]:
+    """``function``, whose result is converted with "gain"."""
+    from icnets import ICConfig, convert_
+
+    @functools.wraps(function)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        model = function(*args, **kwargs)
+        convert_(model, ICConfig(warm_start="gain", **config), optimizers=())
+        return model
+
+    return build
+
+
+def without_pretrained_weights() -> None:
+    """smp's networks start from random weights, which aren't downloaded."""
+    import segmentation_models_pytorch as smp
+
+    original = smp.create_model
+    smp.create_model = functools.wraps(original)(lambda *a, **kw: original(*a, **{"encoder_weights": None, **kw}))
+
+
+def patch_smp() -> None:
+    """Encoders, and networks by ``create_model``, are IC networks of the same function."""
+    import segmentation_models_pytorch as smp
+
+    smp.create_model = _converting(smp.create_model)
+    smp.encoders.get_encoder = _converting(smp.encoders.get_encoder)
+
+
+def patch_composer() -> None:
+    """Networks are converted before composer's surgery, with the optimizers that it is given."""
+    from importlib import import_module
+
+    from icnets import ICConfig, convert_
+
+    surgery: Any = import_module("composer.utils.module_surgery")
+    original = surgery.replace_module_classes
+
+    @functools.wraps(original)
+    def replace_module_classes(module: Any, policies: Any, optimizers: Any = None, **kwargs: Any) -> Any:
+        given = [] if optimizers is None else optimizers if isinstance(optimizers, list | tuple) else [optimizers]
+        convert_(module, ICConfig(linear=True, warm_start="gain"), optimizers=given)
+        return original(module, policies, optimizers, **kwargs)
+
+    surgery.replace_module_classes = replace_module_classes
+
+
 # As a plugin of pytest, in each of its processes.
 
 _outcomes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -137,15 +196,21 @@ def by_function(test: str) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Before the tests are imported."""
     patches = {"timm": patch_timm, "torchvision": patch_torchvision, "torch": patch_torch}
+    patches |= {"smp": patch_smp, "composer": patch_composer, "peft": lambda: None}
     project, basic = os.environ["ICNETS_UPSTREAM"].split()
     if project == "torch":
         patch_torch_testing()
+    if project == "smp":
+        without_pretrained_weights()
     if basic == "False":
         patches[project]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test of timm's that names its network itself gets that one's IC network as well."""
+    """A test of timm's that names its network itself gets the IC network as well; peft's models are converted."""
+    if os.environ["ICNETS_UPSTREAM"] == "peft False":
+        for models in {item.module.MockTransformerWrapper for item in items}:  # type: ignore[attr-defined]
+            models.from_pretrained = _converting(models.from_pretrained, linear=True)
     if os.environ["ICNETS_UPSTREAM"] != "timm False":
         return
     from icnets.timm_models import NETWORKS
@@ -174,12 +239,12 @@ def main(argv: list[str]) -> int:
     project, checkout, options = argv[0], Path(argv[1]), argv[2:]
     tests = [checkout / test for test in TESTS[project]]
     for test in tests:
-        if not test.is_file():
+        if not test.exists():
             raise SystemExit(f"there is no {test}; CHECKOUT must be a folder of {project}'s sources")
     basic = "--basic" in options
     os.environ["ICNETS_UPSTREAM"] = f"{project} {basic}"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(checkout.resolve())]
     with tempfile.TemporaryDirectory() as folder:
         ours = Path(folder) / "pytest.ini"  # the project's own may ask for plugins
         ours.write_text("[pytest]\nmarkers =\n" + "".join(f"    {name}\n" for name in MARKERS))
@@ -198,7 +263,7 @@ def _write(project: str, basic: bool, outcomes: dict[str, Counter[str]], failure
     record = {
         "project": project,
         "networks": "basic" if basic else "IC",
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: version(package) for package in (*PACKAGES, *filter(None, [OTHERS.get(project)]))},
         "total": dict(total),
         "tests": {name: dict(counts) for name, counts in sorted(outcomes.items())},
         "failures": dict(sorted(failures.items())),

@@ -168,9 +168,7 @@ def test_a_method_that_merges_is_refused_by_whatever_name(make, method):
     awake(model)
     y = model(x).detach()
     for refused in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)) if "<" not in str(make) else model):
-        with pytest.raises(
-            TypeError, match=r"would .*lose (its|their) collisions?; call icnets\.fuse_\(model\)"
-        ):
+        with pytest.raises(TypeError, match=r"would .*lose (its|their) collisions?; call icnets\.fuse_\(model\)"):
             getattr(refused, method)()
         assert off_by(refused, x, y) == 0
     revert_(model)
