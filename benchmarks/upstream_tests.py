@@ -117,6 +117,8 @@ def patch_torch() -> None:
         for module in (torch.nn, torch.nn.modules, conv, linear):
             if getattr(module, basic.__name__, None) is basic:
                 setattr(module, basic.__name__, silent)
+        basic.__qualname__ = f"Basic{basic.__name__}"  # by which pickle finds what torch's own modules made of it
+        setattr(sys.modules[basic.__module__], basic.__qualname__, basic)
 
 
 def patch_torch_testing() -> None:

@@ -107,6 +107,17 @@ def test_the_counts_of_timms_and_torchvisions_own_tests_are_those_of_their_files
     assert len(ours["failures"]) == total["failed"] == len(basic["failures"]) + len(new)
 
 
+def test_the_counts_of_torchs_own_tests_are_those_of_their_files():
+    names = ("torch", "torch_basic")
+    ours, basic = (json.loads((RESULTS / f"upstream_{n}.json").read_text(encoding="utf-8")) for n in names)
+    page = " ".join((ROOT / "docs" / "convert.md").read_text(encoding="utf-8").split())
+    assert basic["failures"] == {}
+    passed, failed = ours["total"]["passed"], len(ours["failures"])
+    assert passed + failed == basic["total"]["passed"]
+    assert f"{passed} passed where torch's layers pass {basic['total']['passed']}; the other {failed} are of" in page
+    assert all("complex" in error for error in ours["failures"].values())
+
+
 def test_the_page_of_networks_is_made_from_their_table(update_docs):
     assert update_docs.networks_page() == (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
 

@@ -66,7 +66,9 @@ def collide(
     ones = [1] * spatial_dims
     channel = -spatial_dims - 1
     if y.size(channel) == 0:  # also what torch's convolution gives for an input without channels
-        return y
+        nothing = collision.sum()  # added, so that every vector gets a gradient of zeros, as a weight does
+        nothing = nothing if inner_bias is None else nothing + inner_bias.sum()
+        return y + (nothing if gain is None else nothing + gain.sum())
     groups = s.size(channel)
     packed = y.is_mkldnn  # oneDNN's layout, which the operators below don't take
     y = dense(y)

@@ -50,6 +50,9 @@ def test_silent_conv_cpu_float32():
     assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight))
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
     assert isinstance(nn.Linear(2, 3), ICLinear)
+    lazy = nn.LazyConv2d(2, 3)
+    lazy(x)
+    assert type(pickle.loads(pickle.dumps(lazy))) is ICConv2d.basic_type
 
 def test_silent_conv_cpu_float64():
     assert isinstance(nn.ConvTranspose3d(1, 1, 1), nn.modules.conv.ConvTranspose3d)

@@ -320,6 +320,8 @@ def test_nothing_to_compute(make, args, options, shape):
                 assert a == b
     if not isinstance(expected[0], torch.Tensor):
         return
+    z = layer(x)
+    assert all(g is not None and not g.any() for g in torch.autograd.grad((z * 0).sum(), list(layer.parameters())))
     awake = randomise((unit.from_linear if make is nn.Linear else unit.from_conv)(basic), 1).eval()
     z = awake(x)
     if make is not nn.ConvTranspose2d and awake.weight.numel():
