@@ -323,35 +323,10 @@ class _ConvAndSum(torch.autograd.Function):
                 if not ctx.compiled:  # windows of one place, each or each that a stride leaves
                     ones = [1] * len(stride)
                     windows = [ones, ones if ds.shape[2:] == dx.shape[2:] else stride, [0] * len(stride), ones]
-                dx = (dx + _spread(ds, dx, *windows)).type_as(dx)
+                dx = (dx + formula.spread(ds, dx, *windows)).type_as(dx)
             else:
-                _add_at_steps_(dx, ds, stride)
+                formula.add_at_steps_(dx, ds, stride)
         return dx, dw, db, None, None, None, None, None
-
-
-def _add_at_steps_(dx: Tensor, d_total: Tensor, stride: list[int]) -> None:
-    """Adds to each channel the gradient of its group's sum, of every place or of those that a stride leaves."""
-    seen = dx
-    if d_total.shape[2:] != dx.shape[2:]:
-        for i, step in enumerate(stride):
-            seen = seen[(slice(None),) * (i + 2) + (slice(None, None, step),)]
-    groups = d_total.size(1)
-    if groups == 1:
-        seen.add_(d_total)
-    else:
-        seen.unflatten(1, [groups, -1]).add_(d_total.unsqueeze(2))
-
-
-def _spread(
-    ds: Tensor, like: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> Tensor:
-    """The gradient of sums over receptive fields, as a transposed convolution with ones, which autograd can follow."""
-    groups, nd = ds.size(1), len(kernel)
-    reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    beyond = [like.size(2 + i) - (ds.size(2 + i) - 1) * stride[i] - reach[i] for i in range(nd)]
-    ones = torch.ones([groups, 1, *kernel], dtype=ds.dtype, device=ds.device)
-    total = torch.convolution(ds, ones, None, stride, padding, dilation, True, beyond, groups)
-    return total.repeat_interleave(like.size(1) // groups, 1)
 
 
 class _Collide(torch.autograd.Function):

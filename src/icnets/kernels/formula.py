@@ -1,11 +1,11 @@
-"""The collision by torch's own operators, with autograd's own backward: where no fused path serves (ours)."""
+"""The collision and the gradients of sums by torch's own operators: where no fused path serves (ours)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["collide", "collide_backward"]
+__all__ = ["add_at_steps_", "collide", "collide_backward", "spread"]
 
 
 def collide(
@@ -49,3 +49,28 @@ def collide_backward(
     ds = -(parts * vector).sum(channel)
     dv = -(parts * s.unsqueeze(channel)).reshape(dz.shape).sum(over) * factor
     return (dz + m).type_as(dz), ds, dv, None if offset is None else m.sum(over), d_gain
+
+
+def add_at_steps_(dx: Tensor, d_total: Tensor, stride: list[int]) -> None:
+    """Adds to each channel the gradient of its group's sum, of every place or of those that a stride leaves."""
+    seen = dx
+    if d_total.shape[2:] != dx.shape[2:]:
+        for i, step in enumerate(stride):
+            seen = seen[(slice(None),) * (i + 2) + (slice(None, None, step),)]
+    groups = d_total.size(1)
+    if groups == 1:
+        seen.add_(d_total)
+    else:
+        seen.unflatten(1, [groups, -1]).add_(d_total.unsqueeze(2))
+
+
+def spread(
+    ds: Tensor, like: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """The gradient of sums over receptive fields, as a transposed convolution with ones, which autograd can follow."""
+    groups, nd = ds.size(1), len(kernel)
+    reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    beyond = [like.size(2 + i) - (ds.size(2 + i) - 1) * stride[i] - reach[i] for i in range(nd)]
+    ones = torch.ones([groups, 1, *kernel], dtype=ds.dtype, device=ds.device)
+    total = torch.convolution(ds, ones, None, stride, padding, dilation, True, beyond, groups)
+    return total.repeat_interleave(like.size(1) // groups, 1)
