@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from icnets import ICConfig, ICConv1d, ICConv2d, ICLinear, convert_, ic_parameters, load_basic_state_dict, revert_
+from icnets import ICConfig, ICConv1d, ICConv2d, convert_, ic_parameters, load_basic_state_dict, revert_
 
 
 class Block(nn.Module):
@@ -265,7 +265,9 @@ def test_arguments_of_another_type(arguments, message):
         ("linear", "no", "linear is 'no'; it must be True or False"),
         ("inner_bias", 1, "inner_bias is 1; it must be True or False"),
         ("layers", ["kxk"], r"layers is \['kxk'\]; it must be one of"),
-        ("version", 2, "the configuration has version 2; this icnets reads version 1"),
+        ("max_change", 0.0, "max_change is 0.0; it must be a number above 0, or None for no bound"),
+        ("max_change", float("nan"), "max_change is nan; it must be a number above 0"),
+        ("version", 3, "the configuration has version 3; this icnets reads versions 1 and 2"),
     ],
 )
 def test_bad_configurations(field, value, message):
@@ -446,65 +448,6 @@ def test_gain_is_the_same_function_and_everything_learns():
         optimizer.step()
     for name, p in ic_parameters(model):
         assert not torch.equal(p, start[name]), name
-
-
-@pytest.mark.parametrize("linear", [False, True])
-def test_calibrate_fires_as_often_as_asked(linear):
-    model = Block().eval()
-    batches = [inputs(16), (inputs(16), torch.zeros(16))]
-    model.head.training = True
-    report = convert_(
-        model, ICConfig(warm_start="calibrate", calibration_rate=0.05, linear=linear), calibration_data=batches
-    )
-    assert report.config.warm_start == "calibrate"
-    assert model.head.training
-    assert not model.stem.training
-    # The stem sees the very inputs of the calibration: its rate is exact, by b1, since inputs are negative too.
-    layer, x = model.stem, torch.cat([batches[0], batches[1][0]])
-    with torch.no_grad():
-        branch = layer(x) - nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
-    assert not layer.collision.any()
-    rates = (branch > 0).float().mean((0, 2, 3))
-    torch.testing.assert_close(rates, torch.full_like(rates, 0.05), atol=0.01, rtol=0)
-    # Behind a ReLU it is done by w', inside the paper's form.
-    assert model.depthwise.collision.any()
-    assert not model.depthwise.inner_bias.any()
-    assert all(layer.gain is None for layer in model.modules() if isinstance(layer, ICConv2d | ICLinear))
-
-
-def test_calibrate_keeps_the_function_nearly():
-    basic, x = Block().eval(), inputs(32)
-    y, errors = basic(x), []
-    for rate in (0.1, 0.01, 0.001):
-        model = copy.deepcopy(basic)
-        convert_(model, ICConfig(warm_start="calibrate", calibration_rate=rate), calibration_data=[x])
-        errors.append(((model(x) - y).norm() / y.norm()).item())
-    assert errors == sorted(errors, reverse=True)
-    assert errors[0] < 0.3
-    assert errors[1] < 0.03
-    assert 0 < errors[2] < 0.003
-
-
-@pytest.mark.parametrize(
-    ("data", "config", "message"),
-    [
-        (None, {}, "calibration_data is None; pass a few batches of inputs"),
-        ([], {}, "calibration_data reached 0 of 3 layers; never 'stem'"),
-        (["images"], {}, "a batch of calibration_data is a str; it must be an input tensor"),
-        (
-            [torch.randn(2, 3, 8, 8)],
-            {"inner_bias": False},
-            r"layer 'stem' has negative inputs, where only b1 can calibrate",
-        ),
-    ],
-)
-def test_calibration_that_cannot_work_changes_nothing(data, config, message):
-    model = Block()
-    with pytest.raises(ValueError, match=message):
-        convert_(model, ICConfig(warm_start="calibrate", **config), calibration_data=data)
-    assert not list(ic_parameters(model))
-    assert not model.stem._forward_hooks
-    assert model.training
 
 
 # -- basic checkpoints -----------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_copies_pickles_saves_loads_and_reverts(tmp_path):
 
 def test_calibration_sums_what_the_layer_convolves():
     layer, x = Standardised().eval(), torch.rand(16, 4, 12, 12)
-    convert_(layer, ICConfig(warm_start="calibrate", calibration_rate=0.1), calibration_data=[x])
+    convert_(layer, ICConfig(warm_start="calibrate", calibration_rate=0.1, max_change=None), calibration_data=[x])
     with torch.no_grad():
         rates = ((layer(x) - Standardised.forward(layer, x)) > 0).float().mean((0, 2, 3))
     torch.testing.assert_close(rates, torch.full_like(rates, 0.1), atol=0.02, rtol=0)

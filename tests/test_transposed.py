@@ -223,7 +223,7 @@ def test_converts_saves_loads_and_reverts(tmp_path):
 
 def test_calibration_fires_as_often_as_asked():
     model, x = UpAndDown().eval(), torch.randn(8, 3, 16, 16)
-    convert_(model, ICConfig(warm_start="calibrate", calibration_rate=0.05), calibration_data=[x])
+    convert_(model, ICConfig(warm_start="calibrate", calibration_rate=0.05, max_change=None), calibration_data=[x])
     assert model.up.collision.any()  # behind a ReLU it is w' that is set
     with torch.no_grad():
         h = model.down(x).relu()

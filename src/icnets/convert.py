@@ -6,9 +6,9 @@ replaced: names, Parameters, shared modules, hooks, device, dtype, memory format
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from icnets.readers import declared, observed
 from icnets.state_dicts import mismatch, on_meta, shapes, unloadable, with_versions
 from icnets.structure import vector_keys
 from icnets.undo import Undo
-from icnets.warm_start import calibrated
+from icnets.warm_start import Calibration, calibrated
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
 
@@ -47,11 +47,14 @@ class ICConfig:
         collision_weight: initial w' in the paper's units.
         scale: units in which w' is learned; see :class:`icnets.ICConv2d`.
         warm_start: how a trained network keeps its function. "none" starts at ``collision_weight``. "gain" puts a
-            learned gain, from 0, on the branch: the function is exactly the same. "calibrate" stays inside the
-            paper's form: w' (b1 where inputs can be negative) is set so that the branch fires in
-            ``calibration_rate`` of all places: nearly the same function.
+            learned gain, from 0, on the branch: the function is exactly the same. "calibrate" sets w' (b1 where inputs
+            can be negative) on a few batches so that the branch fires in ``calibration_rate`` of all places, and
+            starts the gain as large as ``max_change`` allows: w' and b1 learn from the first step on.
         calibration_rate: fraction of places, between 0 and 1, in which the branch fires after "calibrate".
-        version: of this record's format.
+        max_change: how much "calibrate" may change the network's output: relative L2, with a margin for other data,
+            on batches held back from it. None bounds nothing and adds no gain, as in the paper's form: the rate alone
+            decides, and a trained network may lose its function.
+        version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
 
     Raises:
         ValueError: for a value of another type or out of its range, naming the range.
@@ -64,7 +67,8 @@ class ICConfig:
     scale: str = "sqrt"
     warm_start: str = "none"
     calibration_rate: float = 0.01
-    version: int = 1
+    max_change: float | None = 0.01
+    version: int = 2
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -80,8 +84,23 @@ class ICConfig:
             object.__setattr__(self, name, float(value))
         if not 0 < self.calibration_rate < 1:
             raise ValueError(f"calibration_rate is {self.calibration_rate}; it must lie between 0 and 1")
-        if self.version != 1:
-            raise ValueError(f"the configuration has version {self.version}; this icnets reads version 1")
+        bound = self.max_change
+        if bound is not None and (not isinstance(bound, Real) or isinstance(bound, bool) or not 0 < bound < math.inf):
+            raise ValueError(f"max_change is {bound!r}; it must be a number above 0, or None for no bound")
+        if self.version not in (1, 2):
+            raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
+        if self.version == 1:
+            object.__setattr__(self, "max_change", None)
+
+    @property
+    def gain(self) -> float | None:
+        """What the gain of a unit is made with: 0 by these warm starts, or None where it has none."""
+        calibrated = self.warm_start == "calibrate" and self.max_change is not None
+        return 0.0 if self.warm_start == "gain" or calibrated else None
+
+    def without_data(self) -> Self:
+        """The same surgery where "calibrate" has no data and needs none, because the weights come from a file."""
+        return replace(self, warm_start="none" if self.gain is None else "gain")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary of plain values."""
@@ -101,6 +120,7 @@ class ConversionReport:
     """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config.
 
     ``untrained`` has those among the converted whose w', b1 and gain nothing will train as it is, with the reason.
+    ``calibration`` says what "calibrate" chose and how much the network's output changed; else it is None.
     """
 
     converted: list[str]
@@ -109,6 +129,7 @@ class ConversionReport:
     parameters_after: int
     config: ICConfig
     untrained: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __str__(self) -> str:
         added = self.parameters_after - self.parameters_before
@@ -117,6 +138,7 @@ class ConversionReport:
             f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}",
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,} (+{added:,}, +{share:.2%})",
         ]
+        lines += [] if self.calibration is None else [str(self.calibration)]
         lines += by_reason("skipped", self.skipped)
         lines += by_reason("new parameters not trained", self.untrained)
         return "\n".join(lines)
@@ -256,8 +278,8 @@ def convert_(
         optimizers: optimizers built earlier over this model: each that trains a layer's weight gets the layer's new
             parameters, with the options of the weight's group but without weight decay, and so do the schedules of
             torch and timm that run on it. By default none may exist; pass ``()`` if those that do are not used.
-        calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor, or a tuple or list that
-            begins with one.
+        calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
+            or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
         example_input: a batch, or a tuple of the model's arguments. A layer whose weight something reads without
             calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of the forward passes shows
             most such places; with an example the model is run once, which shows them all.
@@ -269,7 +291,7 @@ def convert_(
         TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, or an argument is of another type.
         RuntimeError: an optimizer that trains this model exists and wasn't passed; or it, or a schedule that runs on
             it, can't take the new parameters.
-        ValueError: "calibrate" without data, or data that calibration can't use.
+        ValueError: "calibrate" without data, with data that it can't use, or where it can't keep ``max_change``.
 
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
 
@@ -285,37 +307,45 @@ def convert_(
     extension = planned(model, chosen, given)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
+    calibration = None
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
-        starts = calibrated(model, chosen, calibration_data, config.calibration_rate, config.inner_bias)
+        limits = (config.calibration_rate, config.inner_bias, config.max_change)
+        starts, calibration = calibrated(model, chosen, calibration_data, *limits)
     with Undo() as undo:
         for module in model.modules():
             undo.remember(module)
-        _install(chosen, config, starts)
+        _install(chosen, config, starts, calibration)
         guard_(model)
         extension.apply_(ic_parameters, undo)
         after = _count(model)
-    return ConversionReport(list(chosen), skipped, before, after, config, extension.untrained)
+    return ConversionReport(list(chosen), skipped, before, after, config, extension.untrained, calibration)
 
 
-def _install(chosen: Mapping[str, nn.Module], config: ICConfig, starts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    gain = 0.0 if config.warm_start == "gain" else None
+def _install(
+    chosen: Mapping[str, nn.Module],
+    config: ICConfig,
+    starts: Mapping[str, Mapping[str, Tensor]],
+    calibration: Calibration | None,
+) -> None:
     for name, module in chosen.items():
         target = unit_of(module)
         assert target is not None
         layer = target.take_over_(
             module,
             inner_bias=config.inner_bias,
-            gain=gain,
+            gain=config.gain,
             collision_weight=config.collision_weight,
             scale=config.scale,
         )
         start = starts.get(name, {})
         if "collision_weight" in start:
             layer.collision_weight = start["collision_weight"]
-        inner_bias = layer.vectors()[1]
-        if "inner_bias" in start and inner_bias is not None:
-            with torch.no_grad():
+        _, inner_bias, gain = layer.vectors()
+        with torch.no_grad():
+            if "inner_bias" in start and inner_bias is not None:
                 inner_bias.copy_(start["inner_bias"])
+            if calibration is not None and gain is not None:
+                gain.fill_(calibration.gain)
 
 
 def revert_(model: nn.Module) -> list[str]:

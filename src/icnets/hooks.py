@@ -1,14 +1,16 @@
-"""Hooks, modes and forward passes of modules, for a while."""
+"""Running somebody's network without leaving a trace in it: hooks, modes, forward passes, buffers, random state."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["forward_through", "modes_kept", "removed_after", "watched"]
+__all__ = ["forward_through", "modes_kept", "removed_after", "undisturbed", "watched"]
 
 
 @contextmanager
@@ -78,3 +80,25 @@ def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], None
 
     with forward_through(own, around):
         yield
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Puts ``model`` into eval mode for the block; its modes, its buffers and the random state come back after it."""
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    values = {
+        b: b.detach().clone() for own in buffers.values() for b in own.values() if b is not None and not is_lazy(b)
+    }
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)), modes_kept(model):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, own in buffers.items():
+                module._buffers.clear()
+                module._buffers.update(own)
+            with torch.no_grad():
+                for buffer, value in values.items():
+                    if buffer.device.type != "meta":
+                        buffer.copy_(value)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -90,7 +89,7 @@ def starting_config(name: str, *, trained: bool) -> ICConfig | None:
 def calibrate(network: nn.Module, config: ICConfig, batches: Iterable[Any] | None) -> None:
     """The conversion that waited for data; without any (weights follow from a checkpoint), only the surgery."""
     if batches is None:
-        convert_(network, replace(config, warm_start="none"), optimizers=())
+        convert_(network, config.without_data(), optimizers=())
     else:
         convert_(network, config, optimizers=(), calibration_data=batches)
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _data(options: Any, missing: list[str]) -> _Data:
 
 def _network(model: Any, classes: int, in_chans: int) -> nn.Module:
     """The network with random weights: nothing is read or downloaded."""
-    ic = None if model.ic is None else replace(ICConfig(**dict(model.ic.items())), warm_start="none")
+    ic = None if model.ic is None else ICConfig(**dict(model.ic.items())).without_data()
     options = {"num_classes": classes, "in_chans": in_chans, "options": model.model_options}
     return build_network(model.model, ic=ic, **options)[0]
 

@@ -4,7 +4,6 @@ One of ``icnets fit`` (.ckpt) is read by its run's configuration, without the im
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +107,8 @@ def _basic_or_ic(model: Mapping[str, Any], classes: int, in_chans: int) -> nn.Mo
     ic = ICConfig(**model["ic"]) if model.get("ic") else None
     if ic is None and (model.get("pretrained") or source is not None):
         ic = starting_config(name, trained=True)
-    if ic is not None and ic.warm_start == "calibrate":
-        ic = replace(ic, warm_start="none")
+    if ic is not None:
+        ic = ic.without_data()
     start = Path(source) if source is not None and holds_ic_network(Path(source)) else None
     options: dict[str, Any] = {"num_classes": classes, "in_chans": in_chans, "options": model.get("model_options")}
     return build_network(name, ic=ic, init_from=start, **options)[0]

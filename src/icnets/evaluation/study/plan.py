@@ -117,7 +117,8 @@ def _job(
         raise ValueError(f"{network.name!r} is another network than {study.networks[0].name!r} and can't start from it")
     ic = network.ic
     if ic is not None and method.start != "scratch":
-        ic = replace(ic, warm_start=method.start)
+        # In a study a calibrated network has the paper's form, so that it differs from "gain" by that.
+        ic = replace(ic, warm_start=method.start, max_change=None)
     data: dict[str, Any] = {**study.data, **recipe.data}
     return Job(
         method=str(labels),
