@@ -62,3 +62,17 @@ def test_the_gain_is_left_aside_and_so_is_a_unit_that_does_not_run():
         first = naive(x, model.used, (0, 0, 0, 0))
         second = naive(model.used(x)[:, :3], model.used, (0, 0, 0, 0))
     assert rates == {"used": pytest.approx((first + second) / 2, abs=1e-3)}
+
+
+def test_a_unit_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(input=x)
+
+    model, x = Keyword(), torch.randn(2, 3, 9, 9)
+    convert_(model)
+    assert firing_rates(model, x) == {"conv": firing_share(model.conv, x)}
