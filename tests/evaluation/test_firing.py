@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from icnets import ICConfig, convert_
-from icnets.evaluation.firing import firing_rates
+from icnets.evaluation.firing import firing_rates, firing_share
 
 
 class Same(nn.Conv2d):
