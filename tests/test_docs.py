@@ -66,6 +66,13 @@ def test_the_demo_on_another_processor_is_told_as_it_was(update_docs):
     assert abs(unit[1] / unit[0] - 1) < 0.1  # as many microseconds
 
 
+def test_the_table_of_trained_networks_is_made_from_its_lines(update_docs):
+    trained = importlib.import_module("trained_networks")
+    page = (trained.PAGE).read_text(encoding="utf-8")
+    assert page.count(trained.START) == page.count(trained.END) == 1
+    assert trained.updated(page) == page
+
+
 def test_the_cost_tables_are_made_from_their_lines(update_docs):
     page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
     assert page.count(update_docs.CPU_START) == page.count(update_docs.CPU_END) == 1

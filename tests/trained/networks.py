@@ -161,7 +161,7 @@ def silero() -> Trained:
     """A voice detector: an STFT as a convolution, four more without norm, an LSTM cell."""
     model = VoiceDetector()
     model.load_state_dict(load_file(package("silero_vad") / "data/silero_vad_16k.safetensors"))
-    envelope = torch.linspace(0, 1, 64)[:, None]  # from silence to loud
+    envelope = torch.linspace(0.1, 1, 64)[:, None]  # in silence the root of the STFT has no gradient
     return model.eval(), 0.5 * envelope * tones(576)
 
 
