@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from icnets import convert_
+from icnets import ICConfig, convert_
 from icnets.evaluation.firing import firing_rates
 from icnets.evaluation.layer_profile import profile_layers
 from icnets.evaluation.measure import count_macs
@@ -49,6 +49,21 @@ def test_measurements_do_not_depend_on_the_form_of_the_call(name):
     assert (cost.name, cost.fires, cost.output) == ("conv", found["conv"], (4, 4, 4))
     assert observed(nets[1], {"conv": nets[1].conv}, (x,)) == {}
     assert "forward" not in nets[1].conv.__dict__
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calibration_does_not_depend_on_the_form_of_the_call(name):
+    x = torch.randn(16, 3, 6, 6)
+    nets = [Net(CALLS["position"]), Net(CALLS[name])]
+    for net in nets:
+        net.conv.register_forward_hook(lambda module, args, output: 2 * output)
+    reports = [convert_(net, ICConfig(warm_start="calibrate"), calibration_data=[x]) for net in nets]
+    expected, found = (report.calibration for report in reports)
+    if name in ("forward", "forward by name"):  # the one form of call that passes a hook of the network's own by
+        assert found is not None and 0 < found.change <= 0.01
+    else:
+        assert expected == found
+    assert torch.equal(nets[0].conv.inner_bias, nets[1].conv.inner_bias)
 
 
 def test_the_input_of_a_transposed_layer_is_found_behind_its_size():

@@ -60,9 +60,10 @@ def forward_through(modules: Iterable[nn.Module], around: Callable[..., Any]) ->
 
 
 @contextmanager
-def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], None]) -> Iterator[None]:
+def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], Any]) -> Iterator[None]:
     """Calls ``see(module, x, output)`` after each forward pass of ``modules``, for a while.
 
+    What it returns, unless that is None, takes the output's place, before the module's own hooks see it.
     ``x`` is the first tensor of the call's arguments, by position or by name: ``conv(x)``, ``conv(input=x)``,
     ``conv.forward(x)``. While ``see`` runs, the module's forward pass is its own.
     """
@@ -73,10 +74,10 @@ def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], None
         shadow = module.__dict__["forward"]
         _set_forward(module, own[module])
         try:
-            see(module, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), output)
+            seen = see(module, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), output)
         finally:
             _set_forward(module, shadow)
-        return output
+        return output if seen is None else seen
 
     with forward_through(own, around):
         yield

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import receptive_field
-from icnets.hooks import removed_after, undisturbed
+from icnets.hooks import undisturbed, watched
 from icnets.messages import few
 from icnets.subclasses import convolved
 
@@ -79,8 +79,7 @@ class _Record:
         self.s: list[Tensor] = []
         self.nonnegative = True
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        x = _input_of(args, kwargs)
+    def add(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
         y, s, nd = _sums(module, x, output)
         if not bool(y.isfinite().all() and s.isfinite().all()):
             raise ValueError(
@@ -111,11 +110,6 @@ def _exceeded(values: Tensor, rate: float) -> Tensor:
     rows = len(values)
     above = max(1, round(rate * rows))
     return values.kthvalue(max(1, rows - above), dim=0).values
-
-
-def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    x: Tensor = args[0] if args else kwargs["input"]
-    return x
 
 
 def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -250,39 +244,31 @@ def _energy(t: Tensor) -> Tensor:
 
 
 class _Trial:
-    """The network as it would be after a conversion: hooks add each layer's branch, and note where it fires."""
+    """The network as it would be after a conversion: adds each layer's branch, and notes where it fires."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], starts: Mapping[str, Start]) -> None:
-        self.model, self.layers, self.starts = model, layers, starts
+        self.model, self.starts = model, starts
+        self.names = {module: name for name, module in layers.items()}
         self.gain = 1.0
         self.fired: dict[str, list[Tensor]] = {}
 
     def outputs(self, gain: float, data: Iterable[Tensor]) -> list[list[Tensor]]:
-        self.gain, self.fired = gain, {name: [] for name in self.layers}
-        # First among the hooks, as what they see is the unit's output.
-        handles = [
-            module.register_forward_hook(self._hook(name), with_kwargs=True, prepend=True)
-            for name, module in self.layers.items()
-        ]
-        with removed_after(handles):
+        self.gain, self.fired = gain, {name: [] for name in self.starts}
+        with watched(self.names, self._unit):
             return _outputs(self.model, data)
 
-    def _hook(self, name: str) -> Any:
+    def _unit(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        y, s, nd = _sums(module, x, output)
+        name, ones = self.names[module], [1] * nd
         start = self.starts[name]
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            y, s, nd = _sums(module, _input_of(args, kwargs), output)
-            ones = [1] * nd
-            if "inner_bias" in start:
-                u = y + start["inner_bias"].to(y.dtype).view([-1, *ones])
-            else:
-                if (groups := s.shape[-nd - 1]) > 1:
-                    s = s.repeat_interleave(y.shape[-nd - 1] // groups, dim=-nd - 1)
-                u = torch.addcmul(y.to(s.dtype), start["collision_weight"].to(s.dtype).view([-1, *ones]), s, value=-1)
-            self.fired[name].append((u > 0).float().mean())
-            return u.relu_().mul_(self.gain).add_(output).to(output.dtype)
-
-        return hook
+        if "inner_bias" in start:
+            u = y + start["inner_bias"].to(y.dtype).view([-1, *ones])
+        else:
+            if (groups := s.shape[-nd - 1]) > 1:
+                s = s.repeat_interleave(y.shape[-nd - 1] // groups, dim=-nd - 1)
+            u = torch.addcmul(y.to(s.dtype), start["collision_weight"].to(s.dtype).view([-1, *ones]), s, value=-1)
+        self.fired[name].append((u > 0).float().mean())
+        return u.relu_().mul_(self.gain).add_(output).to(output.dtype)
 
     def rates(self) -> dict[str, float]:
         """For each layer the fraction of places that fired in the last run."""
@@ -352,9 +338,9 @@ def calibrated(
             negative inputs but without b1; a change that can't be measured, or is larger at any gain.
     """
     records = {name: _Record(name) for name in layers}
-    handles = [m.register_forward_hook(records[n], with_kwargs=True, prepend=True) for n, m in layers.items()]
+    of = {module: records[name] for name, module in layers.items()}
     with undisturbed(model):
-        with removed_after(handles):
+        with watched(of, lambda module, x, output: of[module].add(module, x, output)):
             data, held_back = _read(model, _inputs(batches, next(model.parameters(), None)))
         _check(records, inner_bias)
         starts = {name: record.start(rate) for name, record in records.items()}
