@@ -66,15 +66,17 @@ def awake(basic: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def int8(model: nn.Module, x: Tensor) -> float | None:
-    """Share of inputs that ONNX Runtime's int8 gives the same largest output; None where there is but one output."""
+def int8(model: nn.Module, x: Tensor) -> float | str | None:
+    """Share of inputs that ONNX Runtime's int8 gives the same largest output, or why there is none."""
     from icnets.export import export
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "net.onnx")
-        report = export(
-            model, path, "onnx", x[:1], int8=True, calibration_data=[x[::2]], evaluation_data=[x[1::2]], max_loss=1.0
-        )
+        data: dict[str, Any] = {"calibration_data": [x[::2]], "evaluation_data": [x], "max_loss": 1.0}
+        try:
+            report = export(model, path, "onnx", x[:1], int8=True, **data)
+        except ValueError as error:
+            return f"refused: {error}"
     return None if report.agreement is None else report.agreement.same_class
 
 
@@ -91,7 +93,9 @@ def measure(name: str) -> dict[str, Any]:
     fuse_(fused, example_input=x[:2])
     row["fuse"] = {"error": change(fused, model, x[1::2])[0], "left": len(units(fused))}
     if name in ("lite0", "foreign", "mobilenet", "crepe"):
-        row["int8"] = {"basic": int8(basic, x), "ic": int8(model, x)}
+        calibrated = copy.deepcopy(basic)
+        convert_(calibrated, ICConfig(warm_start="calibrate"), calibration_data=[x[::2]])
+        row["int8"] = {"basic": int8(basic, x), "ic": int8(calibrated.eval(), x)}
     return row | {"torch": torch.__version__}
 
 
@@ -110,7 +114,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     for row in rows.values():
         starts = (row[k] for k in ("gain", "calibrate", "rate_alone"))
         cells = [f"{s['change']:.2g} / {s['agreement']:.0%}" for s in starts]
-        quantised = f"{row['int8']['basic']:.0%} → {row['int8']['ic']:.0%}" if "int8" in row else ""
+        quantised = " → ".join(f"{v:.0%}" if isinstance(v, float) else "refused" for v in row.get("int8", {}).values())
         cells += [f"{row['calibrate']['learn']:.0%}", quantised]
         lines.append(f"| {row['network']} | {row['units']} | {' | '.join(cells)} |")
     return "\n".join(lines)

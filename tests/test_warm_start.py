@@ -137,7 +137,7 @@ def test_a_larger_bound_gives_a_larger_gain(limit):
             model, ICConfig(warm_start="calibrate", max_change=max_change), calibration_data=[x]
         ).calibration
         gains.append(found.gain)
-        assert found.change <= max_change / 2  # half is kept for other data
+        assert found.change <= max_change / 5  # the rest is for other data
     assert gains[0] > 2 * gains[1]
 
 

@@ -29,6 +29,7 @@ __all__ = ["Calibration", "calibrated"]
 _PLACES = 4096  # kept per layer and call: of these, 1 % are 41, known to about a sixth
 _HELD_BACK = 256  # samples at most, because they and the network's outputs for them are kept
 _SMALLEST_GAIN = 2.0**-20
+_MARGIN = 5.0  # crops of one photograph change up to this much more than those of another, on which it was calibrated
 _REMEDY = 'use warm_start="gain", which keeps the function exactly and needs no data'
 
 Start = dict[str, Tensor]
@@ -280,12 +281,11 @@ def _largest_gain(trial: _Trial, basic: _Comparison, data: list[Tensor], max_cha
     samples = sum(map(len, data))
     # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer than
     # about 1 in n s turn at the change itself.
-    margin = max(2.0, 2 / (max_change * samples))
+    margin = _MARGIN * max(1.0, 1 / (max_change * samples))
 
     def excess(gain: float) -> float:
         outputs = trial.outputs(gain, data)
-        # Twice, because data unlike these change more.
-        over = 2 * basic.change(outputs)[1] / max_change
+        over = _MARGIN * basic.change(outputs)[1] / max_change
         turning = basic.stretches(outputs).sort().values[int(max_change * samples) :]
         return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
 

@@ -71,7 +71,7 @@ def lite0() -> Trained:
     own = model.state_dict()  # both list the same layers, in the order of the forward pass
     assert [v.shape for v in own.values()] == [v.shape for v in file.values()]
     model.load_state_dict(dict(zip(own, file.values(), strict=True)))
-    return model.eval(), crops(128)
+    return model.eval(), crops(224)
 
 
 def foreign() -> Trained:

@@ -37,7 +37,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def awake(model: nn.Module) -> nn.Module:
-    """Converted, every new parameter moved as a training would."""
+    """Converted, every new parameter moved: a function far from the basic network's."""
     convert_(model, ICConfig(warm_start="gain"))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -69,12 +69,12 @@ def test_calibrate_keeps_the_function_on_other_data(trained: Trained) -> None:
     model, seen, unseen = copy.deepcopy(basic), x[::2], x[1::2]
     found = convert_(model, ICConfig(warm_start="calibrate"), calibration_data=[seen]).calibration
     assert found is not None
-    assert found.change <= 0.005
+    assert found.change <= 0.002
     assert found.agreement == 1
-    assert change(model, basic, unseen) <= 0.02
+    assert change(model, basic, unseen) <= 0.01
     with torch.no_grad():
         same = values(model(unseen)).argmax(1) == values(basic(unseen)).argmax(1)
-    assert same.float().mean() >= 0.95  # close decisions aside
+    assert same.float().mean() >= 0.98
     values(model(seen)).square().sum().backward()
     learning = [any(p.grad is not None and bool(p.grad.any()) for _, p in ic_parameters(u)) for u in units(model)]
     assert sum(learning) / len(learning) >= 0.9
@@ -98,7 +98,7 @@ def test_trains_saves_and_loads(trained: Trained, warm_start: str, tmp_path: Pat
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     moved = [not torch.equal(p, start[name]) for name, p in ic_parameters(model)]
-    assert sum(moved) / len(moved) > 0.9
+    assert sum(moved) / len(moved) > 0.8  # at w' = 0 a branch behind which no output is positive never fires
     save(model, tmp_path / "ic.safetensors")
     again = load(tmp_path / "ic.safetensors", copy.deepcopy(basic))
     assert torch.equal(values(again(x)), values(model.eval()(x)))
@@ -137,7 +137,8 @@ def test_exports(trained: Trained, format: str, tmp_path: Path) -> None:
 def test_int8_agrees_as_well_as_the_basic_network_does(trained: Trained, format: str, tmp_path: Path) -> None:
     needs(format)
     basic, x = trained
-    model = awake(copy.deepcopy(basic))
+    model = copy.deepcopy(basic)
+    convert_(model, ICConfig(warm_start="calibrate"), calibration_data=[x[::2]])
     agreed = {}
     for name, network in (("basic", basic), ("ic", model)):
         path = tmp_path / f"{name}{SUFFIX[format]}"
