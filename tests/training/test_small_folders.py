@@ -6,49 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from icnets.cli import main
 from icnets.training.epochs import default_batch
 from icnets.training.optimization import Optimization, scaled_lr, with_lr
-from training.folders import write_classes
+from training.folders import write_classes, write_gratings, write_textures
 from training.test_task import digits, fit, task, tiny
 
 pytestmark = pytest.mark.usefixtures("own_run")
 
 NARROW = ["--model.model_options", "{channels: [8, 16, 32, 64]}"]
 TINY = ["--model.model_options", "{channels: [8, 8, 16, 16], stem_width: 8}", "--data.image_size", "16"]
-
-
-def write_textures(folder: Path) -> Path:
-    """280 images (64, 64) of four classes: noise, blurred by a little more from class to class."""
-    rng = np.random.default_rng(0)
-    for blur in (1.0, 1.45, 1.9, 2.35):
-        (folder / f"blur-{blur}").mkdir(parents=True)
-        for i in range(70):
-            noise = rng.integers(0, 256, (64, 64, 3)).astype(np.float64)
-            image = gaussian_filter(noise, (blur, blur, 0)).astype(np.uint8)
-            Image.fromarray(image).save(folder / f"blur-{blur}" / f"{i:02}.png")
-    return folder
-
-
-def write_gratings(folder: Path) -> Path:
-    """280 noisy images (64, 64) of four classes: stripes in four directions."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:64, :64]
-    for direction in range(4):
-        (folder / f"grating-{direction}").mkdir(parents=True)
-        along = x * math.cos(math.pi * direction / 4) + y * math.sin(math.pi * direction / 4)
-        for i in range(70):
-            wave = np.sin(2 * math.pi * (rng.uniform(0.08, 0.16) * along + rng.uniform()))
-            image = 128 + 40 * wave[..., None] + rng.normal(scale=60, size=(64, 64, 3))
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"grating-{direction}" / f"{i:02}.png")
-    return folder
 
 
 def history(name: str) -> list[dict[str, float]]:
@@ -79,7 +50,7 @@ def test_textures_with_a_narrow_network(tmp_path: Path) -> None:
     root = write_textures(tmp_path / "textures")
     rows = [train(root, "basic", *NARROW), then_ic(root, "ic", "basic", *NARROW)]
     for row in rows:
-        assert row["val/top1"] > 0.7
+        assert row["val/top1"] > 0.8
         assert row["val/loss"] < math.log(4)
 
 
@@ -110,35 +81,29 @@ def test_the_documented_commands(write: Any, seed: str, tmp_path: Path) -> None:
 def test_the_batch_leaves_an_epoch_steps_enough(batches_per_step: int) -> None:
     for images in (1, 20, 159, 160, 161, 202, 319, 320, 639, 640, 1279, 1280, 5000, 1_281_167):
         size = default_batch(images, batches_per_step)
-        assert size in (8, 16, 32, 64)
+        assert 8 <= size <= 64
         assert size == 8 or images // (size * batches_per_step) >= 20
-        assert size == 64 or images // (2 * size * batches_per_step) < 20
+        assert size == 64 or images // ((size + 1) * batches_per_step) < 20
 
 
 @pytest.mark.parametrize(
-    ("options", "fine_tunes", "batch", "lr"),
+    ("options", "fine_tunes", "lr"),
     [
-        ({}, False, 64, 0.1),
-        ({}, False, 1024, 0.1),
-        ({}, False, 16, 0.05),
-        ({}, False, 8, 0.0354),
-        ({}, True, 8, 0.00354),
-        ({}, True, None, 0.01),
-        ({"optimizer": "adamw"}, False, 64, 1e-3),
-        ({"optimizer": "adamw", "lr_scaling": "linear"}, False, 16, 5e-4),
-        ({"optimizer": "lamb"}, True, 64, 5e-4),
-        ({"lr": 0.3}, True, 8, 0.3),
-        ({"lr_batch": 32}, True, 8, 0.01),  # for 32 images; 0.0025 for 8
+        ({}, False, 0.1),
+        ({}, True, 0.01),
+        ({"optimizer": "adamw"}, False, 1e-3),
+        ({"optimizer": "adamw", "lr_scaling": "sqrt"}, True, 1e-4),
+        ({"optimizer": "lamb"}, True, 5e-4),
+        ({"lr": 0.3}, True, 0.3),
+        ({"lr_batch": 32}, True, 0.01),  # for 32 images; 0.0025 for 8
     ],
 )
-def test_the_learning_rate_where_none_is_given(
-    options: dict[str, Any], fine_tunes: bool, batch: int | None, lr: float
-) -> None:
-    found = with_lr(Optimization(**options), fine_tunes=fine_tunes, global_batch=batch)
+def test_the_learning_rate_where_none_is_given(options: dict[str, Any], fine_tunes: bool, lr: float) -> None:
+    found = with_lr(Optimization(**options), fine_tunes=fine_tunes)
     assert found.lr == lr
-    assert with_lr(found, fine_tunes=fine_tunes, global_batch=batch) == found
+    assert with_lr(found, fine_tunes=fine_tunes) == found
     if found.lr_batch is not None:
-        assert scaled_lr(lr, lr_batch=found.lr_batch, global_batch=batch or 1) == pytest.approx(lr / 4)
+        assert scaled_lr(lr, lr_batch=found.lr_batch, global_batch=8) == pytest.approx(lr / 4)
 
 
 def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
@@ -149,7 +114,7 @@ def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
     assert main(["fit", "--name", "basic", "--model.model", "resnet10t", *small, "--plan"]) == 0
     assert "batch      16 = 16 a device × 1 devices × 1 accumulated\nsteps      20 an epoch" in _aligned(capsys)
     assert main(["fit", "--name", "basic", "--model.model", "resnet10t", *small]) == 0
-    assert "; 16 images a step, 20 steps an epoch, lr 0.05\n" in capsys.readouterr().out
+    assert "; 16 images a step, 20 steps an epoch, lr 0.1\n" in capsys.readouterr().out
 
     weights = "runs/basic/checkpoints/best.safetensors"
     fine = [
@@ -163,12 +128,12 @@ def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
     ]
     assert main(["fit", "--name", "fine", *fine, "--plan"]) == 0
     assert "batch      16 = 8 a device × 1 devices × 2 accumulated\n" in (planned := _aligned(capsys))
-    assert "optimizer  sgd, lr 0.005, one-cycle\n" in planned
+    assert "optimizer  sgd, lr 0.01, one-cycle\n" in planned
     assert main(["fit", "--name", "fine", *fine]) == 0
-    line = "16 images a step, 21 steps an epoch, lr 0.005 (fine-tuning: a tenth of the usual, gradients clipped to 1)\n"
+    line = "16 images a step, 21 steps an epoch, lr 0.01 (fine-tuning: a tenth of the usual, gradients clipped to 1)\n"
     assert line in capsys.readouterr().out
     found = config("fine")
-    assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (0.005, 1.0)
+    assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (0.01, 1.0)
     assert (found["data"]["batch_size"], found["data"]["eval_batch_size"]) == (8, 64)
 
     assert main(["fit", "--config", "runs/fine/config.yaml", "--name", "again"]) == 0
@@ -186,8 +151,8 @@ def _aligned(capsys: pytest.CaptureFixture[str]) -> str:
     ("given", "lr", "clip"),
     [
         (["--model.lr", "0.05"], 0.05, None),
-        (["--trainer.gradient_clip_val", "3.5"], 0.00354, 3.5),
-        (["--data.batch_size", "32"], 0.00707, 1.0),
+        (["--trainer.gradient_clip_val", "3.5"], 0.01, 3.5),
+        (["--data.batch_size", "32"], 0.01, 1.0),
         (["--config", "given.yaml"], 0.03, None),
     ],
 )
@@ -218,4 +183,4 @@ def test_fine_tuning_clips_gradients(given: dict[str, float], clipped: bool) -> 
     fit(module, digits(), Norms(), max_epochs=2)
     assert len(norms) >= 2
     assert (max(norms) <= 1 + 1e-4) is clipped
-    assert module.trainer.optimizers[0].param_groups[0]["initial_lr"] == (0.00791 if clipped else 0.00125)
+    assert module.trainer.optimizers[0].param_groups[0]["initial_lr"] == (0.01 if clipped else 0.00125)

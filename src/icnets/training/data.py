@@ -46,7 +46,7 @@ class ImageData(EpochData):
         in_chans: 1 (grey) or 3 (colour); 1 for the digits, 3 for a folder.
         mean: per channel, on the scale from 0 to 1; the digits' own, or ImageNet's for a folder.
         std: per channel, on the scale from 0 to 1; likewise.
-        batch_size: images per step of one process; by default 64, or the power of two from 8 on that leaves an epoch 20
+        batch_size: images per step of one process; by default 64, or the number from 8 on that leaves an epoch 20
             steps (of all processes, accumulated batches counted once).
         workers: processes that read images; 0 reads them in the main process, which is faster for small images.
         seed: of splits, order and augmentation.

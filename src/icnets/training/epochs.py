@@ -19,9 +19,8 @@ _SMALLEST_BATCH, _STEPS = 8, 20
 
 
 def default_batch(images: int, batches_per_step: int) -> int:
-    """The largest power of two from 8 to 64 with which ``images`` make 20 steps an epoch; 8, where none does."""
-    most = images // (_STEPS * batches_per_step)
-    return min(max(1 << most.bit_length() >> 1, _SMALLEST_BATCH), LARGEST_BATCH)
+    """The largest number from 8 to 64 with which ``images`` make 20 steps an epoch; 8, where none does."""
+    return min(max(images // (_STEPS * batches_per_step), _SMALLEST_BATCH), LARGEST_BATCH)
 
 
 class EpochData(L.LightningDataModule):

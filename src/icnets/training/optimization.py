@@ -34,8 +34,7 @@ ScheduleName = Literal["one-cycle", "cosine", "step"]
 ScalingName = Literal["linear", "sqrt"]
 LossName = Literal["cross-entropy", "bce"]
 
-_LR = {"sgd": 0.1, "adamw": 1e-3, "lamb": 5e-3}  # from scratch, for batches of _LR_BATCH images and more
-_LR_BATCH = 64
+_LR = {"sgd": 0.1, "adamw": 1e-3, "lamb": 5e-3}  # from scratch
 _FINE_TUNING = 0.1  # of these, for weights that are trained already
 
 
@@ -90,17 +89,14 @@ def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: Sc
     return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
 
 
-def with_lr(options: Optimization, *, fine_tunes: bool, global_batch: int | None) -> Optimization:
-    """``options`` with a learning rate, where none is given.
+def with_lr(options: Optimization, *, fine_tunes: bool) -> Optimization:
+    """``options`` with a learning rate, where none is given: 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth.
 
-    From scratch 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth; in batches of fewer than 64 images less, by the
-    square root: linearly, short trainings on small folders learn too little. With ``lr_batch``, it is the lr for that.
+    It doesn't follow the small batches of small folders: with less, short trainings learn too little there.
     """
     if options.lr is not None:
         return options
     lr = _LR[options.optimizer] * (_FINE_TUNING if fine_tunes else 1.0)
-    if options.lr_batch is None and global_batch is not None:
-        lr = scaled_lr(lr, lr_batch=_LR_BATCH, global_batch=min(global_batch, _LR_BATCH), scaling="sqrt")
     return replace(options, lr=float(f"{lr:.3g}"))  # no digits of rounding in a configuration
 
 
@@ -157,7 +153,7 @@ def make_optimizer(
     Raises:
         ValueError: nothing to train, or no ``global_batch``.
     """
-    options = with_lr(options, fine_tunes=False, global_batch=global_batch)
+    options = with_lr(options, fine_tunes=False)
     assert options.lr is not None
     groups = parameter_groups(network, options.weight_decay)
     if not groups:

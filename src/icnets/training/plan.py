@@ -309,7 +309,7 @@ def _with_defaults(chosen: Any, devices: Devices, images: int) -> Any:
     names = ("optimizer", "lr", "lr_batch", "lr_scaling")
     options = Optimization(**{name: getattr(model, name) for name in names})
     trained = model.pretrained or model.init_from is not None or model.teacher is not None
-    model.lr = with_lr(options, fine_tunes=trained, global_batch=batches * data.batch_size).lr
+    model.lr = with_lr(options, fine_tunes=trained).lr
     return chosen
 
 

@@ -233,7 +233,7 @@ class ClassificationTask(L.LightningModule):
 
     def settled(self) -> Optimization:
         """How the network is optimised, with the learning rate that the batch gives where none was given."""
-        return with_lr(self.optimization, fine_tunes=self.fine_tunes, global_batch=self.global_batch)
+        return with_lr(self.optimization, fine_tunes=self.fine_tunes)
 
     @property
     def gradient_clip_val(self) -> float | None:
