@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from icnets import ICConv2d, create_model, ic_parameters
 from icnets.export.engines import ENGINES
@@ -87,6 +88,22 @@ def load_artefact(path: Path, format: str) -> Callable[[Tensor], Tensor]:
     if format == "torch-export":
         return torch.export.load(path).module()
     return torch._inductor.aoti_load_package(str(path))
+
+
+def load_outputs(path: Path, format: str) -> Callable[[Tensor], list[Tensor]]:
+    """As :func:`load_artefact`, for networks of several outputs."""
+    if format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path))
+        return lambda x: [torch.from_numpy(part) for part in session.run(None, {"input": x.numpy()})]
+    if format == "openvino":
+        import openvino
+
+        compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda x: [torch.from_numpy(part.copy()) for part in compiled(x.numpy()).values()]
+    run = load_artefact(path, format)
+    return lambda x: [part for part in tree_leaves(run(x)) if isinstance(part, Tensor)]
 
 
 def assert_equal_outputs(model: nn.Module, path: Path, format: str, shape: tuple[int, ...]) -> None:
