@@ -240,6 +240,17 @@ def test_recipes_are_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "max_epochs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("config", [["--config", BASIC], [f"--config={BASIC}"], ["-c", BASIC]])
+@pytest.mark.parametrize("before", [True, False])
+def test_options_outrank_a_configuration_wherever_they_stand(
+    config: list[str], before: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--seed_everything", "17", "--model.model", "resnet18", "--model.lr=0.123"]
+    assert main(["fit", *(options + config if before else config + options), "--print_config"]) == 0
+    chosen = yaml.safe_load(capsys.readouterr().out)
+    assert (chosen["seed_everything"], chosen["model"]["model"], chosen["model"]["lr"]) == (17, "resnet18", 0.123)
+
+
 # icnets convert.
 
 

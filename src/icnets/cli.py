@@ -38,6 +38,19 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def _configurations_first(argv: Sequence[str]) -> list[str]:
+    """Move ``--config FILE`` behind the command: the parser lets the later one win, and options outrank files."""
+    command, files, options = list(argv[:1]), list[str](), list[str]()
+    waiting = list(argv[1:])
+    while waiting:
+        arg = waiting.pop(0)
+        of_file = arg.partition("=")[0] in ("-c", "--config")
+        (files if of_file else options).append(arg)
+        if of_file and "=" not in arg and waiting:
+            files.append(waiting.pop(0))
+    return command + files + options
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
 
@@ -45,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
     is a bug of ours, and its traceback is shown.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = _configurations_first(sys.argv[1:] if argv is None else argv)
     try:
         status = _dispatch(args)
         sys.stdout.flush()
