@@ -1,6 +1,7 @@
 """The first thing a user tries: a small folder, the default options, then the IC network by the documented command."""
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,16 @@ def test_the_documented_commands(write: Any, seed: str, tmp_path: Path) -> None:
     for row in (train(root, "basic", *seeded), then_ic(root, "ic", "basic", *seeded)):
         assert row["val/top1"] > least
         assert row["val/loss"] < math.log(4)
+
+
+def test_the_documentation_quotes_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    lines = (root / "benchmarks/results/small_folders.jsonl").read_text().splitlines()
+    rows = {row["seed"]: row for row in map(json.loads, lines) if row["images"] == "textures"}
+    text = " ".join((root / "docs/train.md").read_text().split())
+    for method in ("basic", "ic_wld"):
+        shares = ", ".join(f"{100 * rows[seed][method]['val_top1']:.0f}" for seed in sorted(rows))
+        assert f"on {shares} %" in text
 
 
 # The defaults.
