@@ -84,7 +84,7 @@ def _contents(rng: np.random.Generator, good: bytes) -> dict[str, tuple[str, byt
         "mode": (".png", _saved(image.convert("P"), "PNG", transparency=0)),
         "animated": (".png", _saved(image, "PNG", save_all=True, append_images=[other])),
         "wrong-extension": (".JPEG", _saved(image, "PNG")),
-        "ignored-image": (".bmp", _saved(image, "BMP")),
+        "ignored-image": (".orig", _saved(image, "BMP")),
         "not-image": (".txt", b"a note"),
         "outside-class": (".JPEG", _saved(image, "JPEG")),
         "small": (".png", _saved(image.crop((0, 0, 5, 5)), "PNG")),

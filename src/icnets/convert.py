@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import subclasses
-from icnets.guards import adapters, guard_, unguard_
+from icnets.guards import Colliding, adapters, guard_, unguard_
 from icnets.layers import IC_LAYERS, ic_parameters, unit_of
 from icnets.messages import few
 from icnets.optimizers import Extension, built_optimizers, checked
@@ -168,6 +168,8 @@ def obstacle(module: nn.Module) -> str | None:
     kind = type(module)
     if isinstance(module, IC_LAYERS):
         return "already an IC unit"
+    if isinstance(module, Colliding):
+        return f"{kind.__name__} has behaviour of its own: it is a deployed IC unit"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy: run one batch through the model first"
     if "quantized" in kind.__module__ and ("Conv" in kind.__name__ or "Linear" in kind.__name__):

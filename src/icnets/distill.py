@@ -302,7 +302,7 @@ class WeakLogitDistillation(nn.Module):
 
     def _distillation(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         if readable(teacher):
-            check_values_of_teacher(teacher)
+            check_values_of_teacher(teacher, student)
         correct = teacher.argmax(1) == labels if self.correct_only else None
         if self.standardize:
             student, teacher = z_score(student), z_score(teacher)

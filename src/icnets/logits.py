@@ -86,7 +86,9 @@ def check_values(student: Tensor, target: Tensor, *, soft: bool, masks: bool) ->
         )
 
 
-def check_values_of_teacher(logits: Tensor) -> None:
+def check_values_of_teacher(logits: Tensor, student: Tensor) -> None:
+    if student.isnan().any():
+        return  # so the inputs or the student are to blame, and the loss will say it
     if logits.isnan().any() or (logits == math.inf).any():
         raise ValueError("the teacher's logits hold NaN or +inf: check its weights and what normalisation it expects")
     if (logits == -math.inf).all(1).any():

@@ -291,7 +291,12 @@ def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
 
 
 def basic_of(layer: Any) -> type[nn.Module]:
-    """The class that ``layer``, a unit, had as a basic one; parametrised now, a new one with its parametrisations."""
+    """The class that ``layer``, a unit, had as a basic one; a new one if other tensors are parametrised by now."""
     former: Any = layer.basic_type
-    basic = former.__bases__[0] if former.__name__.startswith("Parametrized") else former
+    basic = former
+    if former.__name__.startswith("Parametrized"):
+        computed = {name for name in vars(former) if not name.startswith("__")}
+        if parametrize.is_parametrized(layer) and set(layer.parametrizations) == computed:
+            return cast(type[nn.Module], former)
+        basic = former.__bases__[0]
     return cast(type[nn.Module], _parametrised(basic, type(layer)) if parametrize.is_parametrized(layer) else basic)

@@ -26,7 +26,7 @@ seeds: [0, 1]
 workers: 1
 latency_rounds: 2
 confidence: 0.95
-data: {image_size: 16, batch_size: 20, val_fraction: 0.25, test_fraction: 0.4, hflip: 0.0}
+data: {image_size: 16, batch_size: 20, val_fraction: 0.5, test_fraction: 0.4, hflip: 0.0}
 network: {name: resnet10t, options: {channels: [8, 8, 8, 8], stem_width: 8}}
 training: {epochs: 2, extra_epochs: 1}
 methods:
@@ -142,7 +142,7 @@ def test_what_it_shows_is_what_the_networks_answer(run: Path) -> None:
     assert kinds["chosen"] == int(((control != chosen) & (chosen == look.target)).sum())
     assert len(shown) == min(5, sum(kinds.values()))
     for unit, (before, after) in look.units.rates.items():
-        assert 0 <= before <= 0.2, unit  # calibrated to 1 % on other images
+        assert 0 <= before <= 0.2, unit  # calibrated to 1 % on half of 24 other images
         assert 0 <= after <= 1
 
 
