@@ -3,7 +3,7 @@ import stat
 import pytest
 
 import icnets
-from icnets.files import atomic_write
+from icnets.files import atomic_write, remove_unfinished
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
@@ -39,6 +39,15 @@ def test_two_writers_do_not_meet(tmp_path):
         second.write_text("second")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    for name in (".best.ckpt.0badcafe.tmp", ".tmpIvyF5q"):  # the second as safetensors writes
+        (tmp_path / name).touch()
+    for name in ("best.ckpt", ".tmp-notes", "a.tmp"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-notes", "a.tmp", "best.ckpt"]
 
 
 def test_a_checkpoint_may_be_read_by_whom_any_file_may(tmp_path):

@@ -1,12 +1,15 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then moved into it."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["atomic_write", "cache_folder", "move_into_place", "remove_unfinished"]
+
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
 
 @contextmanager
@@ -34,9 +37,13 @@ def move_into_place(source: Path, target: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what :func:`atomic_write` left in ``folder`` when a process was killed; no other may be writing there."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Removes what :func:`atomic_write` left in ``folder`` when a process was killed; no other may be writing there.
+
+    Within it safetensors writes to a hidden file of its own, which is as large as the network.
+    """
+    for path in folder.glob(".*"):
+        if path.suffix == ".tmp" or _OF_SAFETENSORS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
