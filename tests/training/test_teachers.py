@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from icnets import Teacher, create_model, save
+from icnets import Teacher, WeakLogitDistillation, create_model, save
 from icnets.image_notes import as_text
 from icnets.messages import differing
 from icnets.training.data import ImageData
@@ -75,6 +75,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> str:
         (["dog", "cat", "eel"], "knows 3 classes (dog, cat, eel), the data has 3 classes (cat, dog, eel); distillation "
          "needs the same classes in the same order; --model.teacher_classes by-name takes its logits by their names"),
         (["Cat", "Dog", "Eel"], "if only their names differ, give --model.teacher_classes by-index"),
+        (["cat", "cow", "eel"], "if only their names differ, give --model.teacher_classes by-index"),
         (["bee", *PETS], "the student has 3 classes and the teacher 4: the teacher"),
         (["cat", "dog"], "the student has 3 classes and the teacher 2: the teacher"),
     ],
@@ -83,6 +84,11 @@ def test_other_classes_are_an_error_with_both_lists(tmp_path: Path, pets: Path, 
     source = teacher(tmp_path / "t.safetensors", names)
     with pytest.raises(ValueError, match=re.escape(message)):
         fit(images(pets), source)
+
+
+def test_by_index_is_no_advice_where_a_shared_name_stands_elsewhere(tmp_path: Path, pets: Path) -> None:
+    with pytest.raises(ValueError, match=r"the same classes in the same order$"):
+        fit(images(pets), teacher(tmp_path / "t.safetensors", ["eel", "cow", "dog"]))
 
 
 @pytest.mark.parametrize("names", [["eel", "cat", "dog"], ["ant", "eel", "bee", "dog", "cat", "fox, red"]])
@@ -141,7 +147,30 @@ def test_networks_of_timm_know_imagenets_names(monkeypatch: pytest.MonkeyPatch) 
         class_positions(found, sorted(str(i) for i in range(1000)), "same")  # as folders are sorted
 
 
+def test_how_to_be_taught_without_a_teacher_is_an_error(pets: Path) -> None:
+    for given, message in (
+        ({"teacher_classes": "by-name"}, "teacher_classes is given, but no teacher; give --model.teacher FILE too"),
+        (
+            {"teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3},
+            "teacher_mean, teacher_std are given, but no teacher",
+        ),
+        ({"distillation": WeakLogitDistillation()}, "distillation is given, but no teacher"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(images(pets), None, **given)
+
+
 # Normalisation, channels, sizes.
+
+
+def test_a_normalisation_that_nobody_notes_is_said(
+    tmp_path: Path, pets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = teacher(tmp_path / "t.safetensors", PETS)
+    fit(images(pets), source, teacher_mean=(0.5,) * 3, teacher_std=(0.5,) * 3)
+    assert "doesn't note" not in lines(caplog)
+    fit(images(pets), source)
+    assert f"the teacher {source} doesn't note its mean and std: it gets the images with the data's" in lines(caplog)
 
 
 def test_its_own_normalisation_is_used(tmp_path: Path, pets: Path) -> None:
@@ -171,8 +200,10 @@ def _channels(values: tuple[float, ...]) -> Tensor:
 def test_what_it_was_evaluated_with_is_contradicted_in_one_line(
     tmp_path: Path, pets: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = teacher(tmp_path / "t.safetensors", PETS, image_size=224, crop_pct=0.9, interpolation="bilinear")
-    fit(images(pets), source)
+    data = images(pets)
+    noted = {"image_size": 224, "crop_pct": 0.9, "interpolation": "bilinear", "mean": data.mean, "std": data.std}
+    source = teacher(tmp_path / "t.safetensors", PETS, **noted)
+    fit(data, source)
     assert lines(caplog) == (
         f"the teacher {source} was evaluated with image_size 224 (here 24), crop_pct 0.9 (here 0.95); "
         "it gets the student's images as they are"

@@ -36,7 +36,7 @@ from icnets.training.optimization import (
     with_lr,
 )
 from icnets.training.protocol import average_crops, best_label
-from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher
+from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher, require_no_options
 
 __all__ = ["ClassificationTask", "Prediction"]
 
@@ -153,7 +153,7 @@ class ClassificationTask(L.LightningModule):
         taught: Any = teacher
         if isinstance(teacher, str | Path):
             taught = open_teacher(str(teacher), num_classes=num_classes, in_chans=in_chans, classes=teacher_classes)
-        self._init_from = init_from
+        self._init_from, self._distils = init_from, distillation is not None
         self._teacher_options: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
         self._teacher_network = (taught,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
         self.teacher: Teacher | None = None
@@ -192,6 +192,8 @@ class ClassificationTask(L.LightningModule):
         if self.trainer.ckpt_path is None:
             compare_start(self._init_from, data, trains=stage == "fit")
         taught = self._teacher_network[0]
+        if stage == "fit" and taught is None:
+            require_no_options(self._teacher_options, self._distils)
         begins = stage == "fit" and self.teacher is None and taught is not None
         if begins:
             self.teacher = make_teacher(taught, data, **self._teacher_options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,15 @@ from icnets.teacher import Normalization, Teacher
 from icnets.timm_models import create_model
 from icnets.training.rebuild import notes_of_start, read_model
 
-__all__ = ["TeacherClasses", "TrainedNetwork", "class_positions", "compare_start", "make_teacher", "open_teacher"]
+__all__ = [
+    "TeacherClasses",
+    "TrainedNetwork",
+    "class_positions",
+    "compare_start",
+    "make_teacher",
+    "open_teacher",
+    "require_no_options",
+]
 
 TeacherClasses = Literal["same", "by-name", "by-index"]
 
@@ -149,7 +157,7 @@ def _disagreement(name: str, theirs: list[str], ours: list[str]) -> str:
     remedy = ""
     if set(ours) <= set(theirs):
         remedy = "; --model.teacher_classes by-name takes its logits by their names"
-    elif len(ours) == len(theirs):
+    elif len(ours) == len(theirs) and all(a == b or a not in ours for a, b in zip(theirs, ours, strict=True)):
         remedy = "; if only their names differ, give --model.teacher_classes by-index"
     counts = "" if len(ours) == len(theirs) else f"the student has {len(ours)} classes and the teacher {len(theirs)}: "
     return f"{counts}the teacher {name} knows {first}, the data has {second}; {_ORDER}{remedy}"
@@ -182,10 +190,28 @@ def make_teacher(
         positions = class_positions(teacher, getattr(data, "class_names", None), classes)
         if other := _other(teacher.notes, data, _VIEW):
             tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
+        if (mean, std, teacher.notes.mean, teacher.notes.std) == (None,) * 4 and getattr(
+            data, "mean", None
+        ) is not None:
+            tell(
+                f"the teacher {teacher.name} doesn't note its mean and std: it gets the images with the data's; "
+                "give --model.teacher_mean and teacher_std if it was trained with others"
+            )
         return _normalized(teacher, data, mean, std, positions)
     if classes == "by-name":
         raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
     return _normalized(TrainedNetwork(type(teacher).__name__, teacher, ImageNotes()), data, mean, std, None)
+
+
+def require_no_options(options: Mapping[str, Any], distillation: bool) -> None:
+    """ValueError where a training without a teacher is told how to be taught: it would be another training."""
+    given = [f"teacher_{key}" for key, value in options.items() if value not in (None, "same")]
+    given += ["distillation"] * distillation
+    if given:
+        verb = "is" if len(given) == 1 else "are"
+        raise ValueError(
+            f"{', '.join(given)} {verb} given, but no teacher; give --model.teacher FILE too, or leave that out"
+        )
 
 
 def _normalized(
