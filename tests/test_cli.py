@@ -321,6 +321,9 @@ def mistakes(runs: Path, tmp_path: Path) -> Path:
         write_classes(tmp_path / "differ" / split, **{"ant": 3, name: 3})
     (tmp_path / "nothing").mkdir()
     (tmp_path / "bad.ckpt").write_bytes(b"nonsense")
+    torch.save({}, tmp_path / "empty.pth")
+    (tmp_path / "runs" / "weights_alone" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "weights_alone" / "checkpoints" / "best.ckpt").touch()
     good = (runs / "basic" / "checkpoints" / "best.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(good[: len(good) // 2])
     (tmp_path / "cut.ckpt").write_bytes((runs / "basic" / "checkpoints" / "best.ckpt").read_bytes()[:5000])
@@ -389,6 +392,11 @@ CASES: list[tuple[list[str], str]] = [
     ),
     ([*FIT[:-1], "basic"], "runs/basic holds a run already; give another --name, resume it with --ckpt_path last*"),
     (
+        [*FIT[:-1], "weights_alone"],
+        "runs/weights_alone holds trained weights already (best.ckpt); give another --name*",
+    ),
+    ([*FIT, "--data.mean", "0.5"], "data.mean is '0.5'; it must be a list of numbers, such as '[0.5, 0.5, 0.5]'"),
+    (
         [*PHOTOS[:-1], "nowhere"],
         "nowhere is not a folder: data.root must hold train/ and val/, or one folder per class",
     ),
@@ -407,6 +415,15 @@ CASES: list[tuple[list[str], str]] = [
     (["convert"], "the following arguments are required: IN, OUT"),
     (["convert", "none.pth", "out.safetensors"], "there is no checkpoint none.pth; check the path"),
     (["convert", "bad.ckpt", "out.safetensors"], "bad.ckpt doesn't say which network it is of; give --model NAME (*"),
+    (["convert", "nothing", "out.safetensors"], "nothing is a folder; give the file of weights in it"),
+    (
+        ["convert", "bad.ckpt", "--out", "out.safetensors"],
+        "unknown option --out: both files stand without one, *IN OUT",
+    ),
+    (
+        ["convert", "empty.pth", "out.safetensors", "--model", "resnet10t"],
+        "empty.pth holds no state dict, but an empty*",
+    ),
     (["convert", "bad.ckpt", "out.pth"], "OUT is out.pth; it must end in .safetensors"),
     (["convert", "bad.ckpt", "cut.safetensors"], "cut.safetensors exists already; give another OUT, or --force"),
     (["convert", "cut.safetensors", "out.safetensors"], "cut.safetensors is not a whole safetensors file (*"),

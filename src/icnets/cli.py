@@ -208,7 +208,11 @@ def _convert_parser() -> Parser:
 
 
 def _convert(rest: list[str]) -> int:
+    if named := {arg.partition("=")[0] for arg in rest} & {"--out", "--output", "--weights", "--init-from"}:
+        raise ValueError(f"unknown option {min(named)}: both files stand without one, icnets convert IN OUT")
     args = _convert_parser().parse_args(rest)
+    if args.source.is_dir():
+        raise ValueError(f"{args.source} is a folder; give the file of weights in it")
     if not args.source.is_file():
         raise ValueError(f"there is no checkpoint {args.source}; check the path")
     if args.target.suffix != ".safetensors":

@@ -161,6 +161,7 @@ def _chosen(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
     if len(states) == 1:
         return next(iter(states.items()))
     there = list(map(str, content)) if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
+    there = there or ["an empty mapping"]
     what = f"several state dicts ({few(list(states))})" if states else f"no state dict, but {few(there)}"
     raise ValueError(f"{path} holds {what}; write the one alone: torch.save(state_dict, 'weights.pth')")
 

@@ -126,4 +126,5 @@ def _kind(name: str, alias: str) -> str:
     if alias.startswith("Literal["):
         return "one of " + alias[len("Literal[") : -1].replace("'", "")
     plain = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+    plain["tuple"] = "a list of numbers, such as '[0.5, 0.5, 0.5]'"
     return plain.get(name) or f"a {alias or name.rpartition('.')[2]}"

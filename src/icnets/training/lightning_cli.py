@@ -48,6 +48,7 @@ _TRAINER_DEFAULTS = {
 }
 
 _OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
+_FINISHED = ("best.ckpt", "best.safetensors", "last.safetensors")  # beside those of the last steps
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
 
@@ -153,8 +154,11 @@ class ICNetsCLI(LightningCLI):
         if chosen.name is None:
             chosen.name = _name(chosen, self.config.subcommand)
         self.folder = Path(chosen.runs) / chosen.name
-        chosen.ckpt_path = _find_checkpoint(chosen.ckpt_path, self.folder)
-        _check_run(self.config.subcommand, chosen, self.folder)
+        given, chosen.ckpt_path = chosen.ckpt_path, _find_checkpoint(chosen.ckpt_path, self.folder)
+        if self.config.subcommand != "fit":
+            _require_trained(self.config.subcommand, chosen)
+        elif given is None and not chosen.overwrite:
+            _require_empty(self.folder)
         if self.config.subcommand != "fit" and chosen.ckpt_path is not None:
             _without_sources(chosen.model)
 
@@ -323,14 +327,21 @@ def _find_checkpoint(given: Any, folder: Path) -> str | None:
     return str(path)
 
 
-def _check_run(subcommand: str, chosen: Any, folder: Path) -> None:
-    if subcommand != "fit":
-        if chosen.ckpt_path is None and chosen.model.init_from is None and not chosen.model.pretrained:
-            raise ValueError(_UNTRAINED.format(subcommand))
-    elif last_checkpoints(folder / "checkpoints") and chosen.ckpt_path is None and not chosen.overwrite:
-        raise ValueError(
-            f"{folder} holds a run already; give another --name, resume it with --ckpt_path last, or --overwrite true"
-        )
+def _require_trained(subcommand: str, chosen: Any) -> None:
+    if chosen.ckpt_path is None and chosen.model.init_from is None and not chosen.model.pretrained:
+        raise ValueError(_UNTRAINED.format(subcommand))
+
+
+def _require_empty(folder: Path) -> None:
+    """ValueError where a run would be replaced, also one of which only the finished weights were kept."""
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("*") if path.name in _FINISHED)
+    if last_checkpoints(folder / "checkpoints"):
+        what, way = "a run already", "resume it with --ckpt_path last, "
+    elif kept:
+        what, way = f"trained weights already ({', '.join(kept)})", ""
+    else:
+        return
+    raise ValueError(f"{folder} holds {what}; give another --name, {way}or --overwrite true")
 
 
 def _without_sources(model: Any) -> None:
