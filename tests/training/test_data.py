@@ -13,7 +13,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from icnets.training.data import ImageData
-from icnets.training.folders import take
+from icnets.training.folders import folder_splits, take
 from icnets.training.images import ImageFiles, Normalization, TensorImages, seed_all
 from icnets.training.sources import Paths
 from training.folders import write_classes, write_image
@@ -300,6 +300,32 @@ def make_broken(folder: Path) -> None:
         (folder / "broken" / "ant" / f"00{i}.png").write_bytes(b"x" * i)
     write_classes(folder / "differ" / "train", ant=3, bee=3, cow=3)
     write_classes(folder / "differ" / "val", ant=3, bee=3, elk=3)
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["Train", "Val"], "Train/, Val/"),
+        (["training", "validation", "annotations"], "training/, validation/"),
+        (["val", "test"], "test/, val/"),
+        (["val"], "val/"),
+        (["train", "Val"], "Val/"),
+        (["train", "val", "testing"], "testing/"),
+    ],
+)
+def test_folders_named_like_splits_are_no_classes(tmp_path: Path, names: list[str], named: str) -> None:
+    for name in names:
+        write_classes(tmp_path / name, ant=3, bee=3)
+    with pytest.raises(ValueError, match=f"has {named}, named like splits, not like classes; splits are called train/"):
+        folder_splits(tmp_path, train_size=None, val_fraction=0.2, test_fraction=0, seed=0)
+
+
+@pytest.mark.parametrize("names", [["Car", "Train", "Plane"], ["train", "valid"], ["train", "val", "notes"]])
+def test_other_folders_are_left_as_they_are(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_classes(tmp_path / name, ant=3, bee=3)
+    splits = folder_splits(tmp_path, train_size=None, val_fraction=0.2, test_fraction=0, seed=0)
+    assert splits["train"].class_names == (sorted(names) if "train" not in names else ["ant", "bee"])
 
 
 @pytest.mark.parametrize(

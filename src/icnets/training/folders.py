@@ -1,7 +1,7 @@
 """Folders whose subfolders are the classes: finding their images, checking them, drawing splits."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
+_LIKE_SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
+_LIKE_SPLITS |= {"training": "train", "dev": "val", "eval": "val", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,28 @@ class Listing:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of "train", "val" and "test" that there are; none if ``root`` has no train/."""
-    if not (root / "train").is_dir():
-        return {}
+    """The folders of "train", "val" and "test" that there are; none if ``root`` has no train/.
+
+    Raises:
+        ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
+            classes, or be passed over.
+    """
     found = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _SPLITS.items()}
-    return {split: folder for split, folder in found.items() if folder is not None}
+    folders = {split: folder for split, folder in found.items() if folder is not None}
+    folders = folders if "train" in folders else {}
+    _refuse_look_alikes(root, folders)
+    return folders
+
+
+def _refuse_look_alikes(root: Path, found: Mapping[str, Path]) -> None:
+    names = class_names(root) if root.is_dir() and os.access(root, os.R_OK) else []
+    like = {name: _LIKE_SPLITS[name.lower()] for name in names if name.lower() in _LIKE_SPLITS}
+    like = {n: split for n, split in like.items() if split not in found and not any((root / n).glob("*.tar"))}
+    if like and (found or len(set(like.values())) > 1 or len(like) == len(names)):
+        raise ValueError(
+            f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes; "
+            "splits are called train/, val/ and test/, and train/ must be there"
+        )
 
 
 def class_names(folder: Path) -> list[str]:
