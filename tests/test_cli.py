@@ -155,6 +155,14 @@ def test_a_named_network_from_trained_weights(tmp_path: Path, units: int) -> Non
     assert main(["validate", "--name", "warm", "--ckpt_path", "last"]) == 0
 
 
+def test_no_checkpoint_is_recommended_that_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*FIT, "--trainer.max_epochs", "0"]) == 0
+    assert capsys.readouterr().out.endswith("files in runs/new\n")
+
+
 def test_runs_are_named_by_their_network(runs: Path) -> None:
     for number in (1, 2):
         assert main(["fit", "--config", BASIC, "--trainer.max_epochs", "1"]) == 0
@@ -370,6 +378,10 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--trainer.max_epochs", "-1"], "training has no end: give trainer.max_epochs or trainer.max_steps"),
     ([*FIT, "--model.lr", "-1"], "lr is -1.0; it must be positive"),
     ([*FIT, "--model.schedule", "flat"], "model.schedule is 'flat'; it must be one of one-cycle, cosine, step"),
+    (
+        [*FIT, "--model.model", "ic_resnet10t", "--model.model_options", "null"],
+        "resnet10t has no ic_ name of its own; convert it by its name: --model.model resnet10t --model.ic.layers all*",
+    ),
     ([*FIT, "--model.model", "resnet19"], "timm * has no network 'resnet19'; near it: *"),
     ([*FIT, "--model.ic.layers", "some"], "layers is 'some'; it must be one of all, kxk, no-stem"),
     ([*FIT, "--model.init_from", "none.pth"], "there is no checkpoint none.pth; check the path"),

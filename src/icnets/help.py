@@ -51,7 +51,8 @@ Train a network. Options come from YAML files and, with the last word, from the 
   --allow-imports                let the configuration name classes of any package, not only of icnets, torch,
                                  lightning, timm and torchvision; what it names is imported, so only if you trust it
 
-  --model.model NAME             timm's name of a network; ic_NAME for its IC network
+  --model.model NAME             timm's name of a network; ic_NAME for its IC network, where docs/networks.md lists
+                                 one, else --model.ic.layers all with the name
   --model.ic.layers all          which convolutions to convert: all, kxk, no-stem
   --model.ic.warm_start gain     how an IC network takes trained weights over: none, gain, calibrate
   --model.init_from FILE         start from these weights, e.g. the basic network's

@@ -96,6 +96,17 @@ def _build(make: Callable[..., nn.Module], ic: ICConfig, kwargs: Mapping[str, An
     return model
 
 
+def _unknown(name: str) -> str:
+    basic = name.removeprefix("ic_")
+    if basic != name and timm.is_model(basic.split(".")[0]):
+        return (
+            f"{basic} has no ic_ name of its own; convert it by its name: --model.model {basic} --model.ic.layers all "
+            f"in icnets fit, icnets.create_model({basic!r}) in Python"
+        )
+    near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3)) or "see timm.list_models()"
+    return f"timm {timm.__version__} has no network {name!r}; near it: {near}"
+
+
 def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _DEFAULT, **kwargs: Any) -> nn.Module:
     """Builds any timm network and converts it to an IC network.
 
@@ -118,8 +129,7 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     if basic is not None:
         name = ".".join([basic, *name.split(".")[1:]])
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
-        near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3)) or "see timm.list_models()"
-        raise ValueError(f"timm {timm.__version__} has no network {name!r}; near it: {near}")
+        raise ValueError(_unknown(name))
     make = partial(timm.create_model, name, pretrained=pretrained)
     if ":" in name:  # a folder or a repository says which network it holds, and with which arguments
         model: Any = make(**kwargs)

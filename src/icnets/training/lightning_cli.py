@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,6 +211,8 @@ class ICNetsCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
 
     def after_fit(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
         callbacks: list[Callback] = vars(self.trainer)["callbacks"]
         rows = next(c.rows for c in callbacks if isinstance(c, History))
         if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
@@ -217,7 +220,11 @@ class ICNetsCLI(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, TargetAccuracy):
                 print(_target_line(callback))
-        print(f"files in {self.folder}; next: icnets test --name {self.folder.name} --ckpt_path best")
+        best_there = (self.folder / "checkpoints" / "best.ckpt").is_file()
+        runs = "" if self.folder.parent == Path("runs") else f" --runs {shlex.quote(str(self.folder.parent))}"
+        name = shlex.quote(self.folder.name)
+        following = f"; next: icnets test{runs} --name {name} --ckpt_path best" if best_there else ""
+        print(f"files in {self.folder}{following}")
 
     def predict(self, **kwargs: Any) -> None:
         """Lightning's predict, written to a CSV file: image, class and the probability of each class."""
