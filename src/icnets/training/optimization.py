@@ -1,7 +1,7 @@
 """How a network is optimised: parameter groups, optimizer, course of the learning rate, its scaling with the batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -35,6 +35,10 @@ ScalingName = Literal["linear", "sqrt"]
 LossName = Literal["cross-entropy", "bce"]
 
 _LR = {"sgd": 0.1, "adamw": 1e-3, "lamb": 5e-3}  # from scratch
+_RESUMED = (
+    "the checkpoint was trained with {0} {1}, and {0} is {2}: a training goes on as it began; leave --model.{0} as it "
+    "was, or begin anew from the weights by --model.init_from"
+)
 _FINE_TUNING = 0.1  # of these, for weights that are trained already
 
 
@@ -139,6 +143,18 @@ def learning_rate_factor(
     return min_lr + (1 - min_lr) * shape
 
 
+def _require_same_options(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """ValueError where a resumed training is given other options: those of its checkpoint would replace them."""
+    for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        if ("betas" in ours) != ("betas" in theirs):
+            was = "adamw or lamb" if "betas" in theirs else "sgd"
+            raise ValueError(_RESUMED.format("optimizer", was, type(optimizer).__name__.lower()))
+        for key, name in (("initial_lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
+            was, now = theirs.get(key), ours.get(key)
+            if was is not None and now is not None and not math.isclose(was, now):
+                raise ValueError(_RESUMED.format(name, f"{was:.6g}", f"{now:.6g}"))
+
+
 def make_optimizer(
     network: nn.Module, options: Optimization, *, total: int, global_batch: int | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
@@ -168,6 +184,7 @@ def make_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=lr)
     else:
         optimizer = create_optimizer_v2(groups, opt=options.optimizer, lr=lr)
+    optimizer.register_load_state_dict_pre_hook(_require_same_options)
     factor = partial(
         learning_rate_factor,
         total=total,
