@@ -201,6 +201,38 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.lr", "0.5"], "was trained with lr 0.05, and lr is 0.5: a training goes on as it began"),
+        (["--model.weight_decay", "0.5"], "was trained with weight_decay 0.0005, and weight_decay is 0.5"),
+        (["--model.momentum", "0.5"], "was trained with momentum 0.9, and momentum is 0.5"),
+        (["--model.optimizer", "adamw"], "was trained with optimizer sgd, and optimizer is adamw"),
+        (["--model.model", "resnet18", "--model.model_options", "null"], "the checkpoint doesn't fit this network"),
+    ],
+)
+def test_other_options_than_a_checkpoint_goes_on_with_are_an_error_and_leave_the_run_alone(
+    runs: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    config, best = ((runs / "basic" / name).read_bytes() for name in ("config.yaml", "checkpoints/best.ckpt"))
+    go_on = ["fit", "--name", "basic", "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    assert main([*go_on, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert (runs / "basic" / "config.yaml").read_bytes() == config
+    assert (runs / "basic" / "checkpoints" / "best.ckpt").read_bytes() == best
+
+
+def test_a_run_that_was_moved_knows_its_best(runs: Path) -> None:
+    kept = runs / "basic" / "checkpoints" / "best.ckpt"
+    assert main(["fit", "--name", "basic", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    with open(runs / "basic" / "history.csv", newline="") as file:
+        best = max(float(row["val/top1"]) for row in csv.DictReader(file))
+    states = torch.load(kept.with_name("step-000000009.ckpt"), weights_only=True)["callbacks"]
+    (state,) = (s for key, s in states.items() if key.startswith("ModelCheckpoint"))
+    assert float(state["best_model_score"]) == pytest.approx(best)
+    assert Path(state["best_model_path"]).resolve() == kept.resolve()
+
+
 def test_the_average_is_resumed_and_tested(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", BASIC, "--name", "ema", "--ema", "0.9", "--model.lr_batch", "20"]
     assert main(["fit", *options]) == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from icnets.files import atomic_write, remove_unfinished
@@ -19,6 +19,7 @@ from icnets.messages import few, first_line
 __all__ = [
     "STOPPED",
     "AtomicCheckpointIO",
+    "BestCheckpoint",
     "LastCheckpoints",
     "Stopped",
     "last_checkpoints",
@@ -170,6 +171,24 @@ class LastCheckpoints(Checkpoint):
         for old in last_checkpoints(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
         remove_unfinished(self.folder)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, but a run that was moved since knows its best, which a worse epoch would replace otherwise."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = Path(self.dirpath or "")
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        paths = {key: moved(path) for key, path in state_dict.items() if key.endswith("_path")}
+        best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
 
 
 class Stopped(SystemExit):

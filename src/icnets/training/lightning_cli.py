@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -25,6 +25,7 @@ from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
 from icnets.training.checkpoints import (
     AtomicCheckpointIO,
+    BestCheckpoint,
     LastCheckpoints,
     last_checkpoints,
     newest_whole,
@@ -59,7 +60,16 @@ class _Parser(LightningArgumentParser):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder, with what was chosen by default, without a checkpoint to resume."""
+    """Writes config.yaml into the run's folder, with what was chosen by default, without a checkpoint to resume.
+
+    Once a checkpoint is loaded, that is: options that it refuses would spoil the configuration that it goes on with.
+    """
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
@@ -361,8 +371,8 @@ def _without_sources(model: Any) -> None:
     model.pretrained, model.teacher = False, None
 
 
-def _best(folder: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
+def _best(folder: Path) -> BestCheckpoint:
+    return BestCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",
         monitor="val/top1",
