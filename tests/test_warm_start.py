@@ -468,3 +468,12 @@ def test_the_same_surgery_without_data(warm_start, max_change):
     assert type(rebuilt.stem) is ICConv2d
     rebuilt.load_state_dict(calibrated.state_dict())
     assert torch.equal(rebuilt.eval()(inputs(2) * 0), calibrated.eval()(inputs(2) * 0))
+
+
+def test_data_that_the_network_cannot_take_are_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(RuntimeError) as caught:
+        convert_(model, ICConfig(warm_start="calibrate"), calibration_data=[torch.rand(2, 1, 8, 8)])
+    assert caught.value.__notes__ == [
+        "on calibration_data, torch.float32 of (1, 1, 8, 8); pass inputs like those of training"
+    ]

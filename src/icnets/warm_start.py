@@ -150,6 +150,14 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
         yield x if like is None else x.to(like.device)
 
 
+def _take(model: nn.Module, x: Tensor) -> None:
+    try:
+        model(x)
+    except Exception as error:
+        error.add_note(f"on calibration_data, {x.dtype} of {tuple(x.shape)}; pass inputs like those of training")
+        raise
+
+
 def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], bool]:
     """Runs ``model`` on half of the data and returns the rest, and whether the model hasn't seen that."""
     first, second = next(inputs, None), next(inputs, None)
@@ -160,7 +168,7 @@ def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], boo
     elif first.dim() and len(first) > 1:
         parts = chain((first[::2], first[1::2]))
     else:
-        model(first)
+        _take(model, first)
         return [first], False
     rest: list[Tensor] = []
     samples = 0
@@ -169,7 +177,7 @@ def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], boo
             rest.append(x)
             samples += len(x)
         else:
-            model(x)
+            _take(model, x)
     return rest, True
 
 

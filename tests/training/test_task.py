@@ -108,6 +108,14 @@ def test_calibration_happens_when_the_data_is_there(tmp_path: Path) -> None:
     assert all(torch.allclose(own[name], p, atol=1e-5) for name, p in weights.items())
 
 
+def test_an_ic_network_is_not_calibrated_again(tmp_path: Path) -> None:
+    network = tiny()
+    convert_(network)
+    save(network, tmp_path / "ic.safetensors")
+    with pytest.raises(ValueError, match=r"ic\.safetensors has IC units already, and only basic weights can be"):
+        task(init_from=tmp_path / "ic.safetensors", ic=ICConfig(warm_start="calibrate"))
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     save(tiny(num_classes=7), tmp_path / "seven.safetensors")
     with pytest.raises(

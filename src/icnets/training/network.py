@@ -60,7 +60,12 @@ def build_network(
         network = model
     if init_from is not None:
         load_weights(network, init_from)
-    if ic is not None and ic.warm_start == "calibrate" and not any(isinstance(m, IC_LAYERS) for m in network.modules()):
+    if ic is not None and ic.warm_start == "calibrate":
+        if any(isinstance(m, IC_LAYERS) for m in network.modules()):
+            raise ValueError(
+                f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated; "
+                "leave ic.warm_start out, or start from the basic network's"
+            )
         return network.train(), ic
     if ic is not None:
         convert_(network, ic, optimizers=())
