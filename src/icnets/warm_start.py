@@ -136,6 +136,8 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
     """The input of each batch, on the network's device; ValueError for one that can't calibrate anything."""
+    sample: Tensor | None = None  # the first, while all are like it
+    count = 0
     for i, batch in enumerate(batches):
         x = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(x, Tensor):
@@ -147,7 +149,17 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
             raise ValueError(f"batch {i} of calibration_data is empty, of shape {tuple(x.shape)}; leave it out")
         if not bool(x.isfinite().all()):
             raise ValueError(f"batch {i} of calibration_data has values that aren't finite; leave those samples out")
+        rows = x if x.dim() else x[None]
+        sample = rows[0] if count == 0 else sample
+        count += len(rows)
+        if sample is not None and (rows[0].shape != sample.shape or not bool((rows == sample).all())):
+            sample = None
         yield x if like is None else x.to(like.device)
+    if sample is not None and (count > 1 or (sample.numel() > 1 and bool((sample == sample.flatten()[0]).all()))):
+        what = f"its {count} samples are all the same" if count > 1 else "its one sample has one value everywhere"
+        raise ValueError(
+            f"calibration_data tells nothing of other inputs: {what}; pass inputs like those of training, or {_REMEDY}"
+        )
 
 
 def _take(model: nn.Module, x: Tensor) -> None:
