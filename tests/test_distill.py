@@ -343,7 +343,12 @@ def test_arguments_out_of_range(arguments: dict[str, object], error: type[Except
         (torch.zeros(2, 3), None, torch.zeros(2, 4), "logits have 3 classes and the soft targets 4"),
         (torch.zeros(2, 3), None, torch.zeros(2), r"the logits' shape \(2, 3\), got \(2,\)"),
         (torch.zeros(2, 3), None, torch.zeros(2).int(), "hard labels must be int64.*got torch.int32"),
-        (torch.zeros(2, 3), None, torch.tensor([0, 3]), "target holds the label 3, but the logits have 3 classes"),
+        (
+            torch.zeros(2, 3),
+            None,
+            torch.tensor([0, 3]),
+            "target holds the label 3, but .* 3 classes: labels run from 0 to 2, and -100 marks",
+        ),
         (torch.zeros(2, 3), None, torch.tensor([0, -1]), "target holds the label -1, but the logits have 3 classes"),
         (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), torch.zeros(2).long(), "cpu and teacher logits on meta"),
         (torch.zeros(2, 3), None, torch.zeros(2, device="meta").long(), "logits are on cpu and the target on meta"),

@@ -67,7 +67,7 @@ def check_values(student: Tensor, target: Tensor, *, soft: bool, masks: bool) ->
         if wrong.numel():
             raise ValueError(
                 f"target holds the label {int(wrong[0])}, but the logits have {classes} classes: "
-                f"labels run from 0 to {classes - 1}"
+                f"labels run from 0 to {classes - 1}, and {IGNORED_LABEL} marks places without one"
             )
     masked = student == -math.inf
     if not masked.any() or (student == math.inf).any() or student.isnan().any():
