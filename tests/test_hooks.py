@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from icnets import ICConfig, convert_
+from icnets import ICConfig, convert_, fuse_
 from icnets.evaluation.firing import firing_rates
 from icnets.evaluation.layer_profile import profile_layers
 from icnets.evaluation.measure import count_macs
@@ -89,3 +89,52 @@ def test_a_forward_pass_of_the_instance_comes_back_after_an_error():
     with pytest.raises(KeyError), watched([conv], fail):
         conv(torch.zeros(1))
     assert conv.__dict__["forward"] is own
+
+
+class Counts(nn.Module):
+    """Takes its images by keyword, counts its calls and draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.raw = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, *, pixel_values):
+        self.calls += 1
+        weight = next(m for n, m in self.named_modules() if n == "raw").weight
+        return self.conv(pixel_values) + torch.conv2d(pixel_values, weight) + torch.rand(())
+
+
+def test_an_example_by_keyword_runs_the_network_without_a_trace():
+    model, example = Counts(), {"pixel_values": torch.randn(1, 3, 6, 6)}
+    state = torch.get_rng_state()
+    report = convert_(model, example_input=example)
+    assert report.converted == ["conv"]
+    assert "reads its weight" in report.skipped["raw"]
+    assert model.calls == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Batch(nn.Module):
+    """Takes a whole batch as one argument: a dict or a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, batch):
+        images = batch["images"] if isinstance(batch, dict) else torch.stack(batch)
+        return self.conv(images)
+
+
+@pytest.mark.parametrize("call", [convert_, fuse_])
+def test_a_batch_that_is_a_dict_or_a_list(call):
+    images = torch.randn(2, 3, 6, 6)
+    for example in ({"images": images}, ({"images": images},), (list(images),)):
+        model = Batch().eval()
+        if call is fuse_:
+            convert_(model)
+        call(model, example_input=example)
+    with pytest.raises((TypeError, ValueError)) as found:
+        call(Batch().eval(), example_input=list(images))
+    assert "(batch,)" in "".join([str(found.value), *getattr(found.value, "__notes__", [])])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from icnets.architectures import FACTORIES, confirmed, make, remember_architecture
 from icnets.collision import output_channels
-from icnets.convert import obstacle, planned, refuse_wrapped
+from icnets.convert import obstacle, planned
 from icnets.deploy import FUSED_LAYERS
 from icnets.files import atomic_write
 from icnets.folding import FoldedNormAct
@@ -43,6 +43,7 @@ from icnets.state_dicts import (
 from icnets.structure import difference, in_words, structure_of, unwrapped, versions
 from icnets.subclasses import vector_names
 from icnets.undo import Undo
+from icnets.wrapped import refuse_sharded, refuse_wrapped
 
 __all__ = ["CheckpointError", "load", "load_with_notes", "save"]
 
@@ -373,6 +374,7 @@ def load_with_notes(
         raise CheckpointError(
             f"{path} can't be loaded: {name} of the model is on meta; call model.to_empty(device='cpu')"
         )
+    refuse_sharded(model)
     try:
         chosen = _to_convert(path, model, header["layers"])
         _check(path, model, header, chosen, tensors)

@@ -19,10 +19,11 @@ from icnets.layers import IC_LAYERS, ic_parameters, unit_of
 from icnets.messages import few
 from icnets.optimizers import Extension, built_optimizers, checked
 from icnets.readers import declared, observed
-from icnets.state_dicts import mismatch, on_meta, shapes, unloadable, with_versions
+from icnets.state_dicts import mismatch, on_meta, refuse_without_values, shapes, unloadable, with_versions
 from icnets.structure import vector_keys
 from icnets.undo import Undo
 from icnets.warm_start import Calibration, calibrated
+from icnets.wrapped import refuse_sharded, refuse_wrapped
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
 
@@ -148,21 +149,6 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
 
 
-def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
-    """Raises TypeError: a wrapper has already copied, hooked or compiled what we'd change."""
-    wrappers: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    for name, module in model.named_modules():
-        where = f"{type(module).__name__}{f' at {name!r}' if name else ''}"
-        if isinstance(module, wrappers) or type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
-            raise TypeError(f"the model is wrapped by {where}; {verb} its .module first, then wrap it")
-        if hasattr(module, "_get_fsdp_state"):
-            raise TypeError(f"the model is sharded by fully_shard ({where}); {verb} it first, then shard it")
-        if hasattr(module, "_orig_mod") or module.__dict__.get("_compiled_call_impl") is not None:
-            raise TypeError(f"the model is compiled ({where}); {verb} it first, then compile it")
-        if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
-            raise TypeError(f"the model holds a traced graph ({where}); {verb} the nn.Module that it was made from")
-
-
 def obstacle(module: nn.Module) -> str | None:
     """Why the module can't become an IC unit, or None; for what is no convolution or linear layer, ''."""
     kind = type(module)
@@ -218,8 +204,7 @@ def _choose(
             chosen[name] = module
     readers = declared(model)
     if example_input is not None and chosen:
-        args = tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)
-        readers = observed(model, chosen, args)
+        readers = observed(model, chosen, example_input)
     for name in [n for n, m in chosen.items() if m in readers]:
         skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
     return chosen, skipped
@@ -282,9 +267,9 @@ def convert_(
             torch and timm that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
             or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
-        example_input: a batch, or a tuple of the model's arguments. A layer whose weight something reads without
-            calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of the forward passes shows
-            most such places; with an example the model is run once, which shows them all.
+        example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword. A layer whose weight
+            something reads without calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of
+            the forward passes shows most such places; with an example the model is run once, which shows them all.
 
     Returns:
         What was converted, what was not and why, and the parameter counts. Converting twice changes nothing.
@@ -398,10 +383,8 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         raise ValueError(f"the state dict is not the basic network's: {problem}")
     if (name := on_meta(model)) is not None:
         raise ValueError(f"{name} of the model is on the meta device; call model.to_empty(device='cpu') first")
-    for key, value in state_dict.items():
-        if isinstance(own[key], Tensor) and (not isinstance(value, Tensor) or value.is_meta):
-            kind = "a tensor on meta, without values" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise TypeError(f"{key} of the state dict is {kind}; it must be a tensor")
+    refuse_sharded(model)
+    refuse_without_values(state_dict, own)
     if (problem := unloadable(model, state_dict)) is not None:
         raise ValueError(f"the state dict is not the basic network's: {problem}")
     with Undo() as undo:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from icnets.convert import by_reason, refuse_wrapped
+from icnets.convert import by_reason
 from icnets.deploy import FUSED_LAYERS, fold_, growth_of, obstacle_to_deploying
 from icnets.folding import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
+from icnets.hooks import Call, as_call
 from icnets.layers import IC_LAYERS, ICLayer, unit_of
 from icnets.messages import few, first_line
 from icnets.undo import Undo
+from icnets.wrapped import refuse_wrapped
 
 __all__ = ["FuseReport", "fuse_", "random_like"]
 
@@ -80,16 +82,9 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError(f"the model is in training mode ({where}); call model.eval() before fuse_")
 
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of the model, and those by keyword
-
-
-def _example(model: nn.Module, given: Any) -> _Call:
-    if isinstance(given, Tensor):
-        return (given,), {}
-    if isinstance(given, tuple | list):
-        return tuple(given), {}
-    if isinstance(given, dict) and all(isinstance(key, str) for key in given):
-        return (), given
+def _example(model: nn.Module, given: Any) -> Call:
+    if isinstance(given, Tensor | tuple | list | dict):
+        return as_call(model, given)
     if given is not None:
         raise TypeError(
             f"example_input is a {type(given).__name__}; pass a tensor, or the model's arguments: a tuple, or a dict "
@@ -118,7 +113,7 @@ def random_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(draw(value) for value in args)
 
 
-def _outputs(model: nn.Module, call: _Call) -> list[Tensor]:
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     args, kwargs = tree_map_only(Tensor, torch.clone, call)  # a model may work in place on its input
     made = model(*args, **kwargs)
     leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
@@ -127,7 +122,7 @@ def _outputs(model: nn.Module, call: _Call) -> list[Tensor]:
     return [leaf.detach().double().clone() if leaf.device.type != "mps" else leaf.detach().clone() for leaf in leaves]
 
 
-def _calls(model: nn.Module, example: _Call) -> list[_Call]:
+def _calls(model: nn.Module, example: Call) -> list[Call]:
     """The calls to compare outputs for: the example and noise like it. ValueError if the example is of no use."""
     args, kwargs = example
     try:
@@ -136,7 +131,8 @@ def _calls(model: nn.Module, example: _Call) -> list[_Call]:
         tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
         shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
         raise ValueError(
-            f"the model fails on an example input of shape {shapes}: {first_line(error)}; pass another example_input"
+            f"the model fails on an example input of shape {shapes}: {first_line(error)}; pass another example_input, "
+            "and a batch that is itself a list or a tuple in a tuple: (batch,)"
         ) from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in outputs):
         raise ValueError(
@@ -151,7 +147,7 @@ def _calls(model: nn.Module, example: _Call) -> list[_Call]:
     return [example, noise]
 
 
-def _all_outputs(model: nn.Module, calls: list[_Call]) -> list[Tensor]:
+def _all_outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
     return [leaf for call in calls for leaf in _outputs(model, call)]
 
 
@@ -186,7 +182,7 @@ class _Plan:
     skipped: dict[str, str]
 
 
-def _plan(model: nn.Module, call: _Call, fold_batch_norm: bool) -> _Plan:
+def _plan(model: nn.Module, call: Call, fold_batch_norm: bool) -> _Plan:
     """Runs the example once and decides what to fuse and to fold, without changing anything."""
     names = {module: name for name, module in model.named_modules()}
     skipped = {n: why for m, n in names.items() if isinstance(m, IC_LAYERS) and (why := obstacle_to_deploying(m))}
@@ -227,7 +223,7 @@ def _apply(plan: _Plan, undo: Undo) -> None:
 
 
 @contextmanager
-def _in_double(model: nn.Module, calls: list[_Call]) -> Iterator[list[_Call]]:
+def _in_double(model: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
     """Holds the model in double precision, and yields the calls so: its tensors stay the same objects."""
 
     def wide(t: Tensor) -> Tensor:
@@ -247,7 +243,7 @@ def _in_double(model: nn.Module, calls: list[_Call]) -> Iterator[list[_Call]]:
 
 
 def _decide_in_double(
-    model: nn.Module, plan: _Plan, calls: list[_Call], before: list[Tensor], after: list[Tensor], growth: float
+    model: nn.Module, plan: _Plan, calls: list[Call], before: list[Tensor], after: list[Tensor], growth: float
 ) -> float:
     """Largest relative difference in double precision, if that is small, and rounding explains the others.
 

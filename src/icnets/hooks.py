@@ -1,5 +1,6 @@
 """Running somebody's network without leaving a trace in it: hooks, modes, forward passes, buffers, random state."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +11,25 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["forward_through", "modes_kept", "removed_after", "undisturbed", "watched"]
+__all__ = ["Call", "as_call", "forward_through", "modes_kept", "removed_after", "undisturbed", "watched"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model, and those by keyword
+
+
+def as_call(model: nn.Module, example: Any) -> Call:
+    """``example`` as arguments of ``model``: a tuple or list of them, a dict of those by keyword, or a single one.
+
+    A dict whose keys the forward pass doesn't take is a batch of its own.
+    """
+    if isinstance(example, tuple | list):
+        return tuple(example), {}
+    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        try:
+            inspect.signature(model.forward).bind(**example)
+        except (TypeError, ValueError):
+            return (example,), {}
+        return (), example
+    return (example,), {}
 
 
 @contextmanager
@@ -84,8 +103,11 @@ def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], Any]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts ``model`` into eval mode for the block; its modes, its buffers and the random state come back after it."""
+def undisturbed(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
+    """Puts ``model`` into eval mode for the block; its modes, its buffers and the random state come back after it.
+
+    With ``evaluating`` False, it stays in the modes that it is in.
+    """
     buffers = {module: dict(module._buffers) for module in model.modules()}
     values = {
         b: b.detach().clone() for own in buffers.values() for b in own.values() if b is not None and not is_lazy(b)
@@ -93,7 +115,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)), modes_kept(model):
         try:
-            model.eval()
+            if evaluating:
+                model.eval()
             yield
         finally:
             for module, own in buffers.items():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from icnets.hooks import forward_through
+from icnets.hooks import as_call, forward_through, undisturbed
 
 __all__ = ["computes_with_weight", "declared", "merging", "observed", "owners", "repeats"]
 
@@ -323,18 +323,20 @@ class _Watch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def observed(model: nn.Module, layers: Mapping[str, nn.Module], args: tuple[Any, ...]) -> dict[nn.Module, str]:
-    """Each of ``layers`` whose weight something else reads in ``model(*args)``, and the function that does.
+def observed(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> dict[nn.Module, str]:
+    """Each of ``layers`` whose weight something else reads in a call of ``model``, and the function that does.
 
-    The model is run in eval mode, and its mode put back.
+    The model is run in eval mode; its modes, its buffers and the random state are put back.
     """
-    modes = {module: module.training for module in model.modules()}
     watch = _Watch(layers)
+    args, kwargs = as_call(model, example)
     try:
-        model.eval()
-        with forward_through(watch.owners.values(), watch.call), watch:
-            model(*args)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        with undisturbed(model), forward_through(watch.owners.values(), watch.call), watch:
+            model(*args, **kwargs)
+    except Exception as error:  # whatever the model raises
+        error.add_note(
+            f"The model was run on example_input, as {len(args)} arguments by position and {len(kwargs)} by keyword. A "
+            "batch that is itself a list or a tuple goes into a tuple: example_input=(batch,)"
+        )
+        raise
     return watch.found

@@ -16,6 +16,7 @@ __all__ = [
     "on_meta",
     "plain_name",
     "plain_tensor",
+    "refuse_without_values",
     "shapes",
     "unloadable",
     "with_versions",
@@ -88,6 +89,22 @@ def on_meta(model: nn.Module) -> str | None:
     """The first tensor of ``model`` that is on the meta device, where it has no values; None if there is none."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     return next((name for name, value in tensors if value.device.type == "meta"), None)
+
+
+def refuse_without_values(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises TypeError for what takes the place of a tensor of ``own`` and isn't a whole tensor with values."""
+    for key, value in state_dict.items():
+        if not isinstance(own[key], Tensor):
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{key} of the state dict is a {type(value).__name__}; it must be a tensor")
+        if value.is_meta:
+            raise TypeError(f"{key} of the state dict is a tensor on meta, without values; it must be a tensor")
+        if hasattr(value, "full_tensor"):
+            raise TypeError(
+                f"{key} of the state dict is a {type(value).__name__}, of which each process has a part; gather the "
+                "weights on all processes, .full_tensor()"
+            )
 
 
 def plain_tensor(key: str, value: Any) -> Tensor:

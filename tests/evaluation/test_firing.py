@@ -76,3 +76,14 @@ def test_a_unit_called_by_keyword():
     model, x = Keyword(), torch.randn(2, 3, 9, 9)
     convert_(model)
     assert firing_rates(model, x) == {"conv": firing_share(model.conv, x)}
+
+
+def test_a_network_in_training_mode_keeps_its_statistics_and_the_random_state():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5))
+    convert_(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert firing_rates(model, torch.ones(2, 4, 8, 8)).keys() == {"0"}
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training

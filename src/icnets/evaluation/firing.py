@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from icnets.hooks import watched
+from icnets.hooks import undisturbed, watched
 from icnets.layers import IC_LAYERS
 from icnets.plain import deepcopy, made_plain_
 
@@ -36,13 +36,18 @@ def firing_rates(model: nn.Module, *inputs: Tensor) -> dict[str, float]:
     """:func:`firing_share` of each IC unit of a network, by its name.
 
     Args:
-        model: run once on ``inputs``, in the mode that it is in, without gradients.
+        model: run once on ``inputs``, in the mode that it is in, without gradients; its buffers
+            and the random state come back.
 
     Returns:
         The mean over its calls for a unit that runs several times; one that doesn't run is left out.
     """
     units = {module: name for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
     shares: dict[str, list[float]] = {name: [] for name in units.values()}
-    with torch.no_grad(), watched(units, lambda unit, x, z: shares[units[unit]].append(firing_share(unit, x))):
+    with (
+        torch.no_grad(),
+        undisturbed(model, evaluating=False),
+        watched(units, lambda unit, x, z: shares[units[unit]].append(firing_share(unit, x))),
+    ):
         model(*inputs)
     return {name: sum(own) / len(own) for name, own in shares.items() if own}
