@@ -63,6 +63,14 @@ def test_an_adapter_of_silent_units_is_merged_as_of_basic_ones(name, target):
     assert off_by(model.merge_and_unload(), y) < 1e-5
 
 
+def test_an_untrained_adapter_of_units_merges_since_it_changes_nothing():
+    base = network()
+    converted(base)
+    y = base(X).detach()
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["0", "4"])).eval()
+    assert off_by(model.merge_and_unload(), y) == 0
+
+
 @pytest.mark.parametrize("target", ["0", "4"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_of_units_is_right_and_stays_unmerged(name, target):
