@@ -105,31 +105,77 @@ def _called(cls: type, *roots: str) -> dict[FunctionType, None]:
     return dict.fromkeys(f for root in roots for f in _reached(cls, root, lambda f: _source(f).calls))
 
 
-def _chain(node: ast.expr, known: Mapping[str, Chain]) -> Chain | None:
-    """``self.a.b[i]`` as ("a", "b"): attributes from self on; None for anything else. Names may stand for such."""
+Known = dict[str, tuple[Chain, ...]]  # what each name may stand for
+
+_SAME_ITEMS = {"reversed", "list", "tuple", "sorted", "iter", "set"}
+
+
+def _chains(node: ast.expr, known: Known) -> tuple[Chain, ...]:
+    """``self.a.b[i]`` as ("a", "b"): attributes from self on; several where it may be one of them, () if unknown."""
+    parts: list[ast.expr] = []
     if isinstance(node, ast.Name):
-        return known.get(node.id)
-    if isinstance(node, ast.Subscript):
-        return _chain(node.value, known)
+        return known.get(node.id, ())
     if isinstance(node, ast.Attribute):
-        rest = _chain(node.value, known)
-        return None if rest is None else (*rest, node.attr)
-    return None
+        return tuple((*rest, node.attr) for rest in _chains(node.value, known))
+    if isinstance(node, ast.Subscript | ast.Starred | ast.NamedExpr):
+        parts = [node.value]
+    elif isinstance(node, ast.Tuple | ast.List):
+        parts = node.elts
+    elif isinstance(node, ast.IfExp):
+        parts = [node.body, node.orelse]
+    elif isinstance(node, ast.BoolOp):
+        parts = node.values
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SAME_ITEMS:
+        parts = node.args[:1]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
+        parts = [node.func.value]
+    return tuple(c for part in parts for c in _chains(part, known))
 
 
-def _names(tree: ast.AST) -> dict[str, Chain]:
-    """Local names for what hangs on self: ``conv = self.conv``, ``for conv in self.convs``."""
-    known: dict[str, Chain] = {"self": ()}
+def _parts(value: ast.expr) -> list[ast.expr | None]:
+    """What the names of a tuple are bound to by ``value``, assigned or iterated over; None: to no module."""
+    if isinstance(value, ast.Tuple | ast.List):
+        return list(value.elts)
+    if isinstance(value, ast.Call):
+        name = getattr(value.func, "attr", getattr(value.func, "id", ""))
+        if name == "zip":
+            return list(value.args)
+        if name == "enumerate":
+            return [None, *value.args[:1]]
+        if name == "items" and isinstance(value.func, ast.Attribute):
+            return [None, value.func.value]
+    return []
+
+
+def _bind(target: ast.expr, value: ast.expr, known: Known, iterated: bool = True) -> None:
+    if isinstance(target, ast.Name):
+        if chains := tuple(c for c in _chains(value, known) if c):
+            known.setdefault(target.id, chains)
+    elif isinstance(target, ast.Tuple | ast.List):
+        literal = isinstance(value, ast.Tuple | ast.List)
+        for name, part in zip(target.elts, [] if literal and iterated else _parts(value), strict=False):
+            if part is not None:
+                _bind(name, part, known)
+
+
+def _self_of(function: FunctionType, tree: ast.Module) -> str:
+    """How a method calls its own object, mostly "self"."""
+    code, above = function.__code__, function.__qualname__.rpartition(".")[0]
+    static = any("staticmethod" in ast.unparse(d) for d in getattr(tree.body[0], "decorator_list", ()))
+    is_method = above and not above.endswith("<locals>") and code.co_argcount and not static
+    return code.co_varnames[0] if is_method and code.co_varnames[0] != "cls" else "self"
+
+
+def _names(tree: ast.AST, own: str) -> Known:
+    """Names for what hangs on self: ``conv = self.conv``, ``for i, conv in enumerate(self.convs)``."""
+    known: Known = {"self": ((),), own: ((),)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, value = node.targets[0], node.value
+            _bind(node.targets[0], node.value, known, iterated=False)
         elif isinstance(node, ast.For | ast.comprehension):
-            target, value = node.target, node.iter
-        else:
-            continue
-        chain = _chain(value, known)
-        if isinstance(target, ast.Name) and chain:
-            known.setdefault(target.id, chain)
+            _bind(node.target, node.iter, known)
+        elif isinstance(node, ast.NamedExpr):
+            _bind(node.target, node.value, known, iterated=False)
     return known
 
 
@@ -153,22 +199,24 @@ def _source(function: FunctionType) -> _Source:
     except (OSError, TypeError, SyntaxError):  # made at run time, or no Python
         names = _used(function.__code__)
         return _Source((None,) if "weight" in names else (), frozenset("*"), names)
-    known = _names(tree)
+    own = _self_of(function, tree)
+    known = _names(tree, own)
     silent = set(_not_read(tree))
     nodes = list(ast.walk(tree))
     attributes = [n for n in nodes if isinstance(n, ast.Attribute)]
     weights = [n for n in attributes if n.attr == "weight"]
     return _Source(
-        tuple(_chain(n.value, known) for n in weights if id(n) not in silent),
+        tuple(c for n in weights if id(n) not in silent for c in _chains(n.value, known) or (None,)),
         frozenset(name for node in nodes for name in _changes(node, known)),
-        frozenset(n.attr for n in attributes if _is_own(n)),
+        frozenset(n.attr for n in attributes if _is_own(n, own)),
     )
 
 
-def _is_own(node: ast.Attribute) -> bool:
+def _is_own(node: ast.Attribute, own: str) -> bool:
     """Whether the node looks up a member of the function's own object or class."""
     loaded = isinstance(node.ctx, ast.Load) and node.attr != "__init__"
-    return loaded and ast.unparse(node.value).split("(")[0] in ("self", "super", "type", "cls", "self.__class__")
+    names = ("self", own, "super", "type", "cls", f"{own}.__class__")
+    return loaded and ast.unparse(node.value).split("(")[0] in names
 
 
 def _weights_in(*nodes: ast.AST) -> list[int]:
@@ -203,18 +251,18 @@ _REGISTERING |= {"register_parameter", "register_buffer"}
 _MADE = {n for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Linear | nn.modules.conv._ConvNd)}
 
 
-def _changes(node: ast.AST, known: Mapping[str, Chain]) -> Iterator[str]:
+def _changes(node: ast.AST, known: Known) -> Iterator[str]:
     """The names that ``node`` contributes to :class:`_Source`'s changes."""
     if isinstance(node, ast.Call):
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if name in _REGISTERING or name in _MADE or ast.unparse(node.func).startswith(("type(", "copy.deepcopy")):
             yield "*"
         elif name in _CHANGING and isinstance(node.func, ast.Attribute):
-            yield from _chain(node.func.value, known) or ()
+            yield from (name for c in _chains(node.func.value, known) for name in c)
     elif isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
-        chain = _chain(node, known)
-        if chain is not None and (len(chain) == 1 or isinstance(node, ast.Subscript)):
-            yield from chain
+        found = _chains(node, known)
+        if found and (isinstance(node, ast.Subscript) or all(len(c) == 1 for c in found)):
+            yield from (name for c in found for name in c)
         elif isinstance(node, ast.Attribute):
             yield "*"
 
