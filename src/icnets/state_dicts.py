@@ -132,7 +132,8 @@ def plain_tensor(key: str, value: Any) -> Tensor:
     if value.is_meta:
         raise TypeError(
             f"{key!r} is on the meta device and has no values; model.to_empty(device='cpu') makes room for them, then "
-            "load or initialise the weights before save"
+            "load or initialise the weights before save; those that accelerate has offloaded come back by "
+            "accelerate.hooks.remove_hook_from_submodules(model)"
         )
     if value.is_quantized or value.layout != torch.strided:
         form, remedy = ("quantised", "dequantize") if value.is_quantized else (f"{value.layout}", "to_dense")
