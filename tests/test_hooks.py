@@ -1,11 +1,13 @@
 """A layer is seen however it is called: by position, by name, with other arguments before its input, past its hooks."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from icnets import ICConfig, convert_, fuse_
+from icnets import ICConfig, convert_, fuse_, load, revert_, save
 from icnets.evaluation.firing import firing_rates
 from icnets.evaluation.layer_profile import profile_layers
 from icnets.evaluation.measure import count_macs
@@ -138,3 +140,20 @@ def test_a_batch_that_is_a_dict_or_a_list(call):
     with pytest.raises((TypeError, ValueError)) as found:
         call(Batch().eval(), example_input=list(images))
     assert "(batch,)" in "".join([str(found.value), *getattr(found.value, "__notes__", [])])
+
+
+def test_a_forward_pass_that_removed_hooks_left_on_the_instance_is_the_class_s_own(tmp_path):
+    """As accelerate.hooks.remove_hook_from_module does it."""
+    x, basic = torch.randn(2, 3, 6, 6), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    y, model = basic(x), copy.deepcopy(basic)
+    for module in model.modules():
+        module.forward = module.forward
+    assert convert_(model, ICConfig(warm_start="gain")).converted == ["0"]
+    model[0].gain.data.fill_(1)
+    for module in model.modules():
+        module.forward = module.forward
+    assert not torch.equal(model(x), y)
+    save(model, tmp_path / "ic.safetensors")
+    assert torch.equal(load(tmp_path / "ic.safetensors", copy.deepcopy(basic))(x), model(x))
+    revert_(model)
+    assert torch.equal(model(x), y)

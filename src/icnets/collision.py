@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from icnets import functional
 from icnets.guards import Colliding
+from icnets.hooks import is_own_forward
 from icnets.subclasses import STATE, basic_of, unit_class
 
 __all__ = ["Collision", "output_channels"]
@@ -163,6 +164,8 @@ class Collision(Colliding):
         if not isinstance(basic, cls.basic_type):
             raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
         trained = any(p.requires_grad for name, p in basic.named_parameters() if "bias" not in name)
+        if is_own_forward(basic):
+            del basic.__dict__["forward"]
         former = basic.__class__
         basic.__class__ = unit_class(cls, basic)
         assert isinstance(basic, cls)
@@ -175,6 +178,8 @@ class Collision(Colliding):
         """Turns the layer back into the basic one, in place, and returns it; what the collision learned is lost."""
         layer: Any = self
         names, former = self.vector_names, basic_of(self)
+        if is_own_forward(layer):
+            del layer.__dict__["forward"]
         layer.__class__ = former
         layer.__dict__.pop("basic_type", None)
         for name in names:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from icnets import subclasses
 from icnets.guards import Colliding, adapters, guard_, unguard_
+from icnets.hooks import is_own_forward
 from icnets.layers import IC_LAYERS, ic_parameters, unit_of
 from icnets.messages import few
 from icnets.optimizers import Extension, built_optimizers, checked
@@ -171,7 +172,7 @@ def obstacle(module: nn.Module) -> str | None:
         return "complex weight"
     if not weight.is_floating_point() or weight.element_size() < 2:
         return f"its weight is {weight.dtype}, in which nothing can be learned"
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ and not is_own_forward(module):
         return "its forward was replaced on the instance"
     return subclasses.obstacle(module, unit.basic_type, unit)
 

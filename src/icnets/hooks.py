@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Call", "as_call", "forward_through", "modes_kept", "removed_after", "undisturbed", "watched"]
+__all__ = [
+    "Call",
+    "as_call",
+    "forward_through",
+    "is_own_forward",
+    "modes_kept",
+    "removed_after",
+    "undisturbed",
+    "watched",
+]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model, and those by keyword
 
@@ -30,6 +39,16 @@ def as_call(model: nn.Module, example: Any) -> Call:
             return (example,), {}
         return (), example
     return (example,), {}
+
+
+def is_own_forward(module: nn.Module) -> bool:
+    """Whether the forward pass on the instance is its class's own, as accelerate's hooks leave it when removed."""
+    own = module.__dict__.get("forward")
+    return (
+        inspect.ismethod(own)
+        and own.__self__ is module
+        and own.__func__ is inspect.getattr_static(type(module), "forward")
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from icnets.hooks import is_own_forward
 from icnets.layers import IC_LAYERS
 from icnets.messages import few
 from icnets.state_dicts import plain_name
@@ -104,6 +105,8 @@ def _attributes(module: nn.Module, own: bool) -> Iterator[tuple[str, str]]:
         if name in _SKIPPED or "drop" in name or "pretrained" in name:
             continue
         if not replaced and (method or name.startswith("_")):
+            continue
+        if name == "forward" and is_own_forward(module):
             continue
         if replaced and hasattr(module, f"_original_{name}"):  # Accelerate's, in another precision
             continue
