@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from icnets.evaluation.rounds import interleaved
-from icnets.kernels import gpu
 from icnets.kernels.gpu.layout import Layout
 
 __all__ = ["copy_bandwidth", "kernel_rows"]
@@ -30,7 +30,7 @@ def copy_bandwidth(device: torch.device) -> float:
 def kernel_rows(device: torch.device, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each pass and shape: seconds, bytes that it must move, and their quotient."""
     x = torch.empty(1, dtype=getattr(torch, args.dtype), device=device)
-    if not gpu.serves(x):
+    if device.type != "cuda" or "triton" not in args.engines or find_spec("triton") is None:
         return
     batch = max(args.batches)
     for channels, groups, side in SHAPES:
@@ -49,32 +49,20 @@ def _passes(
     like: torch.Tensor, batch: int, channels: int, groups: int, side: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
     """Each pass as a call, with the bytes of activations that it reads and writes."""
-    from icnets.kernels.gpu import collide, norm
+    from icnets.kernels.gpu import collide
 
     last = {"memory_format": torch.channels_last}
     y = torch.randn(batch, channels, side, side, device=like.device).to(like.dtype).contiguous(**last)
-    d, out = torch.randn_like(y), torch.randn_like(y)
+    d = torch.randn_like(y)
     s = torch.randn(batch, groups, side, side, device=like.device).contiguous(**last)
     v = torch.randn(channels, device=like.device)
     layout = Layout.of(y, s)
     assert layout is not None
-    unit = norm.Unit(y, s, v, v, None, 0.1, layout)
-    scheme = norm.Norm(v, v, *norm.statistics(unit, None, None, 0.1, 1e-5), 1e-5)
     full, small = y.nbytes, s.nbytes
     return {
         "collide": (lambda: collide.collide_(y, s, layout, v, 0.1, v, None), 2 * full + small),
         "collide backward": (
             lambda: collide.collide_backward(y, s, layout, d, True, v, 0.1, v, None),
             3 * full + 2 * small,
-        ),
-        "statistics": (lambda: norm.statistics(unit, None, None, 0.1, 1e-5), full + small),
-        "normalise, ReLU": (lambda: norm.forward(unit, scheme, None, True), 2 * full + small),
-        "norm backward, ReLU": (
-            lambda: norm.backward(d, None, None, unit, scheme, False, True),
-            5 * full + 3 * small,
-        ),
-        "norm backward, shortcut, ReLU": (
-            lambda: norm.backward(d, None, out, unit, scheme, True, True),
-            7 * full + 3 * small,
         ),
     }

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from icnets.deployed_form import Affine, solve, weight_growth
 from icnets.guards import Colliding
-from icnets.kernels import eager, gpu, native, passes
+from icnets.kernels import eager, native, passes
 from icnets.layers import IC_LAYERS, ICLayer
 from icnets.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, transposed_sum, write_out_
 from icnets.recording import Convolution, convolution_of
@@ -127,15 +127,6 @@ class _FusedConv(_Fused):
         zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if zeros and eager.serves_deployed(input, self.weight):
             return self._native_forward(input)
-        if zeros and self.groups == 1 and eager.serves_pointwise(input, self.weight, self.padding):
-            post = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
-            z = gpu.deployed_pointwise(input, self.weight, self.bias, self.stride, post, lambda: self._plain(input))
-            if z is not None:
-                return z
-        return self._plain(input)
-
-    def _plain(self, input: Tensor) -> Tensor:
-        zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         s = None
         if self.collision is not None:  # before the convolution: it leaves the input in the cache
             window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))

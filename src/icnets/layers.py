@@ -124,7 +124,6 @@ class _ICConv(Collision):
 
     @torch.jit.unused
     def _eager_forward(self, input: Tensor, weight: Tensor) -> Tensor | None:
-        input = eager.contents(input)
         # Attributes of modules are slow to get, so each once.
         bias, collision, inner_bias = self.bias, self.collision, self.inner_bias
         gain, padding = self.gain, self.padding

@@ -29,7 +29,7 @@ def run(monkeypatch, tmp_path):
 
 
 def test_a_row_for_every_variant_mode_and_batch(run, capsys):
-    args = ("--engines", "eager", "torch", "--batches", "1", "2", "--variants", "basic", "ic-all", "deeper")
+    args = ("--engines", "eager", "triton", "--batches", "1", "2", "--variants", "basic", "ic-all", "deeper")
     rows = [row for row in run(*args) if "kernel" not in row]
     assert len(rows) == 3 * 2 * 2 * 2
     assert [row["batch"] for row in rows][:12] == [2] * 12  # the largest first

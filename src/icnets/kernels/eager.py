@@ -33,14 +33,12 @@ from icnets.kernels.passes import collide_, collide_backward
 from icnets.receptive_field import channel_sum, pad_pairs, padding_pairs, per_dimension, window_mean, window_size
 
 __all__ = [
-    "contents",
     "conv_leaky_relu",
     "for_tensors_without_contents",
     "ic_conv",
     "kept",
     "serves",
     "serves_deployed",
-    "serves_pointwise",
     "serves_post",
 ]
 
@@ -69,12 +67,6 @@ def for_tensors_without_contents(kind: type[Tensor]) -> Iterator[None]:
     finally:
         _PLAIN.remove(kind)
         _WITHOUT_CONTENTS.remove(kind)
-
-
-def contents(x: Tensor) -> Tensor:
-    """``x`` itself, computed now if it was deferred; see :mod:`icnets.kernels.gpu.deferred`."""
-    computed: Tensor = getattr(x, "contents")() if hasattr(type(x), "contents") else x  # noqa: B009
-    return computed
 
 
 def _plain_mode(*tensors: Tensor) -> bool:
@@ -216,18 +208,11 @@ def _followed(
     compiled = native.serves(x, weight)
     kernel = list(weight.shape[2:])
     pairs = pad_pairs(padding, len(kernel))
-    if groups == 1 and not compiled and (total := gpu.channel_sums(x)) is not None:
-        y = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
-        s = channel_sum(total, 1, kernel, stride, pairs)  # of one channel: the places that are seen
-    else:
-        y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
+    y, s = _ConvAndSum.apply(x, weight, bias, stride, padding, dilation, groups, compiled)
     if not compiled:
         s = window_mean(s, kernel, stride, pairs, dilation)
         scale *= window_size(kernel)
-    unchecked = gain is not None and gpu.serves(x)  # any gain: the branch can't be read off z, and y is kept
-    if (later := gpu.run("defer", y, s, weight, collision, scale, offset, gain, unchecked)) is not None:
-        return cast(Tensor, later)
-    if unchecked:
+    if gain is not None and gpu.serves(x):  # any gain: the branch can't be read off z, and y is kept
         return formula.collide(y, s, collision, offset, gain, scale)
     z: Tensor = _Collide.apply(y, s, collision, offset, gain, scale, len(stride))
     return z
@@ -238,13 +223,6 @@ def serves_deployed(x: Tensor, weight: Tensor) -> bool:
     if not _ENABLED or not _plain_mode(x) or not native.serves(x, weight):  # what is traced can't be asked for more
         return False
     return x.dim() == weight.dim() and x.numel() > 0 and not _differentiable(x)
-
-
-def serves_pointwise(x: Tensor, weight: Tensor, padding: Any) -> bool:
-    """Whether the GPU's kernel for deployed 1x1 convolutions may take ``x``, for a layer of one group."""
-    if not _ENABLED or not _plain_mode(x) or weight.shape[2:] != (1, 1) or any(padding):
-        return False
-    return gpu.serves(x) and not _differentiable(x)
 
 
 def serves_post(v: Tensor, spatial_dims: int) -> bool:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import triton
@@ -17,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_
 
-from icnets.kernels.gpu import collide, norm, norm_kernels, pointwise
+from icnets.kernels.gpu import collide
 from icnets.kernels.gpu.layout import Layout
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -70,14 +69,6 @@ def drive(channels, groups, channels_last, dtype, gain):
     collide.collide_(y, s, layout, v, 0.3, v, gain)
     collide.collide_backward(y, s, layout, y, False, v, 0.3, v, gain)
     collide.post_(y, s, layout, gain, 0.5, None, v, v)
-    if channels_last:
-        unit = norm.Unit(y, s, v, v, gain, 0.3, layout)
-        mean, rstd = norm.statistics(unit, v, v, 0.1, 1e-5)
-        scheme = norm.Norm(v, v, mean, rstd, 1e-5)
-        extra = torch.zeros(64, 1, 14, 14)
-        for shortcut in (None, y):
-            norm.forward(unit, scheme, shortcut, True)
-            norm.backward(y, extra, shortcut, unit, scheme, shortcut is not None, True)
 
 
 def main():
@@ -89,13 +80,6 @@ def main():
         if isinstance(k, triton.JITFunction) and n.startswith(("_forward", "_backward"))
     ]:
         setattr(collide, name, Compiled(getattr(collide, name), capability))
-    norm.kernels = SimpleNamespace(**{n: Compiled(getattr(norm_kernels, n), capability) for n in norm_kernels.__all__})
-    pointwise.pointwise = Compiled(pointwise.pointwise, capability)
-    x = torch.zeros(8, 256, 14, 14, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    w, v = torch.zeros(512, 256, 1, 1, dtype=x.dtype), torch.zeros(512)
-    for blocks in pointwise.BLOCKS:
-        for stride, shortcut in (((1, 1), torch.zeros(8, 512, 14, 14, dtype=x.dtype)), ((2, 2), None)):
-            pointwise.launch(x, w, v, stride, (v, 1.0, v, v, v), blocks, shortcut, True)
     drive(256, 1, True, torch.bfloat16, None)
     drive(128, 32, True, torch.float16, torch.ones(128))
     drive(96, 96, True, torch.float32, None)

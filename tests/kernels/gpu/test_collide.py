@@ -1,6 +1,9 @@
 """The kernels against the formula in float64, on the very numbers that they were given."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,6 @@ from hypothesis import strategies as st
 
 from icnets import ICConv2d
 from icnets.kernels import eager, gpu, passes
-from icnets.kernels.gpu import deferred
 from strategies import randomise
 
 # Two roundings of the result, and of sums.
@@ -111,7 +113,6 @@ def test_a_layer_uses_them_in_training_and_inference(device, monkeypatch, channe
     x = torch.randn(2, 8, 6, 5, device=device)
     if channels_last:
         layer, x = (t.to(memory_format=torch.channels_last) for t in (layer, x))
-    monkeypatch.setattr(deferred, "_ENABLED", False)
     calls = []
     run = gpu.run
     monkeypatch.setattr(gpu, "run", lambda name, *a: calls.append((name, found := run(name, *a))) or found)
@@ -122,7 +123,7 @@ def test_a_layer_uses_them_in_training_and_inference(device, monkeypatch, channe
         return z, *torch.autograd.grad(z.square().sum(), [x, *layer.parameters()])
 
     found = outcome(layer, x)
-    if gain is None:  # see test_deferred.py for gains
+    if gain is None:  # with a gain the branch can't be read off z, and the formula runs
         assert [name for name, result in calls if result is not None] == ["collide_", "collide_backward"]
     with torch.no_grad():
         inferred = layer(x)
@@ -134,11 +135,20 @@ def test_a_layer_uses_them_in_training_and_inference(device, monkeypatch, channe
         close(a, b, torch.float32)
 
 
+@pytest.mark.parametrize(("value", "on"), [(None, False), ("0", False), ("1", True)])
+def test_they_are_off_unless_asked_for(value, on):
+    environment = {name: v for name, v in os.environ.items() if name != "ICNETS_TRITON"}
+    environment |= {} if value is None else {"ICNETS_TRITON": value}
+    code = "from icnets.kernels import gpu; print(gpu._available)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{on}\n"
+
+
 def test_where_they_fail_torch_takes_over(device, monkeypatch):
     monkeypatch.setattr(gpu, "_available", True)
     monkeypatch.setattr(gpu, "import_module", lambda name: 1 / 0)
     y, s, v = torch.randn(2, 4, 3, 3, device=device), torch.randn(2, 1, 3, 3, device=device), torch.ones(4)
     expected = y + (y - s).relu()
-    with pytest.warns(UserWarning, match=r"Triton kernels fail here \(ZeroDivisionError: .*ICNETS_TRITON=0"):
+    with pytest.warns(UserWarning, match=r"Triton kernels fail here \(ZeroDivisionError: .*without ICNETS_TRITON=1"):
         torch.testing.assert_close(passes.collide_(y, s, v.to(device), 1.0, None, None), expected)
     assert not gpu.serves(y)

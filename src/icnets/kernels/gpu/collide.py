@@ -26,7 +26,7 @@ from icnets.kernels.gpu.tile import (
     vector,
 )
 
-__all__ = ["collide_", "collide_backward", "like", "post_", "vector_gradients"]
+__all__ = ["collide_", "collide_backward", "post_"]
 
 
 @triton.jit
@@ -204,7 +204,7 @@ def collide_backward(
     gain: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of y, s, collision, offset and gain, from the result z of :func:`collide_` (or y, with ``z_is_y``)."""
-    dz = like(dz, z)
+    dz = _like(dz, z)
     dy, ds = torch.empty_like(z), layout.empty_sums(z)
     absent = collision  # never read
     vectors = (collision, absent if offset is None else offset, absent if gain is None else gain, factor)
@@ -222,13 +222,13 @@ def collide_backward(
         part = z.new_empty(layout.batch * columns, 3, layout.channels, dtype=torch.float32)
         to = (dy, ds, part, layout.places, *sizes)
         _backward_first[(columns, layout.batch * layout.groups)](dz, z, s, *vectors, *to, **flags, BC=bc, BL=bl)
-    dv, do, dg = vector_gradients(part, factor, offset, gain)
+    dv, do, dg = _vector_gradients(part, factor, offset, gain)
     if gain is not None and dg is not None and not z_is_y:
         dg.div_(1 + gain)
     return dy, ds, dv, do, dg
 
 
-def vector_gradients(
+def _vector_gradients(
     part: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of collision, offset and gain ``(C,)`` from the programs' shares ``(programs, 3, C)``."""
@@ -239,6 +239,6 @@ def vector_gradients(
     return dv.mul_(gain), None if do is None else do.mul_(gain), part[:, 2].sum(0)
 
 
-def like(t: Tensor, other: Tensor) -> Tensor:
+def _like(t: Tensor, other: Tensor) -> Tensor:
     """``t`` in the type and the memory format of ``other``: itself, or a copy."""
     return t if t.stride() == other.stride() and t.dtype == other.dtype else torch.empty_like(other).copy_(t)
