@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import icnets.timm_models
 from icnets import ICConv1d, ICConv2d, ICConv3d, ICLinear
 from icnets.deploy import Affine, deploy_
-from icnets.kernels import eager, native, tiles
+from icnets.kernels import eager, native
 from strategies import convs, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -28,20 +28,10 @@ def gradients(layer, x, dz, after=lambda z: z):
     return z, torch.autograd.grad(z, [x, *layer.parameters()], dz)
 
 
-def in_tiles(monkeypatch, limit):
-    """A context in which a tile has so many elements, and an offset goes through the convolution's bias if it may."""
-    monkeypatch.setattr(tiles, "LIMIT", limit)
-    monkeypatch.setattr(eager, "_SMALL", limit)
-
-
-# One tile; tiles of some rows or channels; tiles of a single place.
-limits = st.sampled_from([1 << 20, 60, 9, 1])
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded gradient"])
 @settings(max_examples=100)
-@given(drawn=convs(), limit=limits)
-def test_equals_the_formula(layout, drawn, limit):
+@given(drawn=convs())
+def test_equals_the_formula(layout, drawn):
     layer, x = drawn
     dz = torch.randn_like(layer(x))
     if layout == "channels_last" and x.dim() == 4:
@@ -51,7 +41,6 @@ def test_equals_the_formula(layout, drawn, limit):
     elif layout == "expanded gradient":
         dz = torch.ones((), dtype=dz.dtype).expand_as(dz)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        in_tiles(monkeypatch, limit)
         fast = gradients(layer, x, dz)
         by_formula(monkeypatch)
         slow = gradients(layer, x, dz)
@@ -59,14 +48,13 @@ def test_equals_the_formula(layout, drawn, limit):
 
 
 @settings(max_examples=100)
-@given(convs(), st.booleans(), st.booleans(), limits)
-def test_inference_equals_the_formula(drawn, inference_mode, channels_last, limit):
+@given(convs(), st.booleans(), st.booleans())
+def test_inference_equals_the_formula(drawn, inference_mode, channels_last):
     layer, x = drawn
     if channels_last and x.dim() == 4:
         layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     kept = x.clone()
     with pytest.MonkeyPatch.context() as monkeypatch, torch.inference_mode() if inference_mode else torch.no_grad():
-        in_tiles(monkeypatch, limit)
         z = layer(x)
         by_formula(monkeypatch)
         expected = layer(x)
@@ -75,8 +63,8 @@ def test_inference_equals_the_formula(drawn, inference_mode, channels_last, limi
 
 
 @settings(max_examples=100)
-@given(convs(), st.booleans(), st.booleans(), limits)
-def test_the_deployed_form_equals_the_formula(drawn, channels_last, uniform, limit):
+@given(convs(), st.booleans(), st.booleans())
+def test_the_deployed_form_equals_the_formula(drawn, channels_last, uniform):
     layer, x = drawn
     layer, after = layer.eval(), None
     if not uniform:  # slopes and signs per channel
@@ -84,8 +72,7 @@ def test_the_deployed_form_equals_the_formula(drawn, channels_last, uniform, lim
         after = Affine(scale, torch.randn_like(scale))
     if channels_last and x.dim() == 4:
         layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
-        in_tiles(monkeypatch, limit)
+    with torch.no_grad():
         z = layer(x)
         if after is not None:
             ones = [1] * (x.dim() - 2 if layer.weight.dim() == x.dim() else x.dim() - 1)
@@ -146,15 +133,15 @@ def test_training_in_float32_within_rounding():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("options", "layout", "limit"),
+    ("options", "layout"),
     [
-        ({}, torch.contiguous_format, 1 << 20),
-        ({"gain": 0.5, "bias": False}, torch.channels_last, 1 << 20),
-        ({"groups": 2}, torch.contiguous_format, 60),
-        ({"groups": 4, "gain": -0.3}, torch.channels_last, 60),
+        ({}, torch.contiguous_format),
+        ({"gain": 0.5, "bias": False}, torch.channels_last),
+        ({"groups": 2}, torch.contiguous_format),
+        ({"groups": 4, "gain": -0.3}, torch.channels_last),
     ],
 )
-def test_training_in_half_precision_is_as_exact_as_the_formula(monkeypatch, options, layout, limit, dtype, autocast):
+def test_training_in_half_precision_is_as_exact_as_the_formula(monkeypatch, options, layout, dtype, autocast):
     torch.manual_seed(3)
     exact = randomise(ICConv2d(16, 8, 3, padding=1, dtype=torch.float64, **options), 1).to(dtype).double()
     if exact.gain is not None:
@@ -162,7 +149,6 @@ def test_training_in_half_precision_is_as_exact_as_the_formula(monkeypatch, opti
     layer = copy.deepcopy(exact).to(torch.float32 if autocast else dtype).to(memory_format=layout)
     x = torch.randn(8, 16, 15, 15).to(dtype).contiguous(memory_format=layout)
     dz = torch.randn(8, 8, 15, 15).to(dtype)
-    in_tiles(monkeypatch, limit)
 
     def found():
         with torch.autocast("cpu", dtype, enabled=autocast):

@@ -5,8 +5,8 @@ z - w' s + b1 - b2 = (1 + gain) u, so for a gain above -1 the sign of u, and u i
 off the output. So z overwrites y, and backward needs z, which a batch norm behind the layer keeps anyway, and s, which
 is 1/C of an activation, but neither y nor the branch.
 
-On CPUs the passes are one, where :mod:`icnets.kernels.native` was built, and else run over tiles that fit in the cache:
-main memory is read and written once. If something overwrites z in place before backward (a convolution followed by
+Where :mod:`icnets.kernels.native` was built, the passes on CPUs are one: memory is read and written once. If something
+overwrites z in place before backward (a convolution followed by
 ``ReLU(inplace=True)`` without a norm), y is computed again.
 
 In half precision, and under autocast, the sums, the collision and its gradients are computed in single precision and z
@@ -171,14 +171,8 @@ def ic_conv(
     except Exception:
         convolve(x, weight, bias, stride, padding, dilation, groups)  # torch's own message
         raise
-    shift = None
-    large = s.numel() // groups * len(weight) > _SMALL
-    if offset is not None and gain is None and large and _exact(x) and not gpu.serves(x):
-        # With y + offset / 2 for y, and max(., -offset / 2) for relu, the offset costs no pass of its own.
-        shift, offset = offset / 2, None
-        bias = shift if bias is None else bias + shift
     y = convolve(x, weight, bias, stride, padding, dilation, groups)
-    return collide_(y, s, collision, factor, offset, gain, shift)
+    return collide_(y, s, collision, factor, offset, gain)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
