@@ -10,6 +10,7 @@ from torch import nn
 import icnets
 import reference
 from icnets import ICConv1d, ICConv2d, ICConv3d, ICLinear, functional
+from icnets.deploy import deploy_
 from strategies import convs, linears, randomise
 
 # torch says so itself, of its own convolution.
@@ -103,12 +104,24 @@ def test_compiled_gradients_equal_eager(make, shape):
 
 
 @pytest.mark.parametrize(("make", "shape"), UNITS)
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
-@pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support instance-level")  # fx's GraphModule
-def test_torchscript_equals_eager(make, shape):
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+def test_traces_equal_eager(make, shape):
     layer, x = randomise(make(), 6).eval(), torch.randn(shape)
-    torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
-    torch.testing.assert_close(torch.jit.script(torch.fx.symbolic_trace(layer))(x), layer(x))
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize(("make", "shape"), UNITS)
+@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_scripting_is_refused_in_one_line_wherever_the_unit_is(make, shape, deployed):
+    layer = randomise(make(), 6).eval()
+    layer = deploy_(layer) if deployed else layer
+    for model in (layer, nn.Sequential(nn.ReLU(), nn.Sequential(layer))):
+        with pytest.raises(
+            NotImplementedError, match=rf"^{type(layer).__name__} can't be .* use torch\.export\.export"
+        ):
+            torch.jit.script(model)
 
 
 @pytest.mark.parametrize("size", [5, 9])

@@ -150,12 +150,12 @@ def test_gradcheck_and_gradgradcheck(make, shape):
 
 
 @pytest.mark.parametrize(("make", "shape"), UNITS)
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
-def test_compile_export_and_torchscript_equal_eager(make, shape):
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+def test_compile_export_and_trace_equal_eager(make, shape):
     layer, x = randomise(make(), 4).eval(), torch.randn(shape)
     exported = torch.export.export(layer, (x,)).module()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for other in (exported, compiled, torch.jit.script(layer)):
+    for other in (exported, compiled, torch.jit.trace(layer, x)):
         torch.testing.assert_close(other(x), layer(x))
 
 

@@ -40,9 +40,6 @@ def _make_plain_(layer: nn.Module, name: str) -> None:
 class Collision(Colliding):
     """The part that the IC layers share, in front of torch's layer among the bases of each."""
 
-    __jit_unused_properties__ = ["collision_weight", "fan_in"]
-    __jit_ignored_attributes__ = ["basic_type"]
-
     basic_type: ClassVar[type[nn.Module]]
     # Of w', b1 and the gain; others where the layer has attributes of these names already.
     vector_names: ClassVar[tuple[str, str, str]] = ("collision", "inner_bias", "gain")

@@ -13,7 +13,7 @@ Everything here is made of standard torch operators. A layer is torch's own conv
 * :func:`receptive_field_sum` gives ``s``, once per group of channels, for the price of one read of ``x``;
 * :func:`collide` gives ``z`` from ``y`` and ``s``.
 
-Both are leaves for ``torch.fx`` and can be scripted.
+Both are leaves for ``torch.fx``.
 """
 
 from __future__ import annotations

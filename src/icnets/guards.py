@@ -79,6 +79,12 @@ class Colliding(nn.Module):
         """Whether the weight and bias alone would be another function."""
         return True
 
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(
+            f"{type(self).__name__} can't be compiled by torch.jit.script, which torch has deprecated; use "
+            "torch.export.export(model, ...), or torch.jit.trace(model, ...)"
+        )
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         old = self.__dict__.get("_parameters", {}).get(name)
         refused = name == "weight" and not self.training and not self.__dict__.get("_loading")

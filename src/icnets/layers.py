@@ -24,11 +24,13 @@ __all__ = [
     "ic_parameters",
 ]
 
+_TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
 
 class _ICConv(Collision):
     """The constructor and the forward pass that the three convolutions share."""
 
-    if TYPE_CHECKING:  # torch's own attributes; TorchScript would take a runtime annotation at its word
+    if TYPE_CHECKING:  # torch's own attributes
         kernel_size: Any
         stride: Any
         padding: Any
@@ -98,41 +100,18 @@ class _ICConv(Collision):
         return cls._from_basic(conv, **options)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight  # once: a parametrised one is computed at each look
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            z = self._eager_forward(input, weight)
-            if z is not None:
-                return z
-        y = self._conv_forward(input, weight, self.bias)
-        if self.padding_mode != "zeros":
-            padding = receptive_field.as_list(self._reversed_padding_repeated_twice)
-        elif isinstance(self.padding, str):  # TorchScript prunes one of the two
-            padding = receptive_field.string_pairs(self.padding, self.kernel_size, self.dilation)
-        else:
-            padding = receptive_field.pad_pairs(self.padding, len(self.kernel_size))
-        s = receptive_field.receptive_field_sum(
-            input,
-            self.kernel_size,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            self.padding_mode,
-            self.sum_scale,
-        )
-        return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, len(self.kernel_size))
-
-    @torch.jit.unused
-    def _eager_forward(self, input: Tensor, weight: Tensor) -> Tensor | None:
-        # Attributes of modules are slow to get, so each once.
-        bias, collision, inner_bias = self.bias, self.collision, self.inner_bias
-        gain, padding = self.gain, self.padding
-        if not eager.serves(input, weight, bias, collision, inner_bias, gain):
-            return None
-        if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        conv = (self.stride, padding, self.dilation, self.groups)
-        return eager.ic_conv(input, weight, bias, *conv, collision, inner_bias, gain, self.sum_scale)
+        # Module attribute access is slow; read each one once.
+        weight, bias, padding = self.weight, self.bias, self.padding
+        collision, inner_bias, gain = self.collision, self.inner_bias, self.gain
+        if eager.serves(input, weight, bias, collision, inner_bias, gain):
+            if self.padding_mode != "zeros":
+                input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+            conv = (self.stride, padding, self.dilation, self.groups)
+            return eager.ic_conv(input, weight, bias, *conv, collision, inner_bias, gain, self.sum_scale)
+        y = self._conv_forward(input, weight, bias)
+        window = (list(self.kernel_size), list(self.stride), receptive_field.sum_padding(self), list(self.dilation))
+        s = receptive_field.receptive_field_sum(input, *window, self.groups, self.padding_mode, self.sum_scale)
+        return functional.collide(y, s, collision, inner_bias, bias, gain, len(self.kernel_size))
 
 
 class _ICConvTranspose(Collision):
@@ -183,25 +162,14 @@ class _ICConvTranspose(Collision):
         taps = [math.ceil(k / step) for k, step in zip(self.kernel_size, stride, strict=True)]
         return self.in_channels // self.groups * math.prod(taps)
 
-    def _extra(self, input: Tensor, output_size: list[int] | None) -> list[int]:
-        return self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
-        )
-
-    # Each has a forward pass of its own, because TorchScript wants torch's operator by its name.
-    def _collide(self, input: Tensor, y: Tensor) -> Tensor:
-        nd = len(self.kernel_size)
-        s = receptive_field.transposed_sum(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            [y.size(i) for i in range(y.dim() - nd, y.dim())],
-            self.sum_scale,
-        )
-        return functional.collide(y, s, self.collision, self.inner_bias, self.bias, self.gain, nd)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        nd, bias = len(self.kernel_size), self.bias
+        window = (self.stride, self.padding, self.kernel_size, nd, self.dilation)
+        extra = self._output_padding(input, output_size, *window)
+        y = _TRANSPOSED[nd](input, self.weight, bias, self.stride, self.padding, extra, self.groups, self.dilation)
+        field = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, list(y.shape[-nd:]))
+        s = receptive_field.transposed_sum(input, *field, self.sum_scale)
+        return functional.collide(y, s, self.collision, self.inner_bias, bias, self.gain, nd)
 
 
 _DOC = """{summary}
@@ -246,10 +214,6 @@ class ICConvTranspose1d(_ICConvTranspose, nn.ConvTranspose1d):
         summary="1-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
     )
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
-        return self._collide(input, F.conv_transpose1d(input, self.weight, self.bias, *conv))
-
 
 class ICConvTranspose2d(_ICConvTranspose, nn.ConvTranspose2d):
     basic_type = nn.ConvTranspose2d
@@ -257,20 +221,12 @@ class ICConvTranspose2d(_ICConvTranspose, nn.ConvTranspose2d):
         summary="2-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
     )
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
-        return self._collide(input, F.conv_transpose2d(input, self.weight, self.bias, *conv))
-
 
 class ICConvTranspose3d(_ICConvTranspose, nn.ConvTranspose3d):
     basic_type = nn.ConvTranspose3d
     __doc__ = _DOC.format(
         summary="3-D transposed convolution with inter-layer collision (ours).", basic=basic_type.__name__
     )
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        conv = (self.stride, self.padding, self._extra(input, output_size), self.groups, self.dilation)
-        return self._collide(input, F.conv_transpose3d(input, self.weight, self.bias, *conv))
 
 
 class ICLinear(Collision, nn.Linear):

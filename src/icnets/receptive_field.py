@@ -6,7 +6,8 @@ summed first and the window second, on a map that is 1/C of the input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
@@ -26,6 +27,8 @@ __all__ = [
     "window_size",
 ]
 
+_POOLING: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
 
 def per_dimension(values: list[int], nd: int) -> list[int]:
     """One int for each of ``nd`` dimensions: torch lets one stand for all of them, alone or in a list."""
@@ -43,29 +46,7 @@ def write_out_(conv: nn.Module) -> None:
 
 def pad_pairs(padding: list[int], nd: int) -> list[int]:
     """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
-    pairs: list[int] = []
-    padding = per_dimension(padding, nd)
-    for i in range(len(padding)):
-        p = padding[len(padding) - 1 - i]
-        pairs.append(p)
-        pairs.append(p)
-    return pairs
-
-
-def as_list(values: list[int]) -> list[int]:
-    """The same integers as a list: for TorchScript, to which a tuple's length is a type."""
-    return list(values)
-
-
-def string_pairs(padding: str, kernel: list[int], dilation: list[int]) -> list[int]:
-    """The pairs of "same" and "valid"."""
-    pairs: list[int] = []
-    dilation = per_dimension(dilation, len(kernel))
-    for i in range(len(kernel) - 1, -1, -1):
-        total = dilation[i] * (kernel[i] - 1) if padding == "same" else 0
-        pairs.append(total // 2)
-        pairs.append(total - total // 2)
-    return pairs
+    return [p for p in reversed(per_dimension(padding, nd)) for _ in range(2)]
 
 
 def padding_pairs(padding: int | str | Sequence[int], kernel: list[int], dilation: list[int]) -> list[int]:
@@ -74,13 +55,17 @@ def padding_pairs(padding: int | str | Sequence[int], kernel: list[int], dilatio
         return pad_pairs(padding, len(kernel))  # type: ignore[arg-type]
     if padding not in ("same", "valid"):
         raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
-    return string_pairs(padding, kernel, dilation)
+    pairs: list[int] = []
+    for k, d in reversed(list(zip(kernel, per_dimension(dilation, len(kernel)), strict=True))):
+        total = d * (k - 1) if padding == "same" else 0
+        pairs += [total // 2, total - total // 2]
+    return pairs
 
 
 def sum_padding(conv: nn.Module) -> list[int]:
     """The padding that ``conv``, one of torch's convolutions, gives its input, as pairs for ``F.pad``."""
     if conv.padding_mode != "zeros":
-        return as_list(conv._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+        return list(conv._reversed_padding_repeated_twice)  # type: ignore[arg-type]
     return padding_pairs(conv.padding, conv.kernel_size, conv.dilation)  # type: ignore[arg-type]
 
 
@@ -93,10 +78,7 @@ def dense(x: Tensor) -> Tensor:
 
 def window_size(kernel_size: list[int]) -> int:
     """Places in the window."""
-    window = 1
-    for k in kernel_size:
-        window *= k
-    return window
+    return math.prod(kernel_size)
 
 
 def channel_sum(x: Tensor, groups: int, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
@@ -152,25 +134,19 @@ def _pool_pads(kernel_size: list[int], padding: list[int], dilation: list[int], 
 
 def _pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
     # Pooling is on no autocast list, so a float32 map stays float32; a convolution would be cast down.
-    if len(kernel_size) == 1:
-        return F.avg_pool1d(x, kernel_size, stride, padding)
-    if len(kernel_size) == 2:
-        return F.avg_pool2d(x, kernel_size, stride, padding)
-    return F.avg_pool3d(x, kernel_size, stride, padding)
+    return _POOLING[len(kernel_size)](x, kernel_size, stride, padding)
 
 
 def _dilated_mean(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
     # A window is separable, so a few shifted views per dimension do; pooling knows no dilation.
     nd = len(kernel_size)
-    ones: list[int] = []
     for i in range(nd):
         length = x.size(i - nd) - dilation[i] * (kernel_size[i] - 1)
         total = x.narrow(i - nd, 0, length)
         for k in range(1, kernel_size[i]):
             total = total + x.narrow(i - nd, k * dilation[i], length)
         x = total / kernel_size[i]
-        ones.append(1)
-    return _pool(x, ones, stride, [0] * nd)
+    return _pool(x, [1] * nd, stride, [0] * nd)
 
 
 def receptive_field_sum(

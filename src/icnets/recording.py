@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from icnets import scripting
 from icnets.messages import first_line
 from icnets.receptive_field import padding_pairs, per_dimension
 
@@ -53,8 +52,7 @@ def twin_of(module: Any, cls: Any) -> Any:
     """A copy of ``module`` that is a ``cls``."""
     twin = cls.__new__(cls)
     # Hooks aren't called here, and may hold the whole network.
-    state = {k: v for k, v in module.__dict__.items() if k not in scripting.ATTRIBUTES}
-    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in state.items()})
+    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in module.__dict__.items()})
     return twin
 
 

@@ -3,8 +3,7 @@
 Some pad in a way of their own or standardise their weight before they convolve; some have their weight computed by
 torch's parametrisations. Their class stays among the bases of the unit's class. Where the forward pass is their own, it
 runs as it is, but the one call of torch's convolution in it is an IC convolution: :func:`obstacle` makes sure, by a
-trial on a copy, that there is exactly one, and that its output is what the layer returns. TorchScript has a class of
-its own for such a unit: see :mod:`icnets.scripting`.
+trial on a copy, that there is exactly one, and that its output is what the layer returns.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from icnets import functional, scripting
+from icnets import functional
 from icnets.messages import first_line
 from icnets.receptive_field import padding_pairs, per_dimension, sum_padding
 from icnets.recording import CONVOLUTIONS, Record, trial_input, twin_of
@@ -45,7 +44,7 @@ _HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__an
 FORWARD = {"forward", "_conv_forward", "__call__"}
 # What the unit's own methods extend rather than replace, so that a subclass may define it too.
 _SHARED = {"forward", "reset_parameters", "extra_repr", "register_parameter", "_load_from_state_dict"}
-STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain", *scripting.ATTRIBUTES}
+STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"}
 
 
 def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
@@ -155,13 +154,9 @@ def ic_convolution(
     if pairs[::2] != pairs[1::2]:
         input, pairs = F.pad(input, pairs), [0] * len(pairs)
     kernel, padding = list(weight.shape[2:]), pairs[::2][::-1]
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        unit: Any = _UNITS[len(kernel)]
-        z: Tensor = unit(input, weight, w, bias, stride, padding, dilation, groups, inner_bias=inner_bias, gain=gain)
-        return z
-    y = torch.convolution(input, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
-    s = functional.receptive_field_sum(input, kernel, stride, pairs, dilation, groups)
-    return functional.collide(y, s, w, inner_bias, bias, gain, len(kernel))
+    unit: Any = _UNITS[len(kernel)]
+    z: Tensor = unit(input, weight, w, bias, stride, padding, dilation, groups, inner_bias=inner_bias, gain=gain)
+    return z
 
 
 torch.fx.wrap("ic_convolution")
@@ -197,7 +192,7 @@ class Replaced(TorchFunctionMode):
 
     def collide(self, input: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Any:
         collision, inner_bias, gain = self.layer.vectors()
-        unit: Any = ic_convolution  # which TorchScript wants spelt out
+        unit: Any = ic_convolution
         return unit(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
 
 
@@ -210,33 +205,11 @@ def _by_position(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self._unit.forward(self, *args, *kwargs.values())  # the former class may call its input otherwise
 
 
-def _prepare_scriptable(self: Any) -> Any:
-    """What torch.jit.script has in place of the unit: itself, of a class whose forward pass it can compile."""
-    name, twin = type(self).__name__, twin_of(self, self.basic_type).requires_grad_(False)
-    if not hasattr(self, "vectors"):
-        raise NotImplementedError(f"{name}, a deployed unit, can't be scripted; use torch.jit.trace or torch.export")
-    with torch.random.fork_rng(devices=[]):
-        x = trial_input(self)
-    with Record() as record:
-        twin.forward(x)
-    if record.calls[0][0].get("bias") is not twin.bias:
-        raise NotImplementedError(f"{name} can't be scripted: it convolves with a bias that isn't its own")
-    before = convolved(twin, x)[0]
-    for state in (twin._parameters, twin._buffers):  # a trace keeps them for good, so they take no memory
-        state.update({k: v.new_zeros(()).expand_as(v) for k, v in state.items() if v is not None})
-    if not torch.equal(convolved(twin, x)[0], before):
-        raise NotImplementedError(f"{name} can't be scripted: what it convolves depends on its parameters")
-    scripting.prepare_(self, lambda x: convolved(twin, x), x)
-    self.__class__ = combined(self._unit, self.basic_type, *self._options, scripted=True)
-    return self
-
-
 def _reduce(self: Any, protocol: Any) -> Any:
     # Pickle can't find a class that was made here, but can make it again.
     if parametrize.is_parametrized(self):  # which torch refuses to pickle
         return nn.Module.__reduce_ex__(self, protocol)
-    state = {name: value for name, value in self.__dict__.items() if name not in scripting.ATTRIBUTES}
-    return _restore, (self._unit, self.basic_type, self._options), state
+    return _restore, (self._unit, self.basic_type, self._options), dict(self.__dict__)
 
 
 def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
@@ -245,16 +218,14 @@ def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
 
 
 @cache
-def combined(unit: Any, former: Any, own_forward: bool, renamed: bool, scripted: bool = False) -> Any:
+def combined(unit: Any, former: Any, own_forward: bool, renamed: bool) -> Any:
     """The class of a layer that is a ``unit`` and a ``former``, perhaps with the latter's forward pass around it."""
     members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
     members |= {"_unit": unit, "_options": (own_forward, renamed)}
     if own_forward:
-        members |= {"forward": _forward, "__prepare_scriptable__": _prepare_scriptable}
+        members["forward"] = _forward
     elif former.forward not in _OF_TORCH and hasattr(unit, "deployed_convolution"):
         members["forward"] = _by_position
-    if scripted:
-        members |= scripting.methods(former.forward, torch.jit.unused(_forward), renamed)
     if renamed:
         members["vector_names"] = _renamed(unit)
     return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)
