@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # the reference and the strategies
+TESTS = Path(__file__).resolve().parent
+# The reference and the strategies; the scripts that measure.
+sys.path[:0] = [str(TESTS), *(str(TESTS.parent / "benchmarks" / part) for part in (".", "coverage"))]
 
 # torch's first calls are slow, and a shared machine is slow at times: time says nothing about correctness here.
 settings.register_profile("icnets", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from architectures import build, cases, prepare
 from icnets import convert_, revert_
-from icnets.evaluation.coverage.catalogue import build, cases, prepare
-from icnets.evaluation.coverage.checks import run_checks
+from network_checks import run_checks
 
 CASES = {case.name.rpartition("/")[2]: case for case in cases(["folder"], Path(__file__).parent / "awkward")}
 

@@ -382,7 +382,7 @@ RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
     (
         [],
-        "no command given; choose from fit, validate, test, predict, compare, study, report, profile, coverage, "
+        "no command given; choose from fit, validate, test, predict, compare, study, report, profile, "
         "export, hub, data, build, convert",
     ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),

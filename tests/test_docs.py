@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 
+from coverage_page import markdown
 from icnets.cli import COMMANDS, main
-from icnets.evaluation.coverage.report import markdown
 from icnets.evaluation.study import lines
 from icnets.help import COMMAND_HELP
 

@@ -20,7 +20,6 @@ COMMANDS = [*COMMAND_HELP, "convert"]
 # Modules whose ``main`` takes the arguments behind the command; what is neither here nor below is Lightning's.
 _PROGRAMS = {
     "compare": "icnets.evaluation.compare",
-    "coverage": "icnets.evaluation.coverage.command",
     "data": "icnets.data_check.command",
     "export": "icnets.export.command",
     "hub": "icnets.hub.command",

@@ -15,7 +15,6 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   study      networks, methods and seeds in a grid on one data set; goes on where it was stopped
   report     a comparison, or a training, as one HTML page with figures, images and what the units do
   profile    parameters, MACs, measured time and memory beside the basic network
-  coverage   convert and check every architecture of timm, torchvision, segmentation-models-pytorch
   convert    a basic network's checkpoint in, an IC network's checkpoint out
   export     ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept
   hub        a network with its model card, as a folder or on the Hugging Face Hub
@@ -248,29 +247,6 @@ Example:
   icnets export runs/ic/checkpoints/best.safetensors --format onnx --data.root photos
 """
 
-COVERAGE = """\
-usage: icnets coverage [OPTIONS]
-
-Convert architectures and check each: the same function after a warm start, gradients, checkpoint, the way back, the
-deployed form; on a sample torch.compile and ONNX. By default one of each family, the smallest. Each is a line of a file
-as soon as it is done; what was stopped goes on where it was.
-
-  --all                          everything of up to --largest parameters (default 1e8): hours
-  --sources timm torchvision     timm, torchvision, smp (segmentation-models-pytorch), folder
-  --folder DIR                   your own modules: classes in DIR/*.py with a shape, that of their input
-  --only PATTERN                 ids that fit, such as 'timm/resnet*'
-  --lines FILE                   file of results (default: runs/coverage/lines.jsonl)
-  --docs FILE.md                 write the page of results
-  --workers N                    processes at the same time
-  --limit S                      seconds for one network (default 900)
-  --sample N                     torch.compile and ONNX for every N-th (default 20)
-  --retry                        do again what failed
-
-Example: the families whose names begin with r.
-
-  icnets coverage --only 'timm/r*'
-"""
-
 BUILD = """\
 usage: icnets build [--force]
 
@@ -357,7 +333,6 @@ COMMAND_HELP = {
     "study": STUDY,
     "report": REPORT,
     "profile": PROFILE,
-    "coverage": COVERAGE,
     "export": EXPORT,
     "hub": HUB,
     "data": DATA,

@@ -110,7 +110,7 @@ def test_gated_networks_in_float32(name):
 
 
 def test_the_networks_are_registered():
-    from icnets.timm_models import NETWORKS  # the others are fused by `icnets coverage`
+    from icnets.timm_models import NETWORKS  # the others are fused by benchmarks/coverage
 
     assert {*FAST, *SLOW} <= {*NETWORKS}
 

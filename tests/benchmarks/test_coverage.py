@@ -1,14 +1,17 @@
 import json
 import textwrap
+from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
 
-from icnets import cli
-from icnets.evaluation.coverage import command
-from icnets.evaluation.coverage.catalogue import Case, Prepared, cases, prepare
-from icnets.evaluation.coverage.checks import CHECKS, SAMPLED, Subject, run_checks
-from icnets.evaluation.coverage.report import markdown, summary
+import coverage_runs
+from architectures import Case, Prepared, cases, prepare
+from coverage_page import markdown, summary
+from network_checks import CHECKS, SAMPLED, Subject, run_checks
+
+main = run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "coverage"))["main"]
 
 MODULES = """
 import torch
@@ -55,8 +58,8 @@ def folder(tmp_path):
 
 def run(folder, *more):
     path = folder.parent / "lines.jsonl"
-    argv = ["coverage", "--sources", "folder", "--folder", str(folder), "--lines", str(path), "--all", "--workers", "1"]
-    assert cli.main([*argv, *more]) == 0
+    argv = ["--sources", "folder", "--folder", str(folder), "--lines", str(path), "--all", "--workers", "1"]
+    assert main([*argv, *more]) == 0
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -145,8 +148,8 @@ def test_representatives_are_the_smallest_and_everything_is_bounded():
     ]
     values = {"a": (9, 1), "b": (3, 1), "c": (10**9, 1), "d": (4, 0), "e": (10**9, 2)}
     sizes = {f"timm/{n}": size(f"timm/{n}", *v) for n, v in values.items()}
-    assert [c.name for c in command.chosen(found, sizes, False, 1e8)] == ["b", "e"]
-    assert [c.name for c in command.chosen(found, sizes, True, 1e8)] == ["b", "e", "a"]
+    assert [c.name for c in coverage_runs.chosen(found, sizes, False, 1e8)] == ["b", "e"]
+    assert [c.name for c in coverage_runs.chosen(found, sizes, True, 1e8)] == ["b", "e", "a"]
 
 
 def test_every_source_that_is_installed_has_cases():
@@ -191,7 +194,8 @@ def test_every_check_passes(pattern):
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
-    assert cli.main(["coverage", *argv]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
     assert message in capsys.readouterr().err
 
 

@@ -1,34 +1,30 @@
-"""``icnets coverage``: converts and checks every architecture that is known, each a line of a file when it is done."""
+"""Converts and checks architectures, each a line of a file when it is done."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from architectures import Case, build, cases, prepare
 from icnets.convert import obstacle
-from icnets.evaluation.coverage.catalogue import SOURCES, Case, build, cases, prepare
-from icnets.evaluation.coverage.checks import SAMPLED, run_checks
-from icnets.evaluation.coverage.report import markdown, summary
 from icnets.evaluation.grid import worker_count
 from icnets.evaluation.machine import machine, versions
 from icnets.evaluation.study import lines
-from icnets.files import atomic_write
 from icnets.processes import end_with_parent
+from network_checks import SAMPLED, run_checks
 
-__all__ = ["main"]
+__all__ = ["check", "chosen", "measure", "run"]
 
 Work = Callable[[Case, Any], lines.Line]
 
@@ -149,29 +145,6 @@ def chosen(found: Sequence[Case], sizes: dict[str, lines.Line], everything: bool
     return list(dict.fromkeys([*representatives.values(), *small]))
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    from icnets.cli import Parser
-
-    parser = Parser(prog="icnets coverage", allow_abbrev=False)
-    parser.add_argument("--all", action="store_true")
-    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=["timm", "torchvision"])
-    parser.add_argument("--only", default="*")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--lines", type=Path, default=Path("runs/coverage/lines.jsonl"))
-    parser.add_argument("--docs", type=Path)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--limit", type=float, default=900.0)
-    parser.add_argument("--largest", type=float, default=100e6)
-    parser.add_argument("--sample", type=int, default=20)
-    parser.add_argument("--retry", action="store_true")
-    args = parser.parse_args(argv)
-    if args.folder is not None and not args.folder.is_dir():
-        raise ValueError(f"there is no folder {args.folder}; check --folder")
-    if args.sample < 1:
-        raise ValueError(f"--sample is {args.sample}; it must be 1 or more: every so many networks are compiled")
-    return args
-
-
 def _header() -> lines.Line:
     packages = {"torch": "torch", "timm": "timm", "torchvision": "torchvision"}
     packages |= {"segmentation_models_pytorch": "segmentation-models-pytorch"}
@@ -215,15 +188,3 @@ def _do(args: argparse.Namespace, word: str, work: Work, todo: Sequence[tuple[Ca
         bad = next((f"{k}: {v}" for k, v in line.get("checks", {}).items() if v != "ok"), line.get("reason", "ok"))
         print(f"[{number}/{len(todo)}] {word} {line['id']}: {bad}", flush=True)
         yield line
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = _parse(sys.argv[1:] if argv is None else list(argv))
-    found = run(args)
-    print(f"\n{summary(found)}\n{args.lines}    every network, one line each")
-    if args.docs is not None:
-        with atomic_write(args.docs) as unfinished:
-            unfinished.write_text(markdown(found), encoding="utf-8")
-        print(args.docs)
-    return 0

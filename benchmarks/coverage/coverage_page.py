@@ -1,4 +1,4 @@
-"""docs/coverage.md from the lines of ``icnets coverage``: counts for each family, and every reason."""
+"""docs/coverage.md from the lines of ``python benchmarks/coverage``: counts for each family, and every reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Line = dict[str, Any]
 _INTRODUCTION = """\
 # Coverage: which architectures convert
 
-Written by `icnets coverage --docs docs/coverage.md` from its lines; don't edit it by hand.
+Written by `python benchmarks/coverage --docs docs/coverage.md` from its lines; don't edit it by hand.
 
 Each network is made with random weights and fed the smallest input that it takes. It passes if
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
+from architectures import Prepared
 from icnets.checkpoint import load, save
 from icnets.convert import ICConfig, convert_, revert_
-from icnets.evaluation.coverage.catalogue import Prepared
 from icnets.folding import is_norm
 from icnets.fuse import FuseReport, fuse_, random_like
 from icnets.layers import IC_LAYERS, ic_parameters

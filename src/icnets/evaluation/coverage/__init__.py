@@ -1,1 +1,0 @@
-"""Every architecture of timm, torchvision and segmentation-models-pytorch, converted and checked."""
