@@ -20,8 +20,7 @@ The environment variable ``ICNETS_FUSED=0`` turns these paths off.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -34,7 +33,6 @@ from icnets.receptive_field import channel_sum, pad_pairs, padding_pairs, per_di
 
 __all__ = [
     "conv_leaky_relu",
-    "for_tensors_without_contents",
     "ic_conv",
     "kept",
     "serves",
@@ -46,8 +44,7 @@ _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _DEVICES = ("cpu", "cuda")
 _EXACT = (torch.float32, torch.float64)
 _TYPES = (*_EXACT, torch.float16, torch.bfloat16)
-_PLAIN: set[type[Tensor]] = {Tensor, torch.nn.Parameter}
-_WITHOUT_CONTENTS: set[type[Tensor]] = set()
+_PLAIN = {Tensor, torch.nn.Parameter}
 _SMALL = 1 << 17  # elements of an activation below which a pass over it costs less than a call or two
 _LEAST_GAIN = -0.5  # u is read off z by a division by 1 + gain
 _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
@@ -55,18 +52,6 @@ _CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _FUSED_CONV = getattr(getattr(torch.ops.mkldnn, "_convolution_pointwise", None), "default", None)
 _is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 _OVERWRITTEN = "modified by an inplace operation"
-
-
-@contextmanager
-def for_tensors_without_contents(kind: type[Tensor]) -> Iterator[None]:
-    """The fast paths also take tensors of ``kind``, fakes that only count memory; gains are taken for large enough."""
-    _PLAIN.add(kind)
-    _WITHOUT_CONTENTS.add(kind)
-    try:
-        yield
-    finally:
-        _PLAIN.remove(kind)
-        _WITHOUT_CONTENTS.remove(kind)
 
 
 def _plain_mode(*tensors: Tensor) -> bool:
@@ -112,7 +97,7 @@ def serves(
     # Only behind a differentiable convolution can y be had again.
     if not _differentiable(x, weight, bias) or x.dtype not in _TYPES:
         return False
-    if gain is None or type(x) in _WITHOUT_CONTENTS or gpu.serves(x):
+    if gain is None or gpu.serves(x):
         return True
     # On other devices the look at the gain would wait for the whole queue.
     return x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all())

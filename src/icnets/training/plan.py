@@ -17,12 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from icnets.convert import ICConfig
-from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward, saved_for_backward
+from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward
 from icnets.hooks import removed_after
-from icnets.kernels import eager
 from icnets.messages import one_line
 from icnets.table import human
 from icnets.training import engine
@@ -154,7 +152,7 @@ def activation_bytes(network: nn.Module, sample: Tensor, *, precision: str, reco
     """
     if recomputed:
         engine.recompute_activations_(network)
-    measure = partial(_kept_of_fakes, dtype=_HALF[precision]) if precision in _HALF else memory_for_backward
+    measure = partial(_kept_under_autocast, dtype=_HALF[precision]) if precision in _HALF else memory_for_backward
     with _inputs_of_blocks(network if recomputed else None) as inputs:
         counts = []
         for x in (sample[:2], sample):
@@ -179,14 +177,10 @@ def _inputs_of_blocks(network: nn.Module | None) -> Iterator[list[int]]:
         yield inputs
 
 
-def _kept_of_fakes(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
-    """As :func:`icnets.evaluation.measure.memory_for_backward`, under autocast, and nothing is computed."""
-    network = copy.deepcopy(network)  # its norms count batches, even so
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        own = [mode.from_tensor(t) for t in [*network.parameters(), *network.buffers()]]
-        lowered = torch.autocast("cpu", dtype=dtype)
-        with lowered, eager.for_tensors_without_contents(FakeTensor), saved_for_backward(own) as bytes_of:
-            return bytes_of(network(mode.from_tensor(x)))
+def _kept_under_autocast(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
+    """As :func:`icnets.evaluation.measure.memory_for_backward`, under autocast."""
+    with torch.autocast("cpu", dtype=dtype):
+        return memory_for_backward(network, x)
 
 
 def _steps(trainer: Any, images: int, batch: int, world: int) -> tuple[int, int]:
