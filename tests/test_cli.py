@@ -291,6 +291,22 @@ def test_options_outrank_a_configuration_wherever_they_stand(
     assert (chosen["seed_everything"], chosen["model"]["model"], chosen["model"]["lr"]) == (17, "resnet18", 0.123)
 
 
+@pytest.mark.parametrize("command", ["fit", "compare", "study"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  lr: 0.01\n  momentum: 0.9\n  lr: 0.5\n", "'lr' twice, in lines 2 and 4"),
+        ("seed_everything: 1\nmodel: {}\nseed_everything: 2\n", "'seed_everything' twice, in lines 1 and 3"),
+        ("trainer:\n  callbacks:\n    - {class_path: A, class_path: B}\n", "'class_path' twice, in lines 3 and 3"),
+    ],
+)
+def test_a_key_twice_is_an_error(command: str, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("twice.yaml").write_text(text)
+    for given in (["--config", "twice.yaml"], ["--config=twice.yaml"]):
+        assert main([command, *given]) == 2
+        assert capsys.readouterr().err == f"icnets: error: twice.yaml has {message}; leave one of them\n"
+
+
 # icnets convert.
 
 

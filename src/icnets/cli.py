@@ -37,17 +37,46 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _configurations_first(argv: Sequence[str]) -> list[str]:
-    """Move ``--config FILE`` behind the command: the parser lets the later one win, and options outrank files."""
-    command, files, options = list(argv[:1]), list[str](), list[str]()
+def _require_unique_keys(files: Sequence[str]) -> None:
+    """Raises ValueError for a configuration with a key twice in one mapping: YAML would take the last one silently."""
+    import yaml
+
+    for file in files:
+        try:
+            pending = [yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue  # the command's own parser says what is wrong with it
+        while pending:
+            node = pending.pop()
+            if isinstance(node, yaml.SequenceNode):
+                pending += node.value
+            if not isinstance(node, yaml.MappingNode):
+                continue
+            lines: dict[Any, int] = {}
+            for key, value in node.value:
+                pending.append(value)
+                line, name = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else key
+                if name in lines:
+                    raise ValueError(f"{file} has {name!r} twice, in lines {lines[name]} and {line}; leave one of them")
+                lines[name] = line
+
+
+def _configurations_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Move ``--config FILE`` behind the command: the parser lets the later one win, and options outrank files.
+
+    Returns:
+        The arguments, and the files.
+    """
+    options, files = list[str](), list[str]()
     waiting = list(argv[1:])
     while waiting:
         arg = waiting.pop(0)
-        of_file = arg.partition("=")[0] in ("-c", "--config")
-        (files if of_file else options).append(arg)
-        if of_file and "=" not in arg and waiting:
-            files.append(waiting.pop(0))
-    return command + files + options
+        name, _, file = arg.partition("=")
+        if name not in ("-c", "--config") or not (file or waiting):
+            options.append(arg)
+        else:
+            files.append(file or waiting.pop(0))
+    return [*argv[:1], *(f"--config={file}" for file in files), *options], files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,8 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
     is a bug of ours, and its traceback is shown.
     """
-    args = _configurations_first(sys.argv[1:] if argv is None else argv)
+    args, files = _configurations_first(sys.argv[1:] if argv is None else argv)
     try:
+        if files:
+            _require_unique_keys(files)
         status = _dispatch(args)
         sys.stdout.flush()
         return status
