@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,17 +32,15 @@ __all__ = ["CASES", "Case", "prepare"]
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".webp")
 _NETWORK = {"channels": [4, 8, 8, 8], "stem_width": 4}
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "seed_everything": 3,
     "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
-    "model": {
-        "model": "resnet10t",
-        "model_options": _NETWORK,
-        "optimizer": "adamw",
-        "lr": 0.01,
-        "distillation": {"class_path": "icnets.WeakLogitDistillation", "init_args": {"temperature": 2.0}},
-    },
+    "model": {"model": "resnet10t", "model_options": _NETWORK, "optimizer": "adamw", "lr": 0.01},
     "data": {"train_size": 40, "image_size": 16, "batch_size": 20},
+}
+_TAUGHT = {
+    "teacher": "basic.safetensors",
+    "distillation": {"class_path": "icnets.WeakLogitDistillation", "init_args": {"temperature": 2.0}},
 }
 _EPOCH = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 _PHOTOS = ["--data.train_size", "null", "--data.batch_size", "4", "--data.in_chans", "3"]
@@ -92,8 +91,10 @@ def prepare(folder: Path) -> None:
         with tarfile.open(shard, "a", format=tarfile.USTAR_FORMAT) as tar:
             add_member(tar, f"{number:03}{path.suffix}", path.read_bytes())
             add_member(tar, f"{number:03}.cls", str(label).encode())
-    text = "# A network that is as small as can be.\n" + yaml.safe_dump(_CONFIG, sort_keys=False)
-    (folder / "digits.yaml").write_text(text, encoding="utf-8")
+    taught = {**_CONFIG, "model": {**_CONFIG["model"], **_TAUGHT}}
+    for name, config in (("digits", _CONFIG), ("taught", taught)):
+        text = "# A network that is as small as can be.\n" + yaml.safe_dump(config, sort_keys=False)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     fit = ["fit", "--config", "digits.yaml", "--name", "run", "--trainer.max_epochs", "2"]
     if main(fit):
         raise ValueError("the network that is damaged afterwards couldn't be trained")
@@ -177,8 +178,8 @@ def _cli(*args: str) -> Callable[[], int]:
     return partial(main, list(args))
 
 
-def _fit(*args: str) -> Callable[[], int]:
-    return _cli("fit", "--config", "digits.yaml", "--name", "new", *args, *_EPOCH)
+def _fit(*args: str, config: str = "digits.yaml") -> Callable[[], int]:
+    return _cli("fit", "--config", config, "--name", "new", *args, *_EPOCH)
 
 
 _NEW = partial(_weights, "runs/new/checkpoints/last.safetensors")
@@ -212,7 +213,7 @@ CASES = [
          "new.safetensors"), partial(_weights, "new.safetensors"), _never),
     Case("icnets checkpoints", "init_from", ("basic.safetensors",), _fit("--model.init_from", "basic.safetensors"),
          _NEW, _never),
-    Case("icnets checkpoints", "teacher", ("basic.safetensors",), _fit("--model.teacher", "basic.safetensors"), _NEW,
+    Case("icnets checkpoints", "teacher", ("basic.safetensors",), _fit(config="taught.yaml"), _NEW,
          _never),
-    Case("YAML", "fit", ("digits.yaml",), _fit(), _NEW, _other_options),
+    Case("YAML", "fit", ("taught.yaml",), _fit(config="taught.yaml"), _NEW, _other_options),
 ]  # fmt: skip

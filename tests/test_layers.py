@@ -105,6 +105,7 @@ def test_compiled_gradients_equal_eager(make, shape):
 
 @pytest.mark.parametrize(("make", "shape"), UNITS)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of decisions by sizes
 def test_traces_equal_eager(make, shape):
     layer, x = randomise(make(), 6).eval(), torch.randn(shape)
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))

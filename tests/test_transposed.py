@@ -151,6 +151,7 @@ def test_gradcheck_and_gradgradcheck(make, shape):
 
 @pytest.mark.parametrize(("make", "shape"), UNITS)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of decisions by sizes
 def test_compile_export_and_trace_equal_eager(make, shape):
     layer, x = randomise(make(), 4).eval(), torch.randn(shape)
     exported = torch.export.export(layer, (x,)).module()
