@@ -25,6 +25,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    """Our messages reach caplog: a logger remembers that it was off, even when the root's level is back."""
+    logging.getLogger("icnets.messages")._cache.clear()
+
+
 @pytest.fixture
 def own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs go to a folder of the test's own; what a run leaves in the process is undone."""

@@ -76,7 +76,7 @@ def _configurations_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             options.append(arg)
         else:
             files.append(file or waiting.pop(0))
-    return [*argv[:1], *(f"--config={file}" for file in files), *options], files
+    return [*argv[:1], *(part for file in files for part in ("--config", file)), *options], files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
