@@ -25,10 +25,36 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+
 @pytest.fixture(autouse=True)
-def _heard() -> None:
-    """Our messages reach caplog: a logger remembers that it was off, even when the root's level is back."""
-    logging.getLogger("icnets.messages")._cache.clear()
+def _heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What we tell users reaches caplog, whatever tests before did to logging; says what that was."""
+    found = {name: os.environ[name] for name in RANKS if os.environ.get(name, "0") != "0"}
+    root, ours = logging.getLogger(), logging.getLogger("icnets.messages")
+    found |= {"root": root.level} if root.level > logging.WARNING else {}
+    found |= {"disable": root.manager.disable} if root.manager.disable else {}
+    for logger in (ours, logging.getLogger("icnets")):
+        wrong = {
+            "level": logger.level,
+            "disabled": logger.disabled,
+            "alone": not logger.propagate,
+            "filters": logger.filters,
+        }
+        found |= {f"{logger.name}.{key}": value for key, value in wrong.items() if value}
+        logger.disabled, logger.propagate = False, True
+        logger.filters.clear()
+        logger.setLevel(logging.NOTSET)
+    if caplog.handler.level or caplog.handler.filters or caplog.handler not in root.handlers:
+        found |= {"caplog": (caplog.handler.level, caplog.handler.filters, root.handlers)}
+        caplog.handler.setLevel(logging.NOTSET)
+    if found:
+        print(f"logging was changed before {os.environ.get('PYTEST_CURRENT_TEST')}: {found}", file=sys.__stderr__)
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    logging.disable(logging.NOTSET)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture
