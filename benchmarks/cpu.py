@@ -22,8 +22,8 @@ import torch
 from cost_table import tables
 from engines import ENGINES, Case
 from environment import Environment, physical_cores
-from icnets.evaluation.rounds import interleaved, paired_ratio
-from icnets.table import show
+from icnets.profile.rounds import interleaved, paired_ratio
+from icnets.support.tables import show
 from networks import FAMILIES, VARIANTS, Family
 from prepare import forget, prepare
 from rows import Key, Row, append, read

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 import icnets
-from icnets.kernels import native
+from icnets.unit.kernels import native
 
 __all__ = ["Environment", "physical_cores"]
 

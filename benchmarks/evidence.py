@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from icnets.evaluation.study import lines
-from icnets.evaluation.study.evidence import Question, page
-from icnets.evaluation.study.results import Cell, Results
+from icnets.compare.study import lines
+from icnets.compare.study.evidence_page import Question, page
+from icnets.compare.study.results import Cell, Results
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ROOT / "benchmarks" / "results" / "studies"

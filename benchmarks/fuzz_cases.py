@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from torch.utils import tensorboard  # noqa: F401 - here and below: imported once, and not in every run
 
 import icnets
-from icnets.checkpoint import CheckpointError
+from icnets.checkpoint.safetensors_file import CheckpointError
+from icnets.cli import fit as lightning_cli  # noqa: F401
 from icnets.cli import main
-from icnets.data_check import check  # noqa: F401
-from icnets.training import lightning_cli  # noqa: F401
+from icnets.data.check import checks as check  # noqa: F401
 from imagenet_like import add_member
 
 __all__ = ["CASES", "Case", "prepare"]

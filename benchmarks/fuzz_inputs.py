@@ -37,10 +37,10 @@ import numpy as np
 
 from fuzz_cases import CASES, Case, prepare
 from fuzz_mutations import BYTES, STRUCTURE
-from icnets.checkpoint import CheckpointError
-from icnets.checkpoint import read as read_weights
-from icnets.files import atomic_write
-from icnets.training.checkpoints import read_checkpoint
+from icnets.checkpoint.safetensors_file import CheckpointError
+from icnets.checkpoint.safetensors_file import read as read_weights
+from icnets.support.files import atomic_write
+from icnets.training.run_checkpoints import read_checkpoint
 
 __all__ = ["FINE", "Finding", "Outcome", "classify", "fuzz", "main"]
 

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from environment import Environment
 from gpu_kernels import copy_bandwidth, kernel_rows
 from icnets import fuse_
-from icnets.evaluation.rounds import interleaved, paired_ratio
-from icnets.kernels import gpu
+from icnets.profile.rounds import interleaved, paired_ratio
+from icnets.unit.kernels import gpu
 from networks import FAMILIES, VARIANTS, Family, build
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu.jsonl"

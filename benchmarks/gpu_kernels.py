@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from icnets.evaluation.rounds import interleaved
-from icnets.kernels.gpu.layout import Layout
+from icnets.profile.rounds import interleaved
+from icnets.unit.kernels.gpu.layout import Layout
 
 __all__ = ["copy_bandwidth", "kernel_rows"]
 
@@ -49,7 +49,7 @@ def _passes(
     like: torch.Tensor, batch: int, channels: int, groups: int, side: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
     """Each pass as a call, with the bytes of activations that it reads and writes."""
-    from icnets.kernels.gpu import collide
+    from icnets.unit.kernels.gpu import collide
 
     last = {"memory_format": torch.channels_last}
     y = torch.randn(batch, channels, side, side, device=like.device).to(like.dtype).contiguous(**last)

@@ -20,7 +20,7 @@ import torch
 
 import rows
 from icnets import ICConfig, create_model
-from icnets.table import Table
+from icnets.support.tables import Table
 from icnets.training.plan import activation_bytes
 
 ROOT = Path(__file__).resolve().parent.parent

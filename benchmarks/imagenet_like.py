@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from icnets.files import atomic_write
+from icnets.support.files import atomic_write
 
 __all__ = ["Sample", "Settings", "add_member", "class_name", "encoded", "samples", "write"]
 

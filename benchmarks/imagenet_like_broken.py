@@ -1,7 +1,7 @@
 """Adds to a data set of imagenet_like.py what ``icnets data check`` should find, and a list of it: broken.json.
 
 Nothing that was there is changed: broken files are new ones, and broken members are in shards of their own. The kinds
-are those of ``icnets.data_check.problems``, but for "crash", for want of a decoder that does.
+are those of ``icnets.data.check.problems``, but for "crash", for want of a decoder that does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from icnets.files import atomic_write
+from icnets.support.files import atomic_write
 from imagenet_like import Sample, Settings, add_member, class_name, encoded
 
 __all__ = ["add_broken"]

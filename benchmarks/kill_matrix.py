@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder that keeps the trainings that differ; else none is kept")
     args = parser.parse_args(argv)
 
-    import icnets.training.lightning_cli  # noqa: F401 - once, for all the processes that are forked
+    import icnets.cli.fit  # noqa: F401 - once, for all the processes that are forked
 
     failed = 0
     print(

@@ -29,8 +29,8 @@ from timm.data.loader import create_loader
 
 import icnets
 from environment import Environment
-from icnets.evaluation.rounds import Ratio, interleaved, paired_ratio
-from icnets.training.data import ImageData
+from icnets.data.data_module import ImageData
+from icnets.profile.rounds import Ratio, interleaved, paired_ratio
 
 __all__ = ["Reading", "compare", "main", "waiting"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from icnets.training.checkpoints import last_checkpoints, read_checkpoint
+from icnets.training.run_checkpoints import last_checkpoints, read_checkpoint
 
 __all__ = ["differences"]
 

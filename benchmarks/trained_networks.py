@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import ICConfig, convert_, fuse_, ic_parameters
-from icnets.layers import IC_LAYERS
+from icnets.unit.layers import IC_LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "trained.jsonl"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from icnets.evaluation.measure import memory_for_backward
+from icnets.profile.measure import memory_for_backward
 
 __all__ = ["Memory", "TrainingStep"]
 

@@ -103,7 +103,7 @@ def patch_torch() -> None:
     import torch
     from torch.nn.modules import conv, linear
 
-    from icnets.layers import IC_LAYERS
+    from icnets.unit.layers import IC_LAYERS
 
     for unit in IC_LAYERS:
         basic = unit.basic_type

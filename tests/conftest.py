@@ -32,7 +32,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 def _heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """What we tell users reaches caplog, whatever tests before did to logging; says what that was."""
     found = {name: os.environ[name] for name in RANKS if os.environ.get(name, "0") != "0"}
-    root, ours = logging.getLogger(), logging.getLogger("icnets.messages")
+    root, ours = logging.getLogger(), logging.getLogger("icnets.support.text")
     found |= {"root": root.level} if root.level > logging.WARNING else {}
     found |= {"disable": root.manager.disable} if root.manager.disable else {}
     for logger in (ours, logging.getLogger("icnets")):

@@ -14,9 +14,9 @@ import timm
 import torch
 
 from coverage_page import markdown
-from icnets.cli import COMMANDS, main
-from icnets.evaluation.study import lines
-from icnets.help import COMMAND_HELP
+from icnets.cli.app import COMMANDS, main
+from icnets.cli.help import COMMAND_HELP
+from icnets.compare.study import lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

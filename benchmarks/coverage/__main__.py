@@ -17,7 +17,7 @@ from pathlib import Path
 from architectures import SOURCES
 from coverage_page import markdown, summary
 from coverage_runs import run
-from icnets.files import atomic_write
+from icnets.support.files import atomic_write
 
 __all__ = ["main"]
 

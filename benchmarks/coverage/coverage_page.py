@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from icnets.messages import few
+from icnets.support.text import few
 
 __all__ = ["markdown", "summary"]
 

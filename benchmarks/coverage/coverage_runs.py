@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from architectures import Case, build, cases, prepare
-from icnets.convert import obstacle
-from icnets.evaluation.grid import worker_count
-from icnets.evaluation.machine import machine, versions
-from icnets.evaluation.study import lines
-from icnets.processes import end_with_parent
+from icnets.compare.grid import worker_count
+from icnets.compare.study import lines
+from icnets.convert.surgery import obstacle
+from icnets.profile.machine import machine, versions
+from icnets.support.processes import end_with_parent
 from network_checks import SAMPLED, run_checks
 
 __all__ = ["check", "chosen", "measure", "run"]

@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from architectures import Prepared
-from icnets.checkpoint import load, save
-from icnets.convert import ICConfig, convert_, revert_
-from icnets.folding import is_norm
-from icnets.fuse import FuseReport, fuse_, random_like
-from icnets.layers import IC_LAYERS, ic_parameters
-from icnets.messages import first_line
+from icnets.checkpoint.safetensors_file import load, save
+from icnets.convert.surgery import ICConfig, convert_, revert_
+from icnets.deploy.batch_norm import is_norm
+from icnets.deploy.fuse import FuseReport, fuse_, random_like
+from icnets.support.text import first_line
+from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 __all__ = ["CHECKS", "SAMPLED", "run_checks"]
 

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from icnets.checkpoint import CheckpointError, load, save
-    from icnets.convert import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
+    from icnets.convert.surgery import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
+    from icnets.deploy.fuse import FuseReport, fuse_
     from icnets.distill import DistillationSchedule, Teacher, WeakLogitDistillation
-    from icnets.fuse import FuseReport, fuse_
-    from icnets.layers import (
+    from icnets.timm_models import create_model
+    from icnets.unit.layers import (
         ICConv1d,
         ICConv2d,
         ICConv3d,
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         ICLinear,
         ic_parameters,
     )
-    from icnets.timm_models import create_model
 
 __version__ = "0.1.0"
 
@@ -51,24 +51,24 @@ _LATER = {
     "CheckpointError": "checkpoint",
     "load": "checkpoint",
     "save": "checkpoint",
-    "ConversionReport": "convert",
-    "ICConfig": "convert",
-    "convert_": "convert",
-    "load_basic_state_dict": "convert",
-    "revert_": "convert",
+    "ConversionReport": "convert.surgery",
+    "ICConfig": "convert.surgery",
+    "convert_": "convert.surgery",
+    "load_basic_state_dict": "convert.surgery",
+    "revert_": "convert.surgery",
     "DistillationSchedule": "distill",
     "Teacher": "distill",
     "WeakLogitDistillation": "distill",
-    "FuseReport": "fuse",
-    "fuse_": "fuse",
-    "ICConv1d": "layers",
-    "ICConv2d": "layers",
-    "ICConv3d": "layers",
-    "ICConvTranspose1d": "layers",
-    "ICConvTranspose2d": "layers",
-    "ICConvTranspose3d": "layers",
-    "ICLinear": "layers",
-    "ic_parameters": "layers",
+    "FuseReport": "deploy.fuse",
+    "fuse_": "deploy.fuse",
+    "ICConv1d": "unit.layers",
+    "ICConv2d": "unit.layers",
+    "ICConv3d": "unit.layers",
+    "ICConvTranspose1d": "unit.layers",
+    "ICConvTranspose2d": "unit.layers",
+    "ICConvTranspose3d": "unit.layers",
+    "ICLinear": "unit.layers",
+    "ic_parameters": "unit.layers",
     "create_model": "timm_models",
 }
 

@@ -26,8 +26,8 @@ from timm.models import (
 )
 from torch import nn
 
-from icnets.architectures import remember_architecture
-from icnets.convert import ICConfig, convert_
+from icnets.checkpoint.architectures import remember_architecture
+from icnets.convert.surgery import ICConfig, convert_
 
 __all__ = ["create_model"]
 

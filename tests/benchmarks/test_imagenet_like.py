@@ -12,7 +12,7 @@ from PIL import Image
 
 import imagenet_like
 from icnets.cli import main
-from icnets.data_check.problems import KINDS
+from icnets.data.check.problems import KINDS
 from imagenet_like import Sample, Settings, encoded, samples, write
 from imagenet_like_broken import add_broken
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from icnets.training.checkpoints import AtomicCheckpointIO
+from icnets.training.run_checkpoints import AtomicCheckpointIO
 from run_states import differences
 
 ROOT = Path(__file__).parents[2]

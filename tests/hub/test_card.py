@@ -9,7 +9,7 @@ from torch import nn
 
 from icnets import convert_
 from icnets.hub.card import Card, card_text, evidence_of
-from icnets.hub.evidence import read_evidence
+from icnets.hub.card_evidence import read_evidence
 from icnets.hub.markdown import escaped, inline_code
 
 RESULTS = (

@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from icnets import save
-from icnets.hub.evidence import read_evidence
+from icnets.hub.card_evidence import read_evidence
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "demo.json"

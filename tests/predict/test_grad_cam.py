@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from icnets import ICConv2d
+from icnets.predict.contact_sheet import heated, picture
 from icnets.predict.grad_cam import GradCam
-from icnets.predict.pictures import heated, picture
 from predict.tiny import network
 
 

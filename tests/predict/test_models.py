@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import icnets.timm_models
-from export.artefacts import needs
+from deploy.export.artefacts import needs
 from icnets import create_model, load
 from icnets.cli import main
 from icnets.predict.models import open_model

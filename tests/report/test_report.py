@@ -12,7 +12,7 @@ from PIL import Image
 
 import icnets
 from icnets.cli import main
-from icnets.evaluation.compare import main as compare
+from icnets.compare.comparison import main as compare
 from icnets.report.inspection import chosen_method, inspect
 from icnets.report.pictures import confusion_counts, disagreements
 from icnets.report.records import read

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.artefacts import SUFFIX, load_artefact, load_outputs, needs
+from deploy.export.artefacts import SUFFIX, load_artefact, load_outputs, needs
 from icnets import ICConfig, convert_, fuse_, ic_parameters, load, revert_, save
 from icnets.export import export
-from icnets.layers import IC_LAYERS
+from icnets.unit.layers import IC_LAYERS
 from trained.networks import ALL, SMALL, Trained, values
 
 LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ALL if name not in SMALL]

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 
-from icnets.convert import ICConfig
-from icnets.training.data import ImageData
-from icnets.training.images import ImageFiles
-from icnets.training.quiet import quiet
+from icnets.convert.surgery import ICConfig
+from icnets.data.data_module import ImageData
+from icnets.data.images import ImageFiles
+from icnets.support.quiet import quiet
 from icnets.training.task import ClassificationTask
 
 EPOCHS = 2

@@ -104,7 +104,7 @@ WAYS: list[tuple[str, Any, str]] = [
     # Through an allowed package, to what it imports itself.
     ("trainer.callbacks", lambda_callback("torch.os.mkdir"), "posix.mkdir"),
     ("trainer.callbacks", lambda_callback("torch.builtins.exec"), "builtins.exec"),
-    ("trainer.callbacks", lambda_callback("icnets.cli.Path.mkdir"), "pathlib.Path.mkdir"),
+    ("trainer.callbacks", lambda_callback("icnets.cli.app.Path.mkdir"), "pathlib.Path.mkdir"),
     ("model.model", {"class_path": "torch.functools.partial"}, "functools.partial"),
 ]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from icnets import ICConfig, load
-from icnets.training.batch_norm import lagging, take_anew
+from icnets.data.data_module import ImageData
 from icnets.training.callbacks import WeightAverage, WeightsExport
-from icnets.training.data import ImageData
+from icnets.training.norm_statistics import lagging, take_anew
 from icnets.training.task import ClassificationTask
 from training.test_task import TINY, digits, fit, task, tiny
 

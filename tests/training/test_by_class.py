@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from icnets.data.data_module import ImageData
+from icnets.support.quiet import quiet
 from icnets.training.by_class import ByClass, table_by_class
-from icnets.training.data import ImageData
-from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 from training.red import Red
 

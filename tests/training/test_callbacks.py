@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from icnets import ICConfig, load
+from icnets.data.data_module import ImageData
+from icnets.support.quiet import quiet
 from icnets.training.callbacks import History, ProgressLines, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
-from icnets.training.data import ImageData
-from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}

@@ -10,10 +10,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from icnets.convert import ICConfig
-from icnets.distill import WeakLogitDistillation
+from icnets.convert.surgery import ICConfig
+from icnets.data.data_module import ImageData
+from icnets.distill.loss import WeakLogitDistillation
+from icnets.support.quiet import quiet
 from icnets.training.callbacks import History, WeightAverage
-from icnets.training.checkpoints import (
+from icnets.training.run_checkpoints import (
     STOPPED,
     AtomicCheckpointIO,
     LastCheckpoints,
@@ -22,8 +24,6 @@ from icnets.training.checkpoints import (
     newest_whole,
     read_checkpoint,
 )
-from icnets.training.data import ImageData
-from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 
 TINY = {"channels": (4, 8, 8, 8), "stem_width": 4, "drop_rate": 0.2, "drop_path_rate": 0.2}

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from icnets.distill import Teacher
+from icnets.distill.loss import Teacher
 from icnets.training.first_batch import guessed, require_better_than_guessing
 from training.test_task import digits, fit, task, tiny
 

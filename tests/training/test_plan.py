@@ -9,9 +9,9 @@ import torch
 
 from icnets import ICConfig, create_model
 from icnets.cli import main
-from icnets.evaluation.measure import memory_for_backward
-from icnets.training.checkpoints import last_checkpoints
+from icnets.profile.measure import memory_for_backward
 from icnets.training.plan import Devices, activation_bytes, checkpoint_bytes, preflight
+from icnets.training.run_checkpoints import last_checkpoints
 from training.folders import write_classes
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from icnets.training.shards import find_shards
+from icnets.data.shards import find_shards
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from imagenet_like import Settings, write

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from icnets.cli import fit as lightning_cli
 from icnets.cli import main
-from icnets.training import lightning_cli
 
 COMMAND = [
     *("fit", "--name", "auto", "--ckpt_path", "auto", "--model.model", "resnet10t", "--data.train_size", "20"),

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from icnets.cli import main
-from icnets.training.epochs import default_batch
+from icnets.data.epochs import default_batch
 from icnets.training.optimization import Optimization, scaled_lr, with_lr
 from training.folders import write_classes, write_gratings, write_textures
 from training.test_task import digits, fit, task, tiny

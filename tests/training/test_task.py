@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from icnets import DistillationSchedule, ICConfig, WeakLogitDistillation, convert_, create_model, ic_parameters, save
-from icnets.foreign import read_weights
-from icnets.training.data import ImageData
+from icnets.checkpoint.foreign import read_weights
+from icnets.data.data_module import ImageData
+from icnets.support.quiet import quiet
 from icnets.training.optimization import learning_rate_factor, parameter_groups
-from icnets.training.quiet import quiet
 from icnets.training.task import ClassificationTask
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from icnets.distill import DistillationSchedule, Teacher, WeakLogitDistillation
+from icnets.distill.loss import DistillationSchedule, Teacher, WeakLogitDistillation
 
 timm = pytest.importorskip("timm")
 

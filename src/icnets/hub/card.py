@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from icnets import __version__
-from icnets.hub.evidence import Evidence, read_evidence
+from icnets.hub.card_evidence import Evidence, read_evidence
 from icnets.hub.markdown import code_block, escaped, inline_code
-from icnets.layers import IC_LAYERS, ic_parameters
+from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 __all__ = ["Card", "card_text", "evidence_of"]
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from icnets.checkpoint import load, prepare, write
-from icnets.files import atomic_write
+from icnets.checkpoint.image_notes import as_text, read_notes
+from icnets.checkpoint.safetensors_file import load, prepare, write
+from icnets.convert.structure import unwrapped
 from icnets.hub.card import Card, card_text, evidence_of
-from icnets.hub.evidence import Evidence
+from icnets.hub.card_evidence import Evidence
 from icnets.hub.timm_format import timm_arguments, write_timm_config
-from icnets.image_notes import as_text, read_notes
-from icnets.messages import first_line
-from icnets.structure import unwrapped
+from icnets.support.files import atomic_write
+from icnets.support.text import first_line
 
 __all__ = ["HubError", "from_pretrained", "push_to_hub", "save_pretrained"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from icnets.checkpoint import describe_layers
-from icnets.convert import ICConfig, convert_, revert_
-from icnets.files import atomic_write
-from icnets.image_notes import read_notes
-from icnets.state_dicts import shapes
+from icnets.checkpoint.image_notes import read_notes
+from icnets.checkpoint.safetensors_file import describe_layers
+from icnets.convert.state_dicts import shapes
+from icnets.convert.surgery import ICConfig, convert_, revert_
+from icnets.support.files import atomic_write
 
 __all__ = ["timm_arguments", "write_timm_config"]
 

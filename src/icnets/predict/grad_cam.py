@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.hooks import removed_after
+from icnets.support.hooks import removed_after
 
 __all__ = ["GradCam"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from icnets.data.data_module import ImageData
+from icnets.data.image_files import reason
+from icnets.data.images import ImageFiles, as_is
 from icnets.predict.models import Model
-from icnets.training.data import ImageData
-from icnets.training.image_files import reason
-from icnets.training.images import ImageFiles, as_is
 
 __all__ = ["Batch", "Prediction", "predictions"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icnets.image_notes import ImageNotes, notes_of_cfg
-from icnets.messages import first_line
+from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg
+from icnets.support.text import first_line
 from icnets.training.rebuild import notes_of_file, read_model
 
 __all__ = ["Model", "classes_of", "open_model", "require_device"]
@@ -45,7 +45,7 @@ def open_model(name: str, *, pretrained: bool = False, device: str = "cpu") -> M
         ValueError: a file that is missing, damaged or something else, a name without weights, or a device that isn't
             there.
     """
-    from icnets.export.engines import SUFFIXES, open_artefact
+    from icnets.deploy.export.engines import SUFFIXES, open_artefact
 
     path = Path(name)
     require_device(device)

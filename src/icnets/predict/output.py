@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from icnets.files import atomic_write
 from icnets.predict.inference import Prediction
 from icnets.predict.paths import written
+from icnets.support.files import atomic_write
 
 __all__ = ["FORMATS", "Writer", "writing"]
 

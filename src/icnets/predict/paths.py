@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from icnets.messages import tell
-from icnets.training.folders import find_images
-from icnets.training.image_files import LINK, LeftOut, chosen, images_below, left_out_line
+from icnets.data.folders import find_images
+from icnets.data.image_files import LINK, LeftOut, chosen, images_below, left_out_line
+from icnets.support.text import tell
 
 __all__ = ["LISTS", "find_paths", "shown", "written"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from icnets.image_notes import ImageNotes
-from icnets.training.data import ImageData
-from icnets.training.protocol import resized
+from icnets.checkpoint.image_notes import ImageNotes
+from icnets.data.data_module import ImageData
+from icnets.data.protocol import resized
 
 __all__ = ["describe", "image_data"]
 
@@ -53,7 +53,7 @@ def _own(network: nn.Module | None) -> dict[str, int]:
     """Size and channels as timm notes them on a network, or as its first convolution has them."""
     if network is None:
         return {}
-    from icnets.export.core import own_input_size
+    from icnets.deploy.export.core import own_input_size
 
     size = own_input_size(network)
     if size is not None:

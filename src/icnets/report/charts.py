@@ -7,9 +7,9 @@ from itertools import product
 from statistics import median_high
 from typing import Any
 
-from icnets.evaluation.plots import COLOURS, DASHES, Curve
-from icnets.evaluation.report import Row
-from icnets.evaluation.statistics import t_interval
+from icnets.compare.comparison_table import Row
+from icnets.compare.plots import COLOURS, DASHES, Curve
+from icnets.compare.statistics import t_interval
 from icnets.report.figures import INK, Figure, draw
 
 __all__ = ["confusion_chart", "cost_chart", "curve_charts", "firing_chart", "weight_chart"]

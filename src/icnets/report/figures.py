@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from icnets.evaluation.plots import STYLE, new_figure
+from icnets.compare.plots import STYLE, new_figure
 
 __all__ = ["INK", "Figure", "draw"]
 

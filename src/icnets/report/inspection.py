@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from icnets import checkpoint
-from icnets.evaluation import networks
-from icnets.evaluation.compare import jobs_of
-from icnets.evaluation.datasets import make_data
-from icnets.evaluation.firing import firing_rates
-from icnets.evaluation.report import Row
-from icnets.evaluation.runs import Job, build
-from icnets.layers import IC_LAYERS
-from icnets.messages import differing, first_line
+from icnets.compare import networks
+from icnets.compare.comparison import jobs_of
+from icnets.compare.comparison_table import Row
+from icnets.compare.datasets import make_data
+from icnets.compare.runs import Job, build
+from icnets.profile.firing import firing_rates
 from icnets.report.records import Comparison
+from icnets.support.text import differing, first_line
+from icnets.unit.layers import IC_LAYERS
 
 __all__ = ["Answers", "Inspection", "Units", "chosen_method", "inspect"]
 

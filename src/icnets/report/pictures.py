@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icnets.predict.contact_sheet import as_image, heated, unnormalized
 from icnets.predict.grad_cam import GradCam
-from icnets.predict.pictures import as_image, heated, unnormalized
 from icnets.report.inspection import Answers, Inspection
 
 __all__ = ["Confusion", "Disagreement", "Picture", "confusion_counts", "confusions", "disagreements"]

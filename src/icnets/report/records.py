@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from icnets.convert import ICConfig
-from icnets.distill import DistillationSchedule
-from icnets.evaluation.measure import Count, Latency
-from icnets.evaluation.methods import ComparedTraining, Method, Network, Settings, WeakDistillation
-from icnets.evaluation.report import Cost, Reached, Row
-from icnets.evaluation.runs import Epoch, Run
-from icnets.evaluation.statistics import Interval
-from icnets.messages import first_line
+from icnets.compare.comparison_table import Cost, Reached, Row
+from icnets.compare.methods import ComparedTraining, Method, Network, Settings, WeakDistillation
+from icnets.compare.runs import Epoch, Run
+from icnets.compare.statistics import Interval
+from icnets.convert.surgery import ICConfig
+from icnets.distill.loss import DistillationSchedule
+from icnets.profile.measure import Count, Latency
+from icnets.support.text import first_line
 
 __all__ = ["Comparison", "Training", "read"]
 

@@ -1,1 +1,1 @@
-"""Training with Lightning: the data, the task, the callbacks and the command line's fit, validate, test and predict."""
+"""Training with Lightning: the task, the optimizers, the callbacks and the checkpoints of a run."""

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from icnets.table import Table, show
-from icnets.training.images import IGNORED
+from icnets.data.images import IGNORED
+from icnets.support.tables import Table, show
 
 __all__ = ["ByClass", "table_by_class"]
 

@@ -13,8 +13,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from icnets import checkpoint
-from icnets.files import atomic_write
-from icnets.image_notes import notes_of_data
+from icnets.checkpoint.image_notes import notes_of_data
+from icnets.support.files import atomic_write
 from icnets.training.engine import gathered_state, sharded
 
 __all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightAverage", "WeightsExport", "progress_bar"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icnets.hooks import modes_kept
-from icnets.messages import first_line
-from icnets.teacher import Teacher
-from icnets.training.epochs import read_again
+from icnets.data.epochs import read_again
+from icnets.distill.teacher import Teacher
+from icnets.support.hooks import modes_kept
+from icnets.support.text import first_line
 
 __all__ = ["check_first_batch", "guessed", "require_better_than_guessing"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from icnets.messages import few
+from icnets.support.text import few
 
 __all__ = ["LossWatch"]
 

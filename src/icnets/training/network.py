@@ -10,12 +10,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from icnets import checkpoint
-from icnets.convert import ICConfig, convert_, load_basic_state_dict
-from icnets.foreign import read_weights
-from icnets.image_notes import read_notes
-from icnets.layers import IC_LAYERS
-from icnets.messages import first_line
+from icnets.checkpoint.foreign import read_weights
+from icnets.checkpoint.image_notes import read_notes
+from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
+from icnets.support.text import first_line
 from icnets.timm_models import NETWORKS, create_model
+from icnets.unit.layers import IC_LAYERS
 
 __all__ = ["build_network", "load_weights"]
 
@@ -117,7 +117,8 @@ def load_weights(network: nn.Module, path: Path) -> str:
         path: what ``icnets.save`` wrote, or a plain state dict of the basic network (.pth, .pt, .safetensors).
 
     Returns:
-        Where in the file the weights stand, "" where they are all of it; see :func:`icnets.foreign.read_weights`.
+        Where in the file the weights are, "" if they are all of it; see
+        :func:`icnets.checkpoint.foreign.read_weights`.
 
     Raises:
         ValueError: the file is missing, damaged, or doesn't fit the network.

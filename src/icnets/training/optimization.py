@@ -11,8 +11,8 @@ from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm exports it so
 from torch import nn
 
-from icnets.distill import WeakLogitDistillation
-from icnets.layers import ic_parameters
+from icnets.distill.loss import WeakLogitDistillation
+from icnets.unit.layers import ic_parameters
 
 __all__ = [
     "LossName",

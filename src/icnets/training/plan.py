@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icnets.convert import ICConfig
-from icnets.evaluation.measure import count_macs, count_parameters, memory_for_backward
-from icnets.hooks import removed_after
-from icnets.messages import one_line
-from icnets.table import human
+from icnets.convert.surgery import ICConfig
+from icnets.data.data_module import ImageData
+from icnets.data.epochs import default_batch
+from icnets.profile.measure import count_macs, count_parameters, memory_for_backward
+from icnets.support.hooks import removed_after
+from icnets.support.tables import human
+from icnets.support.text import one_line
 from icnets.training import engine
-from icnets.training.data import ImageData
-from icnets.training.epochs import default_batch
 from icnets.training.network import build_network
 from icnets.training.optimization import Optimization, scaled_lr, with_lr
 from icnets.training.teachers import class_positions, open_teacher
@@ -178,7 +178,7 @@ def _inputs_of_blocks(network: nn.Module | None) -> Iterator[list[int]]:
 
 
 def _kept_under_autocast(network: nn.Module, x: Tensor, dtype: torch.dtype) -> int:
-    """As :func:`icnets.evaluation.measure.memory_for_backward`, under autocast."""
+    """As :func:`icnets.profile.measure.memory_for_backward`, under autocast."""
     with torch.autocast("cpu", dtype=dtype):
         return memory_for_backward(network, x)
 

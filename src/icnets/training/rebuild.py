@@ -12,12 +12,12 @@ import yaml
 from torch import nn
 
 from icnets import checkpoint
-from icnets.convert import ICConfig
-from icnets.image_notes import ImageNotes, read_notes
-from icnets.state_dicts import mismatch, shapes
-from icnets.training.checkpoints import read_checkpoint
-from icnets.training.data import ImageData
+from icnets.checkpoint.image_notes import ImageNotes, read_notes
+from icnets.convert.state_dicts import mismatch, shapes
+from icnets.convert.surgery import ICConfig
+from icnets.data.data_module import ImageData
 from icnets.training.network import build_network, holds_ic_network, starting_config, strings_of
+from icnets.training.run_checkpoints import read_checkpoint
 
 __all__ = ["notes_of_file", "notes_of_start", "read_model", "rebuild"]
 

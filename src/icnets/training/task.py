@@ -11,20 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from icnets.convert import ICConfig
-from icnets.distill import Teacher, WeakLogitDistillation
-from icnets.layers import IC_LAYERS
-from icnets.messages import differing
-from icnets.state_dicts import mismatch, shapes
-from icnets.teacher import require_independent
+from icnets.convert.state_dicts import mismatch, shapes
+from icnets.convert.surgery import ICConfig
+from icnets.data.images import IGNORED, seed_all
+from icnets.data.protocol import average_crops, best_label
+from icnets.distill.loss import Teacher, WeakLogitDistillation
+from icnets.distill.teacher import require_independent
+from icnets.support.text import differing
 from icnets.training import engine
-from icnets.training.batch_norm import FreshStatistics
-from icnets.training.checkpoints import LastCheckpoints
 from icnets.training.epoch_means import EpochMeans
 from icnets.training.first_batch import check_first_batch
-from icnets.training.images import IGNORED, seed_all
 from icnets.training.loss_watch import LossWatch, explain
 from icnets.training.network import build_network, calibrate, calibration_batches
+from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import (
     LossName,
     Optimization,
@@ -35,8 +34,9 @@ from icnets.training.optimization import (
     make_optimizer,
     with_lr,
 )
-from icnets.training.protocol import average_crops, best_label
+from icnets.training.run_checkpoints import LastCheckpoints
 from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher, require_no_options
+from icnets.unit.layers import IC_LAYERS
 
 __all__ = ["ClassificationTask", "Prediction"]
 

@@ -11,9 +11,9 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from icnets.image_notes import ImageNotes, notes_of_cfg
-from icnets.messages import differing, few, tell
-from icnets.teacher import Normalization, Teacher
+from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg
+from icnets.distill.teacher import Normalization, Teacher
+from icnets.support.text import differing, few, tell
 from icnets.timm_models import create_model
 from icnets.training.rebuild import notes_of_start, read_model
 
@@ -78,7 +78,7 @@ def _require_channels(source: str, noted: int | None, in_chans: int) -> None:
 
 
 def _of_file(source: str) -> TrainedNetwork:
-    from icnets.export.engines import SUFFIXES
+    from icnets.deploy.export.engines import SUFFIXES
 
     path = Path(source)
     if path.suffix in SUFFIXES and path.is_file():

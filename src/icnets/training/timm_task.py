@@ -21,8 +21,8 @@ from timm.task import TrainingTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
-from icnets.distill import Teacher, WeakLogitDistillation
-from icnets.teacher import require_independent
+from icnets.distill.loss import Teacher, WeakLogitDistillation
+from icnets.distill.teacher import require_independent
 
 __all__ = ["WeakLogitDistillationTask"]
 
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 class WeakLogitDistillationTask(TrainingTask):
-    """Train any classifier by :class:`icnets.distill.WeakLogitDistillation` in timm's loop.
+    """Train any classifier by :class:`icnets.distill.loss.WeakLogitDistillation` in timm's loop.
 
     The checkpoint holds the student under timm's usual keys, and beside it, as the task's state, the progress and the
     surpass-stop. The teacher is in no state dict. After a validation, ``task.distillation.observe(student_accuracy,
@@ -38,7 +38,7 @@ class WeakLogitDistillationTask(TrainingTask):
 
     Args:
         student: ``(N, C_in, ...) -> (N, C)``; needs no attribute of timm's.
-        teacher: a network, a :class:`icnets.distill.Teacher` (which says how it is normalised), or None for the
+        teacher: a network, a :class:`icnets.distill.loss.Teacher` (which says how it is normalised), or None for the
             baseline without a teacher. For a plain network that differs from the student in the mean and std of
             timm's ``pretrained_cfg``, the student's input is normalised anew.
         distillation: the loss with its schedule; None: the defaults.
@@ -121,7 +121,7 @@ class WeakLogitDistillationTask(TrainingTask):
             self._progress = progress
 
     def check(self, sample: Tensor) -> None:
-        """:meth:`icnets.distill.Teacher.check` on a batch of the loader's input; nothing without a teacher."""
+        """:meth:`icnets.distill.loss.Teacher.check` on a batch of the loader's input; nothing without a teacher."""
         if self.teacher is not None:
             self.teacher.check(self.trainable_module, sample)
 

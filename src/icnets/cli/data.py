@@ -1,0 +1,150 @@
+"""``icnets data check DIR``: what is wrong with a data set, in a list by kinds and in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icnets.data.check.problems import KINDS, Problem
+from icnets.support.files import atomic_write
+
+if TYPE_CHECKING:
+    from icnets.data.check.checks import Progress, Report
+
+__all__ = ["main"]
+
+_SHOWN = 5  # problems of each kind
+_SECONDS = 10  # between two lines of progress
+
+
+def _parser() -> Any:
+    from icnets.cli.parser import Parser
+
+    parser = Parser(prog="icnets data", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    checks = commands.add_parser("check", allow_abbrev=False)
+    checks.add_argument("root", metavar="DIR", type=Path)
+    checks.add_argument("--workers", metavar="N", type=int, default=_cores())
+    checks.add_argument("--csv", metavar="FILE", type=Path)
+    checks.add_argument("--min-size", metavar="N", type=int, default=16)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0 without errors in the data and 1 with some.
+
+    Raises:
+        ValueError: a mistake in the arguments.
+    """
+    args = _parser().parse_args(argv)
+    for name, least in (("workers", 1), ("min_size", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least {least}")
+    if args.csv is not None and not args.csv.parent.is_dir():
+        raise ValueError(f"the folder {args.csv.parent} of --csv doesn't exist; create it first")
+
+    from icnets.data.check.checks import check
+
+    with _showing() as progress:
+        report = check(args.root, args.workers, progress, args.min_size)
+    print(_text(args.root, report))
+    if args.csv is not None:
+        _write(args.csv, report.problems)
+        print(f"\nall problems: {args.csv}")
+    return int(report.count("error") > 0)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _text(root: Path, report: Report) -> str:
+    """The summary, then each kind with its first few problems, errors before warnings."""
+    images = " and ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in report.images.items())
+    lines = [
+        f"{root}: {images or 'no'} images in {report.classes} classes"
+        f"{f', {report.shards} shards' if report.shards else ''}; "
+        f"{_count(report.count('error'), 'error')}, {_count(report.count('warning'), 'warning')}"
+    ]
+    order = list(KINDS)
+    by_kind = sorted(report.problems, key=lambda problem: order.index(problem.kind))
+    for kind, group in groupby(by_kind, key=lambda problem: problem.kind):
+        problems = list(group)
+        severity, meaning = KINDS[kind]
+        lines += ["", f"{severity}: {kind} ({len(problems):,}): {meaning}"]
+        lines += [f"  {problem.path}: {problem.reason}" for problem in problems[:_SHOWN]]
+        if len(problems) > _SHOWN:
+            lines.append(f"  and {len(problems) - _SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _write(path: Path, problems: Sequence[Problem]) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["severity", "kind", "path", "reason"])
+        writer.writerows([problem.severity, problem.kind, problem.path, problem.reason] for problem in problems)
+
+
+# Progress: on standard error, so that the list alone goes into a file.
+
+
+class LineProgress:
+    """A line every few seconds, with the time to go: for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.total = self.seen = self.found = 0
+        self.start = self.last = time.monotonic()
+
+    def begin(self, total: int) -> None:
+        self.total = total
+        self.start = self.last = time.monotonic()
+
+    def done(self, problems: int) -> None:
+        self.seen += 1
+        self.found += problems
+        now = time.monotonic()
+        if now - self.last >= _SECONDS:
+            self.last = now
+            left = (now - self.start) * (self.total - self.seen) / self.seen
+            text = f"{self.seen:,} of {self.total:,} files, {self.found:,} problems; about {left:.0f} s to go"
+            print(text, file=sys.stderr, flush=True)
+
+
+class BarProgress:
+    """A bar, with the time to go: for a terminal."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.found = bar, 0
+        self.task = bar.add_task("finding files", total=None)
+
+    def begin(self, total: int) -> None:
+        self.bar.update(self.task, total=total)
+
+    def done(self, problems: int) -> None:
+        self.found += problems
+        self.bar.update(self.task, advance=1, description=f"{self.found:,} problems")
+
+
+@contextmanager
+def _showing() -> Iterator[Progress]:
+    if not sys.stderr.isatty():
+        yield LineProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield BarProgress(bar)

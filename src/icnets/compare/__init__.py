@@ -1,0 +1,1 @@
+"""Comparisons over seeds: settings, runs, statistics, tables and plots."""

@@ -1,0 +1,255 @@
+"""One run: one network trained by one method with one seed, in whichever process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icnets import checkpoint
+from icnets.checkpoint.image_notes import notes_of_data
+from icnets.compare import networks
+from icnets.compare.datasets import make_data
+from icnets.compare.methods import Network, Training, WeakDistillation
+from icnets.convert.surgery import ICConfig, convert_
+from icnets.distill.loss import WeakLogitDistillation
+from icnets.profile.measure import agreement, use_threads
+from icnets.support.quiet import silence
+from icnets.training.callbacks import WeightAverage
+from icnets.training.fit import fit
+from icnets.training.network import calibration_batches
+from icnets.training.task import ClassificationTask
+
+__all__ = ["Epoch", "Job", "Run", "build", "distillation", "error_percent", "train", "warm_up"]
+
+_SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a process needs for one run.
+
+    Args:
+        method: name of the method, for the record.
+        seed: of the split, the initial weights and the order of the images.
+        data: arguments of :func:`icnets.compare.datasets.make_data`, without the seed.
+        network: the network, before any conversion.
+        training: how it is trained.
+        basic: the basic network, where it is needed as a start or a teacher.
+        ic: how the network is converted; nothing: it isn't.
+        wld: weak logit distillation; goes with ``teacher``.
+        start: checkpoint of the trained basic network to start from; nothing: from scratch.
+        teacher: checkpoint of the trained basic network that teaches.
+        keep: where the trained network is saved; nothing: nowhere.
+        threads: of torch.
+        accelerator: cpu, gpu or auto.
+        cache: folder for what the data set would otherwise make anew in each run.
+    """
+
+    method: str
+    seed: int
+    data: dict[str, Any]
+    network: Network
+    training: Training
+    basic: Network
+    ic: ICConfig | None = None
+    wld: WeakDistillation | None = None
+    start: Path | None = None
+    teacher: Path | None = None
+    keep: Path | None = None
+    threads: int = 1
+    accelerator: str = "cpu"
+    cache: Path | None = None
+
+    @property
+    def needs(self) -> set[Path]:
+        """Checkpoints that must be there before the job begins."""
+        return {path for path in (self.start, self.teacher) if path is not None}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """State after one epoch: mean training loss (nats), validation error (per cent), seconds of training so far."""
+
+    epoch: int
+    train_loss: float
+    val_error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a job. ``error`` is on the test images after the last epoch, whichever epoch was the best.
+
+    ``start_error`` (validation, per cent) and ``agreement`` with the basic network's answers (test images, in [0, 1])
+    are those before the first step, for a start from the basic network only. ``test`` has all figures of the test
+    images: error (per cent), loss (nats), with two classes auc (area under the ROC curve, in [0, 1]).
+    """
+
+    method: str
+    seed: int
+    error: float
+    seconds: float
+    history: list[Epoch]
+    start_error: float | None
+    agreement: float | None
+    checkpoint: str | None
+    test: dict[str, float]
+
+    @property
+    def last_error(self) -> float:
+        return self.history[-1].val_error
+
+    def first_at_most(self, error: float) -> tuple[int, float] | None:
+        """Epoch and seconds when the validation error first was ``error`` or less; (0, 0.0) for a start there."""
+        limit = error + _SAME_ERROR
+        if self.start_error is not None and self.start_error <= limit:
+            return 0, 0.0
+        return next(((e.epoch, e.seconds) for e in self.history if e.val_error <= limit), None)
+
+
+def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Module, float | None, float | None]:
+    """The job's network before its first step.
+
+    Args:
+        job: says what to build; jobs with the same network and seed start from the same weights.
+        data: gives classes, channels and the batches that a warm start is calibrated on.
+        trained: the trained basic network, to start from.
+
+    Returns:
+        The network; with ``trained``, its validation error in per cent and its agreement with ``trained`` on the test
+        images as well.
+
+    Raises:
+        ValueError: there is no such network, or it doesn't take its options or the images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        try:
+            model = networks.create(job.network, num_classes=data.num_classes, in_chans=data.in_chans)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"{job.network.name} doesn't take the options of {job.method!r}: {error}") from error
+    if trained is not None:
+        model.load_state_dict(trained.state_dict())
+    if job.ic is not None:
+        convert_(model, job.ic, optimizers=(), calibration_data=calibration_batches(data))
+    if trained is None:
+        return model, None, None
+    return model, error_percent(model, data.val_dataloader()), agreement(trained, model, data.test_dataloader())
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, loader: Any) -> tuple[Tensor, Tensor]:
+    training = model.training
+    model.eval()
+    pairs = [(model(x), target) for x, target in loader]
+    model.train(training)
+    return torch.cat([logits for logits, _ in pairs]), torch.cat([target for _, target in pairs])
+
+
+def _error(logits: Tensor, target: Tensor) -> float:
+    return 100 * int((logits.argmax(1) != target).sum()) / len(target)
+
+
+def error_percent(model: nn.Module, loader: Any) -> float:
+    """Share of images, in per cent, to which the network doesn't give its own class first; in eval mode."""
+    return _error(*_answers(model, loader))
+
+
+def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
+    logits, target = _answers(model, loader)
+    figures = {"error": _error(logits, target), "loss": round(float(F.cross_entropy(logits, target)), 6)}
+    if logits.shape[1] == 2:
+        from torchmetrics.functional.classification import binary_auroc
+
+        figures["auc"] = round(float(binary_auroc(logits[:, 1] - logits[:, 0], target)), 6)
+    return figures
+
+
+def _load(path: Path | None, job: Job, data: Any) -> nn.Module | None:
+    if path is None:
+        return None
+    model = networks.create(job.basic, num_classes=data.num_classes, in_chans=data.in_chans)
+    return checkpoint.load(path, model)
+
+
+def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
+    """Trains one network and, where the job says so, saves it; ``tick`` is called after every epoch.
+
+    The checkpoints that the job needs must be there already.
+    """
+    with use_threads(job.threads), silence():
+        data = make_data(job.data, job.seed, job.cache)
+        basic = _load(job.start, job, data)
+        model, start_error, agreed = build(job, data, basic)
+        history = _fit(job, model, data, basic if job.teacher == job.start else _load(job.teacher, job, data), tick)
+        model.cpu()
+        if job.keep is not None:
+            notes = {"method": job.method, "seed": str(job.seed)}
+            checkpoint.save(model, job.keep, metadata=notes | notes_of_data(data))
+        figures = _figures(model, data.test_dataloader())
+        return Run(
+            method=job.method,
+            seed=job.seed,
+            error=figures["error"],
+            seconds=history[-1].seconds,
+            history=history,
+            start_error=start_error,
+            agreement=agreed,
+            checkpoint=None if job.keep is None else str(job.keep),
+            test=figures,
+        )
+
+
+def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitDistillation | None:
+    """The loss of a method; raises ValueError for a temperature or schedule out of its range."""
+    if wld is None:
+        return None
+    options = {k: v for k, v in asdict(wld).items() if k != "schedule"}
+    return WeakLogitDistillation(schedule=wld.schedule, label_smoothing=training.label_smoothing, **options)
+
+
+def warm_up(job: Job) -> None:
+    """Two steps that nobody keeps: what a process does only once isn't to count for whichever method comes first."""
+    with use_threads(job.threads), silence():
+        data = make_data(job.data, job.seed, job.cache)
+        limits = {"limit_train_batches": 2, "limit_val_batches": 1, "max_epochs": 1}
+        _fit(job, build(job, data)[0], data, None, limits=limits)
+
+
+def _fit(
+    job: Job,
+    model: nn.Module,
+    data: Any,
+    teacher: nn.Module | None,
+    tick: Callable[[], None] = lambda: None,
+    limits: dict[str, Any] | None = None,
+) -> list[Epoch]:
+    training = job.training
+    torch.manual_seed(job.seed)  # for dropout and stochastic depth
+    task = ClassificationTask(
+        model,
+        data.num_classes,
+        data.in_chans,
+        teacher=teacher,
+        distillation=None if teacher is None else distillation(job.wld, training),
+        optimizer=training.optimizer,  # type: ignore[arg-type]  # checked by Training
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,  # type: ignore[arg-type]
+        warmup=training.warmup,
+        label_smoothing=training.label_smoothing,
+        check_teacher=False,  # its own error stands in the table
+    )
+    limits = limits or {"max_epochs": training.epochs}
+    average = [] if training.ema is None else [WeightAverage(training.ema)]
+    history = fit(task, data, *average, accelerator=job.accelerator, tick=tick, **limits)
+    return [
+        Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
+        for row in history
+    ]

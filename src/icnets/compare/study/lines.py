@@ -1,0 +1,88 @@
+"""The file of a study: one JSON object per line, appended as runs finish, so that whatever was done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from icnets.support.files import atomic_write
+
+__all__ = ["CLOCK", "append", "locked", "read", "rewrite", "without_clock"]
+
+Line = dict[str, Any]
+
+# Fields that tell of time or place; two undisturbed studies differ in nothing else.
+CLOCK = ("seconds", "epoch_seconds", "step", "step_taught", "machine")
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file; a last one that was cut off by the end of its process doesn't count. No file: no lines.
+
+    Raises:
+        ValueError: another line is not a JSON object with a kind.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole, _, _ = text.rpartition("\n")
+    found = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"line {number} of {path} is damaged ({error}); remove it, and its run is done anew"
+            ) from None
+        if not isinstance(value, dict) or "kind" not in value:
+            raise ValueError(f"line {number} of {path} is no line of a study; is it another file?")
+        found.append(value)
+    return found
+
+
+def _text(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def append(path: Path, line: Line) -> None:
+    """Adds a line, in one write, and waits until it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, _text(line).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rewrite(path: Path, lines: Iterable[Line]) -> None:
+    """Replaces the file by these lines, at once or not at all."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text("".join(_text(line) for line in lines), encoding="utf-8")
+
+
+def without_clock(line: Line) -> Line:
+    """The line without the fields that tell of time or place."""
+    return {name: value for name, value in line.items() if name not in CLOCK}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """No other process that asks for it has the lock meanwhile; it ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process is at work on this study ({path} is locked); wait for its end") from None
+        yield

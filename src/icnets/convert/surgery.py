@@ -1,0 +1,393 @@
+"""From a CNN to an IC network and back, in place.
+
+``convert_`` changes the class of the convolutions it finds and gives each the parameters of a collision. No module is
+replaced: names, Parameters, shared modules, hooks, device, dtype, memory format and mode stay what they were.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from icnets.convert.optimizers import Extension, built_optimizers, checked
+from icnets.convert.state_dicts import mismatch, on_meta, refuse_without_values, shapes, unloadable, with_versions
+from icnets.convert.structure import vector_keys
+from icnets.convert.warm_start import Calibration, calibrated
+from icnets.convert.wrapped import refuse_sharded, refuse_wrapped
+from icnets.support.hooks import is_own_forward
+from icnets.support.text import few
+from icnets.support.undo import Undo
+from icnets.unit import subclasses
+from icnets.unit.guards import Colliding, adapters, guard_, unguard_
+from icnets.unit.layers import IC_LAYERS, ic_parameters, unit_of
+from icnets.unit.readers import declared, observed
+
+__all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+_CHOICES = {
+    "layers": ("all", "kxk", "no-stem"),
+    "scale": ("sqrt", "sum", "mean"),
+    "warm_start": ("none", "gain", "calibrate"),
+}
+
+
+@dataclass(frozen=True)
+class ICConfig:
+    """How a network is converted. Plain values only, so that it can be saved with a checkpoint.
+
+    Args:
+        layers: "all" convolutions (the paper's), only those with a kernel larger than 1 ("kxk"), or all but the first
+            convolution ("no-stem"). Ours, as is every choice below unless it says otherwise.
+        linear: convert ``nn.Linear`` as well (the paper converts convolutions).
+        inner_bias: learn b1, the bias inside the rectifier (paper: arXiv 2011.11271).
+        collision_weight: initial w' in the paper's units.
+        scale: units in which w' is learned; see :class:`icnets.ICConv2d`.
+        warm_start: how a trained network keeps its function. "none" starts at ``collision_weight``. "gain" puts a
+            learned gain, from 0, on the branch: the function is exactly the same. "calibrate" sets w' (b1 where inputs
+            can be negative) on a few batches so that the branch fires in ``calibration_rate`` of all places, and
+            starts the gain as large as ``max_change`` allows: w' and b1 learn from the first step on.
+        calibration_rate: fraction of places, between 0 and 1, in which the branch fires after "calibrate".
+        max_change: how much "calibrate" may change the network's output: relative L2, with a margin for other data,
+            on batches held back from it. None bounds nothing and adds no gain, as in the paper's form: the rate alone
+            decides, and a trained network may lose its function.
+        version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
+
+    Raises:
+        ValueError: for a value of another type or out of its range, naming the range.
+    """
+
+    layers: str = "all"
+    linear: bool = False
+    inner_bias: bool = True
+    collision_weight: float = 0.0
+    scale: str = "sqrt"
+    warm_start: str = "none"
+    calibration_rate: float = 0.01
+    max_change: float | None = 0.01
+    version: int = 2
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        for name in ("linear", "inner_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        for name in ("collision_weight", "calibration_rate"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}; it must be a finite number")
+            object.__setattr__(self, name, float(value))
+        if not 0 < self.calibration_rate < 1:
+            raise ValueError(f"calibration_rate is {self.calibration_rate}; it must lie between 0 and 1")
+        bound = self.max_change
+        if bound is not None and (not isinstance(bound, Real) or isinstance(bound, bool) or not 0 < bound < math.inf):
+            raise ValueError(f"max_change is {bound!r}; it must be a number above 0, or None for no bound")
+        if self.version not in (1, 2):
+            raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
+        if self.version == 1:
+            object.__setattr__(self, "max_change", None)
+
+    @property
+    def gain(self) -> float | None:
+        """What the gain of a unit is made with: 0 by these warm starts, or None where it has none."""
+        calibrated = self.warm_start == "calibrate" and self.max_change is not None
+        return 0.0 if self.warm_start == "gain" or calibrated else None
+
+    def without_data(self) -> Self:
+        """The same surgery where "calibrate" has no data and needs none, because the weights come from a file."""
+        return replace(self, warm_start="none" if self.gain is None else "gain")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary of plain values."""
+        return asdict(self)
+
+
+def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
+    """A line for each reason in ``skipped`` (name: reason), with the first names that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    return [f"  {word}, {reason}: {few(names)}" for reason, names in reasons.items()]
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config.
+
+    ``untrained`` has those among the converted whose w', b1 and gain nothing will train as it is, with the reason.
+    ``calibration`` says what "calibrate" chose and how much the network's output changed; else it is None.
+    """
+
+    converted: list[str]
+    skipped: dict[str, str]
+    parameters_before: int
+    parameters_after: int
+    config: ICConfig
+    untrained: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    def __str__(self) -> str:
+        added = self.parameters_after - self.parameters_before
+        share = added / max(self.parameters_before, 1)
+        lines = [
+            f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}",
+            f"parameters {self.parameters_before:,} -> {self.parameters_after:,} (+{added:,}, +{share:.2%})",
+        ]
+        lines += [] if self.calibration is None else [str(self.calibration)]
+        lines += by_reason("skipped", self.skipped)
+        lines += by_reason("new parameters not trained", self.untrained)
+        return "\n".join(lines)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Why the module can't become an IC unit, or None; for what is no convolution or linear layer, ''."""
+    kind = type(module)
+    if isinstance(module, IC_LAYERS):
+        return "already an IC unit"
+    if isinstance(module, Colliding):
+        return f"{kind.__name__} has behaviour of its own: it is a deployed IC unit"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "lazy: run one batch through the model first"
+    if "quantized" in kind.__module__ and ("Conv" in kind.__name__ or "Linear" in kind.__name__):
+        return "quantised"
+    unit = unit_of(module)
+    if unit is None:
+        convolves = "weight" in module._parameters and {"kernel_size", "in_channels"} <= module.__dict__.keys()
+        return f"{kind.__name__} is no convolution of torch's" if convolves else ""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter) or type(weight.data) is not Tensor:
+        return f"its weight is a {type(weight).__name__}, not a plain Parameter"
+    if weight.is_complex():
+        return "complex weight"
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        return f"its weight is {weight.dtype}, in which nothing can be learned"
+    if "forward" in module.__dict__ and not is_own_forward(module):
+        return "its forward was replaced on the instance"
+    return subclasses.obstacle(module, unit.basic_type, unit)
+
+
+def _choose(
+    model: nn.Module, config: ICConfig, filter_fn: FilterFn | None, example_input: Any
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Splits the convolutions (and linear layers, if wanted) into those to convert and those left, with reasons."""
+    chosen: dict[str, nn.Module] = {}
+    skipped: dict[str, str] = {}
+    adapted = adapters(model)
+    stem_seen = False
+    for name, module in model.named_modules():
+        reason = obstacle(module)
+        if reason == "" or (isinstance(module, nn.Linear) and not config.linear):
+            continue
+        reason = adapted.get(module, reason)
+        is_stem = not stem_seen and not isinstance(module, nn.Linear)
+        stem_seen = stem_seen or is_stem
+        kernel: Any = getattr(module, "kernel_size", ())
+        if reason is not None:
+            skipped[name] = reason
+        elif config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
+            skipped[name] = "its kernel is 1 (layers='kxk')"
+        elif config.layers == "no-stem" and is_stem:
+            skipped[name] = "it is the stem (layers='no-stem')"
+        elif filter_fn is not None and not filter_fn(module, name):
+            skipped[name] = "filter_fn said no"
+        else:
+            chosen[name] = module
+    readers = declared(model)
+    if example_input is not None and chosen:
+        readers = observed(model, chosen, example_input)
+    for name in [n for n, m in chosen.items() if m in readers]:
+        skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
+    return chosen, skipped
+
+
+def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:
+    if not isinstance(model, nn.Module):
+        remedy = "build the network, load the state dict and convert that" if isinstance(model, Mapping) else ""
+        remedy = "call it first, and convert what it returns" if callable(model) else remedy
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model is {kind}; convert_ takes an nn.Module{remedy and ': '}{remedy}")
+    if not isinstance(config, ICConfig):
+        remedy = "ICConfig(**config)" if isinstance(config, Mapping) else "an ICConfig"
+        raise TypeError(f"config is a {type(config).__name__}; pass {remedy}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
+    if config.warm_start == "calibrate" and calibration_data is None:
+        raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
+    if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
+        raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
+    if isinstance(calibration_data, Tensor):
+        raise TypeError(
+            f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}; pass a list of batches: "
+            "calibration_data=[batch]"
+        )
+    if calibration_data is not None and not {"__iter__", "__getitem__"} & set(dir(calibration_data)):
+        raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
+
+
+def planned(model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any] | None) -> Extension:
+    """Where the new parameters of ``layers`` will be trained, for ``optimizers`` of :func:`checked`.
+
+    Raises RuntimeError if an optimizer that trains ``model`` exists and wasn't passed, or can't take them.
+    """
+    if layers and optimizers is None and built_optimizers(model.parameters()):
+        raise RuntimeError(
+            "an optimizer that trains this model was built before the conversion and would miss the new parameters; "
+            "build it after the conversion, or pass it as optimizers=[...], or optimizers=() if it is not used any more"
+        )
+    return Extension(model, layers, optimizers or [])
+
+
+def convert_(
+    model: nn.Module,
+    config: ICConfig | None = None,
+    filter_fn: FilterFn | None = None,
+    *,
+    optimizers: Iterable[torch.optim.Optimizer] | None = None,
+    calibration_data: Iterable[Any] | None = None,
+    example_input: Any = None,
+) -> ConversionReport:
+    """Turns the convolutions of ``model`` into IC units, in place (paper: arXiv 2102.03495; the surgery is ours).
+
+    Args:
+        model: any ``nn.Module``: from timm, torchvision or your own; a single convolution too.
+        config: what to convert and how it starts; default :class:`ICConfig`.
+        filter_fn: ``filter_fn(module, name) -> bool`` chooses among what the config would convert.
+        optimizers: optimizers built earlier over this model: each that trains a layer's weight gets the layer's new
+            parameters, with the options of the weight's group but without weight decay, and so do the schedules of
+            torch and timm that run on it. By default none may exist; pass ``()`` if those that do are not used.
+        calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
+            or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
+        example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword. A layer whose weight
+            something reads without calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of
+            the forward passes shows most such places; with an example the model is run once, which shows them all.
+
+    Returns:
+        What was converted, what was not and why, and the parameter counts. Converting twice changes nothing.
+
+    Raises:
+        TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, or an argument is of another type.
+        RuntimeError: an optimizer that trains this model exists and wasn't passed; or it, or a schedule that runs on
+            it, can't take the new parameters.
+        ValueError: "calibrate" without data, with data that it can't use, or where it can't keep ``max_change``.
+
+    Whatever is raised, the model, the optimizers and their schedules are then as they were.
+
+    Example:
+        >>> report = convert_(model, ICConfig(warm_start="gain"), optimizers=[optimizer])
+        >>> print(report)
+    """
+    config = ICConfig() if config is None else config
+    _refuse_arguments(model, config, filter_fn, calibration_data)
+    refuse_wrapped(model)
+    given = checked(optimizers)
+    chosen, skipped = _choose(model, config, filter_fn, example_input)
+    extension = planned(model, chosen, given)
+    before = _count(model)
+    starts: dict[str, dict[str, Tensor]] = {}
+    calibration = None
+    if config.warm_start == "calibrate" and calibration_data is not None and chosen:
+        limits = (config.calibration_rate, config.inner_bias, config.max_change)
+        starts, calibration = calibrated(model, chosen, calibration_data, *limits)
+    with Undo() as undo:
+        for module in model.modules():
+            undo.remember(module)
+        _install(chosen, config, starts, calibration)
+        guard_(model)
+        extension.apply_(ic_parameters, undo)
+        after = _count(model)
+    return ConversionReport(list(chosen), skipped, before, after, config, extension.untrained, calibration)
+
+
+def _install(
+    chosen: Mapping[str, nn.Module],
+    config: ICConfig,
+    starts: Mapping[str, Mapping[str, Tensor]],
+    calibration: Calibration | None,
+) -> None:
+    for name, module in chosen.items():
+        target = unit_of(module)
+        assert target is not None
+        layer = target.take_over_(
+            module,
+            inner_bias=config.inner_bias,
+            gain=config.gain,
+            collision_weight=config.collision_weight,
+            scale=config.scale,
+        )
+        start = starts.get(name, {})
+        if "collision_weight" in start:
+            layer.collision_weight = start["collision_weight"]
+        _, inner_bias, gain = layer.vectors()
+        with torch.no_grad():
+            if "inner_bias" in start and inner_bias is not None:
+                inner_bias.copy_(start["inner_bias"])
+            if calibration is not None and gain is not None:
+                gain.fill_(calibration.gain)
+
+
+def revert_(model: nn.Module) -> list[str]:
+    """Gives the basic network back, in place: every IC unit is torch's layer again, with the same weight and bias.
+
+    What the collisions learned is lost, so the function changes unless they were still silent (gain 0).
+    Returns the names of the layers that were reverted. Parametrisations and pruning of weight and bias stay.
+
+    Raises:
+        TypeError: ``model`` is no module, or a wrapped one, as for ``convert_``; nothing is changed then.
+
+    Example:
+        >>> names = revert_(model)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
+    refuse_wrapped(model, "revert")
+    units = {name: module for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
+    with Undo() as undo:
+        for module in model.modules():
+            undo.remember(module)
+        for layer in units.values():
+            layer.give_back_()
+        unguard_(model)
+    return list(units)
+
+
+def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Loads the basic network's state dict into an IC network; its new parameters keep their values.
+
+    Raises:
+        TypeError: ``state_dict`` isn't a mapping of names to tensors; or ``model`` is wrapped (DDP, FSDP), compiled,
+            scripted or traced, so that no key fits.
+        ValueError: anything but the new parameters is missing, or a key, shape or type doesn't fit.
+
+    Whatever is raised, ``model`` is then as it was.
+
+    Example:
+        >>> load_basic_state_dict(ic_network, basic_network.state_dict())
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
+    own, new = model.state_dict(), vector_keys(model)
+    expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
+    problem = mismatch(expected, shapes(state_dict))
+    if problem is not None:
+        refuse_wrapped(model, "load into")  # which would explain it
+        raise ValueError(f"the state dict is not the basic network's: {problem}")
+    if (name := on_meta(model)) is not None:
+        raise ValueError(f"{name} of the model is on the meta device; call model.to_empty(device='cpu') first")
+    refuse_sharded(model)
+    refuse_without_values(state_dict, own)
+    if (problem := unloadable(model, state_dict)) is not None:
+        raise ValueError(f"the state dict is not the basic network's: {problem}")
+    with Undo() as undo:
+        undo.remember_all(model, values=True)
+        model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))

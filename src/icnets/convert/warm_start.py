@@ -1,0 +1,389 @@
+"""Calibration: where w', b1 and the gain must start for a trained network to keep its function (ours).
+
+Two things are measured on a few batches. Where the branch fires: behind a ReLU the receptive-field sum s is not
+negative, and ``relu(y - w' s)`` fires where y/s > w', so w' is a high quantile of y/s, per channel; where s can be
+negative no w' does that, and b1 = -(a high quantile of y) does. And how large the branch may be: the gain is the
+largest at which the whole network's output changes by at most a given share on samples that the quantiles haven't seen.
+
+The rate alone can't bound the change. A rare branch changes little on data like those it was calibrated on, and many
+times as much on others, because it lives on the tails of the distributions; a small gain scales every place alike.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icnets.support.hooks import undisturbed, watched
+from icnets.support.text import few
+from icnets.unit import receptive_field
+from icnets.unit.subclasses import convolved
+
+__all__ = ["Calibration", "calibrated"]
+
+_PLACES = 4096  # kept per layer and call: of these, 1 % are 41, known to about a sixth
+_HELD_BACK = 256  # samples at most, because they and the network's outputs for them are kept
+_SMALLEST_GAIN = 2.0**-20
+_MARGIN = 5.0  # crops of one photograph change up to this much more than those of another, on which it was calibrated
+_REMEDY = 'use warm_start="gain", which keeps the function exactly and needs no data'
+
+Start = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration chose and measured, on samples that were held back from it.
+
+    Args:
+        gain: where the gain on every branch starts; 1 where the configuration bounds no change.
+        rate: fraction of places in which the branches fire, averaged over the layers.
+        change: relative L2 change of the network's output; of several outputs the one that changes most.
+        agreement: fraction of samples whose largest output stays the largest.
+        samples: how many these are measured on.
+        held_back: False where there was one sample only, on which both was done.
+        silent: names of layers whose branch fires nowhere in these samples.
+    """
+
+    gain: float
+    rate: float
+    change: float
+    agreement: float
+    samples: int
+    held_back: bool
+    silent: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = "held back" if self.held_back else "that it was calibrated on, since nothing could be held back"
+        lines = [
+            f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places",
+            f"  on {self.samples} samples {where}: output changed by {self.change:.2%}, "
+            f"largest output the same in {self.agreement:.1%}",
+        ]
+        lines += [f"  fire nowhere in these samples: {few(self.silent)}"] if self.silent else []
+        return "\n".join(lines)
+
+
+# -- where the branch fires ------------------------------------------------------------------------------------------
+
+
+class _Record:
+    """Samples of one layer's y (without bias) and s at common places, for every output channel."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.y: list[Tensor] = []
+        self.s: list[Tensor] = []
+        self.nonnegative = True
+
+    def add(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
+        y, s, nd = _sums(module, x, output)
+        if not bool(y.isfinite().all() and s.isfinite().all()):
+            raise ValueError(
+                f"layer {self.name!r} has values that aren't finite on calibration_data; use data and a dtype on "
+                "which the basic network's are"
+            )
+        self.nonnegative &= bool((x >= 0).all())
+        y, s = (t.movedim(-nd - 1, -1).flatten(0, -2) for t in (y, s))
+        if len(y) > _PLACES:
+            picked = torch.linspace(0, len(y) - 1, _PLACES, device=y.device).round().long()
+            y, s = y[picked], s[picked]
+        self.y.append(y.float() if y.dtype.itemsize < 4 else y)
+        self.s.append(s)
+
+    def start(self, rate: float) -> Start:
+        y, s = torch.cat(self.y).double(), torch.cat(self.s).double()
+        if not self.nonnegative:
+            return {"inner_bias": -_exceeded(y, rate)}
+        s = s.repeat_interleave(y.shape[1] // s.shape[1], dim=1)
+        # Where nothing arrives (s = 0) nothing fires, whatever w' is: those places rank last.
+        ratio = torch.where(s > 0, y / s.clamp_min(torch.finfo(s.dtype).tiny), -torch.inf)
+        w = _exceeded(ratio, rate)
+        return {"collision_weight": torch.where(w.isfinite(), w, ratio.new_zeros(()))}
+
+
+def _exceeded(values: Tensor, rate: float) -> Tensor:
+    """For each column the value that a fraction ``rate`` of its rows exceed, and at least one of them."""
+    rows = len(values)
+    above = max(1, round(rate * rows))
+    return values.kthvalue(max(1, rows - above), dim=0).values
+
+
+def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
+    """y without bias, s for each group of channels, and the number of spatial dimensions."""
+    half = x.is_floating_point() and x.dtype.itemsize < 4  # in which sums may overflow
+    if isinstance(module, nn.Linear):
+        y = output if module.bias is None else output - module.bias
+        return y, receptive_field.linear_sum(x.float() if half else x), 0
+    nd = len(module.kernel_size)
+    bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
+    if module.transposed:
+        kernel, stride, padding = list(module.kernel_size), list(module.stride), list(module.padding)
+        field = (kernel, stride, padding, list(module.dilation), module.groups, list(output.shape[-nd:]))
+        s = receptive_field.transposed_sum(x.float() if half else x, *field)
+    else:
+        x, *window = convolved(module, x)
+        s = receptive_field.receptive_field_sum(x.float() if half else x, *window)
+    return output - bias, s, nd
+
+
+# -- the data --------------------------------------------------------------------------------------------------------
+
+
+def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
+    """The input of each batch, on the network's device; ValueError for one that can't calibrate anything."""
+    sample: Tensor | None = None  # the first, while all are like it
+    count = 0
+    for i, batch in enumerate(batches):
+        x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(x, Tensor):
+            raise ValueError(
+                f"a batch of calibration_data is a {type(batch).__name__}; it must be an input tensor, "
+                "or a tuple or list that begins with one"
+            )
+        if not x.numel():
+            raise ValueError(f"batch {i} of calibration_data is empty, of shape {tuple(x.shape)}; leave it out")
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"batch {i} of calibration_data has values that aren't finite; leave those samples out")
+        rows = x if x.dim() else x[None]
+        sample = rows[0] if count == 0 else sample
+        count += len(rows)
+        if sample is not None and (rows[0].shape != sample.shape or not bool((rows == sample).all())):
+            sample = None
+        yield x if like is None else x.to(like.device)
+    if sample is not None and (count > 1 or (sample.numel() > 1 and bool((sample == sample.flatten()[0]).all()))):
+        what = f"its {count} samples are all the same" if count > 1 else "its one sample has one value everywhere"
+        raise ValueError(
+            f"calibration_data tells nothing of other inputs: {what}; pass inputs like those of training, or {_REMEDY}"
+        )
+
+
+def _take(model: nn.Module, x: Tensor) -> None:
+    try:
+        model(x)
+    except Exception as error:
+        error.add_note(f"on calibration_data, {x.dtype} of {tuple(x.shape)}; pass inputs like those of training")
+        raise
+
+
+def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], bool]:
+    """Runs ``model`` on half of the data and returns the rest, and whether the model hasn't seen that."""
+    first, second = next(inputs, None), next(inputs, None)
+    if first is None:
+        raise ValueError("calibration_data has no batches; pass a few, of inputs like those of training")
+    if second is not None:
+        parts = chain((first, second), inputs)
+    elif first.dim() and len(first) > 1:
+        parts = chain((first[::2], first[1::2]))
+    else:
+        _take(model, first)
+        return [first], False
+    rest: list[Tensor] = []
+    samples = 0
+    for i, x in enumerate(parts):
+        if i % 2 and samples < _HELD_BACK:
+            rest.append(x)
+            samples += len(x)
+        else:
+            _take(model, x)
+    return rest, True
+
+
+# -- how much the network's output changes ---------------------------------------------------------------------------
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors in what a network returns: nested tuples, lists, mappings and dataclasses."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    elif dataclasses.is_dataclass(output):
+        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    return [t for part in output for t in _tensors(part)] if isinstance(output, tuple | list) else []
+
+
+def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
+    """For each batch the network's outputs, ``(samples, values)`` each; its randomness is the same every time."""
+    torch.manual_seed(0)
+    found = [[t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1) for t in _tensors(model(x))] for x in data]
+    return [[t.float() if t.dtype.itemsize < 4 else t for t in batch] for batch in found]
+
+
+class _Comparison:
+    """The basic network's outputs on held-back data, against which others are measured."""
+
+    def __init__(self, outputs: list[list[Tensor]]) -> None:
+        self.outputs = outputs
+        if not all(outputs):
+            raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
+        if any(t.isnan().any() for batch in outputs for t in batch):
+            raise ValueError(
+                "the network puts out NaN on calibration_data before it is converted; use data on which it doesn't"
+            )
+        if not any(_energy(t).any() for batch in outputs for t in batch):
+            raise ValueError(
+                f"the network's output is zero on calibration_data, so no change can be measured; {_REMEDY}"
+            )
+
+    def change(self, outputs: list[list[Tensor]]) -> tuple[float, float]:
+        """Relative L2 change of the output that changes most; first over all samples, then for the worst of them."""
+        if [[t.shape for t in batch] for batch in outputs] != [[t.shape for t in batch] for batch in self.outputs]:
+            return math.inf, math.inf
+        pairs = [list(zip(after, before, strict=True)) for after, before in zip(outputs, self.outputs, strict=True)]
+        found = [(0.0, 0.0)]
+        for several in zip(*pairs, strict=True):
+            size = torch.cat([_energy(before) for _, before in several])
+            moved = torch.cat([_energy(torch.where(b.isfinite(), a - b, 0.0)) for a, b in several])
+            if not moved.isfinite().all():
+                return math.inf, math.inf
+            if size.any():
+                over_all, worst = (float((m / size.mean()).sqrt()) for m in (moved.mean(), moved.max()))
+                found.append((over_all, worst))
+        return max(found, key=lambda both: both[1])
+
+    def stretches(self, outputs: list[list[Tensor]]) -> Tensor:
+        """For each sample the factor by which its change would have to grow to make another output the largest."""
+        found: list[Tensor] = []
+        for after, before in zip(outputs, self.outputs, strict=True):
+            a, b = (torch.cat([t for t in batch if len(t) == len(batch[0])], 1).double() for batch in (after, before))
+            gap = b.amax(1, keepdim=True) - b
+            change = torch.where(b.isfinite(), a - b, 0.0)
+            closing = change - change.gather(1, b.argmax(1, keepdim=True))
+            # Those that share the largest value may change places.
+            found.append(torch.where((gap > 0) & (closing > 0), gap / closing, torch.inf).amin(1))
+        return torch.cat(found)
+
+
+def _energy(t: Tensor) -> Tensor:
+    """For each row the sum of squares of what is finite in it, or NaN and infinity where they came about."""
+    return t.nan_to_num(math.nan, 0.0, 0.0).double().square().sum(1)
+
+
+class _Trial:
+    """The network as it would be after a conversion: adds each layer's branch, and notes where it fires."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], starts: Mapping[str, Start]) -> None:
+        self.model, self.starts = model, starts
+        self.names = {module: name for name, module in layers.items()}
+        self.gain = 1.0
+        self.fired: dict[str, list[Tensor]] = {}
+
+    def outputs(self, gain: float, data: Iterable[Tensor]) -> list[list[Tensor]]:
+        self.gain, self.fired = gain, {name: [] for name in self.starts}
+        with watched(self.names, self._unit):
+            return _outputs(self.model, data)
+
+    def _unit(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        y, s, nd = _sums(module, x, output)
+        name, ones = self.names[module], [1] * nd
+        start = self.starts[name]
+        if "inner_bias" in start:
+            u = y + start["inner_bias"].to(y.dtype).view([-1, *ones])
+        else:
+            if (groups := s.shape[-nd - 1]) > 1:
+                s = s.repeat_interleave(y.shape[-nd - 1] // groups, dim=-nd - 1)
+            u = torch.addcmul(y.to(s.dtype), start["collision_weight"].to(s.dtype).view([-1, *ones]), s, value=-1)
+        self.fired[name].append((u > 0).float().mean())
+        return u.relu_().mul_(self.gain).add_(output).to(output.dtype)
+
+    def rates(self) -> dict[str, float]:
+        """For each layer the fraction of places that fired in the last run."""
+        return {name: float(torch.stack(found).mean()) if found else 0.0 for name, found in self.fired.items()}
+
+
+def _largest_gain(trial: _Trial, basic: _Comparison, data: list[Tensor], max_change: float) -> float:
+    """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change`` on ``data``."""
+    samples = sum(map(len, data))
+    # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer than
+    # about 1 in n s turn at the change itself.
+    margin = _MARGIN * max(1.0, 1 / (max_change * samples))
+
+    def excess(gain: float) -> float:
+        outputs = trial.outputs(gain, data)
+        over = _MARGIN * basic.change(outputs)[1] / max_change
+        turning = basic.stretches(outputs).sort().values[int(max_change * samples) :]
+        return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
+
+    good, bad, gain = 0.0, math.inf, 1.0
+    while True:
+        over = excess(gain)
+        good, bad = (gain, bad) if over <= 1 else (good, gain)
+        if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
+            return good
+        if not good and gain < _SMALLEST_GAIN:
+            raise ValueError(
+                f"no gain keeps the change of the network's output at max_change={max_change:g} on calibration_data; "
+                f"{_REMEDY}"
+            )
+        # The change is nearly proportional to the gain, so the next guess aims just below the bound.
+        aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
+        gain = aim if good < aim < bad else math.sqrt(good * bad)
+
+
+@torch.no_grad()
+def calibrated(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    rate: float,
+    inner_bias: bool,
+    max_change: float | None,
+) -> tuple[dict[str, Start], Calibration]:
+    """Starting values for ``layers`` (still basic) with which the network keeps its function to ``max_change``.
+
+    The model is run in eval mode; its modes, buffers and hooks and the random state are put back. ``batches`` are read
+    once. Every second batch is held back, up to 256 samples; of a single batch every second sample. That half is run
+    about ten times, the other once.
+
+    Args:
+        model: the basic network.
+        layers: the layers to calibrate, by name.
+        batches: input tensors ``(N, ...)``, or tuples or lists that begin with one.
+        rate: wanted fraction of places in which the branch fires, between 0 and 1.
+        inner_bias: whether the units will have b1.
+        max_change: bound on the relative L2 change of the network's output, and on the fraction of samples whose
+            largest output becomes another; None leaves the gain at 1.
+
+    Returns:
+        For each name either ``collision_weight`` (w' in the paper's units) or ``inner_bias``, ``(C_out,)``; and what
+        was measured, with the gain.
+
+    Raises:
+        ValueError: no or empty batches; values that aren't finite; a layer that the batches never reach; a layer with
+            negative inputs but without b1; a change that can't be measured, or is larger at any gain.
+    """
+    records = {name: _Record(name) for name in layers}
+    of = {module: records[name] for name, module in layers.items()}
+    with undisturbed(model):
+        with watched(of, lambda module, x, output: of[module].add(module, x, output)):
+            data, held_back = _read(model, _inputs(batches, next(model.parameters(), None)))
+        _check(records, inner_bias)
+        starts = {name: record.start(rate) for name, record in records.items()}
+        basic = _Comparison(_outputs(model, data))
+        trial = _Trial(model, layers, starts)
+        gain = 1.0 if max_change is None else _largest_gain(trial, basic, data, max_change)
+        outputs = trial.outputs(gain, data)
+    rates = trial.rates()
+    silent = tuple(name for name, fired in rates.items() if not fired)
+    agreement = float((basic.stretches(outputs) > 1).double().mean())
+    facts = (sum(rates.values()) / len(rates), basic.change(outputs)[0], agreement)
+    return starts, Calibration(gain, *facts, sum(map(len, data)), held_back, silent)
+
+
+def _check(records: Mapping[str, _Record], inner_bias: bool) -> None:
+    if missed := [name for name, record in records.items() if not record.y]:
+        raise ValueError(
+            f"calibration_data reached {len(records) - len(missed)} of {len(records)} layers; never {missed[0]!r}: "
+            "leave layers that don't run in eval mode out by filter_fn"
+        )
+    negative = [name for name, record in records.items() if not record.nonnegative]
+    if negative and not inner_bias:
+        raise ValueError(
+            f"layer {negative[0]!r} has negative inputs, where only b1 can calibrate, and inner_bias is False; "
+            "set inner_bias=True, or leave the layer out by filter_fn"
+        )

@@ -1,0 +1,136 @@
+"""One file, or one member of a shard, decoded as training would. Runs in processes of its own: imports little."""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import PurePosixPath
+
+from PIL import Image
+
+from icnets.data.image_files import read_header, slenderness, without_warnings
+
+__all__ = ["Inspection", "Item", "inspect"]
+
+# What training makes of these is what the eye sees.
+_PLAIN_MODES = ("RGB", "L")
+_SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second picture for the camera's own use
+_MOST_BYTES = 1 << 30  # of a file; no image that Pillow decodes has more
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image, or what may be one.
+
+    Args:
+        name: what it is called in reports.
+        path: the file; with ``offset`` and ``size``, the part of it that a shard's member is.
+        split: train, val, test or all.
+        label: its class; None outside of class folders.
+        listed: whether training would read it, by its place and extension.
+    """
+
+    name: str
+    path: str
+    split: str
+    label: str | None
+    listed: bool = True
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        """The bytes, all of them. Raises OSError."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    @property
+    def extension(self) -> str:
+        """Of its name, in lower case, with the dot."""
+        return PurePosixPath(self.name).suffix.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """(kind, reason) of what is wrong, and a digest of the bytes of an image that training would read."""
+
+    found: list[tuple[str, str]] = field(default_factory=list)
+    digest: bytes | None = None
+
+
+def inspect(item: Item, min_size: int = 0) -> Inspection:
+    """Decode ``item`` fully. ``min_size``: the side in pixels below which an image is reported as small."""
+    with without_warnings():
+        try:
+            if not stat.S_ISREG(os.stat(item.path).st_mode):  # a pipe would be waited for
+                return Inspection([("unreadable", "no file")])
+            if not item.listed:
+                return Inspection(_unlisted(item))
+            if (size := os.path.getsize(item.path) if item.size < 0 else item.size) > _MOST_BYTES:
+                return Inspection([("unreadable", f"{size:,} bytes, more than {_MOST_BYTES:,}")])
+            content = item.read()
+        except OSError as error:
+            return Inspection([("unreadable", error.strerror or str(error))])
+        if not content:
+            return Inspection([("empty-file", "0 bytes")])
+        return Inspection(_decode(content, item.extension, min_size), hashlib.blake2b(content, digest_size=16).digest())
+
+
+def _unlisted(item: Item) -> list[tuple[str, str]]:
+    with open(item.path, "rb") as file:
+        try:
+            with Image.open(file) as image:
+                what = f"{image.format}, {image.width}x{image.height}"
+        except Exception:
+            return [] if item.label is None else [("not-image", f"no image; training ignores {item.extension or 'it'}")]
+    if item.label is None:
+        return [("outside-class", what)]
+    return [("ignored-image", f"{what}; training doesn't read {item.extension or 'files without extension'}")]
+
+
+def _decode(content: bytes, extension: str, min_size: int) -> list[tuple[str, str]]:
+    limit = Image.MAX_IMAGE_PIXELS or float("inf")
+    try:
+        with read_header(BytesIO(content)) as image:
+            found = _looks(image, extension, min_size)
+            if (problem := slenderness(image)) is not None:
+                return [*found, ("unreadable", problem)]
+            if image.width * image.height > limit:
+                return [*found, ("huge", f"{image.width}x{image.height}")]
+            image.load()
+            if image.mode not in _PLAIN_MODES:
+                image.convert("RGB")  # which not every mode can
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        return [("bomb", _line(error).partition(",")[0])]
+    except Exception as error:  # decoders raise whatever they stumble over
+        reason = _line(error)
+        cut = any(words in reason.lower() for words in ("truncated", "end of file", "not enough data"))
+        return [("truncated" if cut else "unreadable", reason)]
+    return [*found, ("animated", f"{frames} frames")] if frames > 1 else found
+
+
+def _looks(image: Image.Image, extension: str, min_size: int) -> list[tuple[str, str]]:
+    """What the header alone tells."""
+    found = []
+    wanted = Image.registered_extensions().get(extension)
+    wanted = _SAME_FORMAT.get(wanted or "", wanted)
+    is_format = _SAME_FORMAT.get(image.format or "", image.format)
+    if wanted is not None and wanted != is_format:
+        found.append(("wrong-extension", f"{image.format} by content"))
+    if min(image.size) < min_size:
+        found.append(("small", f"{image.width}x{image.height}, the least is {min_size}"))
+    if image.mode == "CMYK":
+        found.append(("cmyk", "mode CMYK"))
+    elif image.mode.startswith(("I", "F")):
+        found.append(("16-bit", f"mode {image.mode}"))
+    elif image.mode not in _PLAIN_MODES or "transparency" in image.info:
+        transparent = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+        found.append(("mode", f"mode {image.mode}{', with transparency' if transparent else ''}"))
+    return found
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "no image by its content" if "cannot identify image file" in text else text

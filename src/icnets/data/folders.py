@@ -1,0 +1,258 @@
+"""Folders whose subfolders are the classes: finding their images, checking them, drawing splits."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from icnets.data.image_files import (
+    LeftOut,
+    image_extensions,
+    images_below,
+    left_out_line,
+    open_image,
+    reason,
+    without_warnings,
+)
+from icnets.support.text import few, tell
+
+__all__ = [
+    "Listing",
+    "class_names",
+    "find_images",
+    "folder_splits",
+    "images_below",
+    "require_readable",
+    "split_folders",
+    "take",
+    "train_and_val",
+]
+
+_SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
+_LIKE_SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
+_LIKE_SPLITS |= {"training": "train", "dev": "val", "eval": "val", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images of a folder of class folders: sorted paths, the class index of each, and the class names."""
+
+    paths: list[Path]
+    targets: list[int]
+    class_names: list[str]
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of "train", "val" and "test" that there are; none if ``root`` has no train/.
+
+    Raises:
+        ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
+            classes, or be passed over.
+    """
+    found = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _SPLITS.items()}
+    folders = {split: folder for split, folder in found.items() if folder is not None}
+    folders = folders if "train" in folders else {}
+    _refuse_look_alikes(root, folders)
+    return folders
+
+
+def _refuse_look_alikes(root: Path, found: Mapping[str, Path]) -> None:
+    names = class_names(root) if root.is_dir() and os.access(root, os.R_OK) else []
+    like = {name: _LIKE_SPLITS[name.lower()] for name in names if name.lower() in _LIKE_SPLITS}
+    like = {n: split for n, split in like.items() if split not in found and not any((root / n).glob("*.tar"))}
+    if like and (found or len(set(like.values())) > 1 or len(like) == len(names)):
+        raise ValueError(
+            f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes; "
+            "splits are called train/, val/ and test/, and train/ must be there"
+        )
+
+
+def class_names(folder: Path) -> list[str]:
+    """The subfolders of a folder, sorted; hidden ones, whose names begin with a dot, and macOS's own don't count."""
+    return sorted(
+        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"
+    )
+
+
+def find_images(folder: Path, *, classes: bool = True) -> Listing:
+    """List a folder whose subfolders are the classes; with ``classes=False``, any folder of images, all of class 0.
+
+    One line tells which files were left out.
+
+    Raises:
+        ValueError: the folder is missing or can't be opened, has no class folders, or one of these holds no image or
+            has a name that is no UTF-8.
+    """
+    left_out = LeftOut()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
+    if not classes:
+        paths = images_below(folder, left_out)
+        if not paths:
+            raise ValueError(f"{folder} holds no images ({_known()}){_but(left_out)}")
+        _tell(folder, left_out)
+        return Listing(paths, [0] * len(paths), [], left_out)
+    try:
+        names = class_names(folder)
+    except OSError as error:
+        raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
+    if strange := [ascii(name) for name in names if not _is_text(name)]:
+        raise ValueError(
+            f"the names of {len(strange)} class folders of {folder} are no UTF-8: {few(strange)}; rename them"
+        )
+    if len(names) < 2:
+        found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
+        raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
+    per_class = [images_below(folder / name, left_out) for name in names]
+    empty = [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]
+    if empty:
+        raise ValueError(
+            f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}{_but(left_out)}"
+        )
+    _tell(folder, left_out)
+    targets = [i for i, paths in enumerate(per_class) for _ in paths]
+    return Listing([p for paths in per_class for p in paths], targets, names, left_out)
+
+
+def _is_text(name: str) -> bool:
+    return os.fsencode(name).decode("utf-8", "replace") == name
+
+
+def _known() -> str:
+    return (
+        ", ".join(sorted({*image_extensions()} & {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"})) + ", ..."
+    )
+
+
+def _but(left_out: LeftOut) -> str:
+    return f"; {left_out_line(left_out)}" if left_out.total() else ""
+
+
+def _tell(folder: Path, left_out: LeftOut) -> None:
+    if left_out.total():
+        tell(f"{folder}: {left_out_line(left_out)}")
+
+
+def require_readable(paths: Sequence[Path]) -> None:
+    """Open the header of every image.
+
+    Raises:
+        ValueError: with the number and the first few of those that can't be opened.
+    """
+    broken = []
+    with without_warnings():
+        for path in paths:
+            try:
+                open_image(path).close()
+            except Exception as error:  # decoders raise whatever they stumble over
+                why = reason(error)
+                broken.append(repr(str(path)) + ("" if "it is no image" in why else f" ({why})"))
+    if broken:
+        raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {few(broken)}; repair or remove them")
+
+
+def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tuple[list[int], list[int]]:
+    """Draw ``count`` of the indices of ``targets``, stratified: every class in its proportion, as far as that goes.
+
+    Returns:
+        The indices drawn and the others, both in ascending order. ``leave`` images of every class stay among the
+        others; every class is among those drawn if ``count`` is at least the number of classes.
+
+    Raises:
+        ValueError: there are not ``count`` images to draw.
+    """
+    labels = np.asarray(targets)
+    rng = np.random.default_rng(seed)
+    groups = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    share = np.array([len(g) * count / len(labels) for g in groups])
+    low, high = int(count >= len(groups)), np.array([max(len(g) - leave, 0) for g in groups])
+    if not 0 <= count <= high.sum():
+        raise ValueError(
+            f"cannot draw {count} images from {len(labels)} in {len(groups)} classes, leaving {leave} of each"
+        )
+    quota = np.clip(np.floor(share).astype(int), np.minimum(low, high), high)
+    # What rounding left over, or took too much, is settled where the share is missed most.
+    while (missing := np.sign(count - quota.sum())) != 0:
+        gap = np.where(quota < high if missing > 0 else quota > low, (share - quota) * missing, -np.inf)
+        quota[int(np.argmax(gap))] += missing
+    drawn = np.sort(np.concatenate([g[:q] for g, q in zip(groups, quota, strict=True)]))
+    return drawn.tolist(), np.setdiff1d(np.arange(len(labels)), drawn).tolist()
+
+
+def train_and_val(
+    targets: Sequence[int], train_size: int | None, val_fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Positions of the training images and, disjoint, of the validation images, drawn class by class.
+
+    Raises:
+        ValueError: there are not ``train_size`` images for training.
+    """
+    classes = len(set(targets))
+    val, rest = take(targets, max(classes, round(val_fraction * len(targets))), seed, leave=1)
+    size = len(rest) if train_size is None else train_size
+    if not classes <= size <= len(rest):
+        raise ValueError(
+            f"train_size is {size}, but {len(rest)} images are left beside {len(val)} for validation, "
+            f"and {classes} classes need at least {classes}"
+        )
+    return [rest[i] for i in take([targets[i] for i in rest], size, seed)[0]], val
+
+
+def folder_splits(
+    root: Path, *, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, Listing]:
+    """The listings train, val and test of a folder; see :class:`icnets.data.data_module.ImageData`."""
+    listings = _split_folders(root)
+    if "train" not in listings:
+        everything = listings.pop("all")
+        _require_per_class(everything, 3 if test_fraction else 2, root)
+        wanted = max(len(everything.class_names), round(test_fraction * len(everything.paths)))
+        test, rest = take(everything.targets, wanted if test_fraction else 0, seed, leave=2)
+        listings["train"] = _subset(everything, rest)
+        if test:
+            listings["test"] = _subset(everything, test)
+    pool = listings["train"]
+    if "val" not in listings:
+        _require_per_class(pool, 2, root)
+        train, val = train_and_val(pool.targets, train_size, val_fraction, seed)
+        listings["train"], listings["val"] = _subset(pool, train), _subset(pool, val)
+    elif train_size is not None and train_size < len(pool.paths):
+        listings["train"] = _subset(pool, take(pool.targets, train_size, seed)[0])
+    listings.setdefault("test", listings["val"])
+    return listings
+
+
+def _subset(listing: Listing, indices: Sequence[int]) -> Listing:
+    return Listing([listing.paths[i] for i in indices], [listing.targets[i] for i in indices], listing.class_names)
+
+
+def _require_per_class(listing: Listing, least: int, root: Path) -> None:
+    counts = np.bincount(listing.targets, minlength=len(listing.class_names)).tolist()
+    for name, found in zip(listing.class_names, counts, strict=True):
+        if found < least:
+            raise ValueError(
+                f"class {name!r} of {root} has {found} image{'s' * (found > 1)}: each split needs one, {least} in all"
+            )
+
+
+def _split_folders(root: Path) -> dict[str, Listing]:
+    """Listings by split, or of "all" where the folder has none; splits must have the classes of the training set."""
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
+    folders = split_folders(root)
+    if not folders:
+        return {"all": find_images(root)}
+    listings = {split: find_images(folder) for split, folder in folders.items()}
+    known = listings["train"].class_names
+    for split, listing in listings.items():
+        missing = sorted(set(known) - set(listing.class_names))
+        extra = sorted(set(listing.class_names) - set(known))
+        if missing or extra:
+            parts = [
+                f"{verb} {few([repr(name) for name in c])}" for verb, c in (("lacks", missing), ("adds", extra)) if c
+            ]
+            raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
+    return listings

@@ -1,0 +1,315 @@
+"""Images read in batches: tensors in memory, or encoded files.
+
+Everything random here depends on (seed, epoch, index of the image) alone: not on the number of workers, not on the
+batch an image falls into, and not on what else has drawn random numbers in between. So a run can be repeated, and
+resumed anywhere.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from icnets.data.image_files import open_image, reason, without_warnings
+from icnets.data.order import PADDING, Key, key_parts
+from icnets.data.sources import Source
+from icnets.support.text import few
+
+__all__ = ["IGNORED", "ImageFiles", "Normalization", "TensorImages", "Unreadable", "as_is", "seed_all"]
+
+Batch = tuple[Tensor, Tensor]
+IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
+
+_logger = logging.getLogger(__name__)
+
+
+def _seed(*entropy: int) -> int:
+    """Seeds random and numpy, and returns the seed for torch."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - timm draws from it
+    return seed
+
+
+def seed_all(*entropy: int) -> None:
+    """Seeds random, numpy and torch, on all devices, by whole numbers from 0."""
+    torch.manual_seed(_seed(*entropy))
+
+
+def _seed_cpu(*entropy: int) -> None:
+    torch.default_generator.manual_seed(_seed(*entropy))  # torch.manual_seed would reset the GPU's as well
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Random numbers drawn outside don't notice that some are drawn inside."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _seeded(*entropy: int) -> Iterator[None]:
+    """Random numbers drawn inside depend on ``entropy`` alone, and those drawn outside don't notice."""
+    with _apart():
+        _seed_cpu(*entropy)
+        yield
+
+
+class _Images(Dataset[Batch]):
+    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted."""
+
+    def __init__(
+        self, targets: Sequence[int] | Tensor, seed: int, mix: Callable[[Tensor, Tensor], Batch] | None
+    ) -> None:
+        self.targets = targets if isinstance(targets, Tensor) else torch.tensor(list(targets), dtype=torch.int64)
+        self.seed = seed
+        self.mix = mix
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, key: int | Key) -> Batch:
+        """One image (C, H, W) and its class, neither mixed."""
+        epoch, index, copy = key_parts(key)
+        x, target = self.batch(epoch, [index], [copy])
+        return x[0], target[0]
+
+    def __getitems__(self, keys: Sequence[int | Key]) -> Batch:
+        """Images (N, C, H, W), float32, normalised; targets (N,) int64, or (N, classes) float32 where mixed.
+
+        The target of ``PADDING`` is ``IGNORED``.
+        """
+        parts = [key_parts(key) for key in keys]
+        epoch, indices = parts[0][0], [max(index, 0) for _, index, _ in parts]
+        x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
+        for row, (_, index, _) in enumerate(parts):
+            if index == PADDING:
+                target[row] = self.ignored
+        if self.mix is None:
+            return x, target
+        with _seeded(self.seed, epoch, indices[0], 1):
+            x, target = self.mix(x, target)
+        return x, target.float()
+
+    @property
+    def ignored(self) -> int:
+        """The target of what evaluation leaves out; where several classes may be right: none of them."""
+        return IGNORED if self.targets.ndim == 1 else False
+
+    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+        """Images (N, C, ...) of one epoch, augmented, and their classes."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call an image."""
+        return str(index)
+
+
+def as_is(batch: Any) -> Any:
+    """For a loader of these: the images come as a batch already."""
+    return batch
+
+
+class TensorImages(_Images):
+    """Images (N, C, H, W), or signals (N, C, L), that are in memory.
+
+    Args:
+        images: of any dtype; ``transform`` and ``finish`` say what becomes of it.
+        targets: class indices.
+        shift: images are shifted at random by up to so many pixels along both axes.
+        fill: per channel, what moves in: the background's value; nothing: 0.
+        flips: axes along which images are flipped at random, such as -1 for left and right.
+        transform: of one image (C, ...), drawing from torch's random numbers, before it is shifted and flipped.
+        finish: of a whole batch, at the end, such as the normalisation.
+        seed: of everything random.
+        mix: mixes a batch.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Sequence[int],
+        *,
+        shift: int = 0,
+        fill: Sequence[float] | None = None,
+        flips: Sequence[int] = (),
+        transform: Callable[[Tensor], Tensor] | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+        mix: Callable[[Tensor, Tensor], Batch] | None = None,
+    ) -> None:
+        super().__init__(targets, seed, mix)
+        self.images = images
+        self.shift, self.flips = shift, tuple(flips)
+        self.transform, self.finish = transform, finish
+        values = [0.0] * images.shape[1] if fill is None else list(fill)
+        self.background = torch.tensor(values, dtype=images.dtype).view(1, -1, *[1] * (images.dim() - 2))
+
+    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+        return self.read(epoch, indices), self.targets[indices]
+
+    def read(self, epoch: int, indices: list[int]) -> Tensor:
+        """The images of one epoch, augmented."""
+        x = self.images[indices]
+        if self.transform is not None:
+            with _seeded(self.seed, epoch, indices[0], 2):
+                x = torch.stack([self.transform(image) for image in x])
+        if self.shift:
+            x = self._shifted(x, epoch, indices)
+        if self.flips:
+            table = np.random.default_rng((self.seed, epoch, 3)).random((len(self), len(self.flips)))[indices] < 0.5
+            for axis, flip in zip(self.flips, torch.from_numpy(table).T, strict=True):
+                x = torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(axis), x)
+        return x if self.finish is None else self.finish(x)
+
+    def _shifted(self, x: Tensor, epoch: int, indices: list[int]) -> Tensor:
+        # One table for the epoch: a draw then depends on neither the batch nor the worker.
+        rng = np.random.default_rng((self.seed, epoch))
+        table = torch.from_numpy(rng.integers(0, 2 * self.shift + 1, size=(len(self), 2)))[indices]
+        height, width = x.shape[-2:]
+        padded = F.pad(x - self.background, (self.shift,) * 4) + self.background
+        rows = (table[:, 0, None] + torch.arange(height))[:, None, :, None]
+        columns = (table[:, 1, None] + torch.arange(width))[:, None, None, :]
+        channel = torch.arange(x.shape[1])[None, :, None, None]
+        return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
+
+
+class Unreadable:
+    """Which images could not be read, counted over all processes that read for this one.
+
+    Args:
+        source: names the images.
+        limit: so many different images may be unreadable.
+    """
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self.source, self.limit = source, limit
+        self._found = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+
+    @property
+    def indices(self) -> list[int]:
+        """Those found so far."""
+        return torch.nonzero(self._found).flatten().tolist()
+
+    def add(self, index: int, error: Exception) -> None:
+        """Logs the first time that an image is found; raises ValueError where that is one too many."""
+        new, why = not self._found[index], reason(error)
+        self._found[index] = 1
+        if int(self._found.sum()) > self.limit:
+            found = self.indices
+            if self.limit == 0:
+                text = f"can't read the image {self.source.name(index)}: {why}"
+                raise ValueError(f"{text}; repair or remove it, or allow some by data.max_unreadable") from error
+            raise ValueError(
+                f"{len(found)} images can't be read, and data.max_unreadable is {self.limit}: "
+                f"{few([self.source.name(i) for i in found])}; icnets data check lists them all"
+            ) from error
+        if new:
+            _logger.warning("can't read the image %s: %s; it is skipped", self.source.name(index), why)
+
+
+class Normalization:
+    """From uint8 (C, H, W) to float32 by mean and deviation per channel, which are on the scale from 0 to 1.
+
+    The same numbers as by timm's transforms, to the bit, with fewer copies in between.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.contiguous().div(255).sub_(self.mean).div_(self.std)
+
+
+class ImageFiles(_Images):
+    """Encoded images, decoded when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
+
+    With ``in_chans=1`` the image is turned to grey first and the first of its three equal channels is kept. An image
+    that can't be read is counted; in training another one, drawn at random, takes its place, in evaluation its target
+    is ``IGNORED``.
+
+    Args:
+        source: gives the encoded images.
+        targets: class indices; or (N, classes) bool, where several classes may be right.
+        transform: draws from the random numbers of random, numpy and torch.
+        finish: what is done to its result (in_chans, H, W), such as ``Normalization``.
+        in_chans: 1 or 3.
+        seed: of everything random.
+        mix: mixes a batch.
+        training: whether unreadable images are replaced.
+        max_unreadable: number of images that may be unreadable before that is an error.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        targets: Sequence[int] | Tensor,
+        transform: Callable[[Image.Image], Any],
+        *,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        in_chans: int = 3,
+        seed: int = 0,
+        mix: Callable[[Tensor, Tensor], Batch] | None = None,
+        training: bool = False,
+        max_unreadable: int = 0,
+    ) -> None:
+        super().__init__(targets, seed, mix)
+        self.source = source
+        self.transform, self.finish = transform, finish
+        self.in_chans = in_chans
+        self.training = training
+        self.unreadable = Unreadable(source, max_unreadable)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+        with _apart(), without_warnings():  # once for all of them: it takes longer than the seeding
+            pairs = [self._read(epoch, index, copy) for index, copy in zip(indices, copies, strict=True)]
+        # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
+        return default_collate([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
+
+    def evaluated(self, index: int) -> Tensor:
+        """One image (in_chans, H, W) as evaluation sees it; raises whatever its decoder does if it can't be read."""
+        with _apart(), without_warnings():
+            return self._transformed(self._decode(index), 0, index, 0)
+
+    def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
+        substitutes: Any = None
+        while True:
+            try:
+                image = self._decode(index)
+                break
+            except Exception as error:  # decoders raise whatever they stumble over
+                self.unreadable.add(index, error)
+            if not self.training:
+                return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), torch.full_like(
+                    self.targets[0], self.ignored
+                )
+            substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, copy, 4))
+            index = int(substitutes.integers(len(self)))
+        return self._transformed(image, epoch, index, copy), self.targets[index]
+
+    def _decode(self, index: int) -> Image.Image:
+        with open_image(self.source.open(index)) as file:
+            image = file if self.in_chans == 3 else file.convert("L")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # to its own mode, convert would copy
+
+    def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:
+        _seed_cpu(self.seed, epoch, index, *([copy] if copy else []))
+        x = torch.as_tensor(self.transform(image))[: self.in_chans]
+        return x if self.finish is None else self.finish(x)

@@ -1,0 +1,166 @@
+"""How a network is evaluated: which pixels of an image it sees, and what counts as right."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torchvision.transforms import v2
+
+from icnets.data.folders import Listing, find_images
+from icnets.support.text import few
+
+__all__ = [
+    "INTERPOLATIONS",
+    "Multicrop",
+    "average_crops",
+    "best_label",
+    "describe",
+    "find_test_images",
+    "multicrop",
+    "read_real_labels",
+]
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+transforms: Any = v2  # which torchvision doesn't export as type checkers want it
+_REAL_NAME = "ILSVRC2012_val_{:08d}"  # image i of the validation set, from 1
+
+
+class Multicrop:
+    """Ten crops of an image (He et al.'s 10-crop): corners and centre, and the same mirrored.
+
+    A PIL image becomes ``(3, 10, size, size)``: the crops behind the channels.
+
+    Args:
+        size: of the crops, in pixels.
+        crop_pct: ``size`` as a fraction of the image's shorter side after resizing.
+        interpolation: of the resizing: bilinear, bicubic, ...
+        mean, std: per channel, on the scale from 0 to 1.
+    """
+
+    def __init__(
+        self, size: int, *, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.resize = transforms.Resize(resized(size, crop_pct), interpolation=str_to_interp_mode(interpolation))
+        self.crop = transforms.TenCrop(size)
+        self.finish = transforms.Compose(
+            [
+                transforms.PILToTensor(),
+                transforms.ToDtype(torch.float32, scale=True),
+                transforms.Normalize(list(mean), list(std)),
+            ]
+        )
+
+    def __call__(self, image: Any) -> Tensor:
+        return torch.stack([self.finish(crop) for crop in self.crop(self.resize(image))], dim=1)
+
+
+def multicrop(data: Any) -> Multicrop:
+    """As the options of an ``ImageData`` have it."""
+    options: dict[str, Any] = {"mean": (data.mean * 3)[:3], "std": (data.std * 3)[:3]}
+    return Multicrop(data.image_size, crop_pct=data.crop_pct, interpolation=data.interpolation, **options)
+
+
+def describe(data: Any, images: int) -> str:
+    """One line that says how the test images of an ``ImageData`` are evaluated."""
+    labels = "one label an image" if data.real_labels is None else f"ImageNet-ReaL labels of {data.real_labels}"
+    if data.digits:
+        return f"protocol: handwritten digits, whole, {data.image_size} pixels; {images:,} images, {labels}"
+    crops = "the centre crop" if data.test_crops == 1 else "10 crops, their probabilities averaged,"
+    side = resized(data.image_size, data.crop_pct)
+    pixels = f"shorter side {data.interpolation} to {side}, {crops} of {data.image_size} pixels"
+    return (
+        f"protocol: {pixels}; {data.test_root or data.root or data.hf or data.val_shards}, {images:,} images, {labels}"
+    )
+
+
+def resized(size: int, crop_pct: float) -> int:
+    """The shorter side of an image before a crop of ``size``, as timm rounds it."""
+    return math.floor(size / crop_pct)
+
+
+def average_crops(logits: Tensor, images: int) -> Tensor:
+    """Logarithms of the mean probabilities (N, classes) of the crops of N images, whose logits follow each other."""
+    probabilities = logits.float().softmax(1).view(images, -1, logits.shape[1]).mean(1)
+    return probabilities.log()
+
+
+def find_test_images(folder: Path, class_names: Sequence[str]) -> Listing:
+    """The images of a test set of its own, with the classes of the training.
+
+    Class folders have the training's names (not all of them need be there), or are numbers from 0 on, as ImageNetV2's:
+    folder k is then class k of the training's sorted names. Sorted as text 10 would come before 2.
+
+    Raises:
+        ValueError: a folder that is no class of the training.
+    """
+    found = find_images(folder)
+    if set(found.class_names) <= set(class_names):
+        index = {name: class_names.index(name) for name in found.class_names}
+    elif all(name.isdecimal() for name in found.class_names):
+        index = {name: int(name) for name in found.class_names}
+        if max(index.values()) >= len(class_names) or len(set(index.values())) < len(index):
+            raise ValueError(
+                f"the class folders of {folder} are numbers up to {max(index.values())}, "
+                f"but the training has {len(class_names)} classes: they must be 0 to {len(class_names) - 1}"
+            )
+    else:
+        extra = sorted(set(found.class_names) - set(class_names))
+        raise ValueError(f"{folder} has classes that the training has not: {few([repr(name) for name in extra])}")
+    targets = [index[found.class_names[target]] for target in found.targets]
+    return Listing(found.paths, targets, list(class_names))
+
+
+def read_real_labels(file: Path, paths: Sequence[Path], classes: int) -> Tensor:
+    """ImageNet-ReaL (arXiv 2006.07159): which classes are right for each image.
+
+    Args:
+        file: real.json of github.com/google-research/reassessed-imagenet: a list of class indices per image.
+        paths: of the validation images, with their original names, ILSVRC2012_val_00000001.JPEG and so on.
+        classes: number of classes of the network.
+
+    Returns:
+        ``(len(paths), classes)`` bool; a row without any is an image without labels, which is left out.
+
+    Raises:
+        ValueError: the file is missing or something else, or an image has another name.
+    """
+    try:
+        labels = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"can't read real_labels {file}: {error}; it is real.json of reassessed-imagenet") from error
+    if not isinstance(labels, list) or not all(isinstance(row, list) for row in labels):
+        raise ValueError(f"real_labels {file} must hold a list of class indices for each image")
+    rows = {_REAL_NAME.format(i + 1): row for i, row in enumerate(labels)}
+    unknown = [path.name for path in paths if path.stem not in rows]
+    if unknown:
+        raise ValueError(f"real_labels knows no image {few(unknown)}: test images need their names of ImageNet's val")
+    right = torch.zeros(len(paths), classes, dtype=torch.bool)
+    for i, path in enumerate(paths):
+        row = rows[path.stem]
+        if row and not 0 <= min(row) <= max(row) < classes:
+            raise ValueError(f"real_labels has class {max(row)} for {path.name}, but the network has {classes} classes")
+        right[i, row] = True
+    return right
+
+
+def best_label(logits: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and single labels for images with several right classes each; images without any are left out.
+
+    The label is the right class with the largest logit: so it is among the k largest logits exactly where any right
+    class is.
+
+    Args:
+        logits: ``(N, classes)``.
+        right: ``(N, classes)`` bool.
+
+    Returns:
+        ``(M, classes)`` and ``(M,)`` int64, M <= N.
+    """
+    labelled = right.any(1)
+    logits, right = logits[labelled], right[labelled]
+    return logits, logits.masked_fill(~right, -math.inf).argmax(1)

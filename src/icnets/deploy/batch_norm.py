@@ -1,0 +1,183 @@
+"""Which batch norms can be folded into the layer before them: found by running the network once, not by tracing it."""
+
+import gc
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from icnets.support.hooks import removed_after
+from icnets.unit.deployed_form import Affine
+
+__all__ = ["Consumers", "FoldedNormAct", "affine_of", "is_norm", "obstacle_to_folding", "remove_norm_"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")  # torchvision's and timm's: known by name, not imported
+
+
+# -- who reads whose output ------------------------------------------------------------------------------------------
+
+
+class Consumers(TorchDispatchMode):
+    """Runs beside one forward pass and notes which batch norms, or what else, read each layer's output.
+
+    Every operator passes here, so that no way of writing the forward pass can hide a reader.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[nn.Module, list[Tensor]] = {}  # kept alive, so that no id is given twice
+        self.readers: dict[int, set[nn.Module | None]] = {}  # None: anything that isn't a batch norm
+        self.inputs: dict[nn.Module, list[int]] = {}
+        self.inside: list[nn.Module] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs or {})):
+            if isinstance(leaf, Tensor) and id(leaf) in self.readers:
+                self.readers[id(leaf)].add(self.inside[-1] if self.inside else None)
+        return func(*args, **(kwargs or {}))
+
+    def made(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            # A layer that handed out the same tensor twice would be its own second reader.
+            self.readers[id(output)] = {None} if id(output) in self.readers else set()
+            self.outputs.setdefault(module, []).append(output)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        # Ids of other tensors would be given again to later ones; 0 is nobody's.
+        known = bool(args) and id(args[0]) in self.readers
+        self.inputs.setdefault(module, []).append(id(args[0]) if known else 0)
+        self.inside.append(module)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.inside.pop()
+
+    @contextmanager
+    def watch(self, layers: list[nn.Module], norms: list[nn.Module]) -> Iterator[None]:
+        handles = itertools.chain(
+            (layer.register_forward_hook(self.made) for layer in layers),
+            (norm.register_forward_pre_hook(self.enter, prepend=True) for norm in norms),
+            (norm.register_forward_hook(self.leave) for norm in norms),
+        )
+        with removed_after(handles), self:
+            yield
+
+    def kept(self) -> set[int]:
+        """Ids of the outputs that somebody still holds after the pass: in the result, on a module, in a cache."""
+        found = self._held()
+        if found:  # a reference cycle that is garbage holds nothing
+            gc.collect()
+            found = self._held()
+        return found
+
+    def _held(self) -> set[int]:
+        alone = {sys.getrefcount(t) for tensors in [[torch.empty(0)]] for t in tensors}.pop()
+        return {id(t) for tensors in self.outputs.values() for t in tensors if sys.getrefcount(t) > alone}
+
+    def partner(self, norm: nn.Module, kept: set[int]) -> nn.Module | str:
+        """The layer whose output ``norm``, and nothing else, reads, at every call of either; or why there is none."""
+        reads = self.inputs.get(norm)
+        if not reads:
+            return "the example input doesn't reach it"
+        sources = {layer for layer, made in self.outputs.items() for t in made if id(t) in reads}
+        if not sources:
+            return "its input is not the output of a convolution or linear layer"
+        layer = next(iter(sources))
+        made = self.outputs[layer]
+        if len(sources) > 1 or sorted(reads) != sorted(id(t) for t in made):
+            return "it or the layer before it is shared"
+        if any(self.readers[id(t)] != {norm} or id(t) in kept for t in made):
+            return "something else reads its input too"
+        return self._misfit(layer, made) or layer
+
+    @staticmethod
+    def _misfit(layer: nn.Module, made: list[Tensor]) -> str | None:
+        dims = 2 if isinstance(layer, nn.Linear) else len(cast(Any, layer).kernel_size) + 2
+        return None if all(t.dim() == dims for t in made) else "its channels are not the layer's"
+
+
+# -- the batch norms themselves --------------------------------------------------------------------------------------
+
+
+class FoldedNormAct(nn.Module):
+    """What stays of a norm-and-activation layer once its norm is folded: ``act(drop(x))``, any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in ("drop", "act"):
+            module = self._modules.get(name)
+            if module is not None:
+                x = module(x)
+        return x
+
+
+def is_norm(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) or type(module).__name__ in _FROZEN_NORMS
+
+
+def affine_of(norm: nn.Module) -> Affine | str:
+    """The norm as ``scale * z + shift``, or why it isn't one."""
+    vectors = {n: getattr(norm, n, None) for n in ("running_mean", "running_var", "weight", "bias")}
+    exact = {n: None if v is None else v.detach().to("cpu", torch.float64) for n, v in vectors.items()}
+    mean, var = exact["running_mean"], exact["running_var"]
+    if mean is None or var is None:
+        return "it has no running statistics"
+    weight = torch.ones_like(mean) if exact["weight"] is None else exact["weight"]
+    scale = weight * (var + cast(float, norm.eps)).rsqrt()
+    shift = (torch.zeros_like(mean) if exact["bias"] is None else exact["bias"]) - mean * scale
+    if not bool((scale.isfinite() & shift.isfinite()).all()):
+        return "its statistics are not finite"
+    return Affine(scale, shift)
+
+
+def _keeps_activation(norm: nn.Module) -> bool:
+    return type(norm) not in _NORMS
+
+
+def _is_affine_and_act(norm: nn.Module, affine: Affine) -> bool:
+    """Whether a norm of a class we don't know is act(drop(scale * z + shift)), tried on random numbers."""
+    vector = cast(Tensor, norm.running_mean)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, len(affine.scale), 5, 5, generator=generator, device="cpu").to(vector) * 3
+    scale, shift = (v.to(vector).view(-1, 1, 1) for v in (affine.scale, affine.shift))
+    twin = FoldedNormAct()
+    twin._modules.update({n: norm._modules.get(n) for n in ("drop", "act")})
+    twin.training = False
+    try:
+        expected, found = norm(z.clone()), twin(z * scale + shift)
+    except (RuntimeError, TypeError, ValueError):  # it takes something else than one batch of maps
+        return False
+    return bool(torch.allclose(expected, found, rtol=1e-2, atol=1e-3 * float(expected.abs().max())))
+
+
+def obstacle_to_folding(norm: nn.Module) -> str | None:
+    if norm._forward_hooks or norm._forward_pre_hooks:
+        return "it has forward hooks"
+    if parametrize.is_parametrized(norm) or "forward" in norm.__dict__:
+        return "it has behaviour of its own"
+    affine = affine_of(norm)
+    if isinstance(affine, str):
+        return affine
+    if _keeps_activation(norm) and not _is_affine_and_act(norm, affine):
+        return f"{type(norm).__name__} has behaviour of its own"
+    return None
+
+
+def remove_norm_(norm: nn.Module) -> None:
+    """The norm object becomes an identity, or its activation: every reference to it stays valid."""
+    kept = {n: m for n, m in norm._modules.items() if _keeps_activation(norm) and n in ("drop", "act")}
+    base = nn.Module()
+    for name in [n for n in norm.__dict__ if n not in base.__dict__]:
+        del norm.__dict__[name]
+    norm._parameters.clear()
+    norm._buffers.clear()
+    norm._modules.clear()
+    norm._modules.update(kept)
+    norm.__class__ = FoldedNormAct if kept else nn.Identity

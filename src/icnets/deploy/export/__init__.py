@@ -1,0 +1,1 @@
+"""Artifacts for other engines, each reloaded and compared with PyTorch before it is announced."""

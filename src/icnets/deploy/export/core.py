@@ -1,0 +1,310 @@
+"""``export``: write, reload, compare, and only then keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from icnets.deploy.export.engines import Engine, require
+from icnets.deploy.export.export_report import Agreement, ExportReport, Parity
+from icnets.deploy.export.parity import BATCHES, Runner, agreement, compare, eager, first_images, split
+from icnets.support.files import move_into_place
+from icnets.support.plain import deepcopy, made_plain_
+from icnets.support.text import first_line
+from icnets.unit.receptive_field import write_out_
+
+__all__ = ["export"]
+
+CALIBRATION_IMAGES = 512
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    format: str = "onnx",
+    example_input: Tensor | None = None,
+    *,
+    fuse: bool = True,
+    int8: bool = False,
+    calibration_data: Iterable[Any] | None = None,
+    evaluation_data: Iterable[Any] | None = None,
+    tolerance: float = 1e-4,
+    max_loss: float = 0.05,
+    metadata: Mapping[str, Any] | None = None,
+) -> ExportReport:
+    """Writes ``model`` for another engine, in eval mode and with a dynamic batch, and proves the artefact.
+
+    The artefact is reloaded by its engine and compared with ``model`` in PyTorch, on random and, where there are data,
+    on real images, in batches of 1 and 7. It appears at ``path`` only when that went well; a file that was there
+    before is replaced then, and kept otherwise.
+
+    Args:
+        model: a float32 network of one input; it is copied and stays as it is, mode and device included.
+        path: ends in .onnx, .xml ("openvino", with a .bin beside it) or .pt2; its folder must exist.
+        format: "onnx", "openvino", "torch-export" (``torch.export.load``), or "aoti": compiled for this machine's CPU
+            by AOTInductor (``torch._inductor.aoti_load_package``).
+        example_input: float32 ``(N, C, *L)``; its shape but for N is the artefact's. By default the network's own, as
+            timm notes it.
+        fuse: export the deployed form, :func:`icnets.deploy.fuse.fuse_`; False exports the network's own graph.
+        int8: quantise by the engine's own post-training quantisation ("onnx", "openvino").
+        calibration_data: with ``int8``, representative batches: a tensor, or a tuple whose first item is the input.
+            The first 512 images are used.
+        evaluation_data: batches, ``(x, labels)`` or ``x``, for the comparison on real images, and with ``int8`` for
+            accuracy before and after. By default the calibration data.
+        tolerance: largest error allowed in float32, relative to the range of the output.
+        max_loss: with ``int8``, largest accuracy lost on the evaluation data (without labels: part of the images that
+            change their class), as a part of 1.
+        metadata: more of what a user of the artefact must know (``mean``, ``std``, ``class_names``, ...): plain data,
+            written into it as JSON beside ``input_size``, ``fused`` and ``icnets``, the version.
+
+    Returns:
+        The report: files, engine, largest errors, accuracies; ``str`` of it is to be read.
+
+    Raises:
+        ValueError: an argument that doesn't fit, a missing package (``icnets[export]``), a network that can't be
+            exported or whose artefact isn't equal to it.
+        TypeError: an example or data that aren't tensors.
+        FileNotFoundError: the folder doesn't exist.
+    """
+    path = Path(path)
+    engine = require(format, int8)
+    _check_arguments(path, format, engine, int8, calibration_data, tolerance, max_loss)
+    example = _example(model, example_input)
+    calibration = [] if calibration_data is None else list(_limited(calibration_data, CALIBRATION_IMAGES))
+    evaluation = calibration if evaluation_data is None else list(evaluation_data)
+    _check_data(example, [*calibration, *evaluation], int8)
+    original = made_plain_(deepcopy(model).cpu().eval())
+    network = _network(original, example, fuse)
+    notes = _notes(example, fuse, int8, metadata)
+    # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
+    program = _program(network if int8 else engine.lower(network), example)
+    reference = eager(original)
+    tests = _tests(example, evaluation)
+    agreed: Agreement | None = None
+    int8_parity: tuple[Parity, ...] = ()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        artefact = Path(folder, "float32", path.name)
+        artefact.parent.mkdir()
+        engine.write(program, artefact, notes)
+        parity = _prove(original, engine.read(artefact), tests, format, tolerance)
+        if int8 and engine.quantize is not None:
+            quantized = Path(folder, path.name)
+            engine.quantize(artefact, quantized, first_images(calibration, CALIBRATION_IMAGES), notes)
+            artefact, runner = quantized, engine.read(quantized)
+            # Noise is outside of the range that was calibrated, so how far int8 is off on it says nothing.
+            int8_parity = tuple(compare(reference, runner, name, x) for name, x in tests if name == "real")
+            require_one_answer(runner, tests[-1][1])
+            agreed = agreement(reference, runner, evaluation)
+            _require_agreement(agreed, max_loss)
+        size = _place(artefact, path, engine)
+    return ExportReport(path, format, engine.name, size, fuse, tolerance, parity, int8, int8_parity, agreed)
+
+
+# Arguments.
+
+
+def _check_arguments(
+    path: Path, format: str, engine: Engine, int8: bool, calibration: object, tolerance: float, max_loss: float
+) -> None:
+    if path.suffix != engine.suffix:
+        raise ValueError(f"path is {path}; for the format {format} it must end in {engine.suffix}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
+    if path.is_dir():
+        raise ValueError(f"path is {path}, which is a folder; give the name of a file")
+    if int8 and calibration is None:
+        raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}; it must be positive")
+    if not 0 <= max_loss <= 1:
+        raise ValueError(f"max_loss is {max_loss}; it must lie between 0 and 1")
+
+
+def _example(model: nn.Module, given: Tensor | None) -> Tensor:
+    """Two images of the shape to export, of normal noise: at a batch of 1 the exporter might fix it."""
+    for name, p in (*model.named_parameters(), *model.named_buffers()):
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise ValueError(f"{name} is {p.dtype}; export takes float32 networks: model.float()")
+    if given is None:
+        shape = own_input_size(model)
+        if shape is None:
+            raise ValueError("the network doesn't say how large its input is; give example_input")
+    else:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"example_input is a {type(given).__name__}; it must be a tensor (N, C, *L)")
+        if given.dim() < 2 or not given.is_floating_point():
+            raise ValueError(
+                f"example_input is {given.dtype} {tuple(given.shape)}; it must be a float32 batch (N, C, *L)"
+            )
+        shape = tuple(given.shape[1:])
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """(C, H, W) as timm notes it, with the channels that the first convolution really has; None for other networks."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, Mapping) or "input_size" not in cfg:
+        return None
+    size = tuple(int(n) for n in cfg["input_size"])
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return size if first is None else (first.in_channels, *size[1:])
+
+
+def _limited(batches: Iterable[Any], images: int) -> Iterable[Any]:
+    for batch in batches:
+        if images <= 0:
+            return
+        images -= len(split(batch)[0])
+        yield batch
+
+
+def _check_data(example: Tensor, batches: list[Any], int8: bool) -> None:
+    for batch in batches:
+        x, label = split(batch)
+        if x.shape[1:] != example.shape[1:]:
+            raise ValueError(
+                f"images of the data have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}; "
+                "give an example_input like the data"
+            )
+        if label is not None and len(label) != len(x):
+            raise ValueError(f"a batch of the data has {len(x)} images and {len(label)} labels")
+    if int8 and not any(len(split(batch)[0]) for batch in batches):
+        raise ValueError("int8 is calibrated on images, and calibration_data has none")
+
+
+# The network and its program.
+
+
+def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
+    try:
+        eager(original)(example)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {first_line(error)}; "
+            "give another example_input"
+        ) from error
+    network = deepcopy(original)
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            write_out_(module)  # engines take no single number for all dimensions
+    if not fuse:
+        return network
+    from icnets.deploy.fuse import fuse_
+
+    try:
+        fuse_(network, example)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"the network can't be fused: {first_line(error)}{_own_rounding(original, example)}; or export it unfused"
+        ) from error
+    return network
+
+
+def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        # torch.export raises whatever the network's code runs into; all of it means that this network can't be taken.
+        raise ValueError(f"torch.export can't take {type(network).__name__}: {first_line(error)}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it would carry the paths of this machine into the artefact
+    return program
+
+
+def _notes(example: Tensor, fuse: bool, int8: bool, metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    from icnets import __version__
+
+    notes = {"input_size": list(example.shape[1:]), "fused": fuse, "int8": int8, "icnets": __version__}
+    taken = notes.keys() & (metadata or {}).keys()
+    if taken:
+        raise ValueError(f"metadata has {', '.join(sorted(taken))}, which export writes itself; leave it out")
+    try:
+        return {key: v if isinstance(v, str) else json.dumps(v) for key, v in {**notes, **(metadata or {})}.items()}
+    except TypeError as error:
+        raise ValueError(f"metadata must be plain data: {error}") from None
+
+
+# Proof.
+
+
+def _tests(example: Tensor, evaluation: list[Any]) -> list[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    tests = [("random", torch.randn(n, *example.shape[1:], generator=generator)) for n in BATCHES]
+    images = first_images(evaluation, max(BATCHES))
+    if images:
+        real = torch.cat(images)
+        real = real.repeat(-(-max(BATCHES) // len(real)), *[1] * (real.dim() - 1))  # fewer than 7 come more than once
+        tests += [("real", real[:n]) for n in BATCHES]
+    return tests
+
+
+def _prove(
+    original: nn.Module, artefact: Runner, tests: list[tuple[str, Tensor]], format: str, tolerance: float
+) -> tuple[Parity, ...]:
+    parity = tuple(compare(eager(original), artefact, name, x) for name, x in tests)
+    worst, x = max(zip(parity, (x for _, x in tests), strict=True), key=lambda pair: pair[0].relative)
+    if worst.relative > tolerance:
+        raise ValueError(
+            f"the {format} artefact differs from the network by {worst.absolute:.2g}, {worst.relative:.2g} of the "
+            f"output's range, on {worst.batch} {worst.inputs} image{'s' * (worst.batch > 1)}; allowed is "
+            f"{tolerance:g}: it isn't kept{_own_rounding(original, x)}"
+        )
+    return parity
+
+
+def _own_rounding(original: nn.Module, x: Tensor) -> str:
+    """What explains an error where the network itself is unsteady, as untrained deep ones are; empty otherwise."""
+    double = eager(deepcopy(original).double())
+    try:
+        own = compare(lambda t: double(t.double()), eager(original), "these", x)
+    except (ValueError, RuntimeError):
+        return ""
+    if own.relative < 1e-5:
+        return ""
+    return (
+        f" (in float32 the network itself is off by {own.relative:.2g} of its output's range, as untrained networks "
+        "may be: give it trained weights and statistics)"
+    )
+
+
+def require_one_answer(artefact: Runner, x: Tensor) -> None:
+    """Raises ValueError if ``artefact`` says something else of an image alone than of it among the others of ``x``.
+
+    OpenVINO 2026.4 does for int8 units, fused, on maps of 1x1: at batch 1 it is wrong, at all others right.
+    """
+    apart = [artefact(image) for image in x.split(1)]
+    together = compare(artefact, lambda _: [torch.cat(parts) for parts in zip(*apart, strict=True)], "calibration", x)
+    if together.relative > 0.02:
+        raise ValueError(
+            f"the engine's int8 answers for an image alone differ by {together.relative:.2g} of the output's range "
+            "from those for it in a batch, which is the engine's mistake: the artefact isn't kept; export it unfused "
+            "(fuse=False, --no-fuse), or for larger images"
+        )
+
+
+def _require_agreement(agreed: Agreement | None, max_loss: float) -> None:
+    if agreed is not None and agreed.loss > max_loss:
+        raise ValueError(
+            f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed}): it isn't "
+            "kept; calibrate on more representative images, or allow more"
+        )
+
+
+def _place(artefact: Path, path: Path, engine: Engine) -> int:
+    """Moves the artefact to ``path``, what belongs to it first; returns its size in bytes."""
+    size = 0
+    for suffix in (*engine.companions, engine.suffix):
+        part = artefact.with_suffix(suffix)
+        size += part.stat().st_size
+        move_into_place(part, path.with_suffix(suffix))
+    return size

@@ -1,0 +1,142 @@
+"""Deployed units as engines like them: everything a convolution, or what an engine computes inside of one (ours).
+
+A deployed unit is ``sign * prelu(v, slope) + collision * s + offset``. As written, the rank-one term is a product and
+two sums that broadcast: engines take a pass over memory for each, and leave their blocked layout for them. Here ``s``
+is a convolution with a kernel of ones and one output channel per group, and the rank-one term is a second one, whose
+bias is the offset. Engines add the rest to its result in place.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icnets.unit.deployed import FusedICConv1d, FusedICConv2d, FusedICConv3d
+from icnets.unit.recording import Convolution, convolution_of
+from icnets.unit.subclasses import Replaced, has_own_forward
+
+__all__ = ["RANK_ONE", "lower_"]
+
+RANK_ONE = "rank_one"  # the name of a module, and so part of its weights' names
+
+_KINDS: dict[type[nn.Module], Any] = {FusedICConv1d: nn.Conv1d, FusedICConv2d: nn.Conv2d, FusedICConv3d: nn.Conv3d}
+
+
+class _Lowered(nn.Module):
+    """A deployed convolution, equal to it up to rounding."""
+
+    def __init__(self, unit: Any, scale_by_convolution: bool) -> None:
+        super().__init__()
+        self.unit = unit
+        self.total: nn.Module | None = None
+        self.rank_one: nn.Module | None = None
+        self.scale: nn.Module | None = None
+        if unit.collision is not None:
+            self.total, self.rank_one = _rank_one(unit)
+            unit.collision = unit.offset = None
+        if scale_by_convolution and (unit.sign is not None or unit.offset is not None):
+            channels = unit.out_channels
+            sign = torch.ones(channels) if unit.sign is None else unit.sign
+            self.scale = _constant(unit, channels, channels, sign, unit.offset)
+            unit.sign = unit.offset = None
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name, which callers may use
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
+        z: Tensor = self.unit(input)
+        if self.scale is not None:
+            z = self.scale(z)
+        if self.rank_one is not None:
+            z = z + self.rank_one(input if self.total is None else self.total(input))
+        return z
+
+
+class _Padded(nn.Module):
+    """A deployed convolution with a subclass's own forward pass: what that pads, a lowered convolution reads."""
+
+    def __init__(self, unit: Any, scale_by_convolution: bool) -> None:
+        super().__init__()
+        self.unit = unit
+        conv = convolution_of(unit, unit.basic_type.forward)
+        assert isinstance(conv, Convolution)
+        plain = copy.copy(unit)
+        plain.__class__ = next(fused for fused in _KINDS if isinstance(unit, fused))
+        zeros = [0] * len(unit.kernel_size)
+        plain.__dict__ |= {**(conv.call or {}), "padding": tuple(zeros), "sum_padding": zeros * 2}
+        plain.__dict__ |= {name: dict(plain.__dict__[name]) for name in ("_parameters", "_buffers")}
+        self.lowered = _Lowered(plain, scale_by_convolution)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
+        with Replaced(self.unit, self._convolution):
+            z: Tensor = self.unit.basic_type.forward(self.unit, x)
+        return z
+
+    def _convolution(self, input: Tensor, weight: Tensor, bias: Tensor, stride: Any, pairs: list[int], *_: Any) -> Any:
+        return self.lowered(F.pad(input, pairs) if any(pairs) else input)
+
+
+def _rank_one(unit: Any) -> tuple[nn.Module | None, nn.Module]:
+    """``collision * s + offset`` of the sums over channels, and before it what makes these (None: the input itself)."""
+    groups, window = unit.groups, unit.weight[0, 0].numel()
+    if groups == unit.in_channels and (groups > 1 or window > 1):  # depthwise
+        return None, _constant(unit, groups, groups, unit.collision / window, unit.offset, window=True)
+    # The window, too, belongs to one of the two: to the sum if there are few input channels. The sum costs about as
+    # much as 8 of the unit's own output channels, as engines compute in blocks, the rank-one term as one of its input
+    # channels. A stride alone always belongs to the sum, which then reads less.
+    early = window == 1 or (groups == 1 and 8 * unit.in_channels < unit.out_channels)
+    ones = torch.ones(groups)
+    total = _constant(unit, unit.in_channels, groups, ones, None, window=early)
+    return total, _constant(unit, groups, groups, unit.collision / window, unit.offset, window=not early)
+
+
+def _constant(
+    unit: Any, in_channels: int, groups: int, values: Tensor, bias: Tensor | None, window: bool = False
+) -> nn.Module:
+    """A convolution whose kernel is ``values``, one per output channel, everywhere; with the unit's window or none."""
+    window_of_unit: dict[str, Any] = {}
+    if window:
+        names = ("stride", "padding", "dilation", "padding_mode")
+        window_of_unit = {name: getattr(unit, name) for name in names}
+    kind = next(conv for fused, conv in _KINDS.items() if isinstance(unit, fused))
+    conv: Any = torch.nn.utils.skip_init(
+        kind,
+        in_channels,
+        len(values),
+        unit.kernel_size if window else 1,
+        groups=groups,
+        bias=bias is not None,
+        **window_of_unit,
+    )
+    conv.requires_grad_(False)
+    shape = (-1,) + (1,) * (conv.weight.dim() - 1)
+    conv.weight.copy_(values.view(shape).expand_as(conv.weight))
+    if bias is not None:
+        conv.bias.copy_(bias)
+    return cast(nn.Module, conv)
+
+
+def lower_(network: nn.Module, scale_by_convolution: bool) -> nn.Module:
+    """Puts the deployed convolutions of ``network`` into this form, in place; returns the network, or its replacement.
+
+    Args:
+        network: as :func:`icnets.deploy.fuse.fuse_` leaves it, on the CPU. Its parameters aren't kept.
+        scale_by_convolution: write the signs as a depthwise convolution, for an engine that would leave its blocked
+            layout for a product.
+    """
+    parents = list(network.modules())
+    units = [module for module in parents if isinstance(module, tuple(_KINDS))]
+    lowered: dict[nn.Module, nn.Module] = {
+        unit: (_Padded if has_own_forward(unit, kind) else _Lowered)(unit, scale_by_convolution)
+        for unit in units
+        for kind in _KINDS
+        if isinstance(unit, kind)
+    }
+    for parent in parents:
+        for name, child in parent._modules.items():
+            if child is not None and child in lowered:
+                setattr(parent, name, lowered[child])
+    return lowered.get(network, network)

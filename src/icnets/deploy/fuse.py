@@ -1,0 +1,329 @@
+"""Shipping a network: ``fuse_`` folds its batch norms and puts its IC units into their deployed form, in place."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from icnets.convert.surgery import by_reason
+from icnets.convert.wrapped import refuse_wrapped
+from icnets.deploy.batch_norm import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
+from icnets.support.hooks import Call, as_call
+from icnets.support.text import few, first_line
+from icnets.support.undo import Undo
+from icnets.unit.deployed import FUSED_LAYERS, fold_, growth_of, obstacle_to_deploying
+from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
+
+__all__ = ["FuseReport", "fuse_", "random_like"]
+
+_EXACT = 1e-9  # of the largest output, in double precision
+_SPREAD = 30  # how much more a deployed network may be off by rounding than the network itself
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What ``fuse_`` did.
+
+    Attributes:
+        fused: names of the IC units now in their deployed form.
+        folded: name of each batch norm that is gone, and of the layer that it was folded into.
+        skipped: names of the units and batch norms left as they were, with the reason.
+        max_error: largest absolute difference of the outputs, before and after, on the example and on a random batch.
+        max_relative_error: the same, relative to the largest output.
+        weight_growth: how much wider than the learned weights' range the deployed one is, per IC unit; int8 suffers
+            beyond about 4.
+        double_error: where the network amplifies rounding, so that it was compared in double precision as well: the
+            largest relative difference there.
+    """
+
+    fused: list[str]
+    folded: dict[str, str]
+    skipped: dict[str, str]
+    max_error: float
+    max_relative_error: float
+    weight_growth: dict[str, float] = field(default_factory=dict)
+    double_error: float | None = None
+
+    def __str__(self) -> str:
+        if not self.fused and not self.folded:
+            lines = ["nothing to fuse: no IC unit, and no batch norm that could be folded"]
+        else:
+            lines = [
+                f"fused {len(self.fused)} IC units, folded {len(self.folded)} batch norms",
+                f"largest error {self.max_error:.3g}, {self.max_relative_error:.3g} of the largest output",
+            ]
+        if self.double_error is not None:
+            lines.append(f"the network amplifies rounding: in double precision the error is {self.double_error:.3g}")
+        if self.weight_growth:
+            worst = max(self.weight_growth, key=lambda name: self.weight_growth[name])
+            lines.append(f"weight range grew at most {self.weight_growth[worst]:.3g}-fold, in {worst or 'the unit'}")
+        lines += by_reason("left", self.skipped)
+        return "\n".join(lines)
+
+
+# -- the surgery -----------------------------------------------------------------------------------------------------
+
+
+def _refuse(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; fuse_ takes an nn.Module")
+    refuse_wrapped(model, "fuse")
+    if (empty := next((n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta), None)) is not None:
+        raise ValueError(f"{empty} is on the meta device, without values; load the model's weights before fuse_")
+    kinds = (*IC_LAYERS, nn.modules.dropout._DropoutNd)
+    training = [n for n, m in model.named_modules() if m.training and (isinstance(m, kinds) or is_norm(m))]
+    if training:
+        where = few([n or type(model).__name__ for n in training])
+        raise ValueError(f"the model is in training mode ({where}); call model.eval() before fuse_")
+
+
+def _example(model: nn.Module, given: Any) -> Call:
+    if isinstance(given, Tensor | tuple | list | dict):
+        return as_call(model, given)
+    if given is not None:
+        raise TypeError(
+            f"example_input is a {type(given).__name__}; pass a tensor, or the model's arguments: a tuple, or a dict "
+            "of those by keyword"
+        )
+    cfg: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
+    if size is None:
+        raise ValueError(
+            "example_input is None and the model names no input size; pass a batch, e.g. torch.rand(1, 3, 224, 224)"
+        )
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(1, *size, generator=generator, device="cpu").to(like.device, like.dtype),), {}
+
+
+def random_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The noise on which outputs are compared too; what is no floating-point tensor stays."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator, device="cpu").to(value.device, value.dtype)
+
+    return tuple(draw(value) for value in args)
+
+
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    args, kwargs = tree_map_only(Tensor, torch.clone, call)  # a model may work in place on its input
+    made = model(*args, **kwargs)
+    leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not leaves:
+        raise ValueError("the model returns no floating-point tensor; there is nothing to compare before and after")
+    return [leaf.detach().double().clone() if leaf.device.type != "mps" else leaf.detach().clone() for leaf in leaves]
+
+
+def _calls(model: nn.Module, example: Call) -> list[Call]:
+    """The calls to compare outputs for: the example and noise like it. ValueError if the example is of no use."""
+    args, kwargs = example
+    try:
+        outputs = _outputs(model, example)
+    except Exception as error:  # whatever the model raises
+        tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
+        shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
+        raise ValueError(
+            f"the model fails on an example input of shape {shapes}: {first_line(error)}; pass another example_input, "
+            "and a batch that is itself a list or a tuple in a tuple: (batch,)"
+        ) from error
+    if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in outputs):
+        raise ValueError(
+            "the model's outputs for the example input are not finite, before anything is fused: there is nothing to "
+            "compare; check its weights, its batch norms' statistics and the example"
+        )
+    noise = random_like(args), dict(zip(kwargs, random_like(tuple(kwargs.values())), strict=True))
+    try:
+        _outputs(model, noise)
+    except Exception:  # it may want images in [0, 1]
+        return [example]
+    return [example, noise]
+
+
+def _all_outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
+    return [leaf for call in calls for leaf in _outputs(model, call)]
+
+
+def _difference(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
+    """Largest absolute difference, and the largest relative to the output's own maximum; infinite if not finite.
+
+    Where both are the same infinity, as masked logits are, or both are nan, as noise may make them, there is none.
+    """
+    largest, relative = 0.0, 0.0
+    for old, new in zip(before, after, strict=True):
+        if old.shape != new.shape:
+            return torch.inf, torch.inf
+        if old.numel():
+            same = (old == new) | (old.isnan() & new.isnan())
+            error = (new - old).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0).max().item()
+            size = old.abs().nan_to_num(0, 0, 0).max().item()
+            largest = max(largest, error)
+            relative = max(relative, error / size if size > 0 else error)
+    return largest, relative
+
+
+def _tolerance(model: nn.Module) -> float:
+    coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
+    return max(1e-3, 64 * coarsest)
+
+
+@dataclass
+class _Plan:
+    names: dict[nn.Module, str]
+    units: list[ICLayer]
+    folds: dict[nn.Module, nn.Module]  # layer: the norm behind it
+    skipped: dict[str, str]
+
+
+def _plan(model: nn.Module, call: Call, fold_batch_norm: bool) -> _Plan:
+    """Runs the example once and decides what to fuse and to fold, without changing anything."""
+    names = {module: name for name, module in model.named_modules()}
+    skipped = {n: why for m, n in names.items() if isinstance(m, IC_LAYERS) and (why := obstacle_to_deploying(m))}
+    skipped |= {n: "already deployed" for m, n in names.items() if isinstance(m, FUSED_LAYERS)}
+    units = [m for m, n in names.items() if isinstance(m, IC_LAYERS) and n not in skipped]
+    norms = [m for m in names if is_norm(m)] if fold_batch_norm else []
+    layers = [m for m in names if unit_of(m) is not None]
+    hooked = {m for m in layers if m._forward_hooks}
+    folds: dict[nn.Module, nn.Module] = {}
+    why_not = {m: obstacle_to_folding(m) for m in norms}
+    record = Consumers()
+    with record.watch(layers, norms):
+        _outputs(model, call)
+    kept = record.kept()
+    for norm, reason in why_not.items():
+        found = reason or record.partner(norm, kept)
+        if isinstance(found, nn.Module) and found in hooked:
+            found = "the layer before it has forward hooks"
+        if isinstance(found, nn.Module) and (stays := obstacle_to_deploying(found)):
+            found = f"the layer before it can't take it: {stays}"
+        if isinstance(found, str):
+            skipped[names[norm]] = found
+        else:
+            folds[found] = norm
+    return _Plan(names, units, folds, skipped)
+
+
+def _apply(plan: _Plan, undo: Undo) -> None:
+    for layer in dict.fromkeys([*plan.units, *plan.folds]):
+        norm = plan.folds.get(layer)
+        undo.remember(layer)
+        affine = None if norm is None else affine_of(norm)
+        assert not isinstance(affine, str)
+        fold_(layer, affine)
+        if norm is not None:
+            undo.remember(norm)
+            remove_norm_(norm)
+
+
+@contextmanager
+def _in_double(model: nn.Module, calls: list[Call]) -> Iterator[list[Call]]:
+    """Holds the model in double precision, and yields the calls so: its tensors stay the same objects."""
+
+    def wide(t: Tensor) -> Tensor:
+        return t.to(torch.complex128) if t.is_complex() else t.double() if t.is_floating_point() else t
+
+    tables = [t for m in model.modules() for t in (m._parameters, m._buffers, m.__dict__)]
+    tensors = {id(t): t for table in tables for t in table.values() if isinstance(t, Tensor)}
+    narrow: list[tuple[Tensor, Tensor]] = []
+    try:
+        for t in tensors.values():
+            narrow.append((t, t.data))
+            t.data = wide(t.data)
+        yield tree_map_only(Tensor, wide, calls)
+    finally:
+        for t, data in narrow:
+            t.data = data
+
+
+def _decide_in_double(
+    model: nn.Module, plan: _Plan, calls: list[Call], before: list[Tensor], after: list[Tensor], growth: float
+) -> float:
+    """Largest relative difference in double precision, if that is small, and rounding explains the others.
+
+    Raises RuntimeError if not. ``before`` and ``after`` are the outputs in the model's own precision; the model is as
+    before, and stays so. ``growth``: of the weights' range, and so of their rounding.
+    """
+    _, relative = _difference(before, after)
+    if not math.isfinite(relative):
+        raise RuntimeError(
+            "the deployed model's outputs are not finite, or of another shape than before; it was left as it was: "
+            "folded weights may exceed the range of a half-precision type (fuse it in float32), or its forward pass "
+            "depends on values"
+        )
+    reason = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {_tolerance(model):.3g}"
+    rest = "it was left as it was: is its output random, or does its forward pass depend on values?"
+    undo = Undo()
+    try:
+        with _in_double(model, calls) as doubled:
+            try:
+                exact = _all_outputs(model, doubled)
+                _apply(plan, undo)
+                error = _difference(exact, _all_outputs(model, doubled))[1]
+            finally:
+                undo.undo()
+    except Exception as failure:  # of a device, or of code that wants single precision
+        raise RuntimeError(
+            f"{reason}; whether that is rounding can't be told, as it fails in double precision "
+            f"({first_line(failure)}); {rest}"
+        ) from failure
+    if error > _EXACT:
+        raise RuntimeError(f"{reason}, in double precision by {error:.3g}; {rest}")
+    own, deployed = (_difference(exact, outputs)[1] for outputs in (before, after))
+    if deployed > _SPREAD * max(growth, 1.0) * own:
+        raise RuntimeError(
+            f"{reason}: in double precision it is right, but rounding changes the model's own outputs by {own:.3g} "
+            "only, so a compiled kernel may be wrong; it was left as it was: try ICNETS_FUSED=0, and report it"
+        )
+    return error
+
+
+@torch.no_grad()
+def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool = True) -> FuseReport:
+    """Puts ``model`` into its deployed form, in place: the same function, faster, for inference only (ours).
+
+    Every IC unit becomes a convolution followed by PReLU (or LeakyReLU) plus a rank-one term; every batch norm that
+    reads exactly one layer's output, alone, is folded into that layer, whether IC or plain. Anything else stays.
+
+    Args:
+        model: in eval mode. Save it before: a deployed model can't be trained, and is shipped by exporting it.
+        example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword; one pass with it
+            shows who reads what. By default noise of the input size that the model names (timm's do).
+        fold_batch_norm: False leaves every batch norm where it is.
+
+    Returns:
+        What was done and left, with the measured error. Fusing twice changes nothing more.
+
+    Raises:
+        ValueError: the model is in training mode, no example input is known or usable, or the outputs for it are not
+            finite.
+        TypeError: the model is wrapped (DDP, FSDP), compiled, scripted or traced.
+        RuntimeError: the outputs differ by more than 1e-3 of the largest (64 roundings in half precision), and the
+            network doesn't merely amplify rounding: in double precision by more than 1e-9. Whatever is raised, the
+            model is as it was.
+    """
+    _refuse(model)
+    calls = _calls(model, _example(model, example_input))
+    before = _all_outputs(model, calls)
+    plan = _plan(model, calls[0], fold_batch_norm)
+    growth = {plan.names[u]: growth_of(u) for u in plan.units}
+    undo, exact = Undo(), None
+    try:
+        _apply(plan, undo)
+        after = _all_outputs(model, calls)
+        largest, relative = _difference(before, after)
+        if relative > _tolerance(model):
+            undo.undo()
+            exact = _decide_in_double(model, plan, calls, before, after, max(growth.values(), default=1.0))
+            _apply(plan, undo)
+    except BaseException:
+        undo.undo()
+        raise
+    folded = {plan.names[norm]: plan.names[layer] for layer, norm in plan.folds.items()}
+    return FuseReport([plan.names[u] for u in plan.units], folded, plan.skipped, largest, relative, growth, exact)

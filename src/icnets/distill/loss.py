@@ -1,0 +1,340 @@
+"""Weak logit distillation (WLD): a trained basic network speeds up the start of its IC version.
+
+    L = CE(student, target) + lambda(t) * T^2 * KL(softmax(teacher / T) || softmax(student / T))
+
+with ``t`` the progress of training in [0, 1]. "Weak", because the teacher is the weaker network: it is to speed the
+start up, not to cap the end, so ``lambda`` is held first and then goes to 0.
+
+Paper (arXiv 2102.03495): that IC networks are trained faster by "extracting knowledge from pre-trained basic models".
+Its loss and schedule are not public, so everything else here is ours: the formula above, the schedules, the options.
+
+Three pieces that work alone: :class:`DistillationSchedule` is lambda(t), :class:`WeakLogitDistillation` the loss, and
+:class:`Teacher` (in ``teacher.py``) a frozen network.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icnets.distill.logits import (
+    check_logits,
+    check_target,
+    check_values,
+    check_values_of_teacher,
+    cross_entropy,
+    readable,
+    z_score,
+)
+from icnets.distill.teacher import Teacher
+
+__all__ = ["DistillationSchedule", "DistillationTerms", "Teacher", "WeakLogitDistillation"]
+
+ScheduleKind = Literal["hold-cosine", "constant", "linear", "cosine", "early-off"]
+
+# Asked once, since older compilers can't trace the question.
+_AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d))
+_ROUNDING = 1e-6  # how far the progress may lie outside [0, 1], as step / total computed in float32 does
+
+
+def _as_number(name: str, value: object, allowed: str = "") -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]  # a number, or a tensor of one
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number{allowed}, got {value!r}") from None
+
+
+def _require_number(name: str, value: object, low: float, high: float, allowed: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number in {allowed}, got {value!r}")
+    if not low <= value <= high:  # NaN fails every comparison
+        raise ValueError(f"{name} must be in {allowed}, got {value}")
+
+
+@dataclass(frozen=True)
+class DistillationSchedule:
+    """lambda(t), the weight of the distillation over the progress ``t`` of training in [0, 1] (ours).
+
+    It rises linearly from 0 over the first ``warmup`` of training (0: no warm-up) and then follows ``kind``:
+
+    * ``"hold-cosine"``: ``weight`` until ``hold``, then a cosine to 0 at the end of training (1: held to the end);
+    * ``"constant"``: ``weight`` to the end;
+    * ``"linear"`` and ``"cosine"``: from ``weight`` at the end of the warm-up to 0 at the end of training;
+    * ``"early-off"``: ``weight`` before ``off``, exactly 0 from there on.
+
+    Args:
+        kind: the shape, see above.
+        weight: the largest value, finite and >= 0.
+        warmup: fraction of training in [0, 1); at most ``hold`` or ``off`` where that ends the plateau.
+        hold: fraction of training in [0, 1]; read by ``"hold-cosine"``.
+        off: fraction of training in [0, 1]; read by ``"early-off"``.
+
+    Raises:
+        ValueError, TypeError: a value outside its range, which the message names.
+    """
+
+    kind: ScheduleKind = "hold-cosine"
+    weight: float = 1.0
+    warmup: float = 0.0
+    hold: float = 0.4
+    off: float = 0.5
+
+    def __post_init__(self) -> None:
+        kinds = get_args(ScheduleKind)
+        if self.kind not in kinds:
+            raise ValueError(f"schedule kind must be one of {', '.join(kinds)}, got {self.kind!r}")
+        _require_number("weight", self.weight, 0.0, math.nextafter(math.inf, 0.0), "[0, inf)")
+        _require_number("warmup", self.warmup, 0.0, math.nextafter(1.0, 0.0), "[0, 1)")
+        _require_number("hold", self.hold, 0.0, 1.0, "[0, 1]")
+        _require_number("off", self.off, 0.0, 1.0, "[0, 1]")
+        for kind, name, end in (("hold-cosine", "hold", self.hold), ("early-off", "off", self.off)):
+            if self.kind == kind and self.warmup > end:
+                raise ValueError(f"warmup must be in [0, {name}] = [0, {end}] for {kind!r}, got {self.warmup}")
+
+    def __call__(self, progress: float) -> float:
+        """lambda(``progress``).
+
+        Args:
+            progress: fraction of training done, in [0, 1]; rounding errors up to 1e-6 outside are forgiven.
+
+        Raises:
+            ValueError: ``progress`` is NaN or outside [0, 1].
+        """
+        t = _as_number("progress", progress, " in [0, 1]")
+        if not -_ROUNDING <= t <= 1.0 + _ROUNDING:
+            raise ValueError(f"progress must be in [0, 1] (steps done / steps in total), got {t}")
+        t = min(max(t, 0.0), 1.0)
+        if t < self.warmup:
+            return self.weight * t / self.warmup
+        return self.weight * self._plateau_and_decay(t)
+
+    def _plateau_and_decay(self, t: float) -> float:
+        if self.kind == "early-off":
+            return 1.0 if t < self.off else 0.0
+        if self.kind == "linear":
+            return (1.0 - t) / (1.0 - self.warmup)
+        if self.kind == "constant":
+            return 1.0
+        start = self.hold if self.kind == "hold-cosine" else self.warmup
+        if t <= start:
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * (t - start) / (1.0 - start)))
+
+
+_DEFAULT_SCHEDULE = DistillationSchedule()
+
+
+class DistillationTerms(NamedTuple):
+    """``loss = task + weight * distillation``; the tensors are scalars and carry their graphs.
+
+    ``distillation`` is ``T^2 * KL`` before it is weighted, and 0 where ``weight`` is 0, as it is not computed then.
+    """
+
+    loss: Tensor
+    task: Tensor
+    distillation: Tensor
+    weight: float
+
+
+class WeakLogitDistillation(nn.Module):
+    """The loss ``CE + lambda(t) * T^2 * KL(teacher / T || student / T)``, averaged over the batch (ours).
+
+    Everything is computed in float32 (float64 for float64 logits), under autocast as well. The gradient flows to the
+    student's logits only. Classes that both networks mask by -inf have no part: the value is that without them. Where
+    the teacher alone masks one, its probability is 0 and so is its term.
+
+    Args:
+        temperature: T > 0.
+        schedule: lambda(t).
+        label_smoothing: in [0, 1), for hard labels; soft targets are taken as they are, since a loader that mixes
+            images smooths its labels itself.
+        standardize: compare the z-scores (over the classes, per sample) of both networks' logits instead of the
+            logits: "Logit Standardization in Knowledge Distillation", arXiv 2403.01993. The student then need not
+            match the teacher's mean and spread.
+        correct_only: only samples that the teacher classifies correctly contribute to the KL (for soft targets: its
+            largest logit is at the target's largest probability). The average is still over the whole batch, so a
+            sample weighs the same in any company.
+        surpass_patience: switch the distillation off for good after this many validations in a row in which the
+            student is at least as good as its teacher (2 is a good value); see :meth:`observe`. None: never. The
+            count is part of the state dict.
+        task_loss: what stands in the place of CE: ``(logits (N, C), target) -> scalar`` on float32 logits and the
+            target as it comes, such as timm's ``BinaryCrossEntropy``. It smooths labels itself.
+
+    Raises:
+        ValueError, TypeError: an argument outside its range, which the message names.
+    """
+
+    surpass_streak: Tensor
+    surpass_stopped: Tensor
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        schedule: DistillationSchedule = _DEFAULT_SCHEDULE,
+        label_smoothing: float = 0.0,
+        standardize: bool = False,
+        correct_only: bool = False,
+        surpass_patience: int | None = None,
+        task_loss: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        smallest, largest = math.nextafter(0.0, 1.0), math.nextafter(math.inf, 0.0)
+        _require_number("temperature", temperature, smallest, largest, "(0, inf)")
+        _require_number("label_smoothing", label_smoothing, 0.0, math.nextafter(1.0, 0.0), "[0, 1)")
+        if not isinstance(schedule, DistillationSchedule):
+            raise TypeError(f"schedule must be a DistillationSchedule, got {type(schedule).__name__}")
+        if surpass_patience is not None:
+            if isinstance(surpass_patience, bool) or not isinstance(surpass_patience, int):
+                raise TypeError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience!r}")
+            if surpass_patience < 1:
+                raise ValueError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience}")
+        if task_loss is not None and label_smoothing:
+            raise ValueError(f"label_smoothing is {label_smoothing} beside a task_loss, which smooths labels itself")
+        self.temperature = float(temperature)
+        self.task_loss = task_loss
+        self.schedule = schedule
+        self.label_smoothing = float(label_smoothing)
+        self.standardize = standardize
+        self.correct_only = correct_only
+        self.surpass_patience = surpass_patience
+        self.register_buffer("surpass_streak", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("surpass_stopped", torch.zeros((), dtype=torch.bool))
+        # The buffers are what checkpoints keep; this copy spares every training step a wait for the GPU.
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the surpass-stop has switched the distillation off."""
+        return self._stopped and self.surpass_patience is not None
+
+    def weight_at(self, progress: float) -> float:
+        """The weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
+        weight = self.schedule(progress)
+        return 0.0 if self.stopped else weight
+
+    def needs_teacher(self, progress: float) -> bool:
+        """Whether the teacher matters at ``progress`` in [0, 1]; where not, its forward can be left out."""
+        return self.weight_at(progress) > 0.0
+
+    def observe(self, student_accuracy: float | Tensor, teacher_accuracy: float | Tensor) -> bool:
+        """Surpass-stop: to be called once per validation.
+
+        Args:
+            student_accuracy: in distributed training the value reduced over all processes, so that every process
+                decides alike.
+            teacher_accuracy: on the same data and in the same unit.
+
+        Returns:
+            Whether the distillation is off; always False without ``surpass_patience``.
+
+        Raises:
+            ValueError: an accuracy is NaN or infinite.
+        """
+        student = _as_number("student_accuracy", student_accuracy)
+        teacher = _as_number("teacher_accuracy", teacher_accuracy)
+        if not (math.isfinite(student) and math.isfinite(teacher)):
+            raise ValueError(f"accuracies must be finite, got {student} (student) and {teacher} (teacher)")
+        if self.surpass_patience is None:
+            return False
+        with torch.no_grad():
+            streak = int(self.surpass_streak) + 1 if student >= teacher else 0
+            self._stopped = self._stopped or streak >= self.surpass_patience
+            self.surpass_streak.fill_(streak)
+            self.surpass_stopped.fill_(self._stopped)
+        return self._stopped
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, progress: float) -> Tensor:
+        """The loss, a scalar. Arguments and errors as in :meth:`terms`."""
+        return self.terms(student_logits, teacher_logits, target, progress).loss
+
+    def terms(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, progress: float
+    ) -> DistillationTerms:
+        """The loss with its parts.
+
+        Args:
+            student_logits: ``(N, C)``, or ``(N, C, d1, ...)`` for dense prediction; any floating dtype.
+            teacher_logits: of the same shape; None leaves the task's loss alone (the baseline without a teacher).
+            target: hard labels ``(N,)`` or ``(N, d1, ...)``, int64 (-100 marks places without a label: the
+                cross-entropy leaves them out, the teacher still teaches there); or soft targets of the logits'
+                shape, floating.
+            progress: fraction of training done, in [0, 1].
+
+        Returns:
+            Float32 terms; float64 for float64 student logits.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes, devices or labels that don't fit together, both named; an empty
+                batch; and, on the CPU, where looking costs nothing: labels out of range, a class that the student masks
+                by -inf though the target or the teacher wants it, NaN from the teacher. On a GPU the value tells.
+
+        Example:
+            >>> wld = WeakLogitDistillation()
+            >>> terms = wld.terms(student(x), teacher(x), target, progress=0.1)
+            >>> terms.loss.backward()
+        """
+        weight = self.weight_at(progress)
+        check_logits(student_logits, teacher_logits)
+        soft = check_target(student_logits, target)
+        with _without_autocast(student_logits.device.type):
+            dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+            student = student_logits.to(dtype)
+            if soft:
+                target = target.to(dtype)
+            if readable(student):
+                check_values(student, target, soft=soft, masks=self.task_loss is None)
+            if self.task_loss is None:
+                task = cross_entropy(student, target, 0.0 if soft else self.label_smoothing)
+            else:
+                task = self.task_loss(student, target)
+            if teacher_logits is None or weight == 0.0:
+                return DistillationTerms(task, task, torch.zeros_like(task), 0.0)
+            labels = target.argmax(1) if soft else target
+            distillation = self._distillation(student, teacher_logits.detach().to(dtype), labels)
+            return DistillationTerms(task + weight * distillation, task, distillation, weight)
+
+    def _distillation(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        if readable(teacher):
+            check_values_of_teacher(teacher, student)
+        correct = teacher.argmax(1) == labels if self.correct_only else None
+        if self.standardize:
+            student, teacher = z_score(student), z_score(teacher)
+        log_s = F.log_softmax(student / self.temperature, dim=1)
+        log_t = F.log_softmax(teacher / self.temperature, dim=1)
+        p = log_t.exp()
+        # A class that the teacher leaves out adds nothing, whatever the student says: 0 * inf would be NaN.
+        difference = torch.where(p > 0, log_t - log_s, torch.zeros_like(p))
+        if readable(teacher) and (lost := (difference == math.inf).nonzero()).numel():
+            raise ValueError(
+                f"the student's logits are -inf for class {int(lost[0, 1])}, to which the teacher gives a probability: "
+                "mask it in both, or in the teacher alone"
+            )
+        divergence = (p * difference).sum(1)
+        if correct is not None:
+            divergence = torch.where(correct, divergence, torch.zeros_like(divergence))
+        return self.temperature**2 * divergence.mean()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.surpass_stopped.is_meta:
+            self._stopped = bool(self.surpass_stopped)
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, schedule={self.schedule}, label_smoothing={self.label_smoothing}, "
+            f"standardize={self.standardize}, correct_only={self.correct_only}, "
+            f"surpass_patience={self.surpass_patience}"
+        )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if device_type in _AUTOCAST_DEVICES:
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

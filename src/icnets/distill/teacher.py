@@ -1,0 +1,281 @@
+"""A trained network as a teacher: frozen, always in eval mode, and no part of the student's checkpoint (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from icnets.support.text import described, first_line
+
+__all__ = ["Teacher", "require_independent", "require_same_shape"]
+
+Normalization = Sequence[float] | Tensor
+
+
+class Teacher(nn.Module):
+    """Any network ``(N, C_in, ...) -> (N, C, ...)`` logits, as a teacher (ours).
+
+    The network is taken as it is, not copied: its parameters stop requiring gradients, and it goes to eval mode and
+    stays there, also when a parent calls ``train()``. It is hidden from the parent: ``state_dict``, ``parameters``,
+    ``modules``, ``apply`` and ``requires_grad_`` don't see it, and loading skips keys that an older checkpoint may
+    hold for it; only moves (``to``, ``cuda``, ``half``) reach it. Pickling and deep copies include it.
+
+    Where its normalisation differs from the student's, give all four of ``mean``, ``std`` (what the teacher was trained
+    with) and ``student_mean``, ``student_std`` (what the student's input comes with), one value per input channel:
+    the input is then normalised anew for the teacher.
+
+    Args:
+        model: the network. Not the student itself: pass ``copy.deepcopy(model)`` where both start from one network.
+        mean: the teacher's normalisation, a sequence or tensor of C_in values, like the three that follow.
+        std: above 0.
+        student_mean: normalisation of the images that arrive.
+        student_std: above 0.
+        classes: where the student's classes are among the teacher's, one position each: the logits are taken in that
+            order, ``(N, len(classes), ...)``. None: as they are.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module, or is a Teacher already.
+        ValueError: some but not all of the four are given, their lengths differ, or a value is out of range.
+
+    Example:
+        >>> teacher = Teacher(timm.create_model("resnet50", pretrained=True), classes=[281, 207])  # tabby, retriever
+        >>> logits = teacher(x)  # (N, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Normalization | None = None,
+        std: Normalization | None = None,
+        student_mean: Normalization | None = None,
+        student_std: Normalization | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module) or isinstance(model, Teacher):
+            raise TypeError(f"a teacher is made from an nn.Module that is no Teacher yet, got {type(model).__name__}")
+        self._affine = _renormalization(mean, std, student_mean, student_std)
+        self._positions = None if classes is None else _class_positions(classes)
+        # Not a submodule, so that nothing that walks the parent finds it.
+        object.__setattr__(self, "_hidden_model", model)
+        model.requires_grad_(False)
+        model.eval()
+        super().train(False)
+        self._place(torch.device("cpu"))
+        first = next(model.parameters(), None)
+        if first is not None:
+            self._place(first.device)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        model: nn.Module = self.__dict__["_hidden_model"]
+        return model
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """Which of the network's classes are taken, in this order; None: all of them as they are."""
+        return self._positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The teacher's logits, without gradient.
+
+        Args:
+            x: input ``(N, C_in, ...)``, normalised for the student.
+
+        Returns:
+            What the network returns, ``(N, C, ...)``; of it the ``classes`` that were asked for.
+
+        Raises:
+            ValueError: ``x`` has another number of channels than the normalisation, or the logits have too few classes.
+        """
+        model = self.model
+        # Someone else may hold the network and call train() on it; a batch norm would then learn from our input.
+        if any(module.training for module in model.modules()):
+            model.eval()
+        with torch.no_grad():  # not inference_mode: autograd refuses its tensors, and the loss is a function of these
+            logits: Tensor = model(self.normalize(x))
+        if self._positions is None:
+            return logits
+        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] <= max(self._positions):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else described(logits)
+            raise ValueError(f"classes asks for class {max(self._positions)} of the teacher, which gives {found}")
+        return logits[:, self._chosen]
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Input ``(N, C_in, ...)`` normalised for the student, as the teacher wants it; same shape and dtype."""
+        if self._affine is None:
+            return x
+        channels = len(self._affine[0])
+        if x.ndim < 2 or x.shape[1] != channels:
+            raise ValueError(
+                f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}: "
+                "give mean and std one value per input channel"
+            )
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale, shift = (v.to(x.device, dtype).view(-1, *[1] * (x.ndim - 2)) for v in (self._scale, self._shift))
+        return (x.to(dtype) * scale + shift).to(x.dtype)
+
+    def check(self, student: nn.Module, sample: Tensor) -> None:
+        """Say before training starts what would go wrong in it. Changes neither network, whatever their modes.
+
+        Args:
+            student: the network to be trained, on ``sample``'s device.
+            sample: a batch ``(N, C_in, ...)``, normalised for the student.
+
+        Raises:
+            ValueError: the networks share parameters; no parameter of the student is trained, as in a copy of a network
+                that a teacher froze; an output is no tensor ``(N, C, ...)``; the numbers of classes (named) or the
+                shapes differ; the teacher cannot process the sample, or its logits are not finite.
+        """
+        require_independent(self.model, student)
+        if (own := list(student.parameters())) and not any(p.requires_grad for p in own):
+            raise ValueError(
+                f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a network that a "
+                "Teacher has frozen: student.requires_grad_(True) first, or copy before it teaches"
+            )
+        modes = [(module, module.training) for module in student.modules()]
+        try:
+            student.eval()
+            with torch.no_grad():
+                ours = _require_logits("student", student(sample), sample)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        try:
+            output = self(sample)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}: "
+                f"{first_line(error)}"
+            ) from error
+        theirs = _require_logits("teacher", output, sample)
+        require_same_shape(ours, theirs)
+        if theirs.isnan().any() or theirs.amax(1).isinf().any():  # -inf may mask a class, not all of them
+            raise ValueError("the teacher's logits are not finite on the sample: check its weights and normalisation")
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Does nothing: a teacher stays in eval mode."""
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place; arguments as for ``torch.compile``."""
+        self.model.compile(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
+        self.model._apply(fn, recurse)
+        self._place(fn(torch.empty(0, device=self._scale.device)).device)
+        return self
+
+    def _place(self, device: torch.device) -> None:
+        # From the exact numbers, and not by moving tensors: half() must not round them.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        scale, shift = self._affine if self._affine is not None else ((), ())
+        self._scale = torch.tensor(scale, dtype=dtype, device=device)
+        self._shift = torch.tensor(shift, dtype=dtype, device=device)
+        self._chosen = torch.tensor(self._positions or (), dtype=torch.int64, device=device)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing of a teacher is in a checkpoint, and what an older one holds is skipped, in strict mode as well."""
+
+    def extra_repr(self) -> str:
+        return f"{type(self.model).__name__}, frozen" + (", renormalised" if self._affine is not None else "")
+
+
+def require_independent(network: nn.Module, student: nn.Module) -> None:
+    """Raise ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
+    if student is network:
+        raise ValueError("the teacher is the student itself: make the teacher from copy.deepcopy(model)")
+    storages = {_storage(p) for p in network.parameters()} - {None}
+    for name, parameter in student.named_parameters():
+        if _storage(parameter) in storages:
+            raise ValueError(
+                f"teacher and student share the parameter {name!r}: make the teacher from copy.deepcopy(model), "
+                "before the model is converted or trained"
+            )
+
+
+def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
+    """What two parameters that share memory have in common; None for empty ones, which have none to share."""
+    if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
+        return (parameter.device, id(parameter))
+    if hasattr(parameter, "to_local"):  # a sharded one has no memory but its shard's
+        parameter = parameter.to_local()
+    pointer = parameter.untyped_storage().data_ptr()
+    return (parameter.device, pointer) if pointer else None
+
+
+def require_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
+    if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
+        raise ValueError(
+            f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}: "
+            "distillation needs the same classes in the same order"
+        )
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"student and teacher logits must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+
+
+def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the {who} must return a tensor of logits (N, C), got {type(output).__name__}")
+    if output.ndim < 2 or output.shape[0] != sample.shape[0]:
+        raise ValueError(
+            f"the {who} must return logits (N, C) with N = {sample.shape[0]} as in the sample, "
+            f"got {tuple(output.shape)}"
+        )
+    return output
+
+
+def _class_positions(classes: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(classes, str) or not all(isinstance(c, int) and not isinstance(c, bool) for c in classes):
+        raise TypeError(f"classes must be positions among the teacher's classes, whole numbers, got {classes!r}")
+    if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be different positions from 0, at least one, got {list(classes)[:8]}")
+    return tuple(classes)
+
+
+def _channel_values(name: str, values: Normalization) -> tuple[float, ...]:
+    if not isinstance(values, Tensor | Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence or tensor with one number per input channel, got {values!r}")
+    numbers = values.detach().flatten().tolist() if isinstance(values, Tensor) else values
+    result = tuple(float(v) for v in numbers)
+    low = 0.0 if name.endswith("std") else -math.inf
+    if not result or not all(math.isfinite(v) and v > low for v in result):
+        allowed = "> 0" if low == 0.0 else "finite"
+        raise ValueError(f"{name} must hold one number per input channel, each {allowed}, got {result}")
+    return result
+
+
+def _renormalization(
+    mean: Normalization | None,
+    std: Normalization | None,
+    student_mean: Normalization | None,
+    student_std: Normalization | None,
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Scale and shift per channel from the student's normalisation to the teacher's; None where they agree."""
+    given = {"mean": mean, "std": std, "student_mean": student_mean, "student_std": student_std}
+    missing = [name for name, values in given.items() if values is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise ValueError(f"give all of mean, std, student_mean, student_std or none: {', '.join(missing)} missing")
+    values = {name: _channel_values(name, v) for name, v in given.items() if v is not None}
+    lengths = {name: len(v) for name, v in values.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"the normalisations must have one number of channels, got {listed}")
+    teacher, student = (values["mean"], values["std"]), (values["student_mean"], values["student_std"])
+    if teacher == student:
+        return None
+    pairs = list(zip(*teacher, *student, strict=True))
+    scale = tuple(s_std / t_std for _, t_std, _, s_std in pairs)
+    shift = tuple((s_mean - t_mean) / t_std for t_mean, t_std, s_mean, _ in pairs)
+    return scale, shift

@@ -1,0 +1,301 @@
+"""What a network costs: parameters, multiply-accumulates, time against another network, memory kept for backward.
+
+All counts are ours, by hooks on torch's modules; what IC adds stands apart in each.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from icnets.profile.rounds import interleaved, paired_ratio
+from icnets.support.hooks import watched
+from icnets.support.plain import deepcopy
+from icnets.unit.kernels import autograd as eager
+from icnets.unit.layers import IC_LAYERS, ic_parameters
+
+__all__ = [
+    "COUNTED",
+    "Count",
+    "Latency",
+    "Taught",
+    "agreement",
+    "count_macs",
+    "count_parameters",
+    "layer_macs",
+    "measure_latency",
+    "memory_for_backward",
+    "restored",
+    "saved_for_backward",
+    "use_threads",
+]
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Count:
+    """``total`` of something in a network, and the part ``ic`` of it that the collisions add."""
+
+    total: int
+    ic: int
+
+    @property
+    def basic(self) -> int:
+        return self.total - self.ic
+
+
+def count_parameters(model: nn.Module) -> Count:
+    """Numbers of parameters; a shared one counts once, buffers don't count."""
+    return Count(
+        total=sum(p.numel() for p in model.parameters()),
+        ic=sum({id(p): p.numel() for _, p in ic_parameters(model)}.values()),
+    )
+
+
+def layer_macs(module: nn.Module, x: Tensor, z: Tensor) -> Count:
+    """Multiply-accumulates of one of the layers ``COUNTED``, for a batch: input ``x`` and output ``z``."""
+    basic = _basic_macs(module, x, z)
+    ic = _ic_macs(module, x, z) if isinstance(module, IC_LAYERS) else 0
+    return Count(basic + ic, ic)
+
+
+def _basic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
+    if isinstance(module, _CONVS):
+        return z.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+    if isinstance(module, _TRANSPOSED):
+        return x.numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
+    assert isinstance(module, nn.Linear)
+    return z.numel() * module.in_features
+
+
+def _ic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
+    # Channels are summed first, then a window of k² slides over one map per group; then z = y + relu(y - w's).
+    collision = 2 * z.numel()
+    if isinstance(module, nn.Linear):
+        return x.numel() + collision
+    assert isinstance(module, (*_CONVS, *_TRANSPOSED))
+    windows = z.numel() // module.out_channels * module.groups * math.prod(module.kernel_size)
+    return x.numel() + windows + collision
+
+
+@contextmanager
+def restored(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode for a while; afterwards each module's mode and every buffer are what they were."""
+    modes = {m: m.training for m in model.modules()}
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def count_macs(model: nn.Module, sample: Tensor) -> Count:
+    """Multiply-accumulates of one forward pass in eval mode, divided by the batch size.
+
+    Counted: convolutions, transposed ones and linear layers, where they are modules. Not counted: normalisation,
+    activations, pooling, and products of activations such as attention. What a collision adds: the channel sum (one
+    addition per input element), the window sum (k² additions per place, once per group) and 2 operations per output
+    element; each addition counts as a whole MAC, so the IC part is an upper bound.
+
+    Args:
+        model: any network that takes ``sample``.
+        sample: one batch ``(N, C, *L)`` on the model's device.
+    """
+    if sample.dim() < 2 or sample.shape[0] < 1:
+        raise ValueError(f"sample has shape {tuple(sample.shape)}; it must be a batch (N, ...) with N >= 1")
+    total = ic = 0
+
+    def see(module: nn.Module, x: Tensor, z: Tensor) -> None:
+        nonlocal total, ic
+        macs = layer_macs(module, x, z)
+        total, ic = total + macs.total, ic + macs.ic
+
+    counted = [m for m in model.modules() if isinstance(m, COUNTED)]
+    with watched(counted, see), restored(model, training=False), torch.no_grad():
+        model(sample)
+    return Count(round(total / sample.shape[0]), round(ic / sample.shape[0]))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time per image. ``ratio`` is the median of the ratios to the first network, each within one round."""
+
+    ms_per_image: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+    batch_size: int
+    threads: int
+
+
+@contextmanager
+def use_threads(number: int | None) -> Iterator[int]:
+    """Torch's threads for a while, None for as many as they are; gives their number."""
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    sample: Tensor,
+    *,
+    rounds: int = 15,
+    training: bool = False,
+    threads: int | None = None,
+    min_seconds: float = 0.01,
+) -> dict[str, Latency]:
+    """Measured time of each network beside the first one, in interleaved rounds.
+
+    In every round each network runs once, in random order: see :func:`icnets.profile.rounds.interleaved`. Times are
+    medians over rounds; ratios are medians of the rounds' own ratios, with their quartiles.
+
+    Args:
+        models: name to network; the first is what the others are compared with. Modes and buffers are restored.
+        sample: one batch ``(N, ...)`` on the networks' device.
+        rounds: at least 1, after two calls of each to warm up.
+        training: time forward and backward of a sum of outputs in train mode, without an optimizer's step; the
+            default is the forward pass alone, in eval mode without gradients.
+        threads: torch's threads while measuring; None leaves them as they are.
+        min_seconds: a measurement repeats the pass until it takes this long.
+
+    Raises:
+        ValueError: for no networks, or fewer than 1 round.
+    """
+    if not models:
+        raise ValueError("models is empty; name at least one network to time")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; it must be at least 1")
+    with use_threads(threads) as used:
+        steps = {name: _step(deepcopy(model), sample, training) for name, model in models.items()}
+        times = interleaved(steps, rounds, min_seconds, device=sample.device)
+    first, n = next(iter(times.values())), sample.shape[0]
+    result = {}
+    for name, own in times.items():
+        ratio = paired_ratio(own, first)
+        ms = 1000 * statistics.median(own) / n
+        result[name] = Latency(ms, ratio.median, ratio.low, ratio.high, rounds, n, used)
+    return result
+
+
+def _step(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]:
+    model.train(training)
+    if not training:
+        return torch.no_grad()(lambda: model(sample))
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(sample).sum().backward()
+
+    return step
+
+
+class Taught(nn.Module):
+    """A student with its teacher's forward pass and the distillation's loss, whose step is to be timed.
+
+    ``(N, ...)`` to logits ``(N, classes)`` of the student, plus the loss.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.student, self.teacher, self.temperature = student, teacher, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        target = (self.teacher(x) / self.temperature).log_softmax(1)
+        logits: Tensor = self.student(x)
+        own = (logits / self.temperature).log_softmax(1)
+        return logits + F.kl_div(own, target, reduction="batchmean", log_target=True)
+
+
+def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
+    """Bytes that one forward pass in train mode keeps for the backward pass.
+
+    On the CPU these are the tensors that autograd saves, each storage once and at its full size, without the
+    parameters and buffers; the input counts where a layer keeps it. On CUDA it is the peak of a forward and backward
+    pass above what was allocated before. Modes, buffers and gradients are left as they were.
+    """
+    with restored(model, training=True):
+        if sample.device.type == "cuda":
+            return _cuda_peak(model, sample)
+        with torch.enable_grad(), saved_for_backward([*model.parameters(), *model.buffers()]) as bytes_of:
+            return bytes_of(model(sample))
+
+
+@contextmanager
+def saved_for_backward(own: Iterable[Tensor]) -> Iterator[Callable[[Any], int]]:
+    """Watches what autograd saves; gives what tells the bytes that the graph of an output still holds.
+
+    Each storage counts once and at its full size, those of ``own`` don't.
+    """
+    known = {StorageWeakRef(t.untyped_storage()) for t in own}
+    saved: dict[StorageWeakRef, int] = {}  # weak: what a dead branch saved is gone by then, but its place isn't reused
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # an output itself would hold the graph that holds it
+
+    def bytes_of(output: Any) -> int:
+        for t in eager.kept(output) if isinstance(output, Tensor) else ():
+            pack(t)
+        return sum(size for storage, size in saved.items() if storage not in known and not storage.expired())
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield bytes_of
+
+
+def _cuda_peak(model: nn.Module, sample: Tensor) -> int:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.cuda.synchronize(sample.device)
+    torch.cuda.reset_peak_memory_stats(sample.device)
+    before = torch.cuda.memory_allocated(sample.device)
+    with torch.enable_grad():
+        torch.autograd.grad(model(sample).sum(), trained, allow_unused=True)
+    torch.cuda.synchronize(sample.device)
+    return torch.cuda.max_memory_allocated(sample.device) - before
+
+
+@torch.no_grad()
+def agreement(model_a: nn.Module, model_b: nn.Module, loader: Any) -> float:
+    """Share of inputs, in [0, 1], to which both networks give the same most likely class; eval mode, then restored.
+
+    Args:
+        model_a, model_b: networks with outputs ``(N, classes)``.
+        loader: iterable of batches: a tensor, or a tuple or list whose first item is the input.
+
+    Raises:
+        ValueError: for different numbers of classes, or a loader without images.
+    """
+    same = total = 0
+    with restored(model_a, training=False), restored(model_b, training=False):
+        for batch in loader:
+            x = batch if isinstance(batch, Tensor) else batch[0]
+            a, b = model_a(x), model_b(x)
+            if a.shape != b.shape:
+                raise ValueError(f"the outputs have shapes {tuple(a.shape)} and {tuple(b.shape)}; they must be equal")
+            same += int((a.argmax(1) == b.argmax(1)).sum())
+            total += len(x)
+    if total == 0:
+        raise ValueError("loader has no images; agreement needs at least one batch")
+    return same / total

@@ -1,0 +1,199 @@
+"""Checkpoints of a run: written whole or not at all, checked when they are read, and the last few of them kept."""
+
+import re
+import signal
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from icnets.checkpoint.foreign import foreign_objects
+from icnets.support.files import atomic_write, remove_unfinished
+from icnets.support.text import few, first_line
+
+__all__ = [
+    "STOPPED",
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "LastCheckpoints",
+    "Stopped",
+    "last_checkpoints",
+    "newest_whole",
+    "read_checkpoint",
+]
+
+STOPPED = 143  # exit status: 128 + SIGTERM
+_ASK_EVERY = 10  # steps on a GPU between two questions whether to stop
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Files beside their place, flushed to the disk, then renamed; read with every checksum verified."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises OSError, and leaves what was at ``path``, if the disk is full or the folder can't be written."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as unfinished:
+            torch.save(checkpoint, unfinished)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Raises ValueError for a damaged file."""
+        return read_checkpoint(Path(path), map_location=map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """What a checkpoint of ``icnets fit`` holds; nothing in it is executed.
+
+    Raises:
+        ValueError: the file is missing, damaged (by the CRC-32 of each of its parts), or not ours.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch's format; torch itself doesn't look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"checksum of {damaged}")
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        if objects := foreign_objects(path, str(error)):
+            raise ValueError(
+                f"{path} is no checkpoint of icnets fit: it holds {few(objects)}; give weights as model.init_from"
+            ) from error
+        raise ValueError(
+            f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
+        raise ValueError(f"{path} is no checkpoint of icnets fit; weights alone are given as model.init_from")
+    return content
+
+
+def last_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of the last steps in ``folder``, the newest first."""
+    found = ((int(m.group(1)), path) for path in folder.glob("step-*.ckpt") if (m := _NAME.fullmatch(path.name)))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint in ``folder`` that is whole, if any is; and what is wrong with newer ones."""
+    problems = []
+    for path in last_checkpoints(folder):
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        return path, problems
+    return None, problems
+
+
+class LastCheckpoints(Checkpoint):
+    """Saves ``step-N.ckpt`` every so many steps, after every epoch, and when the process is told to end (SIGTERM).
+
+    Then it ends training as well, by :class:`Stopped`, on all processes at the same step.
+
+    Args:
+        folder: where; made if missing.
+        every_n_steps: optimizer steps between two checkpoints within an epoch; nothing: only at its end.
+        keep: so many of the last ones are kept; the others are removed once the next is on the disk.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None = None, keep: int = 2) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.newest: Path | None = None
+        self._told_to_stop = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:  # a process that was killed may have left something, after its last step even
+            self._tidy()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._stop)  # Lightning restores what there was before it
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            for path in last_checkpoints(self.folder):  # of a run that is begun anew
+                path.unlink(missing_ok=True)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self._told_to_stop = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The end of the epoch saves by itself, after validation; and gradients that add up can't be saved.
+        last = batch_idx + 1 >= trainer.num_training_batches
+        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step = trainer.global_step
+        stop = self._all_stop(trainer, step)
+        if stop or (self.every_n_steps and step % self.every_n_steps == 0):
+            self._save(trainer)
+        if stop:
+            raise Stopped(self.newest)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        if self._all_stop(trainer, 0):
+            raise Stopped(self.newest)
+
+    def _all_stop(self, trainer: L.Trainer, step: int) -> bool:
+        """Whether any process was told to stop; they ask each other."""
+        if trainer.world_size == 1:
+            return self._told_to_stop
+        if trainer.strategy.root_device.type != "cpu" and step % _ASK_EVERY:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        path = self.folder / f"step-{trainer.global_step:09d}.ckpt"
+        trainer.save_checkpoint(path)
+        self.newest = path
+        if trainer.is_global_zero:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        for old in last_checkpoints(self.folder)[self.keep :]:
+            old.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, but a run that was moved since knows its best, which a worse epoch would replace otherwise."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = Path(self.dirpath or "")
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        paths = {key: moved(path) for key, path in state_dict.items() if key.endswith("_path")}
+        best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class Stopped(SystemExit):
+    """Training was told to end, and saved where it is; the process ends with status 143, as after any SIGTERM."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        super().__init__(STOPPED)
+        self.checkpoint = checkpoint

@@ -1,0 +1,362 @@
+"""The deployed layers, and how a layer becomes one in place; :mod:`icnets.unit.deployed_form` has the numbers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from icnets.unit.deployed_form import Affine, solve, weight_growth
+from icnets.unit.guards import Colliding
+from icnets.unit.kernels import autograd as eager
+from icnets.unit.kernels import native, passes
+from icnets.unit.layers import IC_LAYERS, ICLayer
+from icnets.unit.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, transposed_sum, write_out_
+from icnets.unit.recording import Convolution, convolution_of
+from icnets.unit.subclasses import FORWARD, combined, own_names
+
+__all__ = [
+    "FUSED_LAYERS",
+    "FusedICConv1d",
+    "FusedICConv2d",
+    "FusedICConv3d",
+    "FusedICConvTranspose1d",
+    "FusedICConvTranspose2d",
+    "FusedICConvTranspose3d",
+    "FusedICLinear",
+    "deploy_",
+    "obstacle_to_deploying",
+]
+
+
+def _post(
+    v: Tensor,
+    s: Tensor | None,
+    slope: Tensor | None,
+    uniform_slope: float,
+    sign: Tensor | None,
+    collision: Tensor | None,
+    offset: Tensor | None,
+    spatial_dims: int,
+) -> Tensor:
+    """``sign * prelu(v) + collision * s + offset`` for ``v`` ``(N, C, *L)`` and ``s`` ``(N, groups, *L)``.
+
+    ``v`` is the convolution's own output, which nobody else has seen: it may be overwritten.
+    """
+    if eager.serves_post(v, spatial_dims):
+        return passes.post_(v, s, slope, uniform_slope, sign, collision, offset)
+    packed, v = v.is_mkldnn, dense(v)  # oneDNN's layout, which the operators below don't take
+    ones = [1] * spatial_dims
+    if slope is None:
+        r = F.leaky_relu(v, uniform_slope)
+    elif v.dim() == spatial_dims + 2 and spatial_dims > 0:
+        r = F.prelu(v, slope.to(v.dtype))
+    elif spatial_dims > 0:
+        r = F.prelu(v.unsqueeze(0), slope.to(v.dtype)).squeeze(0)
+    else:  # F.prelu's channels are dimension 1
+        r = F.prelu(v.reshape(-1, v.size(-1)), slope.to(v.dtype)).view(v.shape)
+    if v.dtype == torch.float16 or v.dtype == torch.bfloat16:
+        r = r.float()  # rounded once, at the end
+    if sign is not None:
+        r = r * sign.view([-1] + ones)
+    if offset is not None:
+        r = r + offset.view([-1] + ones)
+    if collision is not None and s is not None:
+        channel = -spatial_dims - 1
+        groups = s.size(channel)
+        if groups == 1 or groups == r.size(channel):
+            r = torch.addcmul(r, collision.view([-1] + ones), s)
+        else:
+            per_group = r.unflatten(channel, [groups, -1])
+            per_group = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel))
+            r = per_group.flatten(channel - 1, channel)
+    r = r.to(v.dtype)
+    return r.to_mkldnn() if packed else r
+
+
+_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+torch.fx.wrap("_post")
+torch.fx.wrap("receptive_field_mean")
+torch.fx.wrap("linear_sum")
+torch.fx.wrap("transposed_sum")
+
+
+class _Fused(Colliding):
+    """What the deployed layers share. Made by :func:`deploy_` from an IC unit, never by a constructor.
+
+    State-dict keys: ``weight``, ``bias`` and, where the layer needs them, ``slope``, ``collision``, ``offset`` and
+    ``sign``, ``(C_out,)`` each. Nothing in it trains.
+    """
+
+    weight: Any
+    bias: Any
+    slope: Tensor | None
+    collision: Tensor | None
+    offset: Tensor | None
+    sign: Tensor | None
+    uniform_slope: float
+
+    def __init__(self) -> None:
+        raise TypeError(f"{type(self).__name__} has no constructor; icnets.fuse_(model) makes it from an IC unit")
+
+    def extra_repr(self) -> str:
+        present = [n for n in ("slope", "collision", "offset", "sign") if getattr(self, n) is not None]
+        return ", ".join([super().extra_repr(), f"deployed=({', '.join(present)})"])
+
+
+class _FusedConv(_Fused):
+    if TYPE_CHECKING:
+        kernel_size: tuple[int, ...]
+        stride: tuple[int, ...]
+        padding: str | tuple[int, ...]
+        dilation: tuple[int, ...]
+        groups: int
+        padding_mode: Any
+        sum_padding: list[int]
+
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
+        zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if zeros and eager.serves_deployed(input, self.weight):
+            return self._native_forward(input)
+        s = None
+        if self.collision is not None:  # before the convolution: it leaves the input in the cache
+            window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))
+            try:
+                s = receptive_field_mean(input, *window, self.groups, self.padding_mode)
+            except Exception:
+                self._conv_forward(input, self.weight, self.bias)  # torch's own message
+                raise
+        slope, uniform_slope = self.slope, self.uniform_slope
+        v = None
+        if slope is None and zeros:
+            conv = (self.stride, cast("tuple[int, ...]", self.padding), self.dilation, self.groups)
+            v = eager.conv_leaky_relu(input, self.weight, self.bias, *conv, uniform_slope)
+        if v is None:
+            v = _LAYERS[len(self.kernel_size)]._conv_forward(self, input, self.weight, self.bias)
+        else:
+            uniform_slope = 1.0
+        return _post(v, s, slope, uniform_slope, self.sign, self.collision, self.offset, len(self.kernel_size))
+
+    def deployed_convolution(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        pairs: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> Tensor:
+        """What stands in for the convolution that a subclass's own forward pass makes; its weight isn't looked at."""
+        if any(pairs):
+            input = F.pad(input, pairs)
+        unpadded = [0] * len(stride)
+        if eager.serves_deployed(input, self.weight):
+            return self._native_forward(input, (stride, unpadded, dilation, groups))
+        v = _CONVOLUTIONS[len(stride)](input, self.weight, self.bias, stride, unpadded, dilation, groups)
+        s = None
+        if self.collision is not None:
+            window = (list(self.kernel_size), stride, [0] * len(pairs), dilation)
+            s = receptive_field_mean(input, *window, groups)
+        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, len(stride))
+
+    def _native_forward(self, input: Tensor, conv: tuple[Any, ...] | None = None) -> Tensor:
+        conv = conv or (self.stride, self.padding, self.dilation, self.groups)
+        post = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
+        return cast(Tensor, native.operator("deployed_conv")(input, self.weight, self.bias, *conv, *post))
+
+
+class FusedICConv1d(_FusedConv, nn.Conv1d):
+    """ICConv1d, deployed; see :func:`deploy_`."""
+
+
+class FusedICConv2d(_FusedConv, nn.Conv2d):
+    """ICConv2d, deployed; see :func:`deploy_`."""
+
+
+class FusedICConv3d(_FusedConv, nn.Conv3d):
+    """ICConv3d, deployed; see :func:`deploy_`."""
+
+
+class FusedICLinear(_Fused, nn.Linear):
+    """The IC neuron, deployed; see :func:`deploy_`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(*, C_in)`` to ``(*, C_out)``."""
+        v = F.linear(input, self.weight, self.bias)
+        s = None if self.collision is None else linear_sum(input)
+        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, 0)
+
+
+class _FusedConvTranspose(_Fused):
+    if TYPE_CHECKING:
+        kernel_size: Any
+        stride: Any
+        padding: Any
+        dilation: Any
+        groups: int
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
+        nd = len(self.kernel_size)
+        v: Tensor = _TRANSPOSED[nd].forward(self, input, output_size)
+        s = None
+        if self.collision is not None:
+            window = (list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation))
+            s = transposed_sum(input, *window, self.groups, [v.size(i - nd) for i in range(nd)])
+        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, nd)
+
+
+class FusedICConvTranspose1d(_FusedConvTranspose, nn.ConvTranspose1d):
+    """ICConvTranspose1d, deployed; see :func:`deploy_`."""
+
+
+class FusedICConvTranspose2d(_FusedConvTranspose, nn.ConvTranspose2d):
+    """ICConvTranspose2d, deployed; see :func:`deploy_`."""
+
+
+class FusedICConvTranspose3d(_FusedConvTranspose, nn.ConvTranspose3d):
+    """ICConvTranspose3d, deployed; see :func:`deploy_`."""
+
+
+FUSED_LAYERS: tuple[type[nn.Module], ...] = (
+    FusedICConv1d,
+    FusedICConv2d,
+    FusedICConv3d,
+    FusedICConvTranspose1d,
+    FusedICConvTranspose2d,
+    FusedICConvTranspose3d,
+    FusedICLinear,
+)
+_FUSED: dict[type[nn.Module], Any] = {u.basic_type: f for u, f in zip(IC_LAYERS, FUSED_LAYERS, strict=True)}
+_NAMES = ("slope", "collision", "offset", "sign", "sum_padding", "uniform_slope", "deployed_convolution")
+
+
+def _frozen(value: Tensor, like: Tensor) -> nn.Parameter:
+    # A copy into the like of the weight keeps its memory format.
+    value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value.to(like.device, like.dtype)
+    return nn.Parameter(value, requires_grad=False)
+
+
+def _class_of(layer: nn.Module) -> Any:
+    """The layer's class, without the one that torch's parametrisations put in front of it."""
+    return type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+
+
+def _make_plain_(layer: Any) -> None:
+    """What torch's parametrisations compute becomes Parameters."""
+    if parametrize.is_parametrized(layer):
+        values = {name: getattr(layer, name).detach() for name in layer.parametrizations}
+        layer.__class__ = _class_of(layer)
+        del layer._modules["parametrizations"]
+        layer._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's, which can't be pickled
+        for name, value in values.items():
+            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+
+def _convolution(layer: Any) -> Convolution | str:
+    """Weight and bias that ``layer``, an IC unit or a layer of torch's, computes with; or why that can't be said."""
+    if isinstance(layer, FUSED_LAYERS):
+        return "it is deployed already"
+    kind, unit = _class_of(layer), next((t for t in IC_LAYERS if isinstance(layer, t)), None)
+    basic = next(t for t in _FUSED if isinstance(layer, t))
+    if "forward" in layer.__dict__ or (unit not in (None, kind) and "_unit" not in vars(kind)):
+        return f"{kind.__name__} has behaviour of its own"
+    for name in ("weight", "bias", *getattr(layer, "vector_names", ())):
+        value = layer._parameters.get(name)
+        if parametrize.is_parametrized(layer, name):
+            continue
+        if name not in layer._parameters:
+            return f"its {name} is computed before each call, as by pruning: make it permanent first"
+        if value is not None and (type(value) is not nn.Parameter or type(value.data) is not Tensor):
+            return f"its {name} is a {type(value.data).__name__}, not a plain Parameter"
+    taken = [n for n in _NAMES if n not in getattr(layer, "vector_names", ()) and hasattr(layer, n)]
+    if taken:
+        return f"{kind.__name__} has attributes of its own that a deployed unit has too ({', '.join(taken)})"
+    former = kind if unit is None else getattr(layer, "basic_type", basic)
+    if FORWARD.isdisjoint(own_names(former, basic)):
+        return Convolution(layer.weight, layer.bias)
+    if basic not in _LAYERS.values():
+        return f"{kind.__name__} has behaviour of its own"
+    return convolution_of(layer, former.forward)
+
+
+def growth_of(unit: ICLayer) -> float:
+    """:func:`icnets.unit.deployed_form.weight_growth` of a unit that can be deployed."""
+    conv = _convolution(unit)
+    assert isinstance(conv, Convolution)
+    with torch.device("cpu"):
+        return weight_growth(unit, conv)
+
+
+def obstacle_to_deploying(layer: nn.Module) -> str | None:
+    """Why an IC unit has no deployed form, or a layer of torch's can take nothing; None if nothing is in the way."""
+    found = _convolution(layer)
+    return found if isinstance(found, str) else None
+
+
+def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
+    """Turns one IC unit into its deployed form, in place, and returns it; exact up to one rounding.
+
+    Args:
+        layer: an IC unit in eval mode. The object stays the same one; its class and its parameters don't.
+        after: what follows it and is to be folded in, e.g. a batch norm; by default nothing.
+
+    Returns:
+        ``layer``: now a FusedICConv or FusedICLinear; torch's own layer where the branch is silent in every channel.
+
+    Raises:
+        ValueError: the unit is in training mode.
+        TypeError: ``layer`` is no IC unit, or one without a deployed form.
+    """
+    if not isinstance(layer, IC_LAYERS):
+        raise TypeError(f"layer is a {type(layer).__name__}; only IC units have a deployed form")
+    if layer.training:
+        raise ValueError("the IC unit is in training mode; call .eval() before fusing")
+    return fold_(layer, after)
+
+
+def fold_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
+    """As :func:`deploy_`, but a layer of torch's may take what follows it, too: it remains what it is."""
+    conv = _convolution(layer)
+    if isinstance(conv, str):
+        raise TypeError(f"layer is a {type(layer).__name__}, which can't be deployed: {conv}")
+    like = conv.weight
+    with torch.device("cpu"):  # whatever the default device is
+        solved = solve(layer, conv, after)
+    _make_plain_(layer)
+    module: Any = layer.give_back_() if isinstance(layer, IC_LAYERS) else layer
+    module.weight, module.bias = _frozen(solved.weight, like), _frozen(solved.bias, like)
+    if solved.linear and conv.own:
+        return cast(nn.Module, module)
+    former, basic = type(module), next(t for t in _FUSED if isinstance(module, t))
+    if former is not basic:
+        module.__dict__["basic_type"] = former
+    module.__class__ = (
+        _FUSED[basic] if former is basic else combined(_FUSED[basic], cast(Any, former), conv.padded, False)
+    )
+    if conv.call is not None and not conv.padded:  # its forward pass goes, and this is what it was
+        module.__dict__.update(conv.call)
+    if basic in _LAYERS.values():
+        module.sum_padding = sum_padding(module)
+    if basic is not nn.Linear:
+        write_out_(module)
+    slope = solved.slope.to(like.dtype)
+    uniform = bool((slope == slope[0]).all())
+    module.uniform_slope = slope[0].item() if uniform else 1.0
+    absent = {"slope": uniform, "sign": bool((solved.sign == 1).all())}
+    for name in ("slope", "collision", "offset", "sign"):
+        vector = getattr(solved, name)
+        needless = absent.get(name, bool((vector == 0).all()))
+        module.register_buffer(name, None if needless else vector.to(like.device, like.dtype))
+    return cast(nn.Module, module)

@@ -1,0 +1,152 @@
+"""The operators of the folder cpu: compiled once for this machine by :func:`build`, and used from then on.
+
+They are optional: without them the same numbers come from torch's own operators, by more passes over memory. What is
+built lies in the user's cache folder (``ICNETS_CACHE`` names another), one file for each version of torch, of the
+source and of the processor's instructions. The environment variable ``ICNETS_NATIVE=0`` leaves it unused;
+``ICNETS_CXXFLAGS`` are further flags for the compiler, as for a build with sanitizers.
+
+Each operator checks all its arguments before it computes: it raises RuntimeError, with torch's own message where
+torch's convolution refuses them too, and leaves them as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icnets.support.files import cache_folder, move_into_place
+
+__all__ = ["build", "library", "load", "loaded", "operator", "serves"]
+
+_SOURCES = Path(__file__).with_name("cpu")
+_INSTRUCTIONS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno"]
+_TYPES = (torch.float32, torch.float64)
+
+_NAMES = ("ic_conv", "deployed_conv", "field_sums", "add_field_gradient_", "collide_", "collide_backward")
+
+_operators: dict[str, Callable[..., Any]] = {}
+
+
+def loaded() -> bool:
+    """Whether the operators are there: :func:`load` found what :func:`build` had made."""
+    return bool(_operators)
+
+
+def serves(x: Tensor, other: Tensor) -> bool:
+    """Whether the operators can take both: on the CPU, of one exact type, and nothing watches what is called."""
+    if not _operators or not x.is_cpu or not other.is_cpu or x.dtype not in _TYPES or x.dtype is not other.dtype:
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0 and not torch.is_autocast_enabled("cpu")
+
+
+def operator(name: str) -> Callable[..., Any]:
+    """An operator by its name; cpu/operators.cpp has the schemas."""
+    return _operators[name]
+
+
+def library() -> Path:
+    """Where the library for this machine lies, or will."""
+    return cache_folder() / f"native-{_digest()}.so"
+
+
+def load() -> bool:
+    """Loads the library if it was built; returns whether the operators are there."""
+    if not _operators and os.environ.get("ICNETS_NATIVE", "1") != "0" and library().is_file():
+        try:
+            torch.ops.load_library(library())
+        except OSError as error:
+            warnings.warn(f"{library()} can't be used: {error}; remove it and build it again", stacklevel=2)
+            return False
+        for name in _NAMES:
+            _operators[name] = getattr(torch.ops.icnets, name).default
+    return loaded()
+
+
+def build(force: bool = False) -> Path:
+    """Compiles the operators for this machine, if it isn't there yet or with ``force``, and loads it: about 20 seconds.
+
+    Returns the library's path. Raises ValueError where it can't be compiled: no C++ compiler (``CXX`` names one, by
+    default g++), or a system other than Linux; OSError where the cache folder can't be written.
+    """
+    target = library()
+    if force or not target.is_file():
+        compiler = _compiler()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
+            _run([compiler, *_flags(), *_includes(), "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
+            # Without -fopenmp: its runtime must be torch's own, or two pools of threads get in each other's way.
+            _run([compiler, "-shared", *_own_flags(), str(compiled), "-o", str(linked), *_libraries()])
+            move_into_place(linked, target)
+    load()
+    return target
+
+
+@cache
+def _digest() -> str:
+    """Of everything that the library depends on; a shared home folder may serve machines of several kinds."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.iterdir())]
+    parts = [*sources, torch.__version__, platform.machine(), *_flags()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _flags() -> list[str]:
+    return [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []), *_own_flags()]
+
+
+def _own_flags() -> list[str]:
+    return shlex.split(os.environ.get("ICNETS_CXXFLAGS", ""))
+
+
+def _root() -> Path:
+    return Path(torch.__file__).parent
+
+
+def _includes() -> list[str]:
+    include = _root() / "include"
+    return ["-DAT_PER_OPERATOR_HEADERS", f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
+
+
+def _libraries() -> list[str]:
+    return [f"-L{_root() / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+
+def _compiler() -> str:
+    if platform.system() != "Linux":
+        raise ValueError(
+            f"the CPU kernels can be built on Linux only, not on {platform.system()}; torch's own are used"
+        )
+    wanted = os.environ.get("CXX", "g++")
+    found = shutil.which(wanted)
+    if found is None:
+        raise ValueError(
+            f"there is no C++ compiler {wanted!r}; install g++, or set CXX. Until then torch's own are used"
+        )
+    return found
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+        raise ValueError(f"{Path(command[0]).name} can't build the CPU kernels: {said}; torch's own are used")
+
+
+load()

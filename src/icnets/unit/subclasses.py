@@ -1,0 +1,273 @@
+"""Subclasses of torch's layers: what they do beside the convolution stays theirs, and the convolution collides (ours).
+
+Some pad in a way of their own or standardise their weight before they convolve; some have their weight computed by
+torch's parametrisations. Their class stays among the bases of the unit's class. Where the forward pass is their own, it
+runs as it is, but the one call of torch's convolution in it is an IC convolution: :func:`obstacle` makes sure, by a
+trial on a copy, that there is exactly one, and that its output is what the layer returns.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from icnets.support.text import first_line
+from icnets.unit import functional
+from icnets.unit.receptive_field import padding_pairs, per_dimension, sum_padding
+from icnets.unit.recording import CONVOLUTIONS, Record, trial_input, twin_of
+
+__all__ = [
+    "FORWARD",
+    "Replaced",
+    "basic_of",
+    "combined",
+    "convolved",
+    "has_own_forward",
+    "obstacle",
+    "own_behaviour",
+    "own_names",
+    "unit_class",
+    "vector_names",
+]
+
+_UNITS: dict[int, Any] = {1: functional.ic_conv1d, 2: functional.ic_conv2d, 3: functional.ic_conv3d}
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OF_TORCH = tuple(layer.forward for layer in _LAYERS)
+_HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
+_HARMLESS |= {"__static_attributes__", "__parameters__", "__orig_bases__", "__annotations_cache__", "__annotate_func__"}
+FORWARD = {"forward", "_conv_forward", "__call__"}
+# What the unit's own methods extend rather than replace, so that a subclass may define it too.
+_SHARED = {"forward", "reset_parameters", "extra_repr", "register_parameter", "_load_from_state_dict"}
+STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"}
+
+
+def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
+    """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
+    return own_names(type(module), basic)
+
+
+def own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
+    """Names that ``cls`` and its bases below ``basic`` define, beyond a constructor."""
+    classes = cls.__mro__[: cls.__mro__.index(basic)]
+    return sorted({name for c in classes for name in vars(c)} - _HARMLESS)
+
+
+def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
+    """Whether a class between the module's own and ``basic`` has a forward pass of its own."""
+    return not FORWARD.isdisjoint(own_behaviour(module, basic))
+
+
+# -- what such a layer does ------------------------------------------------------------------------------------------
+
+
+def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
+    """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
+    twin = twin_of(module, type(module))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        if (weight := twin._parameters.get("weight")) is not None:
+            weight.normal_()
+        with Record(x := trial_input(module)) as record:
+            result = type(module).forward(twin, x)
+    return record.calls, result
+
+
+def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
+    """What ``module``, a convolution, convolves when it is given ``x``, as ``receptive_field_sum`` takes it.
+
+    Returns the input, and the convolution's kernel size, stride, padding in pairs, dilation, groups and padding mode.
+    """
+    kernel = list(module.kernel_size)
+    if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
+        conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
+        return x, kernel, *conv, module.padding_mode
+    with Record() as record:
+        type(module).forward(module, x)
+    call = record.calls[0][0]
+    stride, dilation = (per_dimension(call.get(n, 1), len(kernel)) for n in ("stride", "dilation"))
+    padding = padding_pairs(call.get("padding", 0), kernel, dilation)
+    return call["input"], kernel, stride, padding, dilation, call.get("groups", 1), "zeros"
+
+
+def _masks(weight: Tensor) -> bool:
+    # Of random weights some taps are zero in every filter only if something made them so.
+    if weight.device.type == "meta":
+        return False
+    silent = (weight == 0).all(0)
+    return bool(silent.any()) and not bool(silent.all())
+
+
+def _clash(kind: str, names: set[str]) -> str:
+    return f"{kind} has attributes of its own that an IC unit has too ({', '.join(sorted(names)[:3])})"
+
+
+def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -> str | None:
+    """Why a module of a subclass of ``basic`` can't become a ``unit``, or None. Nothing in it is changed."""
+    kind, own = type(module).__name__, own_behaviour(module, basic)
+    classes = unit.__mro__[: unit.__mro__.index(basic)]
+    taken = STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
+    clashes = {n for n in taken if n in own or (hasattr(module, n) and not hasattr(basic, n))} - _SHARED
+    if clashes:
+        return _clash(kind, clashes)
+    if not has_own_forward(module, basic):
+        renamed = {n for n in unit.vector_names if hasattr(module, n)}  # type: ignore[attr-defined]
+        return None if basic in _LAYERS or not renamed else _clash(kind, renamed)
+    reason = f"{kind} has behaviour of its own ({', '.join(own[:3])})"
+    if not hasattr(module, "in_channels") or getattr(module, "transposed", False):
+        return reason
+    try:
+        calls, result = _trial(module)
+    except Exception as error:  # whatever someone else's code raises
+        return f"{reason}, which fails on a trial input: {first_line(error)}"
+    if len(calls) != 1:
+        return f"{reason}: it calls torch's convolution {len(calls)} times"
+    call, output = calls[0]
+    weight: Tensor = call["weight"]
+    if weight.shape != cast(Tensor, module.weight).shape:
+        return f"{reason}: it convolves with a weight of shape {tuple(weight.shape)}"
+    if output is not result:
+        return f"{reason}: it changes the convolution's output"
+    return f"{reason}: it masks its weight, but a collision sees every input" if _masks(weight) else None
+
+
+# -- the class of its unit -------------------------------------------------------------------------------------------
+
+
+def ic_convolution(
+    input: Tensor,
+    weight: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    pairs: list[int],
+    dilation: list[int],
+    groups: int,
+    inner_bias: Tensor | None,
+    gain: Tensor | None,
+) -> Tensor:
+    """``functional.ic_conv1d``, 2d or 3d: one leaf for torch.fx, which can't see through their sizes."""
+    if pairs[::2] != pairs[1::2]:
+        input, pairs = F.pad(input, pairs), [0] * len(pairs)
+    kernel, padding = list(weight.shape[2:]), pairs[::2][::-1]
+    unit: Any = _UNITS[len(kernel)]
+    z: Tensor = unit(input, weight, w, bias, stride, padding, dilation, groups, inner_bias=inner_bias, gain=gain)
+    return z
+
+
+torch.fx.wrap("ic_convolution")
+
+
+class Replaced(TorchFunctionMode):
+    """While it is entered, ``by`` takes the place of the convolution of ``layer``: by default an IC convolution.
+
+    ``by`` gets its arguments: input, weight, bias, stride, padding in pairs, dilation, groups.
+    """
+
+    def __init__(self, layer: Any, by: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.layer, self.by = layer, by or self.collide
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.convolve(*args, **kwargs) if func in CONVOLUTIONS else func(*args, **kwargs)
+
+    def convolve(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        kernel = list(self.layer.kernel_size)
+        step, rate = (per_dimension(v, len(kernel)) for v in (stride, dilation))
+        return self.by(input, weight, bias, step, padding_pairs(padding, kernel, rate), rate, groups)
+
+    def collide(self, input: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Any:
+        collision, inner_bias, gain = self.layer.vectors()
+        unit: Any = ic_convolution
+        return unit(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    with Replaced(self, getattr(self, "deployed_convolution", None)):
+        return self.basic_type.forward(self, *args, **kwargs)
+
+
+def _by_position(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self._unit.forward(self, *args, *kwargs.values())  # the former class may call its input otherwise
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    # Pickle can't find a class that was made here, but can make it again.
+    if parametrize.is_parametrized(self):  # which torch refuses to pickle
+        return nn.Module.__reduce_ex__(self, protocol)
+    return _restore, (self._unit, self.basic_type, self._options), dict(self.__dict__)
+
+
+def _restore(unit: Any, former: Any, options: tuple[bool, bool]) -> nn.Module:
+    cls: Any = combined(unit, former, *options)
+    return cast(nn.Module, cls.__new__(cls))
+
+
+@cache
+def combined(unit: Any, former: Any, own_forward: bool, renamed: bool) -> Any:
+    """The class of a layer that is a ``unit`` and a ``former``, perhaps with the latter's forward pass around it."""
+    members: dict[str, Any] = {"__module__": __name__, "__reduce_ex__": _reduce}
+    members |= {"_unit": unit, "_options": (own_forward, renamed)}
+    if own_forward:
+        members["forward"] = _forward
+    elif former.forward not in _OF_TORCH and hasattr(unit, "deployed_convolution"):
+        members["forward"] = _by_position
+    if renamed:
+        members["vector_names"] = _renamed(unit)
+    return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)
+
+
+def _parametrised(unit: Any, former: Any) -> Any:
+    """A class for one module only, as torch makes one for each: once it is plain again, its class is ``unit``."""
+    members = {name: value for name, value in vars(former).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{unit.__name__}", (unit,), members)
+
+
+def _renamed(unit: Any) -> tuple[str, ...]:
+    return tuple(f"ic_{name}" for name in unit.vector_names)
+
+
+def vector_names(unit: Any, module: Any) -> tuple[str, ...]:
+    """The names that the vectors of ``module`` have, or will have once it is a ``unit``."""
+    if isinstance(module, unit):
+        return cast("tuple[str, ...]", module.vector_names)
+    taken = any(hasattr(module, name) for name in unit.vector_names)
+    return _renamed(unit) if taken else unit.vector_names
+
+
+def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
+    """The class that turns ``basic`` into a ``unit``: the unit's own wherever that has the behaviour of both."""
+    former: Any = type(basic)
+    parametrised = parametrize.is_parametrized(basic)
+    own: Any = former.__bases__[0] if parametrised else former  # torch puts a class of its own in front
+    renamed = vector_names(unit, basic) != unit.vector_names
+    own_forward = has_own_forward(basic, unit.basic_type) or renamed
+    if own_forward or own_names(own, unit.basic_type):
+        unit = combined(unit, own, own_forward, renamed)
+    return cast(type[nn.Module], _parametrised(unit, former) if parametrised else unit)
+
+
+def basic_of(layer: Any) -> type[nn.Module]:
+    """The class that ``layer``, a unit, had as a basic one; a new one if other tensors are parametrised by now."""
+    former: Any = layer.basic_type
+    basic = former
+    if former.__name__.startswith("Parametrized"):
+        computed = {name for name in vars(former) if not name.startswith("__")}
+        if parametrize.is_parametrized(layer) and set(layer.parametrizations) == computed:
+            return cast(type[nn.Module], former)
+        basic = former.__bases__[0]
+    return cast(type[nn.Module], _parametrised(basic, type(layer)) if parametrize.is_parametrized(layer) else basic)

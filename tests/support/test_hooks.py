@@ -1,0 +1,159 @@
+"""A layer is seen however it is called: by position, by name, with other arguments before its input, past its hooks."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from icnets import ICConfig, convert_, fuse_, load, revert_, save
+from icnets.profile.firing import firing_rates
+from icnets.profile.layer_profile import profile_layers
+from icnets.profile.measure import count_macs
+from icnets.support.hooks import watched
+from icnets.unit.readers import observed
+
+CALLS = {
+    "position": lambda conv, x: conv(x),
+    "name": lambda conv, x: conv(input=x),
+    "forward": lambda conv, x: conv.forward(x),
+    "forward by name": lambda conv, x: conv.forward(input=x),
+    "class": lambda conv, x: type(conv).__call__(conv, x),
+    "checkpoint": lambda conv, x: checkpoint(conv, x, use_reentrant=False),
+    "map": lambda conv, x: next(map(conv, [x])),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, call, layer=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.call = layer or nn.Conv2d(3, 4, 3), call
+
+    def forward(self, x):
+        return self.call(self.conv, x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_measurements_do_not_depend_on_the_form_of_the_call(name):
+    x = torch.randn(2, 3, 6, 6)
+    nets = [Net(CALLS["position"]), Net(CALLS[name])]
+    for net in nets:
+        convert_(net)
+        net.conv.register_forward_hook(lambda module, args, output: 2 * output)
+        net.conv.collision.data.fill_(0.1)
+    expected, found = (firing_rates(net, x) for net in nets)
+    assert expected == found
+    assert 0 < found["conv"] < 1
+    assert count_macs(nets[1], x) == count_macs(nets[0], x)
+    (cost,) = profile_layers(nets[1], x, rounds=1, min_seconds=0)
+    assert (cost.name, cost.fires, cost.output) == ("conv", found["conv"], (4, 4, 4))
+    assert observed(nets[1], {"conv": nets[1].conv}, (x,)) == {}
+    assert "forward" not in nets[1].conv.__dict__
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calibration_does_not_depend_on_the_form_of_the_call(name):
+    x = torch.randn(16, 3, 6, 6)
+    nets = [Net(CALLS["position"]), Net(CALLS[name])]
+    for net in nets:
+        net.conv.register_forward_hook(lambda module, args, output: 2 * output)
+    reports = [convert_(net, ICConfig(warm_start="calibrate"), calibration_data=[x]) for net in nets]
+    expected, found = (report.calibration for report in reports)
+    if name in ("forward", "forward by name"):  # the one form of call that passes a hook of the network's own by
+        assert found is not None
+        assert 0 < found.change <= 0.01
+    else:
+        assert expected == found
+    assert torch.equal(nets[0].conv.inner_bias, nets[1].conv.inner_bias)
+
+
+def test_the_input_of_a_transposed_layer_is_found_behind_its_size():
+    seen = []
+    net = Net(lambda conv, x: conv(output_size=[8, 8], input=x), nn.ConvTranspose2d(3, 4, 3, 2, 1))
+    x = torch.randn(1, 3, 4, 4)
+    convert_(net)
+    with watched([net.conv], lambda module, given, output: seen.append((given is x, tuple(output.shape)))):
+        net(x)
+    assert seen == [(True, (1, 4, 8, 8))]
+    assert firing_rates(net, x).keys() == {"conv"}
+
+
+def test_a_forward_pass_of_the_instance_comes_back_after_an_error():
+    conv = nn.Conv2d(3, 4, 3)
+    conv.forward = own = lambda x: x + 1
+
+    def fail(module, x, output):
+        assert module.forward is own
+        raise KeyError("seen")
+
+    with pytest.raises(KeyError), watched([conv], fail):
+        conv(torch.zeros(1))
+    assert conv.__dict__["forward"] is own
+
+
+class Counts(nn.Module):
+    """Takes its images by keyword, counts its calls and draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.raw = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, *, pixel_values):
+        self.calls += 1
+        weight = next(m for n, m in self.named_modules() if n == "raw").weight
+        return self.conv(pixel_values) + torch.conv2d(pixel_values, weight) + torch.rand(())
+
+
+def test_an_example_by_keyword_runs_the_network_without_a_trace():
+    model, example = Counts(), {"pixel_values": torch.randn(1, 3, 6, 6)}
+    state = torch.get_rng_state()
+    report = convert_(model, example_input=example)
+    assert report.converted == ["conv"]
+    assert "reads its weight" in report.skipped["raw"]
+    assert model.calls == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Batch(nn.Module):
+    """Takes a whole batch as one argument: a dict or a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, batch):
+        images = batch["images"] if isinstance(batch, dict) else torch.stack(batch)
+        return self.conv(images)
+
+
+@pytest.mark.parametrize("call", [convert_, fuse_])
+def test_a_batch_that_is_a_dict_or_a_list(call):
+    images = torch.randn(2, 3, 6, 6)
+    for example in ({"images": images}, ({"images": images},), (list(images),)):
+        model = Batch().eval()
+        if call is fuse_:
+            convert_(model)
+        call(model, example_input=example)
+    with pytest.raises((TypeError, ValueError)) as found:
+        call(Batch().eval(), example_input=list(images))
+    assert "(batch,)" in "".join([str(found.value), *getattr(found.value, "__notes__", [])])
+
+
+def test_a_forward_pass_that_removed_hooks_left_on_the_instance_is_the_class_s_own(tmp_path):
+    """As accelerate.hooks.remove_hook_from_module does it."""
+    x, basic = torch.randn(2, 3, 6, 6), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    y, model = basic(x), copy.deepcopy(basic)
+    for module in model.modules():
+        module.forward = module.forward
+    assert convert_(model, ICConfig(warm_start="gain")).converted == ["0"]
+    model[0].gain.data.fill_(1)
+    for module in model.modules():
+        module.forward = module.forward
+    assert not torch.equal(model(x), y)
+    save(model, tmp_path / "ic.safetensors")
+    assert torch.equal(load(tmp_path / "ic.safetensors", copy.deepcopy(basic))(x), model(x))
+    revert_(model)
+    assert torch.equal(model(x), y)

@@ -1,0 +1,17 @@
+import pytest
+
+from icnets.unit.kernels import native
+
+
+@pytest.fixture(scope="module", params=["torch", "native"], autouse=True)
+def kernels(request):
+    """Every test of this folder runs twice: by torch's own operators, and by the compiled ones."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param == "torch":
+            monkeypatch.setattr(native, "_operators", {})
+        else:
+            try:
+                native.build()
+            except ValueError as error:
+                pytest.skip(str(error))
+        yield request.param
