@@ -47,10 +47,11 @@ test-all: $(VENV)/.trained lint  ## lint, then every test that this machine can 
 trained: $(VENV)/.trained  ## conversions of trained networks that packages ship; a skipped test fails
 	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/trained $(ARGS)
 
-lint: $(VENV)/.installed  ## ruff and mypy
+lint: $(VENV)/.installed  ## ruff, mypy, and that rooms import downwards only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.installed  ## let ruff mend what it can
 	$(BIN)/ruff format .
