@@ -83,16 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("icnets: interrupted", file=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way to end a run on Ctrl-C
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if KeyboardInterrupt in (type(stop), type(stop.__context__)):  # in a run, Lightning exits on Ctrl-C
             print("icnets: interrupted", file=sys.stderr)
             return 130
         if (saved := getattr(stop, "checkpoint", None)) is not None:
             print(f"icnets: told to stop; saved {saved}: go on with --ckpt_path last", file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = getattr(stop, "code", None)
+        return code if isinstance(code, int) else int(code is not None)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return 141
@@ -165,10 +163,8 @@ def _unread() -> bool:
 
 def _is_users(error: Exception) -> bool:
     """Whether this is a user's error, by the conventions of this package and Lightning."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(
-        names & {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
-    )
+    users = {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
+    return any(cls.__name__ in users for cls in type(error).__mro__)
 
 
 # icnets build.

@@ -26,7 +26,7 @@ from icnets.support.quiet import quiet
 from icnets.support.text import of_configuration
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.by_class import ByClass
-from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
+from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
 from icnets.training.network import holds_ic_network, starting_config
 from icnets.training.plan import kept_bytes, plan, preflight
 from icnets.training.precision import precision_options
@@ -95,18 +95,12 @@ class _RunCLI(LightningCLI):
         add("--save_every", type=int | None, default=None, help="steps between checkpoints, beside those of each epoch")
         add("--keep", type=int, default=2, help="number of last checkpoints that are kept")
         add("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
-        add("--target", type=float | None, default=None, help="say when val/top1 first reached this, e.g. 0.95")
         add("--ema", type=float | None, default=None, help="validate and keep a running average with this decay")
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
-        add(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="last, best or FILE.ckpt, with the options of its run unless --config is given; auto, for fit: the "
-            "last if there is one",
-        )
-        for unused in ("output", "weights_only"):  # in the configurations of runs of version 0.1.0
-            add(f"--{unused}", type=str | None, default=None, help=argparse.SUPPRESS)
+        checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
+        add("--ckpt_path", type=str | None, default=None, help=checkpoints)
+        for unused in ("output", "target", "weights_only"):  # in the configurations of runs of version 0.1.0
+            add(f"--{unused}", type=Any, default=None, help=argparse.SUPPRESS)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_chans", "model.in_chans", apply_on="instantiate")
@@ -149,8 +143,6 @@ class _RunCLI(LightningCLI):
         chosen, checkpoints = self.config, self.folder / "checkpoints"
         callbacks: list[Callback] = [Announcement(), History(self.folder / "history.csv")]
         callbacks.append(UnreadableImages(self.folder / "unreadable.txt"))
-        if chosen.target is not None:
-            callbacks.append(TargetAccuracy(chosen.target))
         if chosen.ema is not None:
             callbacks.append(WeightAverage(chosen.ema))
         if chosen.trainer.logger is not False:
@@ -180,13 +172,9 @@ class _RunCLI(LightningCLI):
         preflight(self.folder, needed)
 
     def _after_fit(self) -> None:
-        callbacks: list[Callback] = vars(self.trainer)["callbacks"]
-        rows = next(c.rows for c in callbacks if isinstance(c, History))
+        rows = next(c.rows for c in vars(self.trainer)["callbacks"] if isinstance(c, History))
         if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
             print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
-        for callback in callbacks:
-            if isinstance(callback, TargetAccuracy):
-                print(_target_line(callback))
         best_there = (self.folder / "checkpoints" / "best.ckpt").is_file()
         runs = "" if self.folder.parent == Path("runs") else f" --runs {shlex.quote(str(self.folder.parent))}"
         name = shlex.quote(self.folder.name)
@@ -231,9 +219,3 @@ def _best(folder: Path) -> BestCheckpoint:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-
-
-def _target_line(callback: TargetAccuracy) -> str:
-    if callback.epochs is None:
-        return f"{callback.target:.2%} was not reached"
-    return f"{callback.target:.2%} was reached in epoch {callback.epochs}, after {callback.seconds_to_target:.1f} s"
