@@ -73,11 +73,17 @@ _EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
+    """Runs ``icnets`` with ``argv`` (None: the command line's) and returns the exit status.
 
     0: done. 1: ``data check`` found errors, or ``predict`` images that can't be read. 2: a mistake in the arguments or
     files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
-    is a bug of ours, and its traceback is shown.
+    is a bug of icnets, and its traceback is shown.
+
+    Example:
+        >>> from icnets.cli import main
+        >>> main(["--version"])
+        icnets 0.1.0
+        0
     """
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -141,7 +147,7 @@ def _run(command: str, rest: list[str]) -> int:
 
 
 def _configurations_first(args: Sequence[str]) -> list[str]:
-    """Move ``--config FILE`` to the front: the parser lets the later one win, and options outrank files."""
+    """Moves ``--config FILE`` to the front: the parser lets the later one win, and options outrank files."""
     early = Parser(add_help=False)
     early.add_argument("-c", "--config", action="append", default=[])
     found, rest = early.parse_known_args(args)

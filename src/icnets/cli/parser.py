@@ -26,7 +26,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
-    """The parser's ``message``; of an unknown option it says which one was probably meant."""
+    """The parser's ``message``; of an unknown option it says which one was probably meant.
+
+    Example:
+        >>> parser = Parser(prog="icnets predict")
+        >>> option = parser.add_argument("--top-k")
+        >>> with_hint("unrecognized arguments: --topk 3", parser)
+        'unknown option --topk; did you mean --top-k?'
+    """
     found = _UNKNOWN.fullmatch(message)
     if found is None:
         return message
