@@ -6,97 +6,97 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from icnets.cli.help import COMMAND_HELP, HELP
 from icnets.cli.parser import Parser
 from icnets.support.text import one_line
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
-COMMANDS = [*COMMAND_HELP, "convert"]
+HELP = """\
+usage: icnets COMMAND [OPTIONS]
 
-# Modules whose ``main`` takes the arguments behind the command; what is neither here nor below is Lightning's.
-_PROGRAMS = {
-    "compare": "icnets.compare.comparison",
-    "data": "icnets.cli.data",
-    "export": "icnets.cli.export",
-    "hub": "icnets.cli.hub",
-    "predict": "icnets.cli.predict",
-    "profile": "icnets.cli.profile",
-    "report": "icnets.cli.report",
-    "study": "icnets.cli.study",
+Turn a convolutional network into an Inter-layer Collision (IC) network, train it, and compare the two.
+
+{commands}
+
+  icnets COMMAND --help     options of a command, with an example; --help-all: every option there is
+  icnets --version          the version
+
+Example, on scikit-learn's handwritten digits (nothing to download):
+
+  icnets fit --config recipes/fit_digits.yaml --name digits
+  icnets test --name digits --ckpt_path best
+
+A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
+"""
+
+
+# Each command with the function that takes the arguments behind it and returns the exit status.
+COMMANDS = {
+    "fit": ("icnets.cli.fit:fit", "train a basic or an IC network, with or without weak logit distillation"),
+    "validate": ("icnets.cli.fit:validate", "accuracy of a trained network on the validation images"),
+    "test": ("icnets.cli.fit:test", "accuracy of a trained network on the test images, and of each class"),
+    "predict": ("icnets.cli.predict:main", "classes of image files, by a checkpoint or an exported artefact"),
+    "compare": ("icnets.compare.comparison:main", "basic, IC, IC with distillation over several seeds, in a table"),
+    "study": ("icnets.cli.study:main", "networks, methods and seeds in a grid; goes on where it was stopped"),
+    "report": ("icnets.cli.report:main", "a comparison, or a training, as one HTML page with figures and images"),
+    "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
+    "convert": ("icnets.cli.app:_convert", "a basic network's checkpoint in, an IC network's checkpoint out"),
+    "export": (
+        "icnets.cli.export:main",
+        "artefacts for ONNX, OpenVINO and others, each compared with PyTorch",
+    ),
+    "hub": ("icnets.cli.hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
+    "data": ("icnets.cli.data:main", "data check: decode every image of a data set, and list what is wrong"),
+    "build": ("icnets.cli.app:_build", "compile the CPU kernels for this machine, once"),
+}
+
+_BEST = "runs/ic/checkpoints/best.safetensors"
+_EXAMPLES = {
+    "fit": "--name ic --model.model ic_resnet18 --data.root photos --model.init_from runs/basic/checkpoints/best.ckpt",
+    "validate": "--name digits --ckpt_path best",
+    "test": "--name digits --ckpt_path best",
+    "predict": f"{_BEST} new_photos --out classes.csv",
+    "compare": "--config recipes/demo.yaml --data.root photos --out runs/photos",
+    "study": "--config recipes/studies/smoke.yaml",
+    "report": "runs/demo",
+    "profile": "resnet50 --against resnet101 --batch-size 1",
+    "convert": "resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10",
+    "export": f"{_BEST} --format onnx --data.root photos",
+    "hub": f"save {_BEST} shared/ic --evidence runs/ic --license mit",
+    "data": "check photos --csv problems.csv",
+    "build": "--force",
 }
 
 
-def _require_unique_keys(files: Sequence[str]) -> None:
-    """Raises ValueError for a configuration with a key twice in one mapping: YAML would take the last one silently."""
-    import yaml
-
-    for file in files:
-        try:
-            pending = [yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            continue  # the command's own parser says what is wrong with it
-        while pending:
-            node = pending.pop()
-            if isinstance(node, yaml.SequenceNode):
-                pending += node.value
-            if not isinstance(node, yaml.MappingNode):
-                continue
-            lines: dict[Any, int] = {}
-            for key, value in node.value:
-                pending.append(value)
-                line, name = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else key
-                if name in lines:
-                    raise ValueError(f"{file} has {name!r} twice, in lines {lines[name]} and {line}; leave one of them")
-                lines[name] = line
-
-
-def _configurations_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Move ``--config FILE`` behind the command: the parser lets the later one win, and options outrank files.
-
-    Returns:
-        The arguments, and the files.
-    """
-    options, files = list[str](), list[str]()
-    waiting = list(argv[1:])
-    while waiting:
-        arg = waiting.pop(0)
-        name, _, file = arg.partition("=")
-        if name not in ("-c", "--config") or not (file or waiting):
-            options.append(arg)
-        else:
-            files.append(file or waiting.pop(0))
-    return [*argv[:1], *(part for file in files for part in ("--config", file)), *options], files
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``icnets`` with ``argv`` (default: the command line's) and return the exit status.
+    """Runs ``icnets`` with ``argv`` (None: the command line's) and returns the exit status.
 
     0: done. 1: ``data check`` found errors, or ``predict`` images that can't be read. 2: a mistake in the arguments or
     files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
-    is a bug of ours, and its traceback is shown.
+    is a bug of icnets, and its traceback is shown.
+
+    Example:
+        >>> from icnets.cli import main
+        >>> main(["--version"])
+        icnets 0.1.0
+        0
     """
-    args, files = _configurations_first(sys.argv[1:] if argv is None else argv)
     try:
-        if files:
-            _require_unique_keys(files)
-        status = _dispatch(args)
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("icnets: interrupted", file=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way to end a run on Ctrl-C
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if KeyboardInterrupt in (type(stop), type(stop.__context__)):  # in a run, Lightning exits on Ctrl-C
             print("icnets: interrupted", file=sys.stderr)
             return 130
         if (saved := getattr(stop, "checkpoint", None)) is not None:
             print(f"icnets: told to stop; saved {saved}: go on with --ckpt_path last", file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = getattr(stop, "code", None)
+        return code if isinstance(code, int) else int(code is not None)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return 141
@@ -110,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if args[:1] in (["-h"], ["--help"]):
-        print(HELP, end="")
+        width = max(map(len, COMMANDS))
+        commands = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+        print(HELP.format(commands=commands), end="")
         return 0
     if args[:1] == ["--version"]:
         from icnets import __version__
@@ -131,38 +133,32 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
-    if command in COMMAND_HELP and {"-h", "--help"} & set(rest):
-        print(COMMAND_HELP[command], end="")
+    page = Path(__file__).with_name("help") / f"{command}.txt"  # of a command whose parser takes seconds to make
+    if {"-h", "--help"} & set(rest) and page.is_file():
+        print(page.read_text(encoding="utf-8"), end="")
         return 0
-    if command == "convert":
-        return _convert(rest)
-    if command == "predict" and "--help-all" in rest:  # both forms; Lightning's follows
-        from icnets.cli.predict import parser
-
-        parser().print_help()
-    rest = ["--help" if arg == "--help-all" else arg for arg in rest]
-    if command == "build":
-        return _build(rest)
-    if command in _PROGRAMS and not (command == "predict" and _of_a_run(rest)):
-        return int(import_module(_PROGRAMS[command]).main(rest))
-    from icnets.cli.fit import run
-
-    run([command, *rest])
-    return 0
+    rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
+    try:
+        return int(resolve_name(COMMANDS[command][0])(_configurations_first(rest)))
+    except SystemExit as stop:
+        if "--help" in rest and not stop.code:
+            print(f"\nExample:\n\n  icnets {command} {_EXAMPLES[command]}")
+        raise
 
 
-def _of_a_run(rest: list[str]) -> bool:
-    """Whether ``predict`` is asked for a run's own images, by Lightning's options, and not for MODEL and PATHS."""
-    names = {arg.partition("=")[0] for arg in rest}
-    own = {"--name", "--runs", "--config", "-c", "--ckpt_path", "--output", "--help", "--print_config"}
-    return bool(own & names) or any(name.startswith(("--data.", "--model.", "--trainer.")) for name in names)
+def _configurations_first(args: Sequence[str]) -> list[str]:
+    """Moves ``--config FILE`` to the front: the parser lets the later one win, and options outrank files."""
+    early = Parser(add_help=False)
+    early.add_argument("-c", "--config", action="append", default=[])
+    found, rest = early.parse_known_args(args)
+    return [*(part for file in found.config for part in ("--config", file)), *rest]
 
 
 # Errors.
 
 
 def _unread() -> bool:
-    """Whether whoever read our output has had enough, as head has; then nothing more is written to it."""
+    """Whether the reader of our output closed the pipe, as head does; then nothing more is written to it."""
     try:
         print(flush=True)  # other pipes break too, those to workers, and that is an error
     except BrokenPipeError:
@@ -172,19 +168,22 @@ def _unread() -> bool:
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether an exception tells of a mistake of the user's, by the conventions of this package and Lightning."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(
-        names & {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
-    )
+    """Whether this is a user's error, by the conventions of this package and Lightning."""
+    users = {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
+    return any(cls.__name__ in users for cls in type(error).__mro__)
 
 
 # icnets build.
 
 
 def _build(rest: list[str]) -> int:
-    parser = Parser(prog="icnets build", allow_abbrev=False)
-    parser.add_argument("--force", action="store_true")
+    parser = Parser(
+        prog="icnets build",
+        description="Compile the CPU kernels for this machine, its processor and its PyTorch: about 20 seconds, once. "
+        "It needs Linux and a C++ compiler: g++, or what CXX names. The library lies in ~/.cache/icnets, or where "
+        "ICNETS_CACHE says; ICNETS_NATIVE=0 leaves it unused.",
+    )
+    parser.add_argument("--force", action="store_true", help="build again, e.g. after the compiler was changed")
     args = parser.parse_args(rest)
 
     from icnets.unit.kernels import native
@@ -201,13 +200,7 @@ def _convert_parser() -> Parser:
     parser = Parser(
         prog="icnets convert",
         usage="icnets convert IN OUT [--model NAME] [OPTIONS]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Read a basic network's checkpoint, convert the network, and write an IC network's checkpoint.",
-        epilog=(
-            "Example, for the state dict of a timm network:\n\n"
-            "  icnets convert resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10\n"
-        ),
-        allow_abbrev=False,
     )
     parser.add_argument(
         "source", metavar="IN", type=Path, help="file of icnets.save, or a state dict (.pth, .safetensors)"

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse._common import parsing_settings
 
 from icnets.cli import main
-from icnets.training.allowed_imports import ALLOWED, allowed_imports, take_flag
+from icnets.cli.allowed_imports import ALLOWED, allowed_imports, take_flag
 
 TRAP = """\
 from pathlib import Path
@@ -151,7 +151,7 @@ def test_the_command_line_and_environment(refused: Refuse, monkeypatch: pytest.M
     assert "no network 'trap.Net'" in refused("fit", "--model.model", "trap.Net")
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     write("run.yaml", **options("trainer.callbacks", "trap.Call"))
-    monkeypatch.setenv("PL_FIT__CONFIG", "run.yaml")
+    monkeypatch.setenv("PL_CONFIG", "run.yaml")
     assert "trap.Call was not imported" in refused("fit", "--model.model", "resnet10t")
 
 
