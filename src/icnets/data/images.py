@@ -224,14 +224,15 @@ class Unreadable:
 class Normalization:
     """From uint8 (C, H, W) to float32 by mean and deviation per channel, which are on the scale from 0 to 1.
 
-    The same numbers as by timm's transforms, to the bit, with fewer copies in between.
+    Of more channels than there are means, the first are kept. The numbers are those of timm's transforms to the bit,
+    with fewer copies in between.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> Tensor:
-        return image.contiguous().div(255).sub_(self.mean).div_(self.std)
+        return image[: len(self.mean)].contiguous().div(255).sub_(self.mean).div_(self.std)
 
 
 class ImageFiles(_Images):

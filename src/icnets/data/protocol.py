@@ -2,24 +2,31 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
 from icnets.data.folders import Listing, find_images
+from icnets.data.images import ImageFiles, Normalization
+from icnets.data.sources import Paths
 from icnets.support.text import few
 
 __all__ = [
     "INTERPOLATIONS",
+    "EvaluationTransform",
     "Multicrop",
     "average_crops",
     "best_label",
     "describe",
+    "evaluation_transform",
     "find_test_images",
     "multicrop",
     "read_real_labels",
@@ -27,7 +34,87 @@ __all__ = [
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 transforms: Any = v2  # which torchvision doesn't export as type checkers want it
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _REAL_NAME = "ILSVRC2012_val_{:08d}"  # image i of the validation set, from 1
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """Turns a PIL image in RGB into the network's input (in_chans, image_size, image_size), as evaluation sees it."""
+
+    image_size: int
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+
+    def __call__(self, image: Any) -> Tensor:
+        x: Tensor = self._steps(image)
+        return x
+
+    @cached_property
+    def _steps(self) -> Callable[[Any], Tensor]:
+        options: dict[str, Any] = {"crop_pct": self.crop_pct, "interpolation": self.interpolation, "normalize": False}
+        seen: Any = create_transform(self.image_size, **options)
+        steps: Callable[[Any], Tensor] = transforms.Compose([seen, Normalization(self.mean, self.std)])
+        return steps
+
+    def files(self, paths: Sequence[Path]) -> ImageFiles:
+        """Image files of no known class, each through this transform: see ``ImageFiles.evaluated``."""
+        return ImageFiles(Paths(paths), [0] * len(paths), self, in_chans=self.in_chans)
+
+
+def evaluation_transform(
+    image_size: int = 224,
+    *,
+    in_chans: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float = 0.95,
+    interpolation: str = "bilinear",
+) -> EvaluationTransform:
+    """Make the transform of evaluation: resize the shorter side, crop the centre, normalise each channel.
+
+    Args:
+        image_size: height and width in pixels that the network sees.
+        in_chans: 1 (grey) or 3 (colour).
+        mean: per channel, on the scale from 0 to 1. None: ImageNet's.
+        std: per channel, on the scale from 0 to 1. None: ImageNet's.
+        crop_pct: ``image_size`` as a fraction of the image's shorter side after resizing.
+        interpolation: of the resizing: bilinear, bicubic, ...
+
+    Raises:
+        ValueError: an argument out of its range; its name is the first word of the message.
+
+    Example:
+        >>> from PIL import Image
+        >>> transform = evaluation_transform(32, crop_pct=0.875, interpolation="bicubic")
+        >>> transform(Image.new("RGB", (60, 81))).shape
+        torch.Size([3, 32, 32])
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size is {image_size}; it must be at least 1")
+    if in_chans not in (1, 3):
+        raise ValueError(f"in_chans is {in_chans}; images are read with 1 (grey) or 3 (colour) channels")
+    channels = {name: _per_channel(name, given, in_chans) for name, given in (("mean", mean), ("std", std))}
+    if min(channels["std"]) <= 0:
+        raise ValueError(f"std is {channels['std']}; it must be positive")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is {interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct is {crop_pct}; it must be greater than 0 and at most 1")
+    return EvaluationTransform(image_size, in_chans, **channels, crop_pct=crop_pct, interpolation=interpolation)
+
+
+def _per_channel(name: str, given: Sequence[float] | None, in_chans: int) -> tuple[float, ...]:
+    known = _IMAGENET[name] if in_chans == 3 else (sum(_IMAGENET[name]) / 3,)
+    values = known if given is None else tuple(float(value) for value in given)
+    if len(values) != in_chans:
+        raise ValueError(f"{name} has {len(values)} values for {in_chans} channels; give one per channel")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{name} is {values}; its values must be numbers, on the scale from 0 to 1")
+    return values
 
 
 class Multicrop:
