@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -23,25 +24,26 @@ from icnets.data.order import PADDING, Key, key_parts
 from icnets.data.sources import Source
 from icnets.support.text import few
 
-__all__ = ["IGNORED", "ImageFiles", "Normalization", "TensorImages", "Unreadable", "as_is", "seed_all"]
+__all__ = ["IGNORED", "ImageFiles", "Images", "Normalization", "TensorImages", "as_is", "mixing", "seed_all"]
 
 Batch = tuple[Tensor, Tensor]
+Mix = Callable[[Tensor, Tensor], Batch]
 IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
 
 _logger = logging.getLogger(__name__)
 
 
+def seed_all(*entropy: int) -> None:
+    """Seed random, numpy and torch, on all devices, by whole numbers from 0."""
+    torch.manual_seed(_seed(*entropy))
+
+
 def _seed(*entropy: int) -> int:
-    """Seeds random and numpy, and returns the seed for torch."""
+    """Seed random and numpy, and return the seed for torch."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - timm draws from it
     return seed
-
-
-def seed_all(*entropy: int) -> None:
-    """Seeds random, numpy and torch, on all devices, by whole numbers from 0."""
-    torch.manual_seed(_seed(*entropy))
 
 
 def _seed_cpu(*entropy: int) -> None:
@@ -49,10 +51,12 @@ def _seed_cpu(*entropy: int) -> None:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """Random numbers drawn outside don't notice that some are drawn inside."""
+def _apart(*entropy: int) -> Iterator[None]:
+    """Keep the random numbers drawn inside, by the seed ``entropy`` if there is one, from those drawn outside."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
+        if entropy:
+            _seed_cpu(*entropy)
         yield
     finally:
         random.setstate(states[0])
@@ -60,20 +64,22 @@ def _apart() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-@contextmanager
-def _seeded(*entropy: int) -> Iterator[None]:
-    """Random numbers drawn inside depend on ``entropy`` alone, and those drawn outside don't notice."""
-    with _apart():
-        _seed_cpu(*entropy)
-        yield
+def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
+    """Make what mixes the images of a batch. None: neither mixup nor CutMix is wanted."""
+    if not (mixup or cutmix):
+        return None
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
-class _Images(Dataset[Batch]):
-    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted."""
+class Images(Dataset[Batch]):
+    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted.
 
-    def __init__(
-        self, targets: Sequence[int] | Tensor, seed: int, mix: Callable[[Tensor, Tensor], Batch] | None
-    ) -> None:
+    ``groups``: first index and the one behind the last, of images that lie in one file.
+    """
+
+    groups: Sequence[tuple[int, int]] = ()
+
+    def __init__(self, targets: Sequence[int] | Tensor, seed: int, mix: Mix | None) -> None:
         self.targets = targets if isinstance(targets, Tensor) else torch.tensor(list(targets), dtype=torch.int64)
         self.seed = seed
         self.mix = mix
@@ -95,12 +101,10 @@ class _Images(Dataset[Batch]):
         parts = [key_parts(key) for key in keys]
         epoch, indices = parts[0][0], [max(index, 0) for _, index, _ in parts]
         x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
-        for row, (_, index, _) in enumerate(parts):
-            if index == PADDING:
-                target[row] = self.ignored
+        target[torch.tensor([index == PADDING for _, index, _ in parts])] = self.ignored
         if self.mix is None:
             return x, target
-        with _seeded(self.seed, epoch, indices[0], 1):
+        with _apart(self.seed, epoch, indices[0], 1):
             x, target = self.mix(x, target)
         return x, target.float()
 
@@ -123,7 +127,7 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-class TensorImages(_Images):
+class TensorImages(Images):
     """Images (N, C, H, W), or signals (N, C, L), that are in memory.
 
     Args:
@@ -149,7 +153,7 @@ class TensorImages(_Images):
         transform: Callable[[Tensor], Tensor] | None = None,
         finish: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
-        mix: Callable[[Tensor, Tensor], Batch] | None = None,
+        mix: Mix | None = None,
     ) -> None:
         super().__init__(targets, seed, mix)
         self.images = images
@@ -165,7 +169,7 @@ class TensorImages(_Images):
         """The images of one epoch, augmented."""
         x = self.images[indices]
         if self.transform is not None:
-            with _seeded(self.seed, epoch, indices[0], 2):
+            with _apart(self.seed, epoch, indices[0], 2):
                 x = torch.stack([self.transform(image) for image in x])
         if self.shift:
             x = self._shifted(x, epoch, indices)
@@ -187,40 +191,6 @@ class TensorImages(_Images):
         return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
 
 
-class Unreadable:
-    """Which images could not be read, counted over all processes that read for this one.
-
-    Args:
-        source: names the images.
-        limit: so many different images may be unreadable.
-    """
-
-    def __init__(self, source: Source, limit: int) -> None:
-        self.source, self.limit = source, limit
-        self._found = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
-
-    @property
-    def indices(self) -> list[int]:
-        """Those found so far."""
-        return torch.nonzero(self._found).flatten().tolist()
-
-    def add(self, index: int, error: Exception) -> None:
-        """Logs the first time that an image is found; raises ValueError where that is one too many."""
-        new, why = not self._found[index], reason(error)
-        self._found[index] = 1
-        if int(self._found.sum()) > self.limit:
-            found = self.indices
-            if self.limit == 0:
-                text = f"can't read the image {self.source.name(index)}: {why}"
-                raise ValueError(f"{text}; repair or remove it, or allow some by data.max_unreadable") from error
-            raise ValueError(
-                f"{len(found)} images can't be read, and data.max_unreadable is {self.limit}: "
-                f"{few([self.source.name(i) for i in found])}; icnets data check lists them all"
-            ) from error
-        if new:
-            _logger.warning("can't read the image %s: %s; it is skipped", self.source.name(index), why)
-
-
 class Normalization:
     """From uint8 (C, H, W) to float32 by mean and deviation per channel, which are on the scale from 0 to 1.
 
@@ -235,18 +205,17 @@ class Normalization:
         return image[: len(self.mean)].contiguous().div(255).sub_(self.mean).div_(self.std)
 
 
-class ImageFiles(_Images):
+class ImageFiles(Images):
     """Encoded images, decoded when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
 
     With ``in_chans=1`` the image is turned to grey first and the first of its three equal channels is kept. An image
-    that can't be read is counted; in training another one, drawn at random, takes its place, in evaluation its target
-    is ``IGNORED``.
+    that can't be read is counted, over all processes that read for this one. In training another one, drawn at random,
+    takes its place; in evaluation its target is ``IGNORED``.
 
     Args:
         source: gives the encoded images.
         targets: class indices; or (N, classes) bool, where several classes may be right.
         transform: draws from the random numbers of random, numpy and torch.
-        finish: what is done to its result (in_chans, H, W), such as ``Normalization``.
         in_chans: 1 or 3.
         seed: of everything random.
         mix: mixes a batch.
@@ -260,22 +229,24 @@ class ImageFiles(_Images):
         targets: Sequence[int] | Tensor,
         transform: Callable[[Image.Image], Any],
         *,
-        finish: Callable[[Tensor], Tensor] | None = None,
         in_chans: int = 3,
         seed: int = 0,
-        mix: Callable[[Tensor, Tensor], Batch] | None = None,
+        mix: Mix | None = None,
         training: bool = False,
         max_unreadable: int = 0,
     ) -> None:
         super().__init__(targets, seed, mix)
-        self.source = source
-        self.transform, self.finish = transform, finish
-        self.in_chans = in_chans
-        self.training = training
-        self.unreadable = Unreadable(source, max_unreadable)
+        self.source, self.transform = source, transform
+        self.in_chans, self.training, self.max_unreadable = in_chans, training, max_unreadable
+        self.groups = getattr(source, "groups", ())
+        self._unreadable = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def unreadable(self) -> list[str]:
+        """Names of the images found so far that can't be read."""
+        return [self.name(index) for index in torch.nonzero(self._unreadable).flatten().tolist()]
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         with _apart(), without_warnings():  # once for all of them: it takes longer than the seeding
@@ -292,17 +263,30 @@ class ImageFiles(_Images):
         substitutes: Any = None
         while True:
             try:
-                image = self._decode(index)
+                image, target = self._decode(index), self.targets[index]
                 break
             except Exception as error:  # decoders raise whatever they stumble over
-                self.unreadable.add(index, error)
+                self._count_unreadable(index, error)
             if not self.training:
-                return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), torch.full_like(
-                    self.targets[0], self.ignored
-                )
+                image, target = Image.new("RGB", (256, 256)), torch.full_like(self.targets[0], self.ignored)
+                break
             substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, copy, 4))
             index = int(substitutes.integers(len(self)))
-        return self._transformed(image, epoch, index, copy), self.targets[index]
+        return self._transformed(image, epoch, index, copy), target
+
+    def _count_unreadable(self, index: int, error: Exception) -> None:
+        """Log the first time that an image is found; raise ValueError where that is one too many."""
+        new, why = not self._unreadable[index], reason(error)
+        self._unreadable[index] = 1
+        if int(self._unreadable.sum()) > self.max_unreadable:
+            found = self.unreadable()
+            if self.max_unreadable == 0:
+                text = f"can't read the image {self.name(index)}: {why}; repair or remove it, or allow some by "
+                raise ValueError(f"{text}data.max_unreadable") from error
+            text = f"{len(found)} images can't be read, and data.max_unreadable is {self.max_unreadable}: {few(found)}"
+            raise ValueError(f"{text}; icnets data check lists them all") from error
+        if new:
+            _logger.warning("can't read the image %s: %s; it is skipped", self.name(index), why)
 
     def _decode(self, index: int) -> Image.Image:
         with open_image(self.source.open(index)) as file:
@@ -312,5 +296,4 @@ class ImageFiles(_Images):
 
     def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:
         _seed_cpu(self.seed, epoch, index, *([copy] if copy else []))
-        x = torch.as_tensor(self.transform(image))[: self.in_chans]
-        return x if self.finish is None else self.finish(x)
+        return torch.as_tensor(self.transform(image))[: self.in_chans]

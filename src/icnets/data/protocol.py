@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from icnets.support.text import few
 __all__ = [
     "INTERPOLATIONS",
     "EvaluationTransform",
-    "Multicrop",
     "average_crops",
     "best_label",
     "describe",
     "evaluation_transform",
     "find_test_images",
-    "multicrop",
     "read_real_labels",
+    "resized",
+    "ten_crops",
 ]
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
@@ -117,39 +117,21 @@ def _per_channel(name: str, given: Sequence[float] | None, in_chans: int) -> tup
     return values
 
 
-class Multicrop:
-    """Ten crops of an image (He et al.'s 10-crop): corners and centre, and the same mirrored.
+def ten_crops(view: EvaluationTransform) -> Callable[[Any], Tensor]:
+    """Make the transform of He et al.'s 10-crop test: corners and centre of a PIL image, and the same mirrored.
 
-    A PIL image becomes ``(3, 10, size, size)``: the crops behind the channels.
-
-    Args:
-        size: of the crops, in pixels.
-        crop_pct: ``size`` as a fraction of the image's shorter side after resizing.
-        interpolation: of the resizing: bilinear, bicubic, ...
-        mean, std: per channel, on the scale from 0 to 1.
+    It returns ``(3, 10, size, size)``: the crops behind the channels.
     """
-
-    def __init__(
-        self, size: int, *, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self.resize = transforms.Resize(resized(size, crop_pct), interpolation=str_to_interp_mode(interpolation))
-        self.crop = transforms.TenCrop(size)
-        self.finish = transforms.Compose(
-            [
-                transforms.PILToTensor(),
-                transforms.ToDtype(torch.float32, scale=True),
-                transforms.Normalize(list(mean), list(std)),
-            ]
-        )
-
-    def __call__(self, image: Any) -> Tensor:
-        return torch.stack([self.finish(crop) for crop in self.crop(self.resize(image))], dim=1)
+    normalize = transforms.Normalize((view.mean * 3)[:3], (view.std * 3)[:3])
+    finish = transforms.Compose([transforms.PILToTensor(), transforms.ToDtype(torch.float32, scale=True), normalize])
+    side, mode = resized(view.image_size, view.crop_pct), str_to_interp_mode(view.interpolation)
+    crop = [transforms.Resize(side, interpolation=mode), transforms.TenCrop(view.image_size)]
+    steps: Callable[[Any], Tensor] = transforms.Compose([*crop, partial(_stacked, finish=finish)])
+    return steps
 
 
-def multicrop(data: Any) -> Multicrop:
-    """As the options of an ``ImageData`` have it."""
-    options: dict[str, Any] = {"mean": (data.mean * 3)[:3], "std": (data.std * 3)[:3]}
-    return Multicrop(data.image_size, crop_pct=data.crop_pct, interpolation=data.interpolation, **options)
+def _stacked(crops: Sequence[Any], finish: Callable[[Any], Tensor]) -> Tensor:
+    return torch.stack([finish(crop) for crop in crops], dim=1)
 
 
 def describe(data: Any, images: int) -> str:
