@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,10 @@ class Images(Dataset[Batch]):
     ``groups``: first index and the one behind the last, of images that lie in one file.
     """
 
+    targets: Tensor
+    seed: int
+    mix: Mix | None
     groups: Sequence[tuple[int, int]] = ()
-
-    def __init__(self, targets: Sequence[int] | Tensor, seed: int, mix: Mix | None) -> None:
-        self.targets = targets if isinstance(targets, Tensor) else torch.tensor(list(targets), dtype=torch.int64)
-        self.seed = seed
-        self.mix = mix
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -127,6 +126,7 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
+@dataclass(eq=False)
 class TensorImages(Images):
     """Images (N, C, H, W), or signals (N, C, L), that are in memory.
 
@@ -134,7 +134,7 @@ class TensorImages(Images):
         images: of any dtype; ``transform`` and ``finish`` say what becomes of it.
         targets: class indices.
         shift: images are shifted at random by up to so many pixels along both axes.
-        fill: per channel, what moves in: the background's value; nothing: 0.
+        fill: per channel, what moves in: the background's value. None: 0.
         flips: axes along which images are flipped at random, such as -1 for left and right.
         transform: of one image (C, ...), drawing from torch's random numbers, before it is shifted and flipped.
         finish: of a whole batch, at the end, such as the normalisation.
@@ -142,25 +142,22 @@ class TensorImages(Images):
         mix: mixes a batch.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        targets: Sequence[int],
-        *,
-        shift: int = 0,
-        fill: Sequence[float] | None = None,
-        flips: Sequence[int] = (),
-        transform: Callable[[Tensor], Tensor] | None = None,
-        finish: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
-        mix: Mix | None = None,
-    ) -> None:
-        super().__init__(targets, seed, mix)
-        self.images = images
-        self.shift, self.flips = shift, tuple(flips)
-        self.transform, self.finish = transform, finish
-        values = [0.0] * images.shape[1] if fill is None else list(fill)
-        self.background = torch.tensor(values, dtype=images.dtype).view(1, -1, *[1] * (images.dim() - 2))
+    images: Tensor
+    targets: Any
+    _: KW_ONLY
+    shift: int = 0
+    fill: Sequence[float] | None = None
+    flips: Sequence[int] = ()
+    transform: Callable[[Tensor], Tensor] | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    mix: Mix | None = None
+
+    def __post_init__(self) -> None:
+        self.targets = torch.as_tensor(self.targets)
+        shape = (1, -1, *[1] * (self.images.dim() - 2))
+        fill = self.fill or [0.0] * self.images.shape[1]
+        self.background = torch.tensor(fill, dtype=self.images.dtype).view(shape)
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         return self.read(epoch, indices), self.targets[indices]
@@ -205,6 +202,7 @@ class Normalization:
         return image[: len(self.mean)].contiguous().div(255).sub_(self.mean).div_(self.std)
 
 
+@dataclass(eq=False)
 class ImageFiles(Images):
     """Encoded images, decoded when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
 
@@ -223,23 +221,20 @@ class ImageFiles(Images):
         max_unreadable: number of images that may be unreadable before that is an error.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        targets: Sequence[int] | Tensor,
-        transform: Callable[[Image.Image], Any],
-        *,
-        in_chans: int = 3,
-        seed: int = 0,
-        mix: Mix | None = None,
-        training: bool = False,
-        max_unreadable: int = 0,
-    ) -> None:
-        super().__init__(targets, seed, mix)
-        self.source, self.transform = source, transform
-        self.in_chans, self.training, self.max_unreadable = in_chans, training, max_unreadable
-        self.groups = getattr(source, "groups", ())
-        self._unreadable = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+    source: Source
+    targets: Any
+    transform: Callable[[Image.Image], Any]
+    _: KW_ONLY
+    in_chans: int = 3
+    seed: int = 0
+    mix: Mix | None = None
+    training: bool = False
+    max_unreadable: int = 0
+
+    def __post_init__(self) -> None:
+        self.targets = torch.as_tensor(self.targets)
+        self.groups = getattr(self.source, "groups", ())
+        self._unreadable = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
 
     def name(self, index: int) -> str:
         return self.source.name(index)

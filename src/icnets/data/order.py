@@ -6,6 +6,7 @@ any batch of any epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -43,6 +44,7 @@ def epoch_order(
     return np.concatenate([rng.permutation(np.concatenate([np.arange(a, b) for a, b in each])) for each in windows])
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
     """The batches of one process in a training epoch; yields lists of (epoch, index[, copy]).
 
@@ -59,45 +61,39 @@ class EpochBatches(Sampler[list[Key]]):
         groups, window: see :func:`epoch_order`.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], tuple[int, int]],
-        *,
-        rank: int = 0,
-        world: int = 1,
-        repeats: int = 1,
-        groups: Sequence[tuple[int, int]] = (),
-        window: int = 0,
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
-        self.rank, self.world, self.repeats = rank, world, repeats
-        self.groups, self.window = groups, window
+    length: int
+    batch_size: int
+    seed: int
+    position: Callable[[], tuple[int, int]]
+    _: KW_ONLY
+    rank: int = 0
+    world: int = 1
+    repeats: int = 1
+    groups: Sequence[tuple[int, int]] = ()
+    window: int = 0
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = self.position()
-        order = epoch_order(self.length, self.seed, epoch, self.groups, self.window)
-        for batch in range(first, len(self)):
-            yield self.keys(order, epoch, batch)
+        yield from self._from(*self.position())  # asked for with the first batch: a loader makes iterators it drops
 
-    def keys(self, order: np.ndarray, epoch: int, batch: int) -> list[Key]:
-        """Those of one batch."""
+    def _from(self, epoch: int, first: int) -> Iterator[list[Key]]:
+        order = epoch_order(self.length, self.seed, epoch, self.groups, self.window)
         size = self.batch_size * self.world
-        places = range(batch * size + self.rank, (batch + 1) * size, self.world)
-        if self.repeats == 1:
-            return [(epoch, int(order[place])) for place in places]
-        return [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
+        for start in range(first * size, len(self) * size, size):
+            places = range(start + self.rank, start + size, self.world)
+            if self.repeats == 1:
+                yield [(epoch, int(order[place])) for place in places]
+            else:
+                yield [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
 
     def batch(self, epoch: int, batch: int) -> list[Key]:
         """What this process reads for a batch of an epoch."""
-        return self.keys(epoch_order(self.length, self.seed, epoch, self.groups, self.window), epoch, batch)
+        return next(self._from(epoch, batch))
 
 
+@dataclass(eq=False)
 class EvaluationBatches(Sampler[list[int]]):
     """The batches of one process in an evaluation: every image once over all processes, in a fixed order.
 
@@ -105,8 +101,11 @@ class EvaluationBatches(Sampler[list[int]]):
     for that is ``PADDING``.
     """
 
-    def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
-        self.length, self.batch_size, self.rank, self.world = length, batch_size, rank, world
+    length: int
+    batch_size: int
+    _: KW_ONLY
+    rank: int = 0
+    world: int = 1
 
     def __len__(self) -> int:
         return -(-self.length // (self.batch_size * self.world))

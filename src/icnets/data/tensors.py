@@ -32,6 +32,7 @@ class Splits:
     class_names: Sequence[str]
 
 
+@dataclass(eq=False, repr=False)
 class TensorData(EpochData):
     """Data in memory, normalised per channel by mean and standard deviation of the training part.
 
@@ -44,40 +45,36 @@ class TensorData(EpochData):
         shift: images: largest random shift in pixels.
         hflip: images: flip left and right at random.
         vflip: images: flip up and down at random.
-        randaugment: images: strength (0 to 30) of torchvision's RandAugment with 2 operations; nothing: none.
+        randaugment: images: strength (0 to 30) of torchvision's RandAugment with 2 operations; None: none.
         mixup: alpha of mixup; 0 for none.
         mix_smoothing: label smoothing of mixed targets, which a loss takes as they are.
-        cache: folder for what takes long to make; nothing: it is made each time.
+        cache: folder for what takes long to make; None: it is made each time.
 
     Raises:
         ValueError: for an argument out of its range.
     """
 
-    def __init__(
-        self,
-        batch_size: int = 100,
-        eval_batch_size: int = 500,
-        seed: int = 0,
-        shift: int = 0,
-        hflip: bool = False,
-        vflip: bool = False,
-        randaugment: int | None = None,
-        mixup: float = 0.0,
-        mix_smoothing: float = 0.0,
-        cache: Path | None = None,
-    ) -> None:
+    batch_size: int = 100
+    eval_batch_size: int = 500
+    seed: int = 0
+    shift: int = 0
+    hflip: bool = False
+    vflip: bool = False
+    randaugment: int | None = None
+    mixup: float = 0.0
+    mix_smoothing: float = 0.0
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
-        self.shift, self.flips = shift, [axis for axis, wanted in ((-1, hflip), (-2, vflip)) if wanted]
-        self.randaugment, self.mixup, self.mix_smoothing = randaugment, mixup, mix_smoothing
-        self.cache = cache
         self.mean: tuple[float, ...] = ()
         self.std: tuple[float, ...] = ()
+        self.flips = [axis for axis, wanted in ((-1, self.hflip), (-2, self.vflip)) if wanted]
         require_at_least(self, batch_size=2, eval_batch_size=1, seed=0, shift=0, mixup=0, mix_smoothing=0)
-        if randaugment is not None and not 0 <= randaugment <= 30:
-            raise ValueError(f"randaugment is {randaugment}; its strength must lie between 0 and 30")
-        if mixup and batch_size % 2:
-            raise ValueError(f"batch_size is {batch_size}; mixup pairs examples, so make it even")
+        if self.randaugment is not None and not 0 <= self.randaugment <= 30:
+            raise ValueError(f"randaugment is {self.randaugment}; its strength must lie between 0 and 30")
+        if self.mixup and self.batch_size % 2:
+            raise ValueError(f"batch_size is {self.batch_size}; mixup pairs examples, so make it even")
 
     @abstractmethod
     def splits(self) -> Splits:
