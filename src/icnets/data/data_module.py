@@ -132,19 +132,14 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size", "prefetch"), 1)
         least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix", "check_limit", "shuffle_shards")
         require_at_least(self, **positive, **dict.fromkeys((*least, "max_unreadable"), 0))
-        for name in ("hflip", "erase", "min_scale"):
+        for name in ("hflip", "erase", "min_scale", "val_fraction", "test_fraction", "mix_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        for name in ("val_fraction", "test_fraction", "mix_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        if self.val_fraction == 0 or self.val_fraction + self.test_fraction >= 1:
+            parts = f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}"
+            raise ValueError(f"{parts}: validation needs images, and their sum must be less than 1")
         if self.test_crops not in (1, 10) or (self.digits and self.test_crops == 10):
             raise ValueError(f"test_crops is {self.test_crops}; it must be 1, or 10 for a folder of images")
-        if self.val_fraction == 0 or self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}: "
-                "validation needs images, and their sum must be less than 1"
-            )
         if (self.train_shards is None) != (self.val_shards is None):
             raise ValueError("train_shards and val_shards go together; give both, or a root that holds both")
         if sum(given is not None for given in (self.root, self.train_shards, self.hf)) > 1:

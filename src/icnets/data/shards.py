@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import fsspec
 import numpy as np
 
 from icnets.data.cache import cached
@@ -97,7 +98,7 @@ class Shards:
     def _read(self, index: int, offset: int, size: int) -> bytes:
         shard = self.shards[int(self._shard[index])]
         if _is_remote(shard):
-            system, path = _place(shard)
+            system, path = fsspec.core.url_to_fs(shard)
             content: bytes = system.cat_file(path, start=offset, end=offset + size)
         else:
             with open(shard, "rb", buffering=0) as file:
@@ -111,19 +112,11 @@ def _is_remote(shard: str) -> bool:
     return "://" in shard
 
 
-def _place(shard: str) -> tuple[Any, str]:
-    """The file system of a URL, which fsspec keeps open, and the path there."""
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(shard)
-    return system, path
-
-
 def _digest(shard: str) -> str:
     """What changes when the shard does."""
     if _is_remote(shard):
         try:
-            system, path = _place(shard)
+            system, path = fsspec.core.url_to_fs(shard)
             state = f"{shard} {system.info(path).get('size')}"
         except Exception as error:
             raise ValueError(f"can't open the shard {shard}: {first_line(error)}") from error
@@ -194,7 +187,7 @@ def read_members(shard: str) -> tuple[list[Member], list[Found]]:
     members: list[Member] = []
     found: list[Found] = []
     try:
-        with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 key, suffix = split_key(info.name)
                 if leads_out(info.name):
@@ -202,26 +195,14 @@ def read_members(shard: str) -> tuple[list[Member], list[Found]]:
                 elif info.issym() or info.islnk():
                     found.append((info.name, "link", f"a link to {info.linkname}"))
                 elif info.isfile():
-                    label = _label(archive, info) if suffix in LABELS else b""
-                    members.append(Member(info, key, suffix, label))
+                    label: Any = archive.extractfile(info) if suffix in LABELS else io.BytesIO()
+                    members.append(Member(info, key, suffix, label.read(_LONGEST_LABEL + 1)))
                 elif not info.isdir():
                     found.append((info.name, "link", "a device or the like"))
             _require_end(archive)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         found.append(("", "shard-damaged", " ".join(str(error).split()) or type(error).__name__))
     return members, found
-
-
-def _opened(shard: str) -> Any:
-    if not _is_remote(shard):
-        return open(shard, "rb")
-    system, path = _place(shard)
-    return system.open(path, "rb")
-
-
-def _label(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(info)
-    return b"" if file is None else file.read(_LONGEST_LABEL + 1)
 
 
 def _require_end(archive: tarfile.TarFile) -> None:
