@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from icnets.data.augmentation import Augmentation
-from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, require_at_least
+from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, processes, require_at_least
 from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform, describe, evaluation_transform, ten_crops
@@ -118,7 +118,7 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
             setattr(self, name, value)
 
     def _evaluation(self) -> EvaluationTransform:
-        """What the options say of it; of digits, which are seen whole, by default their own size and statistics."""
+        """Make the transform of the options; digits are seen whole, by default with their own size and statistics."""
         known: dict[str, Any] = {"image_size": 224, "in_chans": 3}
         if self.digits:
             channels = 1 if self.in_chans is None else self.in_chans
@@ -152,7 +152,8 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
     @property  # type: ignore[misc]  # of an option
     def batch_size(self) -> int:
         """Images per step of one process; where the option is None, chosen by their number."""
-        return self._batch_size or default_batch(self.size("train"), self.batches_per_step)
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return self._batch_size or default_batch(self.size("train"), processes()[1] * accumulated)
 
     @batch_size.setter
     def batch_size(self, size: int | None) -> None:
@@ -175,7 +176,7 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
             self._splits = {name: self._files(*split, name) for name, split in found.items()}
 
     def prepare_data(self) -> None:
-        """Reads where the images of shards lie, in one process of each machine, before the others ask for it."""
+        """Read where the images of shards lie, in one process of each machine, before the others ask for it."""
         self.shards()
 
     def _digits(self) -> dict[str, Images]:
@@ -218,15 +219,15 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         return self.view.files(paths)
 
     def protocol(self) -> str:
-        """One line that says how the test images are evaluated."""
+        """Say in one line how the test images are evaluated."""
         return describe(self, self.size("test"))
 
     def unreadable(self) -> list[str]:
-        """Names of the images, so far found by this process, that can't be read."""
+        """Name the images that can't be read, found so far by this process and those that read for it."""
         found = {id(images): images for images in self._splits.values() if isinstance(images, ImageFiles)}
         return [name for images in found.values() for name in images.unreadable()]
 
     def names_of_batch(self, epoch: int, batch: int) -> list[str]:
-        """What this process reads for a batch of training: names of the images, in order."""
+        """Name the images that this process reads for a batch of training, in order."""
         keys = self.train_batches().batch(epoch, batch)
         return [self._splits["train"].name(key[1]) for key in keys]

@@ -1,4 +1,4 @@
-"""Data modules that know where training is: an epoch can be gone on with at any batch, by any number of processes."""
+"""Data modules that know where training is: an epoch can be resumed at any batch, by any number of processes."""
 
 from itertools import count
 from typing import Any
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from icnets.data.images import Images, as_is
 from icnets.data.order import EpochBatches, EvaluationBatches
 
-__all__ = ["LARGEST_BATCH", "EpochData", "default_batch", "read_again", "require_at_least"]
+__all__ = ["LARGEST_BATCH", "EpochData", "default_batch", "processes", "read_again", "require_at_least"]
 
 LARGEST_BATCH = 64  # by default
 _SMALLEST_BATCH, _STEPS = 8, 20
@@ -68,7 +68,7 @@ class EpochData(L.LightningDataModule):
         return len(self._splits[split])
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batch that come next, and the images of a batch over all processes."""
+        """Return the epoch and batch that come next, and the images of a batch over all processes."""
         if self.trainer is None:
             return {}
         size = self._images_per_batch()
@@ -79,7 +79,11 @@ class EpochData(L.LightningDataModule):
         return {"epoch": started - 1, "batch": batch, "images": size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Says where the next iteration of the training images begins; ValueError where batches have another size."""
+        """Take from a checkpoint where the next iteration of the training images begins.
+
+        Raises:
+            ValueError: the checkpoint's batches have another size.
+        """
         before, now = state_dict.get("images", 0), self._images_per_batch()
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and self.trainer is not None and before and now and before != now:
@@ -104,20 +108,14 @@ class EpochData(L.LightningDataModule):
             return position
         return (next(self._epochs), 0) if self.trainer is None else (int(self.trainer.current_epoch), 0)
 
-    @property
-    def batches_per_step(self) -> int:
-        """Batches of an optimizer step: processes x accumulated."""
-        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return _process()[1] * accumulated
-
     def train_batches(self) -> EpochBatches:
-        """The batches of this process in training; fewer images in each where there are so few.
+        """Make the batches of this process in training, with fewer images in each where there are so few.
 
         Raises:
             ValueError: there are fewer images than processes.
         """
         self.setup("")
-        images, (rank, world) = self._splits["train"], _process()
+        images, (rank, world) = self._splits["train"], processes()
         size = min(self.batch_size, len(images) // world)
         if images.mix is not None:
             size -= size % 2
@@ -128,17 +126,16 @@ class EpochData(L.LightningDataModule):
         return EpochBatches(len(images), size, self.seed, self._position, **order)
 
     def training_batch(self, epoch: int, number: int) -> Any:
-        """What this process trains on in a batch, read (again) beside the training, whose course stays as it is."""
+        """Read (again) what this process trains on in a batch; the course of the training stays as it is."""
         keys = self.train_batches().batch(epoch, number)
         return self._splits["train"].__getitems__(keys)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """This process's batches: x (N, C, ...) float32; target (N,) int64, or (N, classes) float32 where mixed."""
-        batches = self.train_batches()
-        return self._loader("train", batches)
+        """Give its batches: x (N, C, ...) float32; target (N,) int64, or (N, classes) float32 where mixed."""
+        return self._loader("train", self.train_batches())
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Batches (x, target), not augmented, in a fixed order; target -1 for what evaluation leaves out.
+        """Give batches (x, target), not augmented, in a fixed order; target -1 for what evaluation leaves out.
 
         That is what can't be read and, with several processes, what evens out their batches.
         """
@@ -149,7 +146,7 @@ class EpochData(L.LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        images, (rank, world) = self.size(split), _process()
+        images, (rank, world) = self.size(split), processes()
         return self._loader(split, EvaluationBatches(images, min(self.eval_batch_size, images), rank=rank, world=world))
 
     def _loader(self, split: str, batches: Sampler[Any]) -> DataLoader[Any]:
@@ -165,13 +162,13 @@ class EpochData(L.LightningDataModule):
 
 
 def read_again(trainer: Any, epoch: int, number: int) -> Any:
-    """A batch of the trainer's :class:`EpochData`, as training gets it: of the trainer's precision, on its device."""
+    """Read a batch of the trainer's :class:`EpochData` as training gets it: in its precision, on its device."""
     batch = trainer.precision_plugin.convert_input(trainer.datamodule.training_batch(epoch, number))
     return trainer.strategy.batch_to_device(batch)
 
 
-def _process() -> tuple[int, int]:
-    """Rank of this process, and how many there are."""
+def processes() -> tuple[int, int]:
+    """Return the rank of this process, and how many there are."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

@@ -35,7 +35,7 @@ class Listing(NamedTuple):
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of "train", "val" and "test" that there are; none if ``root`` has no train/.
+    """Find the folders of "train", "val" and "test"; none if ``root`` has no train/.
 
     Raises:
         ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
@@ -60,7 +60,7 @@ def _refuse_look_alikes(root: Path, found: Mapping[str, Path]) -> None:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The subfolders of a folder, sorted; hidden ones, whose names begin with a dot, and macOS's own don't count."""
+    """List the subfolders of a folder, sorted, without hidden ones (.NAME) and macOS's own."""
     return sorted(
         p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"
     )
@@ -154,7 +154,7 @@ def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tu
 def train_and_val(
     targets: Sequence[int], train_size: int | None, val_fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Positions of the training images and, disjoint, of the validation images, drawn class by class.
+    """Draw the positions of the training images and, disjoint, of the validation images, class by class.
 
     Raises:
         ValueError: there are not ``train_size`` images for training.
@@ -173,7 +173,7 @@ def train_and_val(
 def folder_splits(
     root: Path, *, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Listing]:
-    """The listings train, val and test of a folder; see :class:`icnets.data.data_module.ImageData`."""
+    """List the images of train, val and test in a folder; see :class:`icnets.data.data_module.ImageData`."""
     listings = _split_folders(root)
     if "train" not in listings:
         everything = listings.pop("all")
@@ -208,7 +208,7 @@ def _require_per_class(listing: Listing, least: int, root: Path) -> None:
 
 
 def _split_folders(root: Path) -> dict[str, Listing]:
-    """Listings by split, or of "all" where the folder has none; splits must have the classes of the training set."""
+    """List the splits, or "all" where the folder has none; splits must have the classes of the training set."""
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
     folders = split_folders(root)

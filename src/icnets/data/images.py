@@ -87,7 +87,7 @@ class Images(Dataset[Batch]):
         return len(self.targets)
 
     def __getitem__(self, key: int | Key) -> Batch:
-        """One image (C, H, W) and its class, neither mixed."""
+        """Read one image (C, H, W) and its class, neither mixed."""
         epoch, index, copy = key_parts(key)
         x, target = self.batch(epoch, [index], [copy])
         return x[0], target[0]
@@ -109,20 +109,20 @@ class Images(Dataset[Batch]):
 
     @property
     def ignored(self) -> int:
-        """The target of what evaluation leaves out; where several classes may be right: none of them."""
+        """The target of what evaluation leaves out: where several classes may be right, none of them."""
         return IGNORED if self.targets.ndim == 1 else False
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
-        """Images (N, C, ...) of one epoch, augmented, and their classes."""
+        """Read images (N, C, ...) of one epoch, augmented, and their classes."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What to call an image."""
+        """Return what to call an image."""
         return str(index)
 
 
 def as_is(batch: Any) -> Any:
-    """For a loader of these: the images come as a batch already."""
+    """Collate nothing: for a loader of :class:`Images`, which come as a batch already."""
     return batch
 
 
@@ -163,7 +163,7 @@ class TensorImages(Images):
         return self.read(epoch, indices), self.targets[indices]
 
     def read(self, epoch: int, indices: list[int]) -> Tensor:
-        """The images of one epoch, augmented."""
+        """Read images of one epoch, augmented."""
         x = self.images[indices]
         if self.transform is not None:
             with _apart(self.seed, epoch, indices[0], 2):
@@ -177,7 +177,7 @@ class TensorImages(Images):
         return x if self.finish is None else self.finish(x)
 
     def _shifted(self, x: Tensor, epoch: int, indices: list[int]) -> Tensor:
-        # One table for the epoch: a draw then depends on neither the batch nor the worker.
+        # There is one table for the epoch, so that a draw depends on neither the batch nor the worker.
         rng = np.random.default_rng((self.seed, epoch))
         table = torch.from_numpy(rng.integers(0, 2 * self.shift + 1, size=(len(self), 2)))[indices]
         height, width = x.shape[-2:]
@@ -189,7 +189,7 @@ class TensorImages(Images):
 
 
 class Normalization:
-    """From uint8 (C, H, W) to float32 by mean and deviation per channel, which are on the scale from 0 to 1.
+    """Turns uint8 (C, H, W) into float32 by mean and deviation per channel, which are on the scale from 0 to 1.
 
     Of more channels than there are means, the first are kept. The numbers are those of timm's transforms to the bit,
     with fewer copies in between.
@@ -250,7 +250,7 @@ class ImageFiles(Images):
         return default_collate([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
 
     def evaluated(self, index: int) -> Tensor:
-        """One image (in_chans, H, W) as evaluation sees it; raises whatever its decoder does if it can't be read."""
+        """Read one image (in_chans, H, W) as evaluation sees it. Raises whatever the decoder does."""
         with _apart(), without_warnings():
             return self._transformed(self._decode(index), 0, index, 0)
 

@@ -1,7 +1,7 @@
 """Which image is read when, and by which process: a function of (seed, epoch) and nothing else.
 
 An epoch is one order of all images, cut into global batches; of each, every process takes its part. So the number of
-processes changes neither which images a step sees nor what they look like, and a training that was cut off goes on at
+processes changes neither which images a step sees nor what they look like, and a training that was cut off resumes at
 any batch of any epoch.
 """
 
@@ -14,11 +14,11 @@ from torch.utils.data import Sampler
 __all__ = ["PADDING", "EpochBatches", "EvaluationBatches", "Key", "epoch_order", "key_parts"]
 
 Key = tuple[int, ...]  # (epoch, index of the image), and with repeated augmentation the number of the copy
-PADDING = -1  # index of an image that is none: it evens out the batches of several processes
+PADDING = -1  # index of no image, which evens out the batches of several processes
 
 
 def key_parts(key: int | Key) -> tuple[int, int, int]:
-    """Epoch, index and copy; of a bare index, epoch 0."""
+    """Split a key into epoch, index and copy; a bare index is of epoch 0."""
     if isinstance(key, int):
         return 0, key, 0
     return key[0], key[1], key[2] if len(key) > 2 else 0
@@ -27,7 +27,7 @@ def key_parts(key: int | Key) -> tuple[int, int, int]:
 def epoch_order(
     length: int, seed: int, epoch: int, groups: Sequence[tuple[int, int]] = (), window: int = 0
 ) -> np.ndarray:
-    """All indices from 0 to length - 1 in the order of an epoch.
+    """Return all indices from 0 to length - 1 in the order of an epoch.
 
     Args:
         length: number of images.
@@ -46,7 +46,7 @@ def epoch_order(
 
 @dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
-    """The batches of one process in a training epoch; yields lists of (epoch, index[, copy]).
+    """The batches of one process in a training epoch: lists of (epoch, index[, copy]).
 
     What is left of an epoch behind its last whole global batch is left out; what that is changes from epoch to epoch.
 
@@ -89,7 +89,7 @@ class EpochBatches(Sampler[list[Key]]):
                 yield [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
 
     def batch(self, epoch: int, batch: int) -> list[Key]:
-        """What this process reads for a batch of an epoch."""
+        """Return what this process reads for a batch of an epoch."""
         return next(self._from(epoch, batch))
 
 

@@ -135,7 +135,7 @@ def _stacked(crops: Sequence[Any], finish: Callable[[Any], Tensor]) -> Tensor:
 
 
 def describe(data: Any, images: int) -> str:
-    """One line that says how the test images of an ``ImageData`` are evaluated."""
+    """Say in one line how the test images of an ``ImageData`` are evaluated."""
     labels = "one label an image" if data.real_labels is None else f"ImageNet-ReaL labels of {data.real_labels}"
     if data.digits:
         return f"protocol: handwritten digits, whole, {data.image_size} pixels; {images:,} images, {labels}"
@@ -148,18 +148,18 @@ def describe(data: Any, images: int) -> str:
 
 
 def resized(size: int, crop_pct: float) -> int:
-    """The shorter side of an image before a crop of ``size``, as timm rounds it."""
+    """Return the shorter side of an image before a crop of ``size``, as timm rounds it."""
     return math.floor(size / crop_pct)
 
 
 def average_crops(logits: Tensor, images: int) -> Tensor:
-    """Logarithms of the mean probabilities (N, classes) of the crops of N images, whose logits follow each other."""
+    """Return log mean probabilities (N, classes) over the crops of each of N images, whose logits follow each other."""
     probabilities = logits.float().softmax(1).view(images, -1, logits.shape[1]).mean(1)
     return probabilities.log()
 
 
 def find_test_images(folder: Path, class_names: Sequence[str]) -> Listing:
-    """The images of a test set of its own, with the classes of the training.
+    """List the images of a separate test set, with the classes of the training.
 
     Class folders have the training's names (not all of them need be there), or are numbers from 0 on, as ImageNetV2's:
     folder k is then class k of the training's sorted names. Sorted as text 10 would come before 2.
@@ -185,7 +185,7 @@ def find_test_images(folder: Path, class_names: Sequence[str]) -> Listing:
 
 
 def read_real_labels(file: Path, paths: Sequence[Path], classes: int) -> Tensor:
-    """ImageNet-ReaL (arXiv 2006.07159): which classes are right for each image.
+    """Read ImageNet-ReaL (arXiv 2006.07159): which classes are right for each image.
 
     Args:
         file: real.json of github.com/google-research/reassessed-imagenet: a list of class indices per image.
@@ -218,7 +218,7 @@ def read_real_labels(file: Path, paths: Sequence[Path], classes: int) -> Tensor:
 
 
 def best_label(logits: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and single labels for images with several right classes each; images without any are left out.
+    """Choose single labels for images with several right classes each; images without any are left out.
 
     The label is the right class with the largest logit: so it is among the k largest logits exactly where any right
     class is.

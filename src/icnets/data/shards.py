@@ -32,7 +32,7 @@ _LONGEST_LABEL = 1 << 20  # bytes
 
 
 def expand(pattern: str) -> list[str]:
-    """Names for a pattern with braces: ``train-{000..002}.tar`` and ``{a,b}.tar``, in order."""
+    """Expand a pattern with braces, ``train-{000..002}.tar`` or ``{a,b}.tar``, to names in order."""
     parts: list[list[str]] = []
     for part in re.split(r"(\{[^{}]*\})", pattern):
         numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
@@ -47,7 +47,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def find_shards(root: Path, split: str) -> list[str]:
-    """The shards of a split in ``root``: ``root/SPLIT/*.tar`` or ``root/SPLIT*.tar``, sorted; perhaps none."""
+    """List the shards of a split, ``root/SPLIT/*.tar`` or ``root/SPLIT*.tar``, sorted; perhaps none."""
     found = (root / split).glob("*.tar") if (root / split).is_dir() else root.glob(f"{split}*.tar")
     return sorted(str(path) for path in found)
 
@@ -113,7 +113,7 @@ def _is_remote(shard: str) -> bool:
 
 
 def _digest(shard: str) -> str:
-    """What changes when the shard does."""
+    """Return what changes when the shard does."""
     if _is_remote(shard):
         try:
             system, path = fsspec.core.url_to_fs(shard)
@@ -129,7 +129,7 @@ def _digest(shard: str) -> str:
 
 
 def _index(shard: str) -> dict[str, np.ndarray]:
-    """Offsets, sizes and classes of a shard's images; what the other samples have in the place of an image.
+    """Read offsets, sizes and classes of a shard's images, and what the other samples have in place of an image.
 
     Members of one key need not be neighbours.
     """
@@ -169,7 +169,7 @@ class Member(NamedTuple):
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Key and extension of a member: "a/0001.seg.png" -> ("a/0001", "seg.png"), the latter in lower case."""
+    """Split a member's name into key and extension in lower case: "a/0001.Seg.png" -> ("a/0001", "seg.png")."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
@@ -206,7 +206,7 @@ def read_members(shard: str) -> tuple[list[Member], list[Found]]:
 
 
 def _require_end(archive: tarfile.TarFile) -> None:
-    """Raises ReadError without a block of zeros at the end; tarfile takes damaged headers and a cut for the end too."""
+    """Raise ReadError without a block of zeros at the end; tarfile takes damaged headers and a cut for the end too."""
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
@@ -253,7 +253,7 @@ def read_sample(group: Sequence[Member]) -> tuple[list[Member], int | None, list
 
 
 def class_index(member: Member) -> int:
-    """The class in a member ``cls``, plain digits, or ``json``, {"label": index}; ValueError says what is wrong."""
+    """Return the class in a ``cls``, plain digits, or ``json``, {"label": index}; ValueError says what is wrong."""
     if member.info.size > _LONGEST_LABEL:
         raise ValueError(f"it has {member.info.size:,} bytes, too many for a class")
     text = member.label.decode("utf-8", "replace").strip()
