@@ -85,9 +85,9 @@ class EpochData(L.LightningDataModule):
             ValueError: the checkpoint's batches have another size.
         """
         before, now = state_dict.get("images", 0), self._images_per_batch()
-        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        if fitting and self.trainer is not None and before and now and before != now:
-            world = self.trainer.world_size
+        fitting = self.trainer if self.trainer is not None and self.trainer.state.fn == "fit" else None
+        if fitting is not None and before and now and before != now:
+            world = fitting.world_size
             size = f"set data.batch_size to {before // world}, or " if before % world == 0 else ""
             raise ValueError(
                 f"the checkpoint is of a training with {before} images a batch over all processes, and this one has "

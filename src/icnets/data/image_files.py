@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,12 +42,6 @@ def _formats() -> list[str]:
 
 def image_extensions() -> frozenset[str]:
     """Return the extensions that are read, in lower case with their dots; plugins of Pillow add theirs."""
-    Image.init()
-    return _extensions(len(Image.EXTENSION))
-
-
-@cache
-def _extensions(_: int) -> frozenset[str]:
     formats = {*_formats(), "MPO"}  # a JPEG's kind, and no format of its own
     return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
 

@@ -167,21 +167,19 @@ def find_test_images(folder: Path, class_names: Sequence[str]) -> Listing:
     Raises:
         ValueError: a folder that is no class of the training.
     """
-    found = find_images(folder)
-    if set(found.class_names) <= set(class_names):
-        index = {name: class_names.index(name) for name in found.class_names}
-    elif all(name.isdecimal() for name in found.class_names):
-        index = {name: int(name) for name in found.class_names}
-        if max(index.values()) >= len(class_names) or len(set(index.values())) < len(index):
+    paths, targets, names = find_images(folder)
+    if extra := sorted(set(names) - set(class_names)):
+        if not all(name.isdecimal() for name in names):
+            raise ValueError(f"{folder} has classes that the training has not: {few([repr(name) for name in extra])}")
+        index = [int(name) for name in names]
+        if max(index) >= len(class_names) or len(set(index)) < len(index):
             raise ValueError(
-                f"the class folders of {folder} are numbers up to {max(index.values())}, "
-                f"but the training has {len(class_names)} classes: they must be 0 to {len(class_names) - 1}"
+                f"the class folders of {folder} are numbers up to {max(index)}, but the training has "
+                f"{len(class_names)} classes: they must be 0 to {len(class_names) - 1}"
             )
     else:
-        extra = sorted(set(found.class_names) - set(class_names))
-        raise ValueError(f"{folder} has classes that the training has not: {few([repr(name) for name in extra])}")
-    targets = [index[found.class_names[target]] for target in found.targets]
-    return Listing(found.paths, targets, list(class_names))
+        index = [class_names.index(name) for name in names]
+    return Listing(paths, [index[target] for target in targets], list(class_names))
 
 
 def read_real_labels(file: Path, paths: Sequence[Path], classes: int) -> Tensor:

@@ -135,7 +135,7 @@ def _index(shard: str) -> dict[str, np.ndarray]:
     """
     members, found = read_members(shard)
     groups: dict[str, list[Member]] = {}
-    for member in sorted(members, key=lambda member: not is_image(member)):  # in the order of the images
+    for member in sorted(members, key=lambda member: not member.is_image):  # in the order of the images
         groups.setdefault(member.key, []).append(member)
     rows, left_out = [], []
     for group in groups.values():
@@ -160,11 +160,12 @@ def _index(shard: str) -> dict[str, np.ndarray]:
 
 
 class Member(NamedTuple):
-    """A file in a shard: its header, its key and extension, and the content of a label."""
+    """A file in a shard: its header, key and extension; whether that is read as an image; the content of a label."""
 
     info: tarfile.TarInfo
     key: str
     suffix: str
+    is_image: bool
     label: bytes
 
 
@@ -186,6 +187,7 @@ def read_members(shard: str) -> tuple[list[Member], list[Found]]:
     """
     members: list[Member] = []
     found: list[Found] = []
+    extensions = image_extensions()
     try:
         with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
@@ -196,7 +198,9 @@ def read_members(shard: str) -> tuple[list[Member], list[Found]]:
                     found.append((info.name, "link", f"a link to {info.linkname}"))
                 elif info.isfile():
                     label: Any = archive.extractfile(info) if suffix in LABELS else io.BytesIO()
-                    members.append(Member(info, key, suffix, label.read(_LONGEST_LABEL + 1)))
+                    members.append(
+                        Member(info, key, suffix, f".{suffix}" in extensions, label.read(_LONGEST_LABEL + 1))
+                    )
                 elif not info.isdir():
                     found.append((info.name, "link", "a device or the like"))
             _require_end(archive)
@@ -216,11 +220,6 @@ def _require_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"the header at byte {archive.offset:,} is damaged")
 
 
-def is_image(member: Member) -> bool:
-    """Whether a member is read as an image, by its extension."""
-    return f".{member.suffix}" in image_extensions()
-
-
 def leads_out(name: str) -> bool:
     """Whether a member so named would be unpacked outside its folder, on any system."""
     name = name.replace("\\", "/")
@@ -233,7 +232,7 @@ def read_sample(group: Sequence[Member]) -> tuple[list[Member], int | None, list
     Returns:
         The images, of which only one should be there; the class, or None; and what is wrong.
     """
-    images = [member for member in group if is_image(member)]
+    images = [member for member in group if member.is_image]
     images = [member for member in images if member.suffix in _USUAL] or images
     labels = [member for kind in LABELS for member in group if member.suffix == kind]
     found = [(member.info.name, "repeated-key", f"key {member.key} has an image already") for member in images[1:]]
