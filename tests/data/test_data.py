@@ -15,8 +15,9 @@ from torch import Tensor
 from icnets.data.data_module import ImageData
 from icnets.data.folders import folder_splits, take
 from icnets.data.images import ImageFiles, Normalization, TensorImages, seed_all
+from icnets.data.protocol import evaluation_transform
 from icnets.data.sources import Paths
-from training.folders import write_classes, write_image
+from training.folders import write_classes
 
 
 def batches(data: ImageData, epochs: int = 1) -> list[Tensor]:
@@ -271,15 +272,12 @@ def test_an_image_is_what_timms_transform_makes_of_it(tmp_path: Path, erase: flo
         assert torch.equal(x, transform(image.convert("RGB")))
 
 
-def test_predict_folder(tmp_path: Path) -> None:
-    root = write_classes(tmp_path / "classes", ant=4, bee=4)
-    write_image(tmp_path / "new" / "b.png", 1), write_image(tmp_path / "new" / "deep" / "a.jpg", 2)
-    data = ImageData(root, image_size=16, predict_root=tmp_path / "new")
-    assert [Path(name).name for name in data.predict_names()] == ["b.png", "a.jpg"]
-    (x, _), *rest = data.predict_dataloader()
-    assert x.shape == (2, 3, 16, 16)
-    assert not rest
-    assert len(ImageData(root).predict_names()) == ImageData(root).size("test")
+def test_evaluation_sees_other_files_as_validation_sees_its_own(tmp_path: Path) -> None:
+    data = ImageData(write_classes(tmp_path, ant=4, bee=4), image_size=16, in_chans=1, crop_pct=0.7)
+    view = evaluation_transform(16, in_chans=1, crop_pct=0.7)
+    x, _ = next(iter(data.val_dataloader()))
+    files = view.files(paths(data, "val"))
+    assert torch.equal(x, torch.stack([files.evaluated(i) for i in range(len(x))]))
 
 
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path: Path) -> None:

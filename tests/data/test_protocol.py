@@ -10,7 +10,14 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import functional as TF
 
 from icnets.data.data_module import ImageData
-from icnets.data.protocol import Multicrop, average_crops, best_label, find_test_images, read_real_labels
+from icnets.data.protocol import (
+    average_crops,
+    best_label,
+    evaluation_transform,
+    find_test_images,
+    read_real_labels,
+    ten_crops,
+)
 from icnets.support.quiet import quiet
 from icnets.training.task import ClassificationTask
 from training.folders import write_classes, write_image
@@ -21,7 +28,7 @@ NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
 def test_the_fifth_of_ten_crops_is_the_one_of_a_single_crop(tmp_path: Path) -> None:
     image = Image.open(write_image(tmp_path / "a.png", size=(60, 81))).convert("RGB")
-    crops = Multicrop(32, crop_pct=0.8, interpolation="bicubic", **NORMAL)(image)
+    crops = ten_crops(evaluation_transform(32, crop_pct=0.8, interpolation="bicubic", **NORMAL))(image)
     assert crops.shape == (3, 10, 32, 32)
     single = create_transform(32, crop_pct=0.8, interpolation="bicubic", **NORMAL)(image)
     torch.testing.assert_close(crops[:, 4], single)

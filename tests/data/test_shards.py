@@ -108,14 +108,14 @@ def test_training_on_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"x.png": b"1"}, r"has images without a class: x\.png"),
+        ({"x.png": b"1"}, r"'x\.png' in the shard .*: no \.cls or \.json beside the image"),
         ({"x.png": b"1", "x.cls": b"one"}, r"'x\.cls' in the shard .*: its class is 'one'; it must be a whole number"),
         ({"x.png": b"1", "x.cls": b"-1"}, r"its class is '-1'; it must be a whole number"),
         ({"x.png": b"1", "x.cls": b"99999999999999999999"}, r"999'; it must be a whole number from 0, of 9 digits"),
         ({"x.png": b"1", "x.json": b"{}"}, r"its label is None; it must be a whole number"),
-        ({"x.png": b"1", "x.jpg": b"1", "x.cls": b"0"}, r"two images for 'x'"),
-        ({"../x.png": b"1"}, r"member '\.\./x\.png' that leads out of its folder"),
-        ({"/x.png": b"1"}, r"member '/x\.png' that leads out of its folder"),
+        ({"x.png": b"1", "x.jpg": b"1", "x.cls": b"0"}, r"'x\.jpg' in the shard .*: key x has an image already"),
+        ({"../x.png": b"1"}, r"'\.\./x\.png' in the shard .*: leads out of its folder"),
+        ({"/x.png": b"1"}, r"'/x\.png' in the shard .*: leads out of its folder"),
         ({"readme.txt": b"1"}, r"holds no images \(jpg, jpeg, png, webp, \.\.\.\)"),
     ],
 )

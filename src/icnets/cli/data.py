@@ -6,8 +6,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from icnets.data.check.problems import KINDS, Problem
 from icnets.support.files import atomic_write
 
 if TYPE_CHECKING:
-    from icnets.data.check.checks import Progress, Report
+    from icnets.data.check.checks import Report
 
 __all__ = ["main"]
 
@@ -63,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from icnets.data.check.checks import check
 
-    with _showing() as progress:
-        report = check(args.root, args.workers, progress, args.min_size)
+    report = check(args.root, args.workers, args.min_size, Progress())
     print(_text(args.root, report))
     if args.csv is not None:
         _write(args.csv, report.problems)
@@ -107,55 +105,18 @@ def _write(path: Path, problems: Sequence[Problem]) -> None:
         writer.writerows([problem.severity, problem.kind, problem.path, problem.reason] for problem in problems)
 
 
-# Progress: on standard error, so that the list alone goes into a file.
-
-
-class LineProgress:
-    """A line every few seconds, with the time to go: for logs and pipes."""
+class Progress:
+    """Tells on standard error, every few seconds, how many files are done and how long the others will take."""
 
     def __init__(self) -> None:
-        self.total = self.seen = self.found = 0
         self.start = self.last = time.monotonic()
 
-    def begin(self, total: int) -> None:
-        self.total = total
-        self.start = self.last = time.monotonic()
-
-    def done(self, problems: int) -> None:
-        self.seen += 1
-        self.found += problems
+    def __call__(self, done: int, total: int, problems: int) -> None:
         now = time.monotonic()
-        if now - self.last >= _SECONDS:
+        if done == 0:
+            self.start = self.last = now
+        elif now - self.last >= _SECONDS:
             self.last = now
-            left = (now - self.start) * (self.total - self.seen) / self.seen
-            text = f"{self.seen:,} of {self.total:,} files, {self.found:,} problems; about {left:.0f} s to go"
+            left = (now - self.start) * (total - done) / done
+            text = f"{done:,} of {total:,} files, {problems:,} problems; about {left:.0f} s to go"
             print(text, file=sys.stderr, flush=True)
-
-
-class BarProgress:
-    """A bar, with the time to go: for a terminal."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar, self.found = bar, 0
-        self.task = bar.add_task("finding files", total=None)
-
-    def begin(self, total: int) -> None:
-        self.bar.update(self.task, total=total)
-
-    def done(self, problems: int) -> None:
-        self.found += problems
-        self.bar.update(self.task, advance=1, description=f"{self.found:,} problems")
-
-
-@contextmanager
-def _showing() -> Iterator[Progress]:
-    if not sys.stderr.isatty():
-        yield LineProgress()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield BarProgress(bar)

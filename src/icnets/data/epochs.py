@@ -1,6 +1,5 @@
-"""Data modules that know where training is: an epoch can be gone on with at any batch, by any number of processes."""
+"""Data modules that know where training is: an epoch can be resumed at any batch, by any number of processes."""
 
-from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -9,30 +8,67 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Sampler
 
-from icnets.data.images import ImageFiles, TensorImages, as_is
+from icnets.data.images import Images, as_is
 from icnets.data.order import EpochBatches, EvaluationBatches
 
-__all__ = ["LARGEST_BATCH", "EpochData", "default_batch", "read_again"]
+__all__ = ["LARGEST_BATCH", "EpochData", "default_batch", "processes", "read_again", "require_at_least"]
 
 LARGEST_BATCH = 64  # by default
 _SMALLEST_BATCH, _STEPS = 8, 20
 
 
 def default_batch(images: int, batches_per_step: int) -> int:
-    """The largest number from 8 to 64 with which ``images`` make 20 steps an epoch; 8, where none does."""
+    """Return the largest number from 8 to 64 with which ``images`` make 20 steps an epoch; 8, where none does."""
     return min(max(images // (_STEPS * batches_per_step), _SMALLEST_BATCH), LARGEST_BATCH)
 
 
+def require_at_least(options: Any, **least: float) -> None:
+    """Raise ValueError for an attribute of ``options`` that is below its least value; None is none."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= low:
+            raise ValueError(f"{name.removeprefix('_')} is {value}; it must be at least {low}")
+
+
 class EpochData(L.LightningDataModule):
-    """A data module whose place in the training is in its checkpoints."""
+    """A data module whose place in the training is in its checkpoints.
+
+    ``setup`` of a subclass fills ``_splits`` ("train", "val", "test") and ``_names``, those of the classes.
+    """
+
+    seed: int
+    batch_size: int
+    eval_batch_size: int
+    workers = 0
+    prefetch = 2
+    repeats = 1
+    shuffle_shards = 0
 
     def __init__(self) -> None:
         super().__init__()
+        self._splits: dict[str, Images] = {}
+        self._names: list[str] = []
         self._epochs = count()
         self._resumed: tuple[int, int] | None = None
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; their order is that of the network's outputs."""
+        self.setup("")
+        return self._names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def size(self, split: str) -> int:
+        """Return the number of images in "train", "val" or "test"."""
+        self.setup("")
+        return len(self._splits[split])
+
     def state_dict(self) -> dict[str, int]:
-        """Epoch and batch that come next, and the images of a batch over all processes."""
+        """Return the epoch and batch that come next, and the images of a batch over all processes."""
         if self.trainer is None:
             return {}
         size = self._images_per_batch()
@@ -43,11 +79,15 @@ class EpochData(L.LightningDataModule):
         return {"epoch": started - 1, "batch": batch, "images": size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Says where the next iteration of the training images begins; ValueError where batches have another size."""
+        """Take from a checkpoint where the next iteration of the training images begins.
+
+        Raises:
+            ValueError: the checkpoint's batches have another size.
+        """
         before, now = state_dict.get("images", 0), self._images_per_batch()
-        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        if fitting and self.trainer is not None and before and now and before != now:
-            world = self.trainer.world_size
+        fitting = self.trainer if self.trainer is not None and self.trainer.state.fn == "fit" else None
+        if fitting is not None and before and now and before != now:
+            world = fitting.world_size
             size = f"set data.batch_size to {before // world}, or " if before % world == 0 else ""
             raise ValueError(
                 f"the checkpoint is of a training with {before} images a batch over all processes, and this one has "
@@ -59,7 +99,7 @@ class EpochData(L.LightningDataModule):
 
     def _images_per_batch(self) -> int:
         """Over all processes; 0 where it isn't known."""
-        return 0 if self.trainer is None else int(getattr(self, "batch_size", 0)) * self.trainer.world_size
+        return 0 if self.trainer is None else self.batch_size * self.trainer.world_size
 
     def _position(self) -> tuple[int, int]:
         """Epoch and first batch of an iteration that begins; without a trainer, iterations count as epochs."""
@@ -68,79 +108,67 @@ class EpochData(L.LightningDataModule):
             return position
         return (next(self._epochs), 0) if self.trainer is None else (int(self.trainer.current_epoch), 0)
 
-    @property
-    def batches_per_step(self) -> int:
-        """Batches of an optimizer step: processes x accumulated."""
-        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return _process()[1] * accumulated
-
-    def training_batch(self, epoch: int, number: int) -> Any:
-        """What this process trains on in a batch, read (again) beside the training, whose course stays as it is."""
-        loader: Any = self.train_dataloader()
-        return loader.dataset.__getitems__(loader.batch_sampler.batch(epoch, number))
-
-    def epoch_batches(
-        self,
-        images: ImageFiles | TensorImages,
-        batch_size: int,
-        seed: int,
-        *,
-        repeats: int = 1,
-        groups: Sequence[tuple[int, int]] = (),
-        window: int = 0,
-    ) -> EpochBatches:
-        """The batches of this process in training; fewer images in each where there are so few.
+    def train_batches(self) -> EpochBatches:
+        """Make the batches of this process in training, with fewer images in each where there are so few.
 
         Raises:
             ValueError: there are fewer images than processes.
         """
-        rank, world = _process()
-        size = min(batch_size, len(images) // world)
+        self.setup("")
+        images, (rank, world) = self._splits["train"], processes()
+        size = min(self.batch_size, len(images) // world)
         if images.mix is not None:
             size -= size % 2
         if size == 0:
             raise ValueError(f"{len(images)} training images are too few for {world} processes")
-        return EpochBatches(
-            len(images),
-            size,
-            seed,
-            self._position,
-            rank=rank,
-            world=world,
-            repeats=repeats,
-            groups=groups,
-            window=window,
-        )
+        shards: dict[str, Any] = {"groups": images.groups, "window": self.shuffle_shards}
+        order: dict[str, Any] = {"rank": rank, "world": world, "repeats": self.repeats, **shards}
+        return EpochBatches(len(images), size, self.seed, self._position, **order)
 
-    def evaluation_batches(self, images: ImageFiles | TensorImages, batch_size: int) -> EvaluationBatches:
-        """The batches of this process in an evaluation."""
-        rank, world = _process()
-        return EvaluationBatches(len(images), min(batch_size, len(images)), rank=rank, world=world)
+    def training_batch(self, epoch: int, number: int) -> Any:
+        """Read (again) what this process trains on in a batch; the course of the training stays as it is."""
+        keys = self.train_batches().batch(epoch, number)
+        return self._splits["train"].__getitems__(keys)
 
-    def loader(
-        self, images: ImageFiles | TensorImages, batches: Sampler[Any] | int, *, workers: int = 0, prefetch: int = 2
-    ) -> DataLoader[Any]:
-        """Reads ``batches`` of ``images``, or all of them so many at a time, in ``workers`` processes."""
-        order: dict[str, Any] = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Give its batches: x (N, C, ...) float32; target (N,) int64, or (N, classes) float32 where mixed."""
+        return self._loader("train", self.train_batches())
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Give batches (x, target), not augmented, in a fixed order; target -1 for what evaluation leaves out.
+
+        That is what can't be read and, with several processes, what evens out their batches.
+        """
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Like ``val_dataloader``, of the test images."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+        images, (rank, world) = self.size(split), processes()
+        return self._loader(split, EvaluationBatches(images, min(self.eval_batch_size, images), rank=rank, world=world))
+
+    def _loader(self, split: str, batches: Sampler[Any]) -> DataLoader[Any]:
         return DataLoader(
-            images,
-            **order,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            prefetch_factor=prefetch if workers else None,
+            self._splits[split],
+            batch_sampler=batches,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             collate_fn=as_is,
         )
 
 
 def read_again(trainer: Any, epoch: int, number: int) -> Any:
-    """A batch of the trainer's :class:`EpochData`, as training gets it: of the trainer's precision, on its device."""
+    """Read a batch of the trainer's :class:`EpochData` as training gets it: in its precision, on its device."""
     batch = trainer.precision_plugin.convert_input(trainer.datamodule.training_batch(epoch, number))
     return trainer.strategy.batch_to_device(batch)
 
 
-def _process() -> tuple[int, int]:
-    """Rank of this process, and how many there are."""
+def processes() -> tuple[int, int]:
+    """Return the rank of this process, and how many there are."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

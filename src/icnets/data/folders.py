@@ -2,20 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from icnets.data.image_files import (
-    LeftOut,
-    image_extensions,
-    images_below,
-    left_out_line,
-    open_image,
-    reason,
-    without_warnings,
-)
+from icnets.data.image_files import LeftOut, images_below, left_out_line, open_image, reason, without_warnings
 from icnets.support.text import few, tell
 
 __all__ = [
@@ -23,7 +15,6 @@ __all__ = [
     "class_names",
     "find_images",
     "folder_splits",
-    "images_below",
     "require_readable",
     "split_folders",
     "take",
@@ -35,18 +26,16 @@ _LIKE_SPLITS = {name: split for split, names in _SPLITS.items() for name in name
 _LIKE_SPLITS |= {"training": "train", "dev": "val", "eval": "val", "testing": "test"}
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """Images of a folder of class folders: sorted paths, the class index of each, and the class names."""
 
     paths: list[Path]
     targets: list[int]
     class_names: list[str]
-    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of "train", "val" and "test" that there are; none if ``root`` has no train/.
+    """Find the folders of "train", "val" and "test"; none if ``root`` has no train/.
 
     Raises:
         ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
@@ -71,7 +60,7 @@ def _refuse_look_alikes(root: Path, found: Mapping[str, Path]) -> None:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The subfolders of a folder, sorted; hidden ones, whose names begin with a dot, and macOS's own don't count."""
+    """List the subfolders of a folder, sorted, without hidden ones (.NAME) and macOS's own."""
     return sorted(
         p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"
     )
@@ -86,54 +75,34 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
         ValueError: the folder is missing or can't be opened, has no class folders, or one of these holds no image or
             has a name that is no UTF-8.
     """
-    left_out = LeftOut()
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
-    if not classes:
-        paths = images_below(folder, left_out)
-        if not paths:
-            raise ValueError(f"{folder} holds no images ({_known()}){_but(left_out)}")
-        _tell(folder, left_out)
-        return Listing(paths, [0] * len(paths), [], left_out)
+    names, left_out = _usable_class_names(folder) if classes else [], LeftOut()
+    per_class = [images_below(folder / name, left_out) for name in names or [""]]
+    said = left_out_line(left_out) if left_out.total() else ""
+    if not all(per_class):
+        empty = [repr(name) for name, paths in zip(names, per_class, strict=False) if not paths]
+        where = f"class folder{'s' * (len(empty) > 1)} {few(empty)} of {folder}" if classes else str(folder)
+        raise ValueError(f"no images in {where}{'; ' * bool(said)}{said}")
+    if said:
+        tell(f"{folder}: {said}")
+    targets = [i for i, paths in enumerate(per_class) for _ in paths]
+    return Listing([p for paths in per_class for p in paths], targets, names)
+
+
+def _usable_class_names(folder: Path) -> list[str]:
     try:
         names = class_names(folder)
     except OSError as error:
         raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
-    if strange := [ascii(name) for name in names if not _is_text(name)]:
+    if strange := [ascii(name) for name in names if os.fsencode(name).decode("utf-8", "replace") != name]:
         raise ValueError(
             f"the names of {len(strange)} class folders of {folder} are no UTF-8: {few(strange)}; rename them"
         )
     if len(names) < 2:
         found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
         raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
-    per_class = [images_below(folder / name, left_out) for name in names]
-    empty = [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]
-    if empty:
-        raise ValueError(
-            f"no images in class folder{'s' if len(empty) > 1 else ''} {few(empty)} of {folder}{_but(left_out)}"
-        )
-    _tell(folder, left_out)
-    targets = [i for i, paths in enumerate(per_class) for _ in paths]
-    return Listing([p for paths in per_class for p in paths], targets, names, left_out)
-
-
-def _is_text(name: str) -> bool:
-    return os.fsencode(name).decode("utf-8", "replace") == name
-
-
-def _known() -> str:
-    return (
-        ", ".join(sorted({*image_extensions()} & {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"})) + ", ..."
-    )
-
-
-def _but(left_out: LeftOut) -> str:
-    return f"; {left_out_line(left_out)}" if left_out.total() else ""
-
-
-def _tell(folder: Path, left_out: LeftOut) -> None:
-    if left_out.total():
-        tell(f"{folder}: {left_out_line(left_out)}")
+    return names
 
 
 def require_readable(paths: Sequence[Path]) -> None:
@@ -174,7 +143,7 @@ def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tu
             f"cannot draw {count} images from {len(labels)} in {len(groups)} classes, leaving {leave} of each"
         )
     quota = np.clip(np.floor(share).astype(int), np.minimum(low, high), high)
-    # What rounding left over, or took too much, is settled where the share is missed most.
+    # Adjust the classes furthest from their quota by what rounding left over, or took too much.
     while (missing := np.sign(count - quota.sum())) != 0:
         gap = np.where(quota < high if missing > 0 else quota > low, (share - quota) * missing, -np.inf)
         quota[int(np.argmax(gap))] += missing
@@ -185,7 +154,7 @@ def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tu
 def train_and_val(
     targets: Sequence[int], train_size: int | None, val_fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Positions of the training images and, disjoint, of the validation images, drawn class by class.
+    """Draw the positions of the training images and, disjoint, of the validation images, class by class.
 
     Raises:
         ValueError: there are not ``train_size`` images for training.
@@ -204,7 +173,7 @@ def train_and_val(
 def folder_splits(
     root: Path, *, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Listing]:
-    """The listings train, val and test of a folder; see :class:`icnets.data.data_module.ImageData`."""
+    """List the images of train, val and test in a folder; see :class:`icnets.data.data_module.ImageData`."""
     listings = _split_folders(root)
     if "train" not in listings:
         everything = listings.pop("all")
@@ -239,20 +208,16 @@ def _require_per_class(listing: Listing, least: int, root: Path) -> None:
 
 
 def _split_folders(root: Path) -> dict[str, Listing]:
-    """Listings by split, or of "all" where the folder has none; splits must have the classes of the training set."""
+    """List the splits, or "all" where the folder has none; splits must have the classes of the training set."""
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
     folders = split_folders(root)
     if not folders:
         return {"all": find_images(root)}
     listings = {split: find_images(folder) for split, folder in folders.items()}
-    known = listings["train"].class_names
+    known = set(listings["train"].class_names)
     for split, listing in listings.items():
-        missing = sorted(set(known) - set(listing.class_names))
-        extra = sorted(set(listing.class_names) - set(known))
-        if missing or extra:
-            parts = [
-                f"{verb} {few([repr(name) for name in c])}" for verb, c in (("lacks", missing), ("adds", extra)) if c
-            ]
+        differences = {"lacks": known - {*listing.class_names}, "adds": {*listing.class_names} - known}
+        if parts := [f"{verb} {few([repr(name) for name in sorted(c)])}" for verb, c in differences.items() if c]:
             raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
     return listings

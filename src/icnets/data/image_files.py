@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,19 +41,13 @@ def _formats() -> list[str]:
 
 
 def image_extensions() -> frozenset[str]:
-    """The extensions that are read, in lower case with their dots; plugins registered with Pillow add theirs."""
-    Image.init()
-    return _extensions(len(Image.EXTENSION))
-
-
-@cache
-def _extensions(_: int) -> frozenset[str]:
+    """Return the extensions that are read, in lower case with their dots; plugins of Pillow add theirs."""
     formats = {*_formats(), "MPO"}  # a JPEG's kind, and no format of its own
     return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
 
 
 def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The files that training reads, in any subfolders, sorted: by their extension, without a look inside.
+    """List the files that training reads, in any subfolders, sorted; their extension decides, not their content.
 
     Args:
         folder: links to folders within aren't followed.
@@ -73,7 +66,7 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
 
 
 def chosen(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
-    """Those that training reads, by their extension; ``left_out`` takes the others, but for the system's own."""
+    """Choose those that training reads, by their extension; ``left_out`` counts the others but for the system's."""
     extensions, found = image_extensions(), []
     for path in paths:
         suffix = path.suffix.lower()
@@ -85,7 +78,7 @@ def chosen(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
 
 
 def left_out_line(left_out: LeftOut, shown: int = 8) -> str:
-    """How many files of which kind aren't read, most frequent first: "left out: 12 .txt, 1 without an extension"."""
+    """Say how many files of which kind aren't read: "left out: 12 .txt, 1 without an extension"."""
     counts = sorted((+left_out).items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{number:,} {kind}" for kind, number in counts[:shown]]
     if rest := sum(number for _, number in counts[shown:]):
@@ -94,7 +87,7 @@ def left_out_line(left_out: LeftOut, shown: int = 8) -> str:
 
 
 def open_image(source: IO[bytes] | Path) -> Image.Image:
-    """The image in a file, its header read and its pixels not yet.
+    """Open the image in a file: its header is read, its pixels not yet.
 
     Raises:
         ValueError: it is no file, has more than 8 bits a channel, or is too slender to be resized.
@@ -111,7 +104,7 @@ def open_image(source: IO[bytes] | Path) -> Image.Image:
 
 
 def read_header(source: IO[bytes] | Path) -> Image.Image:
-    """As :func:`open_image`, whatever the image is like."""
+    """Open the image in a file as :func:`open_image` does, whatever the image is like."""
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise ValueError("it is no file")  # a pipe would be waited for
     image: Image.Image = Image.open(source, formats=_formats())
@@ -119,7 +112,7 @@ def read_header(source: IO[bytes] | Path) -> Image.Image:
 
 
 def slenderness(image: Image.Image) -> str | None:
-    """What is wrong with an image of so different sides that it can't be resized by the shorter one; else None."""
+    """Say why an image with sides too different can't be resized by the shorter one. None: it can."""
     width, height = image.size
     if 0 < max(width, height) <= _MOST_SLENDER * min(width, height):
         return None
@@ -128,7 +121,7 @@ def slenderness(image: Image.Image) -> str | None:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Pillow warns of metadata and of large images, and logs, for each anew; what counts is an error."""
+    """Silence Pillow, which warns and logs of metadata and large images for each anew; errors are still raised."""
     log = logging.getLogger("PIL")
     level = log.level
     with warnings.catch_warnings():
@@ -141,7 +134,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def reason(error: Any) -> str:
-    """Why an image can't be read, in one line."""
+    """Say why an image can't be read, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

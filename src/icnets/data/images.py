@@ -9,12 +9,14 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -23,25 +25,26 @@ from icnets.data.order import PADDING, Key, key_parts
 from icnets.data.sources import Source
 from icnets.support.text import few
 
-__all__ = ["IGNORED", "ImageFiles", "Normalization", "TensorImages", "Unreadable", "as_is", "seed_all"]
+__all__ = ["IGNORED", "ImageFiles", "Images", "Normalization", "TensorImages", "as_is", "mixing", "seed_all"]
 
 Batch = tuple[Tensor, Tensor]
+Mix = Callable[[Tensor, Tensor], Batch]
 IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
 
 _logger = logging.getLogger(__name__)
 
 
+def seed_all(*entropy: int) -> None:
+    """Seed random, numpy and torch, on all devices, by whole numbers from 0."""
+    torch.manual_seed(_seed(*entropy))
+
+
 def _seed(*entropy: int) -> int:
-    """Seeds random and numpy, and returns the seed for torch."""
+    """Seed random and numpy, and return the seed for torch."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - timm draws from it
     return seed
-
-
-def seed_all(*entropy: int) -> None:
-    """Seeds random, numpy and torch, on all devices, by whole numbers from 0."""
-    torch.manual_seed(_seed(*entropy))
 
 
 def _seed_cpu(*entropy: int) -> None:
@@ -49,10 +52,12 @@ def _seed_cpu(*entropy: int) -> None:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """Random numbers drawn outside don't notice that some are drawn inside."""
+def _apart(*entropy: int) -> Iterator[None]:
+    """Keep the random numbers drawn inside, by the seed ``entropy`` if there is one, from those drawn outside."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
+        if entropy:
+            _seed_cpu(*entropy)
         yield
     finally:
         random.setstate(states[0])
@@ -60,29 +65,29 @@ def _apart() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-@contextmanager
-def _seeded(*entropy: int) -> Iterator[None]:
-    """Random numbers drawn inside depend on ``entropy`` alone, and those drawn outside don't notice."""
-    with _apart():
-        _seed_cpu(*entropy)
-        yield
+def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
+    """Make what mixes the images of a batch. None: neither mixup nor CutMix is wanted."""
+    if not (mixup or cutmix):
+        return None
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
-class _Images(Dataset[Batch]):
-    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted."""
+class Images(Dataset[Batch]):
+    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted.
 
-    def __init__(
-        self, targets: Sequence[int] | Tensor, seed: int, mix: Callable[[Tensor, Tensor], Batch] | None
-    ) -> None:
-        self.targets = targets if isinstance(targets, Tensor) else torch.tensor(list(targets), dtype=torch.int64)
-        self.seed = seed
-        self.mix = mix
+    ``groups``: first index and the one behind the last, of images that lie in one file.
+    """
+
+    targets: Tensor
+    seed: int
+    mix: Mix | None
+    groups: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, key: int | Key) -> Batch:
-        """One image (C, H, W) and its class, neither mixed."""
+        """Read one image (C, H, W) and its class, neither mixed."""
         epoch, index, copy = key_parts(key)
         x, target = self.batch(epoch, [index], [copy])
         return x[0], target[0]
@@ -95,42 +100,41 @@ class _Images(Dataset[Batch]):
         parts = [key_parts(key) for key in keys]
         epoch, indices = parts[0][0], [max(index, 0) for _, index, _ in parts]
         x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
-        for row, (_, index, _) in enumerate(parts):
-            if index == PADDING:
-                target[row] = self.ignored
+        target[torch.tensor([index == PADDING for _, index, _ in parts])] = self.ignored
         if self.mix is None:
             return x, target
-        with _seeded(self.seed, epoch, indices[0], 1):
+        with _apart(self.seed, epoch, indices[0], 1):
             x, target = self.mix(x, target)
         return x, target.float()
 
     @property
     def ignored(self) -> int:
-        """The target of what evaluation leaves out; where several classes may be right: none of them."""
+        """The target of what evaluation leaves out: where several classes may be right, none of them."""
         return IGNORED if self.targets.ndim == 1 else False
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
-        """Images (N, C, ...) of one epoch, augmented, and their classes."""
+        """Read images (N, C, ...) of one epoch, augmented, and their classes."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What to call an image."""
+        """Return what to call an image."""
         return str(index)
 
 
 def as_is(batch: Any) -> Any:
-    """For a loader of these: the images come as a batch already."""
+    """Collate nothing: for a loader of :class:`Images`, which come as a batch already."""
     return batch
 
 
-class TensorImages(_Images):
+@dataclass(eq=False)
+class TensorImages(Images):
     """Images (N, C, H, W), or signals (N, C, L), that are in memory.
 
     Args:
         images: of any dtype; ``transform`` and ``finish`` say what becomes of it.
         targets: class indices.
         shift: images are shifted at random by up to so many pixels along both axes.
-        fill: per channel, what moves in: the background's value; nothing: 0.
+        fill: per channel, what moves in: the background's value. None: 0.
         flips: axes along which images are flipped at random, such as -1 for left and right.
         transform: of one image (C, ...), drawing from torch's random numbers, before it is shifted and flipped.
         finish: of a whole batch, at the end, such as the normalisation.
@@ -138,34 +142,31 @@ class TensorImages(_Images):
         mix: mixes a batch.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        targets: Sequence[int],
-        *,
-        shift: int = 0,
-        fill: Sequence[float] | None = None,
-        flips: Sequence[int] = (),
-        transform: Callable[[Tensor], Tensor] | None = None,
-        finish: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
-        mix: Callable[[Tensor, Tensor], Batch] | None = None,
-    ) -> None:
-        super().__init__(targets, seed, mix)
-        self.images = images
-        self.shift, self.flips = shift, tuple(flips)
-        self.transform, self.finish = transform, finish
-        values = [0.0] * images.shape[1] if fill is None else list(fill)
-        self.background = torch.tensor(values, dtype=images.dtype).view(1, -1, *[1] * (images.dim() - 2))
+    images: Tensor
+    targets: Any
+    _: KW_ONLY
+    shift: int = 0
+    fill: Sequence[float] | None = None
+    flips: Sequence[int] = ()
+    transform: Callable[[Tensor], Tensor] | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    mix: Mix | None = None
+
+    def __post_init__(self) -> None:
+        self.targets = torch.as_tensor(self.targets)
+        shape = (1, -1, *[1] * (self.images.dim() - 2))
+        fill = self.fill or [0.0] * self.images.shape[1]
+        self.background = torch.tensor(fill, dtype=self.images.dtype).view(shape)
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         return self.read(epoch, indices), self.targets[indices]
 
     def read(self, epoch: int, indices: list[int]) -> Tensor:
-        """The images of one epoch, augmented."""
+        """Read images of one epoch, augmented."""
         x = self.images[indices]
         if self.transform is not None:
-            with _seeded(self.seed, epoch, indices[0], 2):
+            with _apart(self.seed, epoch, indices[0], 2):
                 x = torch.stack([self.transform(image) for image in x])
         if self.shift:
             x = self._shifted(x, epoch, indices)
@@ -176,7 +177,7 @@ class TensorImages(_Images):
         return x if self.finish is None else self.finish(x)
 
     def _shifted(self, x: Tensor, epoch: int, indices: list[int]) -> Tensor:
-        # One table for the epoch: a draw then depends on neither the batch nor the worker.
+        # There is one table for the epoch, so that a draw depends on neither the batch nor the worker.
         rng = np.random.default_rng((self.seed, epoch))
         table = torch.from_numpy(rng.integers(0, 2 * self.shift + 1, size=(len(self), 2)))[indices]
         height, width = x.shape[-2:]
@@ -187,65 +188,32 @@ class TensorImages(_Images):
         return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
 
 
-class Unreadable:
-    """Which images could not be read, counted over all processes that read for this one.
-
-    Args:
-        source: names the images.
-        limit: so many different images may be unreadable.
-    """
-
-    def __init__(self, source: Source, limit: int) -> None:
-        self.source, self.limit = source, limit
-        self._found = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
-
-    @property
-    def indices(self) -> list[int]:
-        """Those found so far."""
-        return torch.nonzero(self._found).flatten().tolist()
-
-    def add(self, index: int, error: Exception) -> None:
-        """Logs the first time that an image is found; raises ValueError where that is one too many."""
-        new, why = not self._found[index], reason(error)
-        self._found[index] = 1
-        if int(self._found.sum()) > self.limit:
-            found = self.indices
-            if self.limit == 0:
-                text = f"can't read the image {self.source.name(index)}: {why}"
-                raise ValueError(f"{text}; repair or remove it, or allow some by data.max_unreadable") from error
-            raise ValueError(
-                f"{len(found)} images can't be read, and data.max_unreadable is {self.limit}: "
-                f"{few([self.source.name(i) for i in found])}; icnets data check lists them all"
-            ) from error
-        if new:
-            _logger.warning("can't read the image %s: %s; it is skipped", self.source.name(index), why)
-
-
 class Normalization:
-    """From uint8 (C, H, W) to float32 by mean and deviation per channel, which are on the scale from 0 to 1.
+    """Turns uint8 (C, H, W) into float32 by mean and deviation per channel, which are on the scale from 0 to 1.
 
-    The same numbers as by timm's transforms, to the bit, with fewer copies in between.
+    Of more channels than there are means, the first are kept. The numbers are those of timm's transforms to the bit,
+    with fewer copies in between.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> Tensor:
-        return image.contiguous().div(255).sub_(self.mean).div_(self.std)
+        return image[: len(self.mean)].contiguous().div(255).sub_(self.mean).div_(self.std)
 
 
-class ImageFiles(_Images):
+@dataclass(eq=False)
+class ImageFiles(Images):
     """Encoded images, decoded when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
 
     With ``in_chans=1`` the image is turned to grey first and the first of its three equal channels is kept. An image
-    that can't be read is counted; in training another one, drawn at random, takes its place, in evaluation its target
-    is ``IGNORED``.
+    that can't be read is counted, over all processes that read for this one. In training another one, drawn at random,
+    takes its place; in evaluation its target is ``IGNORED``.
 
     Args:
         source: gives the encoded images.
         targets: class indices; or (N, classes) bool, where several classes may be right.
         transform: draws from the random numbers of random, numpy and torch.
-        finish: what is done to its result (in_chans, H, W), such as ``Normalization``.
         in_chans: 1 or 3.
         seed: of everything random.
         mix: mixes a batch.
@@ -253,28 +221,27 @@ class ImageFiles(_Images):
         max_unreadable: number of images that may be unreadable before that is an error.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        targets: Sequence[int] | Tensor,
-        transform: Callable[[Image.Image], Any],
-        *,
-        finish: Callable[[Tensor], Tensor] | None = None,
-        in_chans: int = 3,
-        seed: int = 0,
-        mix: Callable[[Tensor, Tensor], Batch] | None = None,
-        training: bool = False,
-        max_unreadable: int = 0,
-    ) -> None:
-        super().__init__(targets, seed, mix)
-        self.source = source
-        self.transform, self.finish = transform, finish
-        self.in_chans = in_chans
-        self.training = training
-        self.unreadable = Unreadable(source, max_unreadable)
+    source: Source
+    targets: Any
+    transform: Callable[[Image.Image], Any]
+    _: KW_ONLY
+    in_chans: int = 3
+    seed: int = 0
+    mix: Mix | None = None
+    training: bool = False
+    max_unreadable: int = 0
+
+    def __post_init__(self) -> None:
+        self.targets = torch.as_tensor(self.targets)
+        self.groups = getattr(self.source, "groups", ())
+        self._unreadable = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def unreadable(self) -> list[str]:
+        """Names of the images found so far that can't be read."""
+        return [self.name(index) for index in torch.nonzero(self._unreadable).flatten().tolist()]
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         with _apart(), without_warnings():  # once for all of them: it takes longer than the seeding
@@ -283,7 +250,7 @@ class ImageFiles(_Images):
         return default_collate([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
 
     def evaluated(self, index: int) -> Tensor:
-        """One image (in_chans, H, W) as evaluation sees it; raises whatever its decoder does if it can't be read."""
+        """Read one image (in_chans, H, W) as evaluation sees it. Raises whatever the decoder does."""
         with _apart(), without_warnings():
             return self._transformed(self._decode(index), 0, index, 0)
 
@@ -291,17 +258,30 @@ class ImageFiles(_Images):
         substitutes: Any = None
         while True:
             try:
-                image = self._decode(index)
+                image, target = self._decode(index), self.targets[index]
                 break
             except Exception as error:  # decoders raise whatever they stumble over
-                self.unreadable.add(index, error)
+                self._count_unreadable(index, error)
             if not self.training:
-                return self._transformed(Image.new("RGB", (256, 256)), epoch, index, copy), torch.full_like(
-                    self.targets[0], self.ignored
-                )
+                image, target = Image.new("RGB", (256, 256)), torch.full_like(self.targets[0], self.ignored)
+                break
             substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, copy, 4))
             index = int(substitutes.integers(len(self)))
-        return self._transformed(image, epoch, index, copy), self.targets[index]
+        return self._transformed(image, epoch, index, copy), target
+
+    def _count_unreadable(self, index: int, error: Exception) -> None:
+        """Log the first time that an image is found; raise ValueError where that is one too many."""
+        new, why = not self._unreadable[index], reason(error)
+        self._unreadable[index] = 1
+        if int(self._unreadable.sum()) > self.max_unreadable:
+            found = self.unreadable()
+            if self.max_unreadable == 0:
+                text = f"can't read the image {self.name(index)}: {why}; repair or remove it, or allow some by "
+                raise ValueError(f"{text}data.max_unreadable") from error
+            text = f"{len(found)} images can't be read, and data.max_unreadable is {self.max_unreadable}: {few(found)}"
+            raise ValueError(f"{text}; icnets data check lists them all") from error
+        if new:
+            _logger.warning("can't read the image %s: %s; it is skipped", self.name(index), why)
 
     def _decode(self, index: int) -> Image.Image:
         with open_image(self.source.open(index)) as file:
@@ -311,5 +291,4 @@ class ImageFiles(_Images):
 
     def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:
         _seed_cpu(self.seed, epoch, index, *([copy] if copy else []))
-        x = torch.as_tensor(self.transform(image))[: self.in_chans]
-        return x if self.finish is None else self.finish(x)
+        return torch.as_tensor(self.transform(image))[: self.in_chans]

@@ -1,11 +1,12 @@
 """Which image is read when, and by which process: a function of (seed, epoch) and nothing else.
 
 An epoch is one order of all images, cut into global batches; of each, every process takes its part. So the number of
-processes changes neither which images a step sees nor what they look like, and a training that was cut off goes on at
+processes changes neither which images a step sees nor what they look like, and a training that was cut off resumes at
 any batch of any epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -13,11 +14,11 @@ from torch.utils.data import Sampler
 __all__ = ["PADDING", "EpochBatches", "EvaluationBatches", "Key", "epoch_order", "key_parts"]
 
 Key = tuple[int, ...]  # (epoch, index of the image), and with repeated augmentation the number of the copy
-PADDING = -1  # index of an image that is none: it evens out the batches of several processes
+PADDING = -1  # index of no image, which evens out the batches of several processes
 
 
 def key_parts(key: int | Key) -> tuple[int, int, int]:
-    """Epoch, index and copy; of a bare index, epoch 0."""
+    """Split a key into epoch, index and copy; a bare index is of epoch 0."""
     if isinstance(key, int):
         return 0, key, 0
     return key[0], key[1], key[2] if len(key) > 2 else 0
@@ -26,7 +27,7 @@ def key_parts(key: int | Key) -> tuple[int, int, int]:
 def epoch_order(
     length: int, seed: int, epoch: int, groups: Sequence[tuple[int, int]] = (), window: int = 0
 ) -> np.ndarray:
-    """All indices from 0 to length - 1 in the order of an epoch.
+    """Return all indices from 0 to length - 1 in the order of an epoch.
 
     Args:
         length: number of images.
@@ -43,8 +44,9 @@ def epoch_order(
     return np.concatenate([rng.permutation(np.concatenate([np.arange(a, b) for a, b in each])) for each in windows])
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
-    """The batches of one process in a training epoch; yields lists of (epoch, index[, copy]).
+    """The batches of one process in a training epoch: lists of (epoch, index[, copy]).
 
     What is left of an epoch behind its last whole global batch is left out; what that is changes from epoch to epoch.
 
@@ -59,45 +61,39 @@ class EpochBatches(Sampler[list[Key]]):
         groups, window: see :func:`epoch_order`.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], tuple[int, int]],
-        *,
-        rank: int = 0,
-        world: int = 1,
-        repeats: int = 1,
-        groups: Sequence[tuple[int, int]] = (),
-        window: int = 0,
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
-        self.rank, self.world, self.repeats = rank, world, repeats
-        self.groups, self.window = groups, window
+    length: int
+    batch_size: int
+    seed: int
+    position: Callable[[], tuple[int, int]]
+    _: KW_ONLY
+    rank: int = 0
+    world: int = 1
+    repeats: int = 1
+    groups: Sequence[tuple[int, int]] = ()
+    window: int = 0
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = self.position()
-        order = epoch_order(self.length, self.seed, epoch, self.groups, self.window)
-        for batch in range(first, len(self)):
-            yield self.keys(order, epoch, batch)
+        yield from self._from(*self.position())  # asked for with the first batch: a loader makes iterators it drops
 
-    def keys(self, order: np.ndarray, epoch: int, batch: int) -> list[Key]:
-        """Those of one batch."""
+    def _from(self, epoch: int, first: int) -> Iterator[list[Key]]:
+        order = epoch_order(self.length, self.seed, epoch, self.groups, self.window)
         size = self.batch_size * self.world
-        places = range(batch * size + self.rank, (batch + 1) * size, self.world)
-        if self.repeats == 1:
-            return [(epoch, int(order[place])) for place in places]
-        return [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
+        for start in range(first * size, len(self) * size, size):
+            places = range(start + self.rank, start + size, self.world)
+            if self.repeats == 1:
+                yield [(epoch, int(order[place])) for place in places]
+            else:
+                yield [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
 
     def batch(self, epoch: int, batch: int) -> list[Key]:
-        """What this process reads for a batch of an epoch."""
-        return self.keys(epoch_order(self.length, self.seed, epoch, self.groups, self.window), epoch, batch)
+        """Return what this process reads for a batch of an epoch."""
+        return next(self._from(epoch, batch))
 
 
+@dataclass(eq=False)
 class EvaluationBatches(Sampler[list[int]]):
     """The batches of one process in an evaluation: every image once over all processes, in a fixed order.
 
@@ -105,8 +101,11 @@ class EvaluationBatches(Sampler[list[int]]):
     for that is ``PADDING``.
     """
 
-    def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
-        self.length, self.batch_size, self.rank, self.world = length, batch_size, rank, world
+    length: int
+    batch_size: int
+    _: KW_ONLY
+    rank: int = 0
+    world: int = 1
 
     def __len__(self) -> int:
         return -(-self.length // (self.batch_size * self.world))

@@ -10,50 +10,29 @@ import json
 import os
 import re
 import tarfile
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+import fsspec
 import numpy as np
 
+from icnets.data.cache import cached
 from icnets.data.image_files import image_extensions
-from icnets.support.files import atomic_write
 from icnets.support.text import few, first_line, tell
 
-__all__ = [
-    "LONGEST_LABEL",
-    "Shards",
-    "class_index",
-    "expand",
-    "find_shards",
-    "is_image",
-    "leads_out",
-    "meant",
-    "require_end",
-    "split_key",
-]
+__all__ = ["Shards", "expand", "find_shards", "read_members", "read_sample", "split_key"]
 
-_OPEN = 64  # files at a time; a process may have 1,024, and there may be more shards
+LABELS = ("cls", "json")  # extensions of what holds a class
 _USUAL = ("jpg", "jpeg", "png", "webp")  # of several images of a key, the one that is meant
-LONGEST_LABEL = 1 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Offsets, sizes and classes of a shard's images; what the other samples have in the place of an image."""
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    targets: np.ndarray
-    left_out: np.ndarray
+_LONGEST_LABEL = 1 << 20  # bytes
 
 
 def expand(pattern: str) -> list[str]:
-    """Names for a pattern with braces: ``train-{000..002}.tar`` and ``{a,b}.tar``, in order."""
+    """Expand a pattern with braces, ``train-{000..002}.tar`` or ``{a,b}.tar``, to names in order."""
     parts: list[list[str]] = []
     for part in re.split(r"(\{[^{}]*\})", pattern):
         numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
@@ -68,7 +47,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def find_shards(root: Path, split: str) -> list[str]:
-    """The shards of a split in ``root``: ``root/SPLIT/*.tar`` or ``root/SPLIT*.tar``, sorted; perhaps none."""
+    """List the shards of a split, ``root/SPLIT/*.tar`` or ``root/SPLIT*.tar``, sorted; perhaps none."""
     found = (root / split).glob("*.tar") if (root / split).is_dir() else root.glob(f"{split}*.tar")
     return sorted(str(path) for path in found)
 
@@ -91,26 +70,22 @@ class Shards:
 
     def __init__(self, shards: Sequence[str], cache: Path) -> None:
         self.shards = list(shards)
-        indices = [_cached_index(shard, cache) for shard in self.shards]
-        counts = [len(index.offsets) for index in indices]
+        indices = [cached(cache, f"shard-{_digest(shard)}", partial(_index, shard)) for shard in self.shards]
+        counts = [len(index["offsets"]) for index in indices]
         self._shard = np.repeat(np.arange(len(counts)), counts)
-        self._offsets = np.concatenate([index.offsets for index in indices])
-        self._sizes = np.concatenate([index.sizes for index in indices])
-        self.targets: list[int] = np.concatenate([index.targets for index in indices]).tolist()
+        self._offsets, self._sizes, targets = (
+            np.concatenate([index[column] for index in indices]) for column in ("offsets", "sizes", "targets")
+        )
+        self.targets: list[int] = targets.tolist()
         ends = np.cumsum(counts).tolist()
         self.groups = list(zip([0, *ends[:-1]], ends, strict=True))
-        self._files: dict[str, BinaryIO] = {}
-        self._remote: dict[str, tuple[Any, str]] = {}
-        counts_left = Counter(kind for index in indices for kind in index.left_out.tolist())
+        counts_left = Counter(kind for index in indices for kind in index["left_out"].tolist())
         if counts_left:
             kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(counts_left.items()))
             tell(f"{few(self.shards, 1)}: left out samples without an image that is read: {kinds}")
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}, "_remote": {}}  # every process opens its own
 
     def open(self, index: int) -> BinaryIO:
         return io.BytesIO(self._read(index, int(self._offsets[index]), int(self._sizes[index])))
@@ -122,150 +97,120 @@ class Shards:
 
     def _read(self, index: int, offset: int, size: int) -> bytes:
         shard = self.shards[int(self._shard[index])]
-        if is_remote(shard):
-            system, path = self._place(shard)
+        if _is_remote(shard):
+            system, path = fsspec.core.url_to_fs(shard)
             content: bytes = system.cat_file(path, start=offset, end=offset + size)
         else:
-            content = os.pread(self._file(shard).fileno(), size, offset)
+            with open(shard, "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, offset)
         if len(content) != size:
             raise OSError(f"{shard} has become shorter: {len(content)} bytes at {offset} where there were {size}")
         return content
 
-    def _file(self, shard: str) -> BinaryIO:
-        if shard not in self._files:
-            if len(self._files) == _OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[shard] = open(shard, "rb")  # noqa: SIM115  # kept, for the images to come
-        return self._files[shard]
 
-    def _place(self, shard: str) -> tuple[Any, str]:
-        if shard not in self._remote:
-            import fsspec
-
-            self._remote[shard] = fsspec.core.url_to_fs(shard)
-        return self._remote[shard]
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", {}).values():
-            file.close()
-
-
-def is_remote(shard: str) -> bool:
-    """Whether a shard is named by a URL."""
+def _is_remote(shard: str) -> bool:
     return "://" in shard
 
 
-def _state(shard: str) -> str:
-    """What changes when the shard does."""
-    if is_remote(shard):
-        import fsspec
-
+def _digest(shard: str) -> str:
+    """Return what changes when the shard does."""
+    if _is_remote(shard):
         try:
             system, path = fsspec.core.url_to_fs(shard)
-            return f"{shard} {system.info(path).get('size')}"
+            state = f"{shard} {system.info(path).get('size')}"
         except Exception as error:
             raise ValueError(f"can't open the shard {shard}: {first_line(error)}") from error
-    if not Path(shard).is_file():
+    elif not Path(shard).is_file():
         raise ValueError(f"there is no shard {shard}")
-    status = Path(shard).stat()
-    return f"{Path(shard).resolve()} {status.st_size} {status.st_mtime_ns}"
+    else:
+        status = Path(shard).stat()
+        state = f"{Path(shard).resolve()} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(f"2 {state}".encode()).hexdigest()[:24]
 
 
-def _cached_index(shard: str, cache: Path) -> _Index:
-    path = cache / f"shard-{hashlib.sha256(f'2 {_state(shard)}'.encode()).hexdigest()[:24]}.npz"
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            return _Index(kept["offsets"], kept["sizes"], kept["targets"], kept["left_out"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none, or not a whole one
-    index = _read_index(shard)
-    cache.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished, open(unfinished, "wb") as output:
-        np.savez(output, **vars(index))
-    return index
+def _index(shard: str) -> dict[str, np.ndarray]:
+    """Read offsets, sizes and classes of a shard's images, and what the other samples have in place of an image.
 
-
-def _read_index(shard: str) -> _Index:
-    try:
-        with _opened(shard) as file:
-            length = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                rows, left_out = _samples(shard, archive, file, length)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"the shard {shard} is damaged or no tar file: {first_line(error)}") from error
+    Members of one key need not be neighbours.
+    """
+    members, found = read_members(shard)
+    groups: dict[str, list[Member]] = {}
+    for member in sorted(members, key=lambda member: not member.is_image):  # in the order of the images
+        groups.setdefault(member.key, []).append(member)
+    rows, left_out = [], []
+    for group in groups.values():
+        images, label, wrong = read_sample(group)
+        if images:
+            found += wrong
+            rows += [(image.info.offset_data, image.info.size, label) for image in images]
+        elif any(member.suffix in LABELS for member in group):
+            found += [one for one in wrong if one[1] == "bad-label"]
+            others = (member.suffix for member in group if member.suffix not in LABELS)
+            left_out.append(next((f".{s}" if s else "without an extension" for s in others), "of a class alone"))
+    if fatal := [one for one in found if one[1] != "link"]:
+        name, _, reason = fatal[0]
+        where = f"{name!r} in the shard {shard}" if name else f"the shard {shard} is damaged or no tar file"
+        more = f" (and {len(fatal) - 1} more problems; icnets data check lists them all)" if len(fatal) > 1 else ""
+        raise ValueError(f"{where}: {reason}{more}")
     if not rows:
         what = f": {few(left_out)}" if left_out else ""
         raise ValueError(f"the shard {shard} holds no images ({', '.join(_USUAL)}, ...){what}")
-    offsets, sizes, targets = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
-    return _Index(offsets, sizes, targets, np.array(left_out, dtype=str))
+    columns = dict(zip(("offsets", "sizes", "targets"), np.array(rows, dtype=np.int64).T, strict=True))
+    return {**columns, "left_out": np.array(left_out, dtype=str)}
 
 
-def _opened(shard: str) -> Any:
-    if not is_remote(shard):
-        return open(shard, "rb")
-    import fsspec
+class Member(NamedTuple):
+    """A file in a shard: its header, key and extension; whether that is read as an image; the content of a label."""
 
-    return fsspec.open(shard, "rb")
-
-
-def meant(suffixes: Sequence[str]) -> list[str]:
-    """Which of the images of one key, given by their extensions, is the sample's; several where that can't be said."""
-    return [suffix for suffix in suffixes if suffix in _USUAL] or list(suffixes)
-
-
-def is_image(suffix: str) -> bool:
-    """Whether members of that extension, without its dot, are read as images."""
-    return f".{suffix}" in image_extensions()
-
-
-def _samples(
-    shard: str, archive: tarfile.TarFile, file: BinaryIO, length: int
-) -> tuple[list[tuple[int, int, int]], list[str]]:
-    """Offset, size and class of each image, in the order of the file; what the samples without one have instead."""
-    images: dict[str, dict[str, tarfile.TarInfo]] = {}
-    others: dict[str, str] = {}
-    classes: dict[str, int] = {}
-    extensions = image_extensions()
-    for member in _members(shard, archive, length):
-        key, suffix = split_key(member.name)
-        if f".{suffix}" in extensions:
-            if suffix in images.setdefault(key, {}):
-                raise ValueError(f"the shard {shard} has two images for {key!r}; its names must differ")
-            images[key][suffix] = member
-        elif suffix in ("cls", "json"):
-            place = file.tell()
-            file.seek(member.offset_data)
-            try:
-                if member.size > LONGEST_LABEL:
-                    raise ValueError(f"it has {member.size:,} bytes, too many for a class")
-                classes[key] = class_index(suffix, file.read(member.size))
-            except ValueError as error:
-                raise ValueError(f"{member.name!r} in the shard {shard}: {error}") from None
-            file.seek(place)
-        else:
-            others.setdefault(key, f".{suffix}" if suffix else "without an extension")
-    require_end(archive)
-    if lonely := [next(iter(own.values())).name for key, own in images.items() if key not in classes]:
-        raise ValueError(f"the shard {shard} has images without a class: {few(lonely)}; each needs a .cls or .json")
-    rows = []
-    for key, own in images.items():
-        suffixes = meant(list(own))
-        if len(suffixes) > 1:
-            raise ValueError(f"the shard {shard} has two images for {key!r}; its names must differ")
-        rows.append((own[suffixes[0]].offset_data, own[suffixes[0]].size, classes[key]))
-    return rows, [others.get(key, "of a class alone") for key in classes if key not in images]
+    info: tarfile.TarInfo
+    key: str
+    suffix: str
+    is_image: bool
+    label: bytes
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Key and extension of a member: "a/0001.seg.png" -> ("a/0001", "seg.png"), the latter in lower case."""
+    """Split a member's name into key and extension in lower case: "a/0001.Seg.png" -> ("a/0001", "seg.png")."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def require_end(archive: tarfile.TarFile) -> None:
-    """Raises ReadError without a block of zeros at the end; tarfile takes damaged headers and a cut for the end too."""
+Found = tuple[str, str, str]  # name of a member, kind of the problem as icnets data check has it, and the details
+
+
+def read_members(shard: str) -> tuple[list[Member], list[Found]]:
+    """Read the headers and labels of a shard, but no images; nothing is unpacked.
+
+    Returns:
+        The files, and what is wrong: members of other kinds, and last, without a name, that the shard is damaged.
+    """
+    members: list[Member] = []
+    found: list[Found] = []
+    extensions = image_extensions()
+    try:
+        with fsspec.open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for info in archive:
+                key, suffix = split_key(info.name)
+                if leads_out(info.name):
+                    found.append((info.name, "unsafe-name", "leads out of its folder"))
+                elif info.issym() or info.islnk():
+                    found.append((info.name, "link", f"a link to {info.linkname}"))
+                elif info.isfile():
+                    label: Any = archive.extractfile(info) if suffix in LABELS else io.BytesIO()
+                    members.append(
+                        Member(info, key, suffix, f".{suffix}" in extensions, label.read(_LONGEST_LABEL + 1))
+                    )
+                elif not info.isdir():
+                    found.append((info.name, "link", "a device or the like"))
+            _require_end(archive)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        found.append(("", "shard-damaged", " ".join(str(error).split()) or type(error).__name__))
+    return members, found
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError without a block of zeros at the end; tarfile takes damaged headers and a cut for the end too."""
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
@@ -275,30 +220,43 @@ def require_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"the header at byte {archive.offset:,} is damaged")
 
 
-def _members(shard: str, archive: tarfile.TarFile, length: int) -> Iterable[tarfile.TarInfo]:
-    for member in archive:
-        if not member.isfile():
-            continue
-        if leads_out(member.name):
-            raise ValueError(f"the shard {shard} has a member {member.name!r} that leads out of its folder")
-        if member.offset_data + member.size > length:
-            raise ValueError(
-                f"the shard {shard} is truncated: {member.name!r} ends at byte {member.offset_data + member.size}, "
-                f"the file at {length}"
-            )
-        yield member
-
-
 def leads_out(name: str) -> bool:
     """Whether a member so named would be unpacked outside its folder, on any system."""
     name = name.replace("\\", "/")
     return name.startswith("/") or ".." in name.split("/")
 
 
-def class_index(suffix: str, content: bytes) -> int:
-    """The class in a member ``cls``, plain digits, or ``json``, {"label": index}; ValueError says what is wrong."""
-    text = content.decode("utf-8", "replace").strip()
-    if suffix == "json":
+def read_sample(group: Sequence[Member]) -> tuple[list[Member], int | None, list[Found]]:
+    """Read the members of one key.
+
+    Returns:
+        The images, of which only one should be there; the class, or None; and what is wrong.
+    """
+    images = [member for member in group if member.is_image]
+    images = [member for member in images if member.suffix in _USUAL] or images
+    labels = [member for kind in LABELS for member in group if member.suffix == kind]
+    found = [(member.info.name, "repeated-key", f"key {member.key} has an image already") for member in images[1:]]
+    label = None
+    if labels:
+        try:
+            label = class_index(labels[0])
+        except ValueError as error:
+            found.append((labels[0].info.name, "bad-label", str(error)))
+    if images and not labels:
+        found.append((images[0].info.name, "no-partner", "no .cls or .json beside the image"))
+    elif labels and not images:
+        found.append((labels[0].info.name, "no-partner", "no image beside the class"))
+    elif not images:
+        found.append((group[0].info.name, "not-image", "neither image nor class"))
+    return images, label, found
+
+
+def class_index(member: Member) -> int:
+    """Return the class in a ``cls``, plain digits, or ``json``, {"label": index}; ValueError says what is wrong."""
+    if member.info.size > _LONGEST_LABEL:
+        raise ValueError(f"it has {member.info.size:,} bytes, too many for a class")
+    text = member.label.decode("utf-8", "replace").strip()
+    if member.suffix == "json":
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):

@@ -16,11 +16,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> BinaryIO | Path:
-        """The bytes of an image, as a file or where one is."""
+        """Return the bytes of an image, as an open file or as the path of one."""
         ...
 
     def name(self, index: int) -> str:
-        """What to call the image where it is reported."""
+        """Return what to call the image where it is reported."""
         ...
 
 

@@ -1,98 +1,108 @@
 """From where the images are said to be, to the images of each split and the names of the classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from icnets.data.folders import folder_splits
+from icnets.data.folders import folder_splits, require_readable
 from icnets.data.protocol import find_test_images, read_real_labels
 from icnets.data.shards import Shards, expand, find_shards
 from icnets.data.sources import HuggingFace, Paths, Source
+from icnets.support.files import cache_folder
 
-__all__ = ["Split", "Splits", "hugging_face_splits", "image_folder_splits", "shard_names", "shard_splits"]
+__all__ = ["Located", "Sources"]
 
-
-@dataclass(frozen=True)
-class Split:
-    """Images and their classes: indices, or for ImageNet-ReaL ``(N, classes)`` bool."""
-
-    source: Source
-    targets: Sequence[int] | Tensor
+# Of each split, the images and their classes: indices, or for ImageNet-ReaL ``(N, classes)`` bool.
+Located = dict[str, tuple[Source, Sequence[int] | Tensor]]
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The splits "train", "val" and "test", and the classes in the order of their indices."""
+@dataclass(eq=False, repr=False)
+class Sources:
+    """The options of :class:`icnets.data.data_module.ImageData` that say which images there are."""
 
-    class_names: list[str]
-    splits: dict[str, Split]
+    root: Path | None = None
+    train_size: int | None = None
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    seed: int = 0
+    check_limit: int = 20_000
+    train_shards: str | None = None
+    val_shards: str | None = None
+    hf: str | None = None
+    hf_val: str = "validation"
+    max_unreadable: int | None = None
+    cache: Path | None = None
+    test_root: Path | None = None
+    real_labels: Path | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("root", "cache", "test_root", "real_labels"):
+            if getattr(self, name) is not None:
+                setattr(self, name, Path(getattr(self, name)))
 
-def image_folder_splits(
-    root: Path,
-    *,
-    train_size: int | None,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    test_root: Path | None = None,
-    real_labels: Path | None = None,
-) -> Splits:
-    """Of a folder of class folders; see :class:`icnets.data.data_module.ImageData`."""
-    listings = folder_splits(
-        root, train_size=train_size, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
-    )
-    names = listings["train"].class_names
-    if test_root is not None:
-        listings["test"] = find_test_images(test_root, names)
-    splits = {name: Split(Paths(listing.paths), listing.targets) for name, listing in listings.items()}
-    if real_labels is not None:
-        paths = listings["test"].paths
-        splits["test"] = Split(Paths(paths), read_real_labels(real_labels, paths, len(names)))
-    return Splits(names, splits)
+    @property
+    def digits(self) -> bool:
+        """Whether the images are scikit-learn's digits."""
+        return self.root is None and self.train_shards is None and self.hf is None
 
+    def shards(self) -> dict[str, Shards]:
+        """The shards of each split, by their patterns or found in ``root``; none where the images are elsewhere.
 
-def shard_names(root: Path | None, train: str | None, val: str | None) -> dict[str, list[str]]:
-    """Shards by split, from patterns or found in ``root``; none at all where the images are elsewhere.
+        Raises:
+            ValueError: there are training shards, but none for validation; or a damaged shard.
+        """
+        names: dict[str, list[str]] = {}
+        if self.train_shards is not None and self.val_shards is not None:
+            names = {"train": expand(self.train_shards), "val": expand(self.val_shards)}
+        elif self.root is not None and self.root.is_dir():
+            names = {split: find_shards(self.root, split) for split in ("train", "val", "test")}
+        if not names.get("train"):
+            return {}
+        if not names["val"]:
+            raise ValueError(f"{self.root} has training shards but none for validation: val/*.tar or val*.tar")
+        return {split: Shards(found, self.cache or cache_folder()) for split, found in names.items() if found}
 
-    Raises:
-        ValueError: there are training shards, but none for validation.
-    """
-    if train is not None and val is not None:
-        return {"train": expand(train), "val": expand(val)}
-    if root is None or not root.is_dir():
-        return {}
-    found = {split: find_shards(root, split) for split in ("train", "val", "test")}
-    if not found["train"]:
-        return {}
-    if not found["val"]:
-        raise ValueError(f"{root} has training shards but none for validation: val/*.tar or val*.tar")
-    return {split: names for split, names in found.items() if names}
+    def locate(self) -> tuple[list[str], Located]:
+        """Find the classes, in the order of their indices, and the images of "train", "val" and "test".
 
+        Raises:
+            ValueError: images or classes that can't be used.
+        """
+        if self.hf is not None:
+            train, val = HuggingFace(self.hf, "train"), HuggingFace(self.hf, self.hf_val)
+            tested = (val, val.targets)
+            return train.class_names, {"train": (train, train.targets), "val": tested, "test": tested}
+        if shards := self.shards():
+            splits: Located = {split: (source, source.targets) for split, source in shards.items()}
+            return self._classes_of(shards), {"test": splits["val"], **splits}
+        return self._folders()
 
-def shard_splits(shards: Mapping[str, Sequence[str]], root: Path | None, cache: Path) -> Splits:
-    """Of tar shards. ``root/classes.txt`` names the classes, one a line; without it, they are called by their numbers.
+    def _classes_of(self, shards: dict[str, Shards]) -> list[str]:
+        """From ``root/classes.txt``, one a line; without it, they are called by their numbers."""
+        listed = None if self.root is None else self.root / "classes.txt"
+        if listed is not None and listed.is_file():
+            names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
+        else:
+            names, known = [str(i) for i in range(max(shards["train"].targets) + 1)], "the training shards have"
+        for split, source in shards.items():
+            if (most := max(source.targets)) >= len(names):
+                raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(names) - 1}")
+        return names
 
-    Raises:
-        ValueError: a damaged shard, or a class that training doesn't have.
-    """
-    sources = {split: Shards(names, cache) for split, names in shards.items()}
-    listed = None if root is None else root / "classes.txt"
-    if listed is not None and listed.is_file():
-        names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
-    else:
-        names, known = [str(i) for i in range(max(sources["train"].targets) + 1)], "the training shards have"
-    for split, source in sources.items():
-        if (most := max(source.targets)) >= len(names):
-            raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(names) - 1}")
-    splits = {split: Split(source, source.targets) for split, source in sources.items()}
-    return Splits(names, {"test": splits["val"], **splits})
-
-
-def hugging_face_splits(name: str, val: str) -> Splits:
-    """Of a Hugging Face dataset; ``val`` is its split for validation and test."""
-    train, other = HuggingFace(name, "train"), HuggingFace(name, val)
-    tested = Split(other, other.targets)
-    return Splits(train.class_names, {"train": Split(train, train.targets), "val": tested, "test": tested})
+    def _folders(self) -> tuple[list[str], Located]:
+        assert self.root is not None
+        parts = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
+        listings = folder_splits(self.root, train_size=self.train_size, seed=self.seed, **parts)
+        names = listings["train"].class_names
+        if self.test_root is not None:
+            listings["test"] = find_test_images(self.test_root, names)
+        splits: Located = {name: (Paths(listing.paths), listing.targets) for name, listing in listings.items()}
+        if self.real_labels is not None:
+            paths = listings["test"].paths
+            splits["test"] = (Paths(paths), read_real_labels(self.real_labels, paths, len(names)))
+        every = sorted({path for listing in listings.values() for path in listing.paths})
+        if len(every) <= self.check_limit and not self.max_unreadable:
+            require_readable(every)
+        return names, splits

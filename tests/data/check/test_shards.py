@@ -1,10 +1,14 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from icnets.data.check.tar_files import Shard, ShardContent, read_shard, split_key
+from icnets.data.check.checks import ShardFile, read_shard
+from icnets.data.check.decode import Item
+from icnets.data.check.problems import Problem
+from icnets.data.shards import split_key
 
 
 def archive(path: Path, *members: tuple[str, bytes]) -> bytes:
@@ -17,14 +21,19 @@ def archive(path: Path, *members: tuple[str, bytes]) -> bytes:
     return path.read_bytes()
 
 
-def read(path: Path) -> ShardContent:
+class Content(NamedTuple):
+    items: list[Item]
+    problems: list[Problem]
+
+
+def read(path: Path) -> Content:
     before = sorted(path.parent.iterdir())
-    content = read_shard(Shard(path.name, path, "train"))
+    content = Content(*read_shard(ShardFile(path.name, path, "train")))
     assert sorted(path.parent.iterdir()) == before  # nothing is unpacked
     return content
 
 
-def kinds(content: ShardContent) -> list[tuple[str, str]]:
+def kinds(content: Content) -> list[tuple[str, str]]:
     return [(problem.path.partition(":")[2], problem.kind) for problem in content.problems]
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import os
 import stat
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from PIL import Image
 
-from icnets.data.image_files import read_header, slenderness, without_warnings
+from icnets.data.image_files import read_header, reason, slenderness, without_warnings
 
 __all__ = ["Inspection", "Item", "inspect"]
 
@@ -19,8 +19,7 @@ _SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second picture for the camera's 
 _MOST_BYTES = 1 << 30  # of a file; no image that Pillow decodes has more
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """An image, or what may be one.
 
     Args:
@@ -40,84 +39,78 @@ class Item:
     size: int = -1
 
     def read(self) -> bytes:
-        """The bytes, all of them. Raises OSError."""
+        """Return all of the bytes. Raises OSError."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 
-    @property
-    def extension(self) -> str:
-        """Of its name, in lower case, with the dot."""
-        return PurePosixPath(self.name).suffix.lower()
 
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(NamedTuple):
     """(kind, reason) of what is wrong, and a digest of the bytes of an image that training would read."""
 
-    found: list[tuple[str, str]] = field(default_factory=list)
+    found: list[tuple[str, str]]
     digest: bytes | None = None
 
 
 def inspect(item: Item, min_size: int = 0) -> Inspection:
     """Decode ``item`` fully. ``min_size``: the side in pixels below which an image is reported as small."""
+    extension = PurePosixPath(item.name).suffix.lower()
     with without_warnings():
         try:
             if not stat.S_ISREG(os.stat(item.path).st_mode):  # a pipe would be waited for
                 return Inspection([("unreadable", "no file")])
             if not item.listed:
-                return Inspection(_unlisted(item))
+                return Inspection(_unlisted(item, extension))
             if (size := os.path.getsize(item.path) if item.size < 0 else item.size) > _MOST_BYTES:
                 return Inspection([("unreadable", f"{size:,} bytes, more than {_MOST_BYTES:,}")])
             content = item.read()
         except OSError as error:
-            return Inspection([("unreadable", error.strerror or str(error))])
+            return Inspection([("unreadable", reason(error))])
         if not content:
             return Inspection([("empty-file", "0 bytes")])
-        return Inspection(_decode(content, item.extension, min_size), hashlib.blake2b(content, digest_size=16).digest())
+        return Inspection(_decode(content, extension, min_size), hashlib.blake2b(content, digest_size=16).digest())
 
 
-def _unlisted(item: Item) -> list[tuple[str, str]]:
+def _unlisted(item: Item, extension: str) -> list[tuple[str, str]]:
     with open(item.path, "rb") as file:
         try:
             with Image.open(file) as image:
                 what = f"{image.format}, {image.width}x{image.height}"
         except Exception:
-            return [] if item.label is None else [("not-image", f"no image; training ignores {item.extension or 'it'}")]
+            return [] if item.label is None else [("not-image", f"no image; training ignores {extension or 'it'}")]
     if item.label is None:
         return [("outside-class", what)]
-    return [("ignored-image", f"{what}; training doesn't read {item.extension or 'files without extension'}")]
+    return [("ignored-image", f"{what}; training doesn't read {extension or 'files without extension'}")]
 
 
 def _decode(content: bytes, extension: str, min_size: int) -> list[tuple[str, str]]:
-    limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         with read_header(BytesIO(content)) as image:
             found = _looks(image, extension, min_size)
             if (problem := slenderness(image)) is not None:
                 return [*found, ("unreadable", problem)]
-            if image.width * image.height > limit:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 return [*found, ("huge", f"{image.width}x{image.height}")]
             image.load()
             if image.mode not in _PLAIN_MODES:
                 image.convert("RGB")  # which not every mode can
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Image.DecompressionBombError as error:
-        return [("bomb", _line(error).partition(",")[0])]
+        return [("bomb", reason(error).partition(",")[0])]
     except Exception as error:  # decoders raise whatever they stumble over
-        reason = _line(error)
-        cut = any(words in reason.lower() for words in ("truncated", "end of file", "not enough data"))
-        return [("truncated" if cut else "unreadable", reason)]
+        why = reason(error)
+        cut = any(words in why.lower() for words in ("truncated", "end of file", "not enough data"))
+        return [("truncated" if cut else "unreadable", why)]
     return [*found, ("animated", f"{frames} frames")] if frames > 1 else found
 
 
 def _looks(image: Image.Image, extension: str, min_size: int) -> list[tuple[str, str]]:
     """What the header alone tells."""
     found = []
-    wanted = Image.registered_extensions().get(extension)
-    wanted = _SAME_FORMAT.get(wanted or "", wanted)
-    is_format = _SAME_FORMAT.get(image.format or "", image.format)
-    if wanted is not None and wanted != is_format:
+    named, actual = (
+        _SAME_FORMAT.get(name or "", name) for name in (Image.registered_extensions().get(extension), image.format)
+    )
+    if named not in (None, actual):
         found.append(("wrong-extension", f"{image.format} by content"))
     if min(image.size) < min_size:
         found.append(("small", f"{image.width}x{image.height}, the least is {min_size}"))
@@ -129,8 +122,3 @@ def _looks(image: Image.Image, extension: str, min_size: int) -> list[tuple[str,
         transparent = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
         found.append(("mode", f"mode {image.mode}{', with transparency' if transparent else ''}"))
     return found
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "no image by its content" if "cannot identify image file" in text else text
