@@ -4,6 +4,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 from icnets.convert.state_dicts import Shape, mismatch, plain_name, shapes
-from icnets.convert.structure import Structure, difference, in_words, structure_of, vector_keys
-from icnets.support.text import first_line
+from icnets.convert.structure import Structure, difference, structure_of, vector_keys
+from icnets.support.text import few, first_line
 
 __all__ = ["FACTORIES", "confirmed", "make", "remember_architecture"]
 
@@ -24,9 +25,7 @@ FACTORIES = {
 
 
 def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any]) -> None:
-    """Notes on ``model`` the call that makes its basic network, for ``save``; ValueError for an unknown factory."""
-    if factory not in FACTORIES:
-        raise ValueError(f"factory is {factory!r}; it must be one of {', '.join(FACTORIES)}")
+    """Notes on ``model`` the call that makes its basic network, for ``save``."""
     model.__dict__["icnets_architecture"] = {"factory": factory, "args": dict(args)}
 
 
@@ -58,7 +57,7 @@ def _problem(model: nn.Module, call: Mapping[str, Any]) -> str | None:
     except Exception as error:  # whatever a library raises
         return f"the call fails: {first_line(error)}"
     if found := difference(structure, structure_of(model), complete=True):
-        return in_words(found)
+        return few(list(found))
     own = shapes(model.state_dict())
     new = vector_keys(model)
     return mismatch(wanted, {plain_name(key): shape for key, shape in own.items() if key not in new})
@@ -66,23 +65,18 @@ def _problem(model: nn.Module, call: Mapping[str, Any]) -> str | None:
 
 def _adapted(model: Any, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """timm's call with the number of classes and the pooling that ``model`` has by now, as after reset_classifier."""
-    if call["factory"] != "timm.create_model":
-        return
     sizes: dict[str, Any] = {}
-    try:
+    classifier = None
+    with suppress(Exception):  # a network without one
         classifier = model.get_classifier()
-    except Exception:  # a network without one
-        classifier = None
     if isinstance(classifier, nn.Identity):
         sizes["num_classes"] = 0
     elif isinstance(weight := getattr(classifier, "weight", None), torch.Tensor):
         sizes["num_classes"] = len(weight)
     pools = [getattr(m, name, None) for m in model.modules() for name in ("pool_type", "global_pool")]
-    pool = next((p for p in pools if isinstance(p, str)), None)
-    pooled = {} if pool is None else {"global_pool": pool}
+    pooled = {"global_pool": next((p for p in pools if isinstance(p, str)), None)}
     for more in (sizes, pooled, {**sizes, **pooled}):
-        if more:
-            yield {**call, "args": {**call["args"], **more}}
+        yield {**call, "args": {**call["args"], **{k: v for k, v in more.items() if v is not None}}}
 
 
 def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
@@ -105,12 +99,11 @@ def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[s
         call = json.loads(json.dumps(call))  # as it will be read
     except TypeError as error:
         raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
-    problem = _problem(model, call)
-    for candidate in [] if problem is None else _adapted(model, call):
+    if (problem := _problem(model, call)) is None:
+        return call, None
+    for candidate in _adapted(model, call) if call["factory"] == "timm.create_model" else ():
         if _problem(model, candidate) is None:
             return candidate, None
-    if problem is None:
-        return call, None
     if given is not None:
         raise ValueError(
             f"architecture says {call['factory']} with {call['args']}, but the model isn't what that makes: {problem}; "

@@ -13,6 +13,7 @@ from typing import Any
 from icnets.cli.help import COMMAND_HELP, HELP
 from icnets.cli.parser import Parser
 from icnets.support.text import one_line
+from icnets.training.config_errors import explained
 
 __all__ = ["main"]
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if os.environ.get("ICNETS_DEBUG"):
             traceback.print_exc()
-        print(f"icnets: error: {one_line(error)}", file=sys.stderr)
+        print(f"icnets: error: {explained(error)}", file=sys.stderr)
         return 2
 
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from icnets.support.text import of_configuration, one_line
 from icnets.training.allowed_imports import allowed_imports
+from icnets.training.config_errors import explained, of_configuration
 
 __all__ = ["parse"]
 
@@ -27,4 +27,4 @@ def parse(parser: Any, argv: Sequence[str] | None) -> Any:
                 parsed = parser.parse_args(argv)
             return instantiate(parsed)
     except argparse.ArgumentError as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(explained(error)) from error

@@ -1,4 +1,4 @@
-"""Calibration: where w', b1 and the gain must start for a trained network to keep its function (ours).
+"""Calibration: where w', b1 and the gain must start for a trained network to keep its function.
 
 Two things are measured on a few batches. Where the branch fires: behind a ReLU the receptive-field sum s is not
 negative, and ``relu(y - w' s)`` fires where y/s > w', so w' is a high quantile of y/s, per channel; where s can be
@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ class _Record:
         if len(y) > _PLACES:
             picked = torch.linspace(0, len(y) - 1, _PLACES, device=y.device).round().long()
             y, s = y[picked], s[picked]
-        self.y.append(y.float() if y.dtype.itemsize < 4 else y)
+        self.y.append(_wide(y))
         self.s.append(s)
 
     def start(self, rate: float) -> Start:
@@ -108,27 +108,29 @@ class _Record:
 
 def _exceeded(values: Tensor, rate: float) -> Tensor:
     """For each column the value that a fraction ``rate`` of its rows exceed, and at least one of them."""
-    rows = len(values)
-    above = max(1, round(rate * rows))
-    return values.kthvalue(max(1, rows - above), dim=0).values
+    above = max(1, round(rate * len(values)))
+    return values.kthvalue(max(1, len(values) - above), dim=0).values
+
+
+def _wide(t: Tensor) -> Tensor:
+    """``t`` in float32 if it is in half precision, in which sums may overflow."""
+    return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
 
 
 def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
     """y without bias, s for each group of channels, and the number of spatial dimensions."""
-    half = x.is_floating_point() and x.dtype.itemsize < 4  # in which sums may overflow
-    if isinstance(module, nn.Linear):
-        y = output if module.bias is None else output - module.bias
-        return y, receptive_field.linear_sum(x.float() if half else x), 0
-    nd = len(module.kernel_size)
-    bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
-    if module.transposed:
+    nd = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+    if nd == 0:
+        s = receptive_field.linear_sum(_wide(x))
+    elif module.transposed:
         kernel, stride, padding = list(module.kernel_size), list(module.stride), list(module.padding)
         field = (kernel, stride, padding, list(module.dilation), module.groups, list(output.shape[-nd:]))
-        s = receptive_field.transposed_sum(x.float() if half else x, *field)
+        s = receptive_field.transposed_sum(_wide(x), *field)
     else:
         x, *window = convolved(module, x)
-        s = receptive_field.receptive_field_sum(x.float() if half else x, *window)
-    return output - bias, s, nd
+        s = receptive_field.receptive_field_sum(_wide(x), *window)
+    bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
+    return output - bias, s, nd  # a copy of the output, which the network may change in place
 
 
 # -- the data --------------------------------------------------------------------------------------------------------
@@ -141,10 +143,8 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
     for i, batch in enumerate(batches):
         x = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(x, Tensor):
-            raise ValueError(
-                f"a batch of calibration_data is a {type(batch).__name__}; it must be an input tensor, "
-                "or a tuple or list that begins with one"
-            )
+            what = f"a batch of calibration_data is a {type(batch).__name__}"
+            raise ValueError(f"{what}; it must be an input tensor, or a tuple or list that begins with one")
         if not x.numel():
             raise ValueError(f"batch {i} of calibration_data is empty, of shape {tuple(x.shape)}; leave it out")
         if not bool(x.isfinite().all()):
@@ -157,9 +157,7 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
         yield x if like is None else x.to(like.device)
     if sample is not None and (count > 1 or (sample.numel() > 1 and bool((sample == sample.flatten()[0]).all()))):
         what = f"its {count} samples are all the same" if count > 1 else "its one sample has one value everywhere"
-        raise ValueError(
-            f"calibration_data tells nothing of other inputs: {what}; pass inputs like those of training, or {_REMEDY}"
-        )
+        raise ValueError(f"calibration_data shows too little: {what}; pass inputs like those of training, or {_REMEDY}")
 
 
 def _take(model: nn.Module, x: Tensor) -> None:
@@ -172,22 +170,16 @@ def _take(model: nn.Module, x: Tensor) -> None:
 
 def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], bool]:
     """Runs ``model`` on half of the data and returns the rest, and whether the model hasn't seen that."""
-    first, second = next(inputs, None), next(inputs, None)
-    if first is None:
+    parts = list(islice(inputs, 2))
+    if not parts:
         raise ValueError("calibration_data has no batches; pass a few, of inputs like those of training")
-    if second is not None:
-        parts = chain((first, second), inputs)
-    elif first.dim() and len(first) > 1:
-        parts = chain((first[::2], first[1::2]))
-    else:
-        _take(model, first)
-        return [first], False
+    if len(parts) == 1 and (not parts[0].dim() or len(parts[0]) == 1):
+        _take(model, parts[0])
+        return parts, False
     rest: list[Tensor] = []
-    samples = 0
-    for i, x in enumerate(parts):
-        if i % 2 and samples < _HELD_BACK:
+    for i, x in enumerate(chain(parts, inputs) if len(parts) == 2 else (parts[0][::2], parts[0][1::2])):
+        if i % 2 and sum(map(len, rest)) < _HELD_BACK:
             rest.append(x)
-            samples += len(x)
         else:
             _take(model, x)
     return rest, True
@@ -211,7 +203,7 @@ def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
     """For each batch the network's outputs, ``(samples, values)`` each; its randomness is the same every time."""
     torch.manual_seed(0)
     found = [[t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1) for t in _tensors(model(x))] for x in data]
-    return [[t.float() if t.dtype.itemsize < 4 else t for t in batch] for batch in found]
+    return [list(map(_wide, batch)) for batch in found]
 
 
 class _Comparison:
@@ -222,13 +214,11 @@ class _Comparison:
         if not all(outputs):
             raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
         if any(t.isnan().any() for batch in outputs for t in batch):
-            raise ValueError(
-                "the network puts out NaN on calibration_data before it is converted; use data on which it doesn't"
-            )
+            what = "the network puts out NaN on calibration_data before it is converted"
+            raise ValueError(f"{what}; use data on which it doesn't")
         if not any(_energy(t).any() for batch in outputs for t in batch):
-            raise ValueError(
-                f"the network's output is zero on calibration_data, so no change can be measured; {_REMEDY}"
-            )
+            what = "the network's output is zero on calibration_data, so no change can be measured"
+            raise ValueError(f"{what}; {_REMEDY}")
 
     def change(self, outputs: list[list[Tensor]]) -> tuple[float, float]:
         """Relative L2 change of the output that changes most; first over all samples, then for the worst of them."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from icnets.convert.wrapped import refuse_wrapped
 from icnets.deploy.batch_norm import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.support.hooks import Call, as_call
 from icnets.support.text import few, first_line
-from icnets.support.undo import Undo
+from icnets.support.undo import remember
 from icnets.unit.deployed import FUSED_LAYERS, fold_, growth_of, obstacle_to_deploying
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
@@ -210,15 +210,15 @@ def _plan(model: nn.Module, call: Call, fold_batch_norm: bool) -> _Plan:
     return _Plan(names, units, folds, skipped)
 
 
-def _apply(plan: _Plan, undo: Undo) -> None:
+def _apply(plan: _Plan, undo: ExitStack) -> None:
     for layer in dict.fromkeys([*plan.units, *plan.folds]):
         norm = plan.folds.get(layer)
-        undo.remember(layer)
+        remember(undo, layer)
         affine = None if norm is None else affine_of(norm)
         assert not isinstance(affine, str)
         fold_(layer, affine)
         if norm is not None:
-            undo.remember(norm)
+            remember(undo, norm)
             remove_norm_(norm)
 
 
@@ -259,15 +259,11 @@ def _decide_in_double(
         )
     reason = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {_tolerance(model):.3g}"
     rest = "it was left as it was: is its output random, or does its forward pass depend on values?"
-    undo = Undo()
     try:
-        with _in_double(model, calls) as doubled:
-            try:
-                exact = _all_outputs(model, doubled)
-                _apply(plan, undo)
-                error = _difference(exact, _all_outputs(model, doubled))[1]
-            finally:
-                undo.undo()
+        with _in_double(model, calls) as doubled, ExitStack() as undo:
+            exact = _all_outputs(model, doubled)
+            _apply(plan, undo)
+            error = _difference(exact, _all_outputs(model, doubled))[1]
     except Exception as failure:  # of a device, or of code that wants single precision
         raise RuntimeError(
             f"{reason}; whether that is rounding can't be told, as it fails in double precision "
@@ -313,17 +309,15 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
     before = _all_outputs(model, calls)
     plan = _plan(model, calls[0], fold_batch_norm)
     growth = {plan.names[u]: growth_of(u) for u in plan.units}
-    undo, exact = Undo(), None
-    try:
+    exact = None
+    with ExitStack() as undo:
         _apply(plan, undo)
         after = _all_outputs(model, calls)
         largest, relative = _difference(before, after)
         if relative > _tolerance(model):
-            undo.undo()
+            undo.close()
             exact = _decide_in_double(model, plan, calls, before, after, max(growth.values(), default=1.0))
             _apply(plan, undo)
-    except BaseException:
-        undo.undo()
-        raise
+        undo.pop_all()
     folded = {plan.names[norm]: plan.names[layer] for layer, norm in plan.folds.items()}
     return FuseReport([plan.names[u] for u in plan.units], folded, plan.skipped, largest, relative, growth, exact)

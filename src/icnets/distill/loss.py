@@ -326,13 +326,6 @@ class WeakLogitDistillation(nn.Module):
         if not self.surpass_stopped.is_meta:
             self._stopped = bool(self.surpass_stopped)
 
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, schedule={self.schedule}, label_smoothing={self.label_smoothing}, "
-            f"standardize={self.standardize}, correct_only={self.correct_only}, "
-            f"surpass_patience={self.surpass_patience}"
-        )
-
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     if device_type in _AUTOCAST_DEVICES:

@@ -1,4 +1,4 @@
-"""A trained network as a teacher: frozen, always in eval mode, and no part of the student's checkpoint (ours)."""
+"""A trained network as a teacher: frozen, always in eval mode, and no part of the student's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icnets.support.hooks import modes_kept
 from icnets.support.text import described, first_line
 
 __all__ = ["Teacher", "require_independent", "require_same_shape"]
@@ -17,7 +18,7 @@ Normalization = Sequence[float] | Tensor
 
 
 class Teacher(nn.Module):
-    """Any network ``(N, C_in, ...) -> (N, C, ...)`` logits, as a teacher (ours).
+    """Any network ``(N, C_in, ...) -> (N, C, ...)`` logits, as a teacher.
 
     The network is taken as it is, not copied: its parameters stop requiring gradients, and it goes to eval mode and
     stays there, also when a parent calls ``train()``. It is hidden from the parent: ``state_dict``, ``parameters``,
@@ -59,17 +60,12 @@ class Teacher(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module) or isinstance(model, Teacher):
             raise TypeError(f"a teacher is made from an nn.Module that is no Teacher yet, got {type(model).__name__}")
-        self._affine = _renormalization(mean, std, student_mean, student_std)
+        self._affine = _renormalization(mean=mean, std=std, student_mean=student_mean, student_std=student_std)
         self._positions = None if classes is None else _class_positions(classes)
-        # Not a submodule, so that nothing that walks the parent finds it.
-        object.__setattr__(self, "_hidden_model", model)
-        model.requires_grad_(False)
-        model.eval()
-        super().train(False)
-        self._place(torch.device("cpu"))
-        first = next(model.parameters(), None)
-        if first is not None:
-            self._place(first.device)
+        self.__dict__["_hidden_model"] = model  # not a submodule, so that nothing that walks the parent finds it
+        self.training = False
+        model.requires_grad_(False).eval()
+        self._place(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     @property
     def model(self) -> nn.Module:
@@ -139,21 +135,13 @@ class Teacher(nn.Module):
                 f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a network that a "
                 "Teacher has frozen: student.requires_grad_(True) first, or copy before it teaches"
             )
-        modes = [(module, module.training) for module in student.modules()]
-        try:
-            student.eval()
-            with torch.no_grad():
-                ours = _require_logits("student", student(sample), sample)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with modes_kept(student), torch.no_grad():
+            ours = _require_logits("student", student.eval()(sample), sample)
         try:
             output = self(sample)
         except RuntimeError as error:
-            raise ValueError(
-                f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}: "
-                f"{first_line(error)}"
-            ) from error
+            given = f"{sample.dtype} {tuple(sample.shape)}"
+            raise ValueError(f"the teacher cannot process the student's input {given}: {first_line(error)}") from error
         theirs = _require_logits("teacher", output, sample)
         require_same_shape(ours, theirs)
         if theirs.isnan().any() or theirs.amax(1).isinf().any():  # -inf may mask a class, not all of them
@@ -175,16 +163,13 @@ class Teacher(nn.Module):
     def _place(self, device: torch.device) -> None:
         # From the exact numbers, and not by moving tensors: half() must not round them.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        scale, shift = self._affine if self._affine is not None else ((), ())
+        scale, shift = self._affine or ((), ())
         self._scale = torch.tensor(scale, dtype=dtype, device=device)
         self._shift = torch.tensor(shift, dtype=dtype, device=device)
         self._chosen = torch.tensor(self._positions or (), dtype=torch.int64, device=device)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Nothing of a teacher is in a checkpoint, and what an older one holds is skipped, in strict mode as well."""
-
-    def extra_repr(self) -> str:
-        return f"{type(self.model).__name__}, frozen" + (", renormalised" if self._affine is not None else "")
 
 
 def require_independent(network: nn.Module, student: nn.Module) -> None:
@@ -227,10 +212,8 @@ def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(f"the {who} must return a tensor of logits (N, C), got {type(output).__name__}")
     if output.ndim < 2 or output.shape[0] != sample.shape[0]:
-        raise ValueError(
-            f"the {who} must return logits (N, C) with N = {sample.shape[0]} as in the sample, "
-            f"got {tuple(output.shape)}"
-        )
+        wanted = f"(N, C) with N = {sample.shape[0]} as in the sample"
+        raise ValueError(f"the {who} must return logits {wanted}, got {tuple(output.shape)}")
     return output
 
 
@@ -247,35 +230,21 @@ def _channel_values(name: str, values: Normalization) -> tuple[float, ...]:
         raise TypeError(f"{name} must be a sequence or tensor with one number per input channel, got {values!r}")
     numbers = values.detach().flatten().tolist() if isinstance(values, Tensor) else values
     result = tuple(float(v) for v in numbers)
-    low = 0.0 if name.endswith("std") else -math.inf
-    if not result or not all(math.isfinite(v) and v > low for v in result):
-        allowed = "> 0" if low == 0.0 else "finite"
+    low, allowed = (0.0, "> 0") if name.endswith("std") else (-math.inf, "finite")
+    if not result or not all(low < v < math.inf for v in result):
         raise ValueError(f"{name} must hold one number per input channel, each {allowed}, got {result}")
     return result
 
 
-def _renormalization(
-    mean: Normalization | None,
-    std: Normalization | None,
-    student_mean: Normalization | None,
-    student_std: Normalization | None,
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _renormalization(**given: Normalization | None) -> tuple[list[float], list[float]] | None:
     """Scale and shift per channel from the student's normalisation to the teacher's; None where they agree."""
-    given = {"mean": mean, "std": std, "student_mean": student_mean, "student_std": student_std}
-    missing = [name for name, values in given.items() if values is None]
-    if len(missing) == len(given):
-        return None
-    if missing:
-        raise ValueError(f"give all of mean, std, student_mean, student_std or none: {', '.join(missing)} missing")
     values = {name: _channel_values(name, v) for name, v in given.items() if v is not None}
-    lengths = {name: len(v) for name, v in values.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+    if values and (missing := [name for name in given if name not in values]):
+        raise ValueError(f"give all of {', '.join(given)} or none: {', '.join(missing)} missing")
+    if len({len(v) for v in values.values()}) > 1:
+        listed = ", ".join(f"{name} {len(v)}" for name, v in values.items())
         raise ValueError(f"the normalisations must have one number of channels, got {listed}")
-    teacher, student = (values["mean"], values["std"]), (values["student_mean"], values["student_std"])
-    if teacher == student:
+    channels = list(zip(*values.values(), strict=True))  # mean, std, student_mean, student_std
+    if all(own[:2] == own[2:] for own in channels):
         return None
-    pairs = list(zip(*teacher, *student, strict=True))
-    scale = tuple(s_std / t_std for _, t_std, _, s_std in pairs)
-    shift = tuple((s_mean - t_mean) / t_std for t_mean, t_std, s_mean, _ in pairs)
-    return scale, shift
+    return [ss / s for _, s, _, ss in channels], [(sm - m) / s for m, s, sm, _ in channels]
