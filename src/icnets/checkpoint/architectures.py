@@ -105,10 +105,8 @@ def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[s
         if _problem(model, candidate) is None:
             return candidate, None
     if given is not None:
-        raise ValueError(
-            f"architecture says {call['factory']} with {call['args']}, but the model isn't what that makes: {problem}; "
-            "correct it, or leave it out and pass the basic network to load"
-        )
+        what = f"architecture says {call['factory']} with {call['args']}, but the model isn't what that makes"
+        raise ValueError(f"{what}: {problem}; correct it, or leave it out and pass the basic network to load")
     problem = f"the network isn't what {call['factory']} made any more ({problem})"
     warnings.warn(f"{problem}; load will need it: load(path, model=...), changed likewise", stacklevel=3)
     return None, problem

@@ -22,16 +22,8 @@ from torch import Tensor, nn
 
 from icnets.checkpoint.architectures import FACTORIES, confirmed, make, remember_architecture
 from icnets.checkpoint.foreign import foreign
-from icnets.convert.optimizers import Extension, checked
-from icnets.convert.state_dicts import (
-    mismatch,
-    plain_name,
-    plain_tensor,
-    refuse_without_values,
-    shapes,
-    unloadable,
-    without_wrapper,
-)
+from icnets.convert import state_dicts
+from icnets.convert.optimizers import checked, extend_
 from icnets.convert.structure import difference, structure_of, unwrapped, versions
 from icnets.convert.surgery import obstacle
 from icnets.convert.wrapped import refuse_wrapped
@@ -39,15 +31,15 @@ from icnets.deploy.batch_norm import FoldedNormAct
 from icnets.support.files import atomic_write
 from icnets.support.text import few, first_line
 from icnets.support.undo import remember_all
-from icnets.unit.collision import output_channels
 from icnets.unit.deployed import FUSED_LAYERS
 from icnets.unit.guards import guard_
-from icnets.unit.layers import IC_LAYERS, ICLayer, ic_parameters, unit_of
-from icnets.unit.subclasses import vector_names
+from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
 __all__ = ["CheckpointError", "load", "load_with_notes", "read", "save"]
 
 VERSION = 1
+File = str | os.PathLike[str]
+Optimizers = Iterable[torch.optim.Optimizer] | None
 
 
 class CheckpointError(ValueError):
@@ -66,19 +58,19 @@ def _describe(layer: ICLayer) -> dict[str, Any]:
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Every IC unit with what it was made with, by name; a shared unit under each of its names, as its keys are."""
     modules = model.named_modules(remove_duplicate=False)
-    return {plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
+    return {state_dicts.plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
 
 
 def _tensors(model: nn.Module, state: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """What to write: of ``model``, or ``state`` if that fits it. Raises TypeError, ValueError if it can't be loaded."""
-    own = {plain_name(key): value for key, value in model.state_dict().items()}
-    found = own if state is None else without_wrapper(state, own)
-    if state is not None and (problem := mismatch(shapes(own), shapes(found))):
+    own = {state_dicts.plain_name(key): value for key, value in model.state_dict().items()}
+    found = own if state is None else state_dicts.without_wrapper(state, own)
+    if state is not None and (problem := state_dicts.mismatch(state_dicts.shapes(own), state_dicts.shapes(found))):
         raise ValueError(f"state doesn't fit the model: {problem}; pass a whole state dict of this model")
     tensors: dict[str, Tensor] = {}
     stores: set[int] = set()
     for key, value in found.items():
-        value = plain_tensor(key, value)
+        value = state_dicts.plain_tensor(key, value)
         store = value.untyped_storage().data_ptr()
         # Tied tensors are written twice: the format refuses shared memory, and loading ties them again.
         tensors[key] = value.clone() if store in stores else value
@@ -98,7 +90,7 @@ def _checksum(header: Mapping[str, Any], metadata: Mapping[str, str], tensors: M
 
 def save(
     model: nn.Module,
-    path: str | os.PathLike[str],
+    path: File,
     *,
     architecture: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -128,8 +120,15 @@ def save(
             network, or a ``state`` that doesn't fit the model.
 
     Example:
-        >>> save(model, "ic.safetensors", metadata={"mean": "0.5"})
-        >>> model = load("ic.safetensors", basic)
+        >>> import tempfile
+        >>> from icnets import convert_
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> report = convert_(model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/ic.safetensors", metadata={"mean": "0.5"})
+        ...     again = load(f"{folder}/ic.safetensors", nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+        >>> type(again[0]).__name__
+        'ICConv2d'
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -180,22 +179,18 @@ def _refuse_unloadable(model: Any, metadata: Mapping[str, Any]) -> None:
             raise TypeError(f"metadata[{key!r}] is a {type(value).__name__}; it must be a string")
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
-            raise TypeError(
-                "the model is inside FullyShardedDataParallel, which flattens it; gather the weights "
-                "(FullStateDictConfig), and save the network without FSDP, which may be on meta, with them as state="
-            )
+            remedy = "gather the weights (FullStateDictConfig), and save the network without FSDP, with them as state="
+            raise TypeError(f"the model is inside FullyShardedDataParallel, which flattens it; {remedy}")
         if isinstance(module, (*FUSED_LAYERS, FoldedNormAct)):
             raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before, or export it")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError("the model is scripted; save the nn.Module that it was made from")
         if isinstance(module, IC_LAYERS) and not module._parameters.keys() >= set(module.vector_names):
-            raise TypeError(
-                f"the collision of {name!r} is pruned or parametrised, which load can't rebuild; make that permanent "
-                "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
-            )
+            remedy = "make that permanent first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+            raise TypeError(f"the collision of {name!r} is pruned or parametrised, which load can't rebuild; {remedy}")
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
     """The header, the tensors and the other metadata of a checkpoint. Raises CheckpointError for any other file."""
     path = Path(path)
     if not path.exists():
@@ -213,12 +208,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise CheckpointError(f"{path} was not written by icnets.save; {remedy}")
     try:
         header = dict(json.loads(metadata.pop("icnets")))
-        well_formed = _is_well_formed(header)
+        if (version := header["version"]) == VERSION:
+            _require_entries(header)
     except (ValueError, TypeError, KeyError, AttributeError):
-        well_formed = False
-    if not well_formed:
-        raise CheckpointError(f"{path} has a damaged icnets header; {again}")
-    if (version := header["version"]) != VERSION:
+        raise CheckpointError(f"{path} has a damaged icnets header; {again}") from None
+    if version != VERSION:
         needed = f"this icnets reads version {VERSION}: upgrade icnets"
         raise CheckpointError(f"{path} has format version {version}; {needed}")
     metadata.pop("format", None)
@@ -228,71 +222,64 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     return header, tensors, metadata
 
 
-def _is_well_formed(header: Mapping[str, Any]) -> bool:
-    """Whether a header has the entries that ``load`` reads, or is of another version."""
-    if header["version"] != VERSION:
-        return True
-    entries = header.get("structure", {}).values()
-    return (
-        all(isinstance(options, dict) and set(options) == _OPTIONS for options in header["layers"].values())
-        and (header["architecture"] is None or set(header["architecture"]) == {"factory", "args"})
-        and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry))
-    )
-
-
-_OPTIONS = {"scale", "inner_bias", "gain", "collision_weight"}
+def _require_entries(header: Mapping[str, Any]) -> None:
+    """Raises whatever reading an entry of the wrong form raises."""
+    call, entries = header["architecture"], header.get("structure", {}).values()
+    known = {"scale", "inner_bias", "gain", "collision_weight"}
+    well_formed = all(options.keys() == known for options in header["layers"].values())
+    well_formed &= call is None or call.keys() == {"factory", "args"}
+    if not (well_formed and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry))):
+        raise ValueError("an entry isn't what save writes")
 
 
 def _build(header: Mapping[str, Any]) -> nn.Module:
     if header["architecture"] is None:
         why = f": {header['changed']}" if "changed" in header else ""
-        raise ValueError(f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)")
+        raise CheckpointError(f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)")
     factory, args = header["architecture"]["factory"], header["architecture"]["args"]
     if factory not in FACTORIES:
-        raise ValueError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
+        raise CheckpointError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
     try:
         model = make(factory, args)
     except ImportError as error:
-        raise ValueError(f"needs {FACTORIES[factory][0]}, which can't be imported ({error}); install it") from None
+        raise CheckpointError(f"needs {FACTORIES[factory][0]}, which can't be imported ({error}); install it") from None
     except Exception as error:
-        raise ValueError(f"asks {factory} for {args}, which fails: {first_line(error)}") from error
+        raise CheckpointError(f"asks {factory} for {args}, which fails: {first_line(error)}") from error
     remember_architecture(model, factory, args)
     return model
 
 
-def _to_convert(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The basic layers of ``model`` that are IC units in the file, by name; ValueError where none can be."""
+def _convert_as(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Makes IC units of the layers of ``model`` that are units in the file, and returns those that weren't yet.
+
+    Raises:
+        CheckpointError: a layer is missing, or can't become what it is in the file.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = {}
+    chosen: dict[str, nn.Module] = {}
     for name, options in layers.items():
         module = modules.get(name)
+        where = f"has an IC unit at {name!r}"
         if module is None or unit_of(module) is None:
             there = "no such module" if module is None else f"a {type(module).__name__}"
-            raise ValueError(f"has an IC unit at {name!r}, where the model has {there}; pass its own network")
+            raise CheckpointError(f"{where}, where the model has {there}; pass its own network")
         if not isinstance(module, IC_LAYERS):
             if (reason := obstacle(module)) is not None:
-                raise ValueError(f"has an IC unit at {name!r}, which can't become one: {reason}; pass its own network")
-            found[name] = module
+                raise CheckpointError(f"{where}, which can't become one: {reason}; pass its own network")
+            chosen[name] = module
         elif _describe(module) != options:
-            raise ValueError(f"has {options} at {name!r}, the model {_describe(module)}; pass a basic network")
-    return found
-
-
-def _misfit(
-    model: nn.Module, layers: Mapping[str, Any], chosen: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
-) -> str | None:
-    """What of the tensors wouldn't fit ``model`` once ``chosen`` are IC units; None: everything fits."""
-    expected = shapes(model.state_dict())
+            raise CheckpointError(f"has {options} at {name!r}, the model {_describe(module)}; pass a basic network")
+    if chosen:
+        refuse_wrapped(model, "load into")
     for name, module in chosen.items():
-        present = (True, layers[name]["inner_bias"], layers[name]["gain"] is not None)
-        for key, there in zip(vector_names(unit_of(module), module), present, strict=True):
-            if there:
-                expected[f"{name}.{key}" if name else key] = (output_channels(module),)
-    return mismatch(expected, shapes(tensors)) or unloadable(model, tensors)
+        if not isinstance(module, IC_LAYERS):  # a shared one is converted once
+            unit: Any = unit_of(module)
+            unit.take_over_(module, **layers[name])
+    return chosen
 
 
 def _compare(model: nn.Module, header: Mapping[str, Any], rebuilt: bool) -> str | None:
-    """Raises ValueError if ``model`` has the keys of the file's network but another function.
+    """Raises CheckpointError if ``model`` has the keys of the file's network but another function.
 
     Libraries change from version to version, so a difference between them in what isn't torch's own is only returned.
     """
@@ -302,16 +289,11 @@ def _compare(model: nn.Module, header: Mapping[str, Any], rebuilt: bool) -> str 
     now, what = versions(), f"in the model, {few(list(found))}"
     moved = [f"{k} {v}, here {now[k]}" for k, v in header.get("versions", {}).items() if now.get(k, v) != v]
     if not moved or (not rebuilt and any(found.values())):
-        raise ValueError(f"is of another network: {what}; pass its own network")
+        raise CheckpointError(f"is of another network: {what}; pass its own network")
     return f"was written with {few(moved)}; {what}: compare their outputs"
 
 
-def load(
-    path: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    optimizers: Iterable[torch.optim.Optimizer] | None = None,
-) -> nn.Module:
+def load(path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None) -> nn.Module:
     """Rebuilds the network of a checkpoint, on the CPU and in eval mode, without repeating the surgery.
 
     Args:
@@ -329,51 +311,43 @@ def load(
     Whatever is raised, ``model`` and its optimizers are then as they were.
 
     Example:
-        >>> model = load("ic.safetensors")  # made by timm or torchvision
-        >>> model = load("ic.safetensors", MyNetwork())
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(nn.Linear(2, 3), f"{folder}/basic.safetensors")
+        ...     load(f"{folder}/basic.safetensors", nn.Linear(2, 3))  # of a timm network, load(path) is enough
+        Linear(in_features=2, out_features=3, bias=True)
     """
     return load_with_notes(path, model, optimizers=optimizers)[0]
 
 
 def load_with_notes(
-    path: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    optimizers: Iterable[torch.optim.Optimizer] | None = None,
+    path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None
 ) -> tuple[nn.Module, dict[str, str]]:
     """As :func:`load`; also the strings that were given to :func:`save` as ``metadata``."""
     header, tensors, notes = read(path)
-    rebuilt, layers = model is None, header["layers"]
+    rebuilt = model is None
     if not (rebuilt or isinstance(model, nn.Module)):
         raise TypeError(f"model is a {type(model).__name__}; load takes the basic network, an nn.Module")
     try:
         model = _build(header) if model is None else model
-        refuse_without_values(model)
-        try:
-            chosen = _to_convert(model, layers)
-            if problem := _misfit(model, layers, chosen, tensors):
-                raise ValueError(f"doesn't fit the model: {problem}")
-        except ValueError:
+        state_dicts.refuse_without_values(model, CheckpointError)
+        with ExitStack() as undo:
+            remember_all(undo, model, values=not rebuilt)
+            chosen = _convert_as(model, header["layers"])
+            own = model.state_dict()  # with the versions of its modules: some refuse a state dict that has none
+            problem = state_dicts.mismatch(state_dicts.shapes(own), state_dicts.shapes(tensors))
+            if problem := problem or state_dicts.unloadable(model, tensors):
+                raise CheckpointError(f"doesn't fit the model: {problem}")
+            if warning := _compare(model, header, rebuilt):
+                warnings.warn(f"{path} {warning}", stacklevel=3)
+            guard_(model)
+            own.update(tensors)
+            model.load_state_dict(own)
+            extend_(model, chosen, [] if rebuilt else checked(optimizers), undo)
+            model.eval()
+            undo.pop_all()
+    except CheckpointError as error:
+        if model is not None:
             refuse_wrapped(model, "load into")  # a wrapper would explain it
-            raise
-        if chosen:
-            refuse_wrapped(model, "load into")
-        if warning := _compare(model, header, rebuilt):
-            warnings.warn(f"{path} {warning}", stacklevel=3)
-    except ValueError as error:
         raise CheckpointError(f"{path} {error}") from error.__cause__
-    extension = Extension(model, chosen, [] if rebuilt else checked(optimizers))
-    with ExitStack() as undo:
-        remember_all(undo, model, values=not rebuilt)
-        for name, module in chosen.items():
-            kind = unit_of(module)
-            if kind is not None and not isinstance(module, IC_LAYERS):  # a shared one is converted once
-                kind.take_over_(module, **layers[name])
-        guard_(model)
-        whole = model.state_dict()  # with the versions of its modules: some refuse a state dict that has none
-        whole.update(tensors)
-        model.load_state_dict(whole)
-        extension.apply_(ic_parameters, undo)
-        model.eval()
-        undo.pop_all()
     return model, notes

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from icnets.support.text import few
+from icnets.unit.layers import ic_parameters
 
-__all__ = ["Extension", "checked", "weights_of"]
+__all__ = ["checked", "extend_", "weights_of"]
 
 Site = tuple[Any, int]  # an optimizer and the index of one of its groups
 
@@ -121,10 +122,8 @@ def _refuse_schedule(schedule: Any, groups: list[dict[str, Any]]) -> None:
     for name, values in vars(schedule).items():
         listed = isinstance(values, list | tuple) and len(values) == len(groups) and values is not groups
         if listed and name not in _PER_GROUP and all(map(belongs, values, groups)):
-            raise RuntimeError(
-                f"{type(schedule).__name__} schedules an optimizer that was passed, and its {name} seems to hold a "
-                f"value for each of the {len(groups)} parameter groups, of which there will be more; {_BUILD_LATER}"
-            )
+            what = f"{type(schedule).__name__} schedules an optimizer that was passed, and its {name} seems to hold"
+            raise RuntimeError(f"{what} a value for each of the {len(groups)} parameter groups; {_BUILD_LATER}")
 
 
 def _matrices_only(optimizer: Any, index: int) -> bool:
@@ -139,83 +138,79 @@ def _matrices_only(optimizer: Any, index: int) -> bool:
 # -- the extension ---------------------------------------------------------------------------------------------------
 
 
-class Extension:
-    """Where the vectors that layers will get belong: decided before the conversion, done after it.
+def extend_(
+    model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any] | None, undo: ExitStack
+) -> dict[str, str]:
+    """Adds the vectors of ``layers``, which have just become IC units of ``model``, to the optimizers.
 
     Args:
         model: holds the layers.
-        layers: basic layers by name, which will be converted.
+        layers: the units by name.
         optimizers: of :func:`checked`; None: no optimizer may train the model.
+        undo: gets what puts the optimizers and their schedules back.
+
+    Returns:
+        Names of the layers whose vectors nothing will train, with the reason.
 
     Raises:
         RuntimeError: an optimizer that trains ``model`` exists and wasn't passed; or it, or a schedule that runs on it,
             can't take the vectors.
     """
+    if layers and optimizers is None and _built_optimizers(model.parameters()):
+        remedy = "build it after the conversion, or pass it as optimizers=[...], or optimizers=() if it isn't used"
+        raise RuntimeError(f"an optimizer that trains this model would miss the new parameters; {remedy}")
+    placed, untrained = _placed(model, layers, optimizers or [])
+    schedules = _built_schedules(optimizer for optimizer, _ in placed)
+    for (optimizer, index), own in placed.items():
+        new = [(f"{name}.{v}" if name else v, p) for name, layer in own.items() for v, p in ic_parameters(layer)]
+        for schedule in schedules:
+            if id(optimizer.param_groups) in _scheduled(schedule):
+                _extend_schedule(schedule, index, optimizer.param_groups, undo)
+        _add_group(optimizer, index, new, undo)
+    return untrained
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any] | None) -> None:
-        if layers and optimizers is None and _built_optimizers(model.parameters()):
-            raise RuntimeError(
-                "an optimizer that trains this model was built before the conversion and would miss the new "
-                "parameters; build it after the conversion, or pass it as optimizers=[...], or optimizers=() if it is "
-                "not used any more"
-            )
-        self.sites: dict[int, list[Site]] = {}  # of each parameter, by identity
-        for optimizer in optimizers or []:
-            for index, group in enumerate(optimizer.param_groups):
-                for p in group["params"]:
-                    self.sites.setdefault(id(p), []).append((optimizer, index))
-        self.of_vectors = [site for p in model.parameters() if p.ndim == 1 for site in self.sites.get(id(p), [])]
-        if optimizers and layers and not any(id(p) in self.sites for p in model.parameters()):
-            raise RuntimeError(f"none of the optimizers passed trains a parameter of this model; {_BUILD_LATER}")
-        self.layers: dict[Site, dict[str, nn.Module]] = {}
-        self.untrained: dict[str, str] = {}  # names of layers whose vectors nothing will change, with the reason
-        self._place(layers, bool(optimizers))
-        self.schedules = _built_schedules(optimizer for optimizer, _ in self.layers)
-        for schedule in self.schedules:
-            known = type(schedule).__module__.startswith(("torch.optim.", "timm.scheduler"))
-            for optimizer, _ in () if known else self.layers:
-                if id(optimizer.param_groups) in _scheduled(schedule):
-                    _refuse_schedule(schedule, optimizer.param_groups)
 
-    def _place(self, layers: Mapping[str, nn.Module], passed: bool) -> None:
-        missed: dict[str, list[nn.Parameter]] = {}
-        for name, layer in layers.items():
-            weights = weights_of(layer)
-            found = next((self.sites[id(p)] for p in weights if id(p) in self.sites), [])
-            for site in found:
-                self.layers.setdefault(self._for_vectors(site, layer), {})[name] = layer
-            if not any(p.requires_grad for p in weights):
-                self.untrained[name] = "its weight is frozen"
-            elif passed and not found:
-                self.untrained[name] = "no optimizer that was passed trains its weight"
-                missed[name] = weights
-        if missed and (others := _built_optimizers(p for weights in missed.values() for p in weights)):
-            raise RuntimeError(
-                f"{type(others[0]).__name__} trains the weights of {few(list(missed))} and isn't among the optimizers "
-                f"passed; pass it too, or {_BUILD_LATER}"
-            )
+def _placed(
+    model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any]
+) -> tuple[dict[Site, dict[str, nn.Module]], dict[str, str]]:
+    """For each group of an optimizer the layers whose vectors it gets, and for others why nothing trains theirs."""
+    sites: dict[int, list[Site]] = {}  # of each parameter, by identity
+    for optimizer in optimizers:
+        for index, group in enumerate(optimizer.param_groups):
+            for p in group["params"]:
+                sites.setdefault(id(p), []).append((optimizer, index))
+    if optimizers and layers and not any(id(p) in sites for p in model.parameters()):
+        raise RuntimeError(f"none of the optimizers passed trains a parameter of this model; {_BUILD_LATER}")
+    of_vectors = [site for p in model.parameters() if p.ndim == 1 for site in sites.get(id(p), [])]
+    placed: dict[Site, dict[str, nn.Module]] = {}
+    untrained: dict[str, str] = {}
+    missed: dict[str, list[nn.Parameter]] = {}
+    for name, layer in layers.items():
+        weights = weights_of(layer)
+        found = next((sites[id(p)] for p in weights if id(p) in sites), [])
+        biases = [s for n, p in layer.named_parameters() if "bias" in n for s in sites.get(id(p), [])]
+        for site in found:
+            placed.setdefault(_for_vectors([site, *biases, *of_vectors]), {})[name] = layer
+        if not any(p.requires_grad for p in weights):
+            untrained[name] = "its weight is frozen"
+        elif optimizers and not found:
+            untrained[name] = "no optimizer that was passed trains its weight"
+            missed[name] = weights
+    if missed and (others := _built_optimizers(p for weights in missed.values() for p in weights)):
+        what = f"{type(others[0]).__name__} trains the weights of {few(list(missed))}"
+        raise RuntimeError(f"{what} and isn't among the optimizers passed; pass it too, or {_BUILD_LATER}")
+    return placed, untrained
 
-    def _for_vectors(self, site: Site, layer: nn.Module) -> Site:
-        """``site``, or where a vector can be trained if the optimizer there takes matrices only."""
-        if isinstance(_innermost(site[0]), torch.optim.LBFGS):
-            raise RuntimeError(f"LBFGS trains a single group of parameters and can't get more; {_BUILD_LATER}")
-        biases = [s for n, p in layer.named_parameters() if "bias" in n for s in self.sites.get(id(p), [])]
-        for possible in [site, *biases, *self.of_vectors]:
-            if not _matrices_only(*possible):
-                return possible
-        raise RuntimeError(
-            f"{type(_innermost(site[0])).__name__} trains matrices only, and none of the optimizers passed trains a "
-            "vector of this model; pass the one that trains its biases or norms too"
-        )
 
-    def apply_(self, vectors: Callable[[nn.Module], Iterable[tuple[str, nn.Parameter]]], undo: ExitStack) -> None:
-        """Adds ``vectors(layer)``, name and Parameter, of every layer to its optimizers."""
-        for (optimizer, index), layers in self.layers.items():
-            new = [(f"{name}.{v}" if name else v, p) for name, layer in layers.items() for v, p in vectors(layer)]
-            for schedule in self.schedules:
-                if id(optimizer.param_groups) in _scheduled(schedule):
-                    _extend_schedule(schedule, index, len(optimizer.param_groups), undo)
-            _add_group(optimizer, index, new, undo)
+def _for_vectors(sites: list[Site]) -> Site:
+    """The first site, that of a weight; if the optimizer there takes matrices only, the next that takes vectors."""
+    inner = _innermost(sites[0][0])
+    if isinstance(inner, torch.optim.LBFGS):
+        raise RuntimeError(f"LBFGS trains a single group of parameters and can't get more; {_BUILD_LATER}")
+    if (found := next((site for site in sites if not _matrices_only(*site)), None)) is None:
+        what = f"{type(inner).__name__} trains matrices only, and none of the optimizers passed trains a vector"
+        raise RuntimeError(f"{what} of this model; pass the one that trains its biases or norms too")
+    return found
 
 
 def _copied(value: Any) -> Any:
@@ -250,12 +245,14 @@ def _prepare(optimizer: Any, new: list[nn.Parameter], undo: ExitStack) -> None:
         undo.callback(lambda: [optimizer.state.pop(p, None) for p in new])
 
 
-def _extend_schedule(schedule: Any, index: int, count: int, undo: ExitStack) -> None:
-    """Gives each list with ``count`` entries, one per group, the entry of group ``index`` once more."""
+def _extend_schedule(schedule: Any, index: int, groups: list[dict[str, Any]], undo: ExitStack) -> None:
+    """Gives each list with an entry for each of ``groups`` the entry of group ``index`` once more."""
+    if not type(schedule).__module__.startswith(("torch.optim.", "timm.scheduler")):
+        _refuse_schedule(schedule, groups)
     of_decay = getattr(schedule, "param_group_field", None) in _DECAY
     for name in _PER_GROUP & vars(schedule).keys():
         value = vars(schedule)[name]
-        if isinstance(value, list | tuple) and len(value) == count:
+        if isinstance(value, list | tuple) and len(value) == len(groups):
             entry = _copied(value[index])
             undo.callback(setattr, schedule, name, value)
             setattr(schedule, name, type(value)([*value, entry * 0 if of_decay else entry]))

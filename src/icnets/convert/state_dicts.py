@@ -74,15 +74,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or bool(torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()))
 
 
-def refuse_without_values(model: nn.Module) -> None:
-    """Raises ValueError or TypeError for a model with a tensor that nothing can be loaded into.
+def refuse_without_values(model: nn.Module, error: type[Exception] = ValueError) -> None:
+    """Raises ``error`` for a model with a tensor on the meta device, TypeError for one as ``fully_shard`` leaves it.
 
-    Such a tensor is on the meta device, or each process has a part of it, as ``fully_shard`` leaves it.
+    Nothing can be loaded into the former; of the latter each process has a part.
     """
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         if value.is_meta:
             where = f"{name} of the model is on the meta device"
-            raise ValueError(f"can't be loaded: {where}; call model.to_empty(device='cpu') first")
+            raise error(f"can't be loaded: {where}; call model.to_empty(device='cpu') first")
         if hasattr(value, "full_tensor"):
             kind = f"a {type(value).__name__}, of which each process has a part"
             raise TypeError(f"{name} of the model is {kind}; load into the model first, then shard it")

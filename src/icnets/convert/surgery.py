@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from icnets.convert.optimizers import Extension, checked
+from icnets.convert.optimizers import checked, extend_
 from icnets.convert.state_dicts import mismatch, refuse_without_values, shapes, unloadable, whole_tensor
 from icnets.convert.structure import vector_keys
 from icnets.convert.warm_start import Calibration, calibrated
@@ -24,7 +24,7 @@ from icnets.support.text import few
 from icnets.support.undo import remember_all
 from icnets.unit import subclasses
 from icnets.unit.guards import Colliding, adapters, guard_, unguard_
-from icnets.unit.layers import IC_LAYERS, ic_parameters, unit_of
+from icnets.unit.layers import IC_LAYERS, unit_of
 from icnets.unit.readers import declared, observed
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
@@ -44,7 +44,7 @@ class ICConfig:
 
     Args:
         layers: "all" convolutions (the paper's), only those with a kernel larger than 1 ("kxk"), or all but the first
-            convolution ("no-stem"). Ours, as is every choice below unless it says otherwise.
+            convolution ("no-stem").
         linear: convert ``nn.Linear`` as well (the paper converts convolutions).
         inner_bias: learn b1, the bias inside the rectifier (paper: arXiv 2011.11271).
         collision_weight: initial w' in the paper's units.
@@ -61,6 +61,10 @@ class ICConfig:
 
     Raises:
         ValueError: for a value of another type or out of its range, naming the range.
+
+    Example:
+        >>> ICConfig(layers="kxk").to_dict()["layers"]
+        'kxk'
     """
 
     layers: str = "all"
@@ -185,25 +189,24 @@ def _choose(
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
     adapted = adapters(model)
-    stem_seen = False
+    stem: nn.Module | None = None
     for name, module in model.named_modules():
-        reason = obstacle(module)
-        if reason == "" or (isinstance(module, nn.Linear) and not config.linear):
+        reason, is_linear = obstacle(module), isinstance(module, nn.Linear)
+        if reason == "" or (is_linear and not config.linear):
             continue
-        reason = adapted.get(module, reason)
-        is_stem = not stem_seen and not isinstance(module, nn.Linear)
-        stem_seen = stem_seen or is_stem
+        stem = module if stem is None and not is_linear else stem
         kernel: Any = getattr(module, "kernel_size", ())
-        if reason is not None:
-            skipped[name] = reason
-        elif config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
-            skipped[name] = "its kernel is 1 (layers='kxk')"
-        elif config.layers == "no-stem" and is_stem:
-            skipped[name] = "it is the stem (layers='no-stem')"
-        elif filter_fn is not None and not filter_fn(module, name):
-            skipped[name] = "filter_fn said no"
-        else:
+        if config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
+            reason = reason or "its kernel is 1 (layers='kxk')"
+        elif config.layers == "no-stem" and module is stem:
+            reason = reason or "it is the stem (layers='no-stem')"
+        reason = adapted.get(module, reason)
+        if reason is None and filter_fn is not None and not filter_fn(module, name):
+            reason = "filter_fn said no"
+        if reason is None:
             chosen[name] = module
+        else:
+            skipped[name] = reason
     readers = declared(model)
     if example_input is not None and chosen:
         readers = observed(model, chosen, example_input)
@@ -270,15 +273,16 @@ def convert_(
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
 
     Example:
-        >>> report = convert_(model, ICConfig(warm_start="gain"), optimizers=[optimizer])
-        >>> print(report)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        >>> print(convert_(model, ICConfig(warm_start="gain")))
+        converted 2 layers to IC units, skipped 0
+        parameters 296 -> 344 (+48, +16.22%)
     """
     config = ICConfig() if config is None else config
     _refuse_arguments(model, config, filter_fn, calibration_data)
     refuse_wrapped(model)
     given = checked(optimizers)
     chosen, skipped = _choose(model, config, filter_fn, example_input)
-    extension = Extension(model, chosen, given)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     calibration = None
@@ -290,9 +294,9 @@ def convert_(
         for name, module in chosen.items():
             _install(module, config, starts.get(name, {}), calibration)
         guard_(model)
-        extension.apply_(ic_parameters, undo)
+        untrained = extend_(model, chosen, given, undo)
         undo.pop_all()
-    return ConversionReport(list(chosen), skipped, before, _count(model), config, extension.untrained, calibration)
+    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration)
 
 
 def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor], calibration: Calibration | None) -> None:
@@ -320,7 +324,10 @@ def revert_(model: nn.Module) -> list[str]:
         TypeError: ``model`` is no module, or a wrapped one, as for ``convert_``; nothing is changed then.
 
     Example:
-        >>> names = revert_(model)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> report = convert_(model)
+        >>> revert_(model)
+        ['0']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
@@ -346,7 +353,12 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     Whatever is raised, ``model`` is then as it was.
 
     Example:
-        >>> load_basic_state_dict(ic_network, basic_network.state_dict())
+        >>> basic, model = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        >>> report = convert_(model, ICConfig(warm_start="gain"))
+        >>> load_basic_state_dict(model, basic.state_dict())
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> torch.equal(model(x), basic(x))
+        True
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from icnets.support.hooks import undisturbed, watched
-from icnets.support.text import few
 from icnets.unit import receptive_field
 from icnets.unit.subclasses import convolved
 
@@ -46,7 +46,6 @@ class Calibration:
         agreement: fraction of samples whose largest output stays the largest.
         samples: how many these are measured on.
         held_back: False where there was one sample only, on which both was done.
-        silent: names of layers whose branch fires nowhere in these samples.
     """
 
     gain: float
@@ -55,17 +54,14 @@ class Calibration:
     agreement: float
     samples: int
     held_back: bool
-    silent: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = "held back" if self.held_back else "that it was calibrated on, since nothing could be held back"
-        lines = [
-            f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places",
+        return (
+            f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places\n"
             f"  on {self.samples} samples {where}: output changed by {self.change:.2%}, "
-            f"largest output the same in {self.agreement:.1%}",
-        ]
-        lines += [f"  fire nowhere in these samples: {few(self.silent)}"] if self.silent else []
-        return "\n".join(lines)
+            f"largest output the same in {self.agreement:.1%}"
+        )
 
 
 # -- where the branch fires ------------------------------------------------------------------------------------------
@@ -74,19 +70,14 @@ class Calibration:
 class _Record:
     """Samples of one layer's y (without bias) and s at common places, for every output channel."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.y: list[Tensor] = []
         self.s: list[Tensor] = []
-        self.nonnegative = True
+        self.nonnegative = self.finite = True
 
     def add(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
         y, s, nd = _sums(module, x, output)
-        if not bool(y.isfinite().all() and s.isfinite().all()):
-            raise ValueError(
-                f"layer {self.name!r} has values that aren't finite on calibration_data; use data and a dtype on "
-                "which the basic network's are"
-            )
+        self.finite &= bool(y.isfinite().all() and s.isfinite().all())
         self.nonnegative &= bool((x >= 0).all())
         y, s = (t.movedim(-nd - 1, -1).flatten(0, -2) for t in (y, s))
         if len(y) > _PLACES:
@@ -160,28 +151,20 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
         raise ValueError(f"calibration_data shows too little: {what}; pass inputs like those of training, or {_REMEDY}")
 
 
-def _take(model: nn.Module, x: Tensor) -> None:
-    try:
-        model(x)
-    except Exception as error:
-        error.add_note(f"on calibration_data, {x.dtype} of {tuple(x.shape)}; pass inputs like those of training")
-        raise
-
-
 def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], bool]:
     """Runs ``model`` on half of the data and returns the rest, and whether the model hasn't seen that."""
     parts = list(islice(inputs, 2))
     if not parts:
         raise ValueError("calibration_data has no batches; pass a few, of inputs like those of training")
     if len(parts) == 1 and (not parts[0].dim() or len(parts[0]) == 1):
-        _take(model, parts[0])
+        model(parts[0])
         return parts, False
     rest: list[Tensor] = []
     for i, x in enumerate(chain(parts, inputs) if len(parts) == 2 else (parts[0][::2], parts[0][1::2])):
         if i % 2 and sum(map(len, rest)) < _HELD_BACK:
             rest.append(x)
         else:
-            _take(model, x)
+            model(x)
     return rest, True
 
 
@@ -189,14 +172,10 @@ def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], boo
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors in what a network returns: nested tuples, lists, mappings and dataclasses."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    elif dataclasses.is_dataclass(output):
+    """The floating-point tensors in what a network returns: a dataclass, or nested tuples, lists and dictionaries."""
+    if dataclasses.is_dataclass(output):
         output = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return [t for part in output for t in _tensors(part)] if isinstance(output, tuple | list) else []
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -206,67 +185,38 @@ def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
     return [list(map(_wide, batch)) for batch in found]
 
 
-class _Comparison:
-    """The basic network's outputs on held-back data, against which others are measured."""
-
-    def __init__(self, outputs: list[list[Tensor]]) -> None:
-        self.outputs = outputs
-        if not all(outputs):
-            raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
-        if any(t.isnan().any() for batch in outputs for t in batch):
-            what = "the network puts out NaN on calibration_data before it is converted"
-            raise ValueError(f"{what}; use data on which it doesn't")
-        if not any(_energy(t).any() for batch in outputs for t in batch):
-            what = "the network's output is zero on calibration_data, so no change can be measured"
-            raise ValueError(f"{what}; {_REMEDY}")
-
-    def change(self, outputs: list[list[Tensor]]) -> tuple[float, float]:
-        """Relative L2 change of the output that changes most; first over all samples, then for the worst of them."""
-        if [[t.shape for t in batch] for batch in outputs] != [[t.shape for t in batch] for batch in self.outputs]:
-            return math.inf, math.inf
-        pairs = [list(zip(after, before, strict=True)) for after, before in zip(outputs, self.outputs, strict=True)]
-        found = [(0.0, 0.0)]
-        for several in zip(*pairs, strict=True):
-            size = torch.cat([_energy(before) for _, before in several])
-            moved = torch.cat([_energy(torch.where(b.isfinite(), a - b, 0.0)) for a, b in several])
-            if not moved.isfinite().all():
-                return math.inf, math.inf
-            if size.any():
-                over_all, worst = (float((m / size.mean()).sqrt()) for m in (moved.mean(), moved.max()))
-                found.append((over_all, worst))
-        return max(found, key=lambda both: both[1])
-
-    def stretches(self, outputs: list[list[Tensor]]) -> Tensor:
-        """For each sample the factor by which its change would have to grow to make another output the largest."""
-        found: list[Tensor] = []
-        for after, before in zip(outputs, self.outputs, strict=True):
-            a, b = (torch.cat([t for t in batch if len(t) == len(batch[0])], 1).double() for batch in (after, before))
-            gap = b.amax(1, keepdim=True) - b
-            change = torch.where(b.isfinite(), a - b, 0.0)
-            closing = change - change.gather(1, b.argmax(1, keepdim=True))
-            # Those that share the largest value may change places.
-            found.append(torch.where((gap > 0) & (closing > 0), gap / closing, torch.inf).amin(1))
-        return torch.cat(found)
-
-
 def _energy(t: Tensor) -> Tensor:
     """For each row the sum of squares of what is finite in it, or NaN and infinity where they came about."""
     return t.nan_to_num(math.nan, 0.0, 0.0).double().square().sum(1)
 
 
 class _Trial:
-    """The network as it would be after a conversion: adds each layer's branch, and notes where it fires."""
+    """The network as it would be after a conversion, beside what it is, on held-back data.
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], starts: Mapping[str, Start]) -> None:
-        self.model, self.starts = model, starts
+    It adds each layer's branch, and notes where that fires.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], starts: Mapping[str, Start], data: list[Tensor]
+    ) -> None:
+        self.model, self.starts, self.data = model, starts, data
         self.names = {module: name for name, module in layers.items()}
         self.gain = 1.0
         self.fired: dict[str, list[Tensor]] = {}
+        self.basic = _outputs(model, data)
+        if not all(self.basic):
+            raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
+        if any(t.isnan().any() for batch in self.basic for t in batch):
+            what = "the network puts out NaN on calibration_data before it is converted"
+            raise ValueError(f"{what}; use data on which it doesn't")
+        if not any(_energy(t).any() for batch in self.basic for t in batch):
+            what = "the network's output is zero on calibration_data, so no change can be measured"
+            raise ValueError(f"{what}; {_REMEDY}")
 
-    def outputs(self, gain: float, data: Iterable[Tensor]) -> list[list[Tensor]]:
+    def outputs(self, gain: float) -> list[list[Tensor]]:
         self.gain, self.fired = gain, {name: [] for name in self.starts}
         with watched(self.names, self._unit):
-            return _outputs(self.model, data)
+            return _outputs(self.model, self.data)
 
     def _unit(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         y, s, nd = _sums(module, x, output)
@@ -281,38 +231,64 @@ class _Trial:
         self.fired[name].append((u > 0).float().mean())
         return u.relu_().mul_(self.gain).add_(output).to(output.dtype)
 
-    def rates(self) -> dict[str, float]:
-        """For each layer the fraction of places that fired in the last run."""
-        return {name: float(torch.stack(found).mean()) if found else 0.0 for name, found in self.fired.items()}
+    def rate(self) -> float:
+        """The fraction of places that fired in the last run, averaged over the layers."""
+        rates = [float(torch.stack(found).mean()) if found else 0.0 for found in self.fired.values()]
+        return sum(rates) / len(rates)
 
+    def change(self, outputs: list[list[Tensor]]) -> tuple[float, float]:
+        """Relative L2 change of the output that changes most; first over all samples, then for the worst of them."""
+        if [[t.shape for t in batch] for batch in outputs] != [[t.shape for t in batch] for batch in self.basic]:
+            return math.inf, math.inf
+        pairs = [list(zip(after, before, strict=True)) for after, before in zip(outputs, self.basic, strict=True)]
+        found = [(0.0, 0.0)]
+        for several in zip(*pairs, strict=True):
+            size = torch.cat([_energy(before) for _, before in several])
+            moved = torch.cat([_energy(torch.where(b.isfinite(), a - b, 0.0)) for a, b in several])
+            if not moved.isfinite().all():
+                return math.inf, math.inf
+            if size.any():
+                over_all, worst = (float((m / size.mean()).sqrt()) for m in (moved.mean(), moved.max()))
+                found.append((over_all, worst))
+        return max(found, key=lambda both: both[1])
 
-def _largest_gain(trial: _Trial, basic: _Comparison, data: list[Tensor], max_change: float) -> float:
-    """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change`` on ``data``."""
-    samples = sum(map(len, data))
-    # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer than
-    # about 1 in n s turn at the change itself.
-    margin = _MARGIN * max(1.0, 1 / (max_change * samples))
+    def stretches(self, outputs: list[list[Tensor]]) -> Tensor:
+        """For each sample the factor by which its change would have to grow to make another output the largest."""
+        found: list[Tensor] = []
+        for after, before in zip(outputs, self.basic, strict=True):
+            a, b = (torch.cat([t for t in batch if len(t) == len(batch[0])], 1).double() for batch in (after, before))
+            gap = b.amax(1, keepdim=True) - b
+            change = torch.where(b.isfinite(), a - b, 0.0)
+            closing = change - change.gather(1, b.argmax(1, keepdim=True))
+            # Those that share the largest value may change places.
+            found.append(torch.where((gap > 0) & (closing > 0), gap / closing, torch.inf).amin(1))
+        return torch.cat(found)
 
-    def excess(gain: float) -> float:
-        outputs = trial.outputs(gain, data)
-        over = _MARGIN * basic.change(outputs)[1] / max_change
-        turning = basic.stretches(outputs).sort().values[int(max_change * samples) :]
-        return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
+    def largest_gain(self, max_change: float) -> float:
+        """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change``."""
+        samples = sum(map(len, self.data))
+        # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer
+        # than about 1 in n s turn at the change itself.
+        margin = _MARGIN * max(1.0, 1 / (max_change * samples))
 
-    good, bad, gain = 0.0, math.inf, 1.0
-    while True:
-        over = excess(gain)
-        good, bad = (gain, bad) if over <= 1 else (good, gain)
-        if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
-            return good
-        if not good and gain < _SMALLEST_GAIN:
-            raise ValueError(
-                f"no gain keeps the change of the network's output at max_change={max_change:g} on calibration_data; "
-                f"{_REMEDY}"
-            )
-        # The change is nearly proportional to the gain, so the next guess aims just below the bound.
-        aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
-        gain = aim if good < aim < bad else math.sqrt(good * bad)
+        def excess(gain: float) -> float:
+            outputs = self.outputs(gain)
+            over = _MARGIN * self.change(outputs)[1] / max_change
+            turning = self.stretches(outputs).sort().values[int(max_change * samples) :]
+            return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
+
+        good, bad, gain = 0.0, math.inf, 1.0
+        while True:
+            over = excess(gain)
+            good, bad = (gain, bad) if over <= 1 else (good, gain)
+            if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
+                return good
+            if not good and gain < _SMALLEST_GAIN:
+                what = f"no gain keeps the change of the network's output at max_change={max_change:g}"
+                raise ValueError(f"{what} on calibration_data; {_REMEDY}")
+            # The change is nearly proportional to the gain, so the next guess aims just below the bound.
+            aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
+            gain = aim if good < aim < bad else math.sqrt(good * bad)
 
 
 @torch.no_grad()
@@ -347,33 +323,29 @@ def calibrated(
         ValueError: no or empty batches; values that aren't finite; a layer that the batches never reach; a layer with
             negative inputs but without b1; a change that can't be measured, or is larger at any gain.
     """
-    records = {name: _Record(name) for name in layers}
+    records = {name: _Record() for name in layers}
     of = {module: records[name] for name, module in layers.items()}
     with undisturbed(model):
         with watched(of, lambda module, x, output: of[module].add(module, x, output)):
             data, held_back = _read(model, _inputs(batches, next(model.parameters(), None)))
         _check(records, inner_bias)
         starts = {name: record.start(rate) for name, record in records.items()}
-        basic = _Comparison(_outputs(model, data))
-        trial = _Trial(model, layers, starts)
-        gain = 1.0 if max_change is None else _largest_gain(trial, basic, data, max_change)
-        outputs = trial.outputs(gain, data)
-    rates = trial.rates()
-    silent = tuple(name for name, fired in rates.items() if not fired)
-    agreement = float((basic.stretches(outputs) > 1).double().mean())
-    facts = (sum(rates.values()) / len(rates), basic.change(outputs)[0], agreement)
-    return starts, Calibration(gain, *facts, sum(map(len, data)), held_back, silent)
+        trial = _Trial(model, layers, starts, data)
+        gain = 1.0 if max_change is None else trial.largest_gain(max_change)
+        outputs = trial.outputs(gain)
+    agreement = float((trial.stretches(outputs) > 1).double().mean())
+    change, _ = trial.change(outputs)
+    return starts, Calibration(gain, trial.rate(), change, agreement, sum(map(len, data)), held_back)
 
 
 def _check(records: Mapping[str, _Record], inner_bias: bool) -> None:
-    if missed := [name for name, record in records.items() if not record.y]:
-        raise ValueError(
-            f"calibration_data reached {len(records) - len(missed)} of {len(records)} layers; never {missed[0]!r}: "
-            "leave layers that don't run in eval mode out by filter_fn"
-        )
-    negative = [name for name, record in records.items() if not record.nonnegative]
-    if negative and not inner_bias:
-        raise ValueError(
-            f"layer {negative[0]!r} has negative inputs, where only b1 can calibrate, and inner_bias is False; "
-            "set inner_bias=True, or leave the layer out by filter_fn"
-        )
+    for name, record in records.items():
+        if not record.y:
+            what = f"calibration_data never reached layer {name!r}"
+            raise ValueError(f"{what}: leave layers that don't run in eval mode out by filter_fn")
+        if not record.finite:
+            what = f"layer {name!r} has values that aren't finite on calibration_data"
+            raise ValueError(f"{what}; use data and a dtype on which the basic network's are")
+        if not (record.nonnegative or inner_bias):
+            what = f"layer {name!r} has negative inputs, where only b1 can calibrate, and inner_bias is False"
+            raise ValueError(f"{what}; set inner_bias=True, or leave the layer out by filter_fn")

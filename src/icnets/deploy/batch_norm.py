@@ -72,11 +72,9 @@ class Consumers(TorchDispatchMode):
 
     def kept(self) -> set[int]:
         """Ids of the outputs that somebody still holds after the pass: in the result, on a module, in a cache."""
-        found = self._held()
-        if found:  # a reference cycle that is garbage holds nothing
-            gc.collect()
-            found = self._held()
-        return found
+        if self._held():
+            gc.collect()  # a reference cycle that is garbage holds nothing
+        return self._held()
 
     def _held(self) -> set[int]:
         alone = {sys.getrefcount(t) for tensors in [[torch.empty(0)]] for t in tensors}.pop()
@@ -96,12 +94,8 @@ class Consumers(TorchDispatchMode):
             return "it or the layer before it is shared"
         if any(self.readers[id(t)] != {norm} or id(t) in kept for t in made):
             return "something else reads its input too"
-        return self._misfit(layer, made) or layer
-
-    @staticmethod
-    def _misfit(layer: nn.Module, made: list[Tensor]) -> str | None:
         dims = 2 if isinstance(layer, nn.Linear) else len(cast(Any, layer).kernel_size) + 2
-        return None if all(t.dim() == dims for t in made) else "its channels are not the layer's"
+        return layer if all(t.dim() == dims for t in made) else "its channels are not the layer's"
 
 
 # -- the batch norms themselves --------------------------------------------------------------------------------------

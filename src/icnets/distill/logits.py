@@ -11,15 +11,8 @@ from torch import Tensor
 from icnets.distill.teacher import require_same_shape
 from icnets.support.text import described
 
-__all__ = [
-    "check_logits",
-    "check_target",
-    "check_values",
-    "check_values_of_teacher",
-    "cross_entropy",
-    "readable",
-    "z_score",
-]
+__all__ = ["check_logits", "check_target", "check_values", "check_values_of_teacher"]
+__all__ += ["cross_entropy", "readable", "z_score"]
 
 IGNORED_LABEL = -100  # F.cross_entropy's own marker of places without a label
 # Logits flatter than this count as this wide: a zero-initialised head has std 0, and 1 / std would be its gradient.
@@ -62,10 +55,8 @@ def check_values(student: Tensor, target: Tensor, *, soft: bool, masks: bool) ->
     if (wrong := target[~valid]).numel():
         if soft:
             raise ValueError(f"soft targets must be probabilities >= 0, got {float(wrong[0])}")
-        raise ValueError(
-            f"target holds the label {int(wrong[0])}, but the logits have {classes} classes: "
-            f"labels run from 0 to {classes - 1}, and {IGNORED_LABEL} marks places without one"
-        )
+        allowed = f"labels run from 0 to {classes - 1}, and {IGNORED_LABEL} marks places without one"
+        raise ValueError(f"target holds the label {int(wrong[0])}, but the logits have {classes} classes: {allowed}")
     masked = student == -math.inf
     if not masked.any() or (student == math.inf).any() or student.isnan().any():
         return  # no mask; or a network that diverged, which the loss shows
@@ -77,10 +68,9 @@ def check_values(student: Tensor, target: Tensor, *, soft: bool, masks: bool) ->
     else:
         wanted = F.one_hot(target.clamp_min(0), classes).movedim(-1, 1).bool() & (target >= 0).unsqueeze(1)
     if (lost := (masked & wanted).nonzero()).numel():
-        raise ValueError(
-            f"the target wants class {int(lost[0, 1])}, which the student's logits mask by -inf in sample "
-            f"{int(lost[0, 0])}: the loss would be infinite"
-        )
+        sample, wanted_class = lost[0, :2].tolist()
+        what = f"the target wants class {wanted_class}, which the student's logits mask by -inf in sample {sample}"
+        raise ValueError(f"{what}: the loss would be infinite")
 
 
 def _require_one_class(who: str, masked: Tensor) -> None:

@@ -43,9 +43,13 @@ class Teacher(nn.Module):
         ValueError: some but not all of the four are given, their lengths differ, or a value is out of range.
 
     Example:
-        >>> teacher = Teacher(timm.create_model("resnet50", pretrained=True), classes=[281, 207])  # tabby, retriever
-        >>> logits = teacher(x)  # (N, 2)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 1000))
+        >>> teacher = Teacher(network, classes=[281, 207])  # of ImageNet's classes tabby and golden retriever
+        >>> teacher(torch.randn(4, 3, 2, 2)).shape
+        torch.Size([4, 2])
     """
+
+    model: nn.Module
 
     def __init__(
         self,
@@ -61,22 +65,11 @@ class Teacher(nn.Module):
         if not isinstance(model, nn.Module) or isinstance(model, Teacher):
             raise TypeError(f"a teacher is made from an nn.Module that is no Teacher yet, got {type(model).__name__}")
         self._affine = _renormalization(mean=mean, std=std, student_mean=student_mean, student_std=student_std)
-        self._positions = None if classes is None else _class_positions(classes)
-        self.__dict__["_hidden_model"] = model  # not a submodule, so that nothing that walks the parent finds it
+        self.classes = None if classes is None else _class_positions(classes)
+        self.__dict__["model"] = model  # not a submodule, so that nothing that walks the parent finds it
         self.training = False
         model.requires_grad_(False).eval()
         self._place(next((p.device for p in model.parameters()), torch.device("cpu")))
-
-    @property
-    def model(self) -> nn.Module:
-        """The network itself."""
-        model: nn.Module = self.__dict__["_hidden_model"]
-        return model
-
-    @property
-    def classes(self) -> tuple[int, ...] | None:
-        """Which of the network's classes are taken, in this order; None: all of them as they are."""
-        return self._positions
 
     def forward(self, x: Tensor) -> Tensor:
         """The teacher's logits, without gradient.
@@ -90,17 +83,16 @@ class Teacher(nn.Module):
         Raises:
             ValueError: ``x`` has another number of channels than the normalisation, or the logits have too few classes.
         """
-        model = self.model
         # Someone else may hold the network and call train() on it; a batch norm would then learn from our input.
-        if any(module.training for module in model.modules()):
-            model.eval()
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
         with torch.no_grad():  # not inference_mode: autograd refuses its tensors, and the loss is a function of these
-            logits: Tensor = model(self.normalize(x))
-        if self._positions is None:
+            logits: Tensor = self.model(self.normalize(x))
+        if self.classes is None:
             return logits
-        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] <= max(self._positions):
+        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] <= max(self.classes):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else described(logits)
-            raise ValueError(f"classes asks for class {max(self._positions)} of the teacher, which gives {found}")
+            raise ValueError(f"classes asks for class {max(self.classes)} of the teacher, which gives {found}")
         return logits[:, self._chosen]
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -109,10 +101,8 @@ class Teacher(nn.Module):
             return x
         channels = len(self._affine[0])
         if x.ndim < 2 or x.shape[1] != channels:
-            raise ValueError(
-                f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}: "
-                "give mean and std one value per input channel"
-            )
+            what = f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}"
+            raise ValueError(f"{what}: give mean and std one value per input channel")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         scale, shift = (v.to(x.device, dtype).view(-1, *[1] * (x.ndim - 2)) for v in (self._scale, self._shift))
         return (x.to(dtype) * scale + shift).to(x.dtype)
@@ -131,10 +121,8 @@ class Teacher(nn.Module):
         """
         require_independent(self.model, student)
         if (own := list(student.parameters())) and not any(p.requires_grad for p in own):
-            raise ValueError(
-                f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a network that a "
-                "Teacher has frozen: student.requires_grad_(True) first, or copy before it teaches"
-            )
+            what = f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a frozen teacher"
+            raise ValueError(f"{what}: student.requires_grad_(True) first, or copy before it teaches")
         with modes_kept(student), torch.no_grad():
             ours = _require_logits("student", student.eval()(sample), sample)
         try:
@@ -166,7 +154,7 @@ class Teacher(nn.Module):
         scale, shift = self._affine or ((), ())
         self._scale = torch.tensor(scale, dtype=dtype, device=device)
         self._shift = torch.tensor(shift, dtype=dtype, device=device)
-        self._chosen = torch.tensor(self._positions or (), dtype=torch.int64, device=device)
+        self._chosen = torch.tensor(self.classes or (), dtype=torch.int64, device=device)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Nothing of a teacher is in a checkpoint, and what an older one holds is skipped, in strict mode as well."""
@@ -179,10 +167,8 @@ def require_independent(network: nn.Module, student: nn.Module) -> None:
     storages = {_storage(p) for p in network.parameters()} - {None}
     for name, parameter in student.named_parameters():
         if _storage(parameter) in storages:
-            raise ValueError(
-                f"teacher and student share the parameter {name!r}: make the teacher from copy.deepcopy(model), "
-                "before the model is converted or trained"
-            )
+            remedy = "make the teacher from copy.deepcopy(model), before the model is converted or trained"
+            raise ValueError(f"teacher and student share the parameter {name!r}: {remedy}")
 
 
 def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
@@ -198,14 +184,11 @@ def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
 def require_same_shape(student: Tensor, teacher: Tensor) -> None:
     """Raise ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
     if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
-        raise ValueError(
-            f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}: "
-            "distillation needs the same classes in the same order"
-        )
+        what = f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}"
+        raise ValueError(f"{what}: distillation needs the same classes in the same order")
     if teacher.shape != student.shape:
-        raise ValueError(
-            f"student and teacher logits must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
+        found = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"student and teacher logits must have one shape, got {found}")
 
 
 def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:

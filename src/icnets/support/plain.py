@@ -1,4 +1,4 @@
-"""Networks whose weights are computed by pruning, a norm of the weight or another reparametrisation (ours)."""
+"""Networks whose weights are computed by pruning, a norm of the weight or another reparametrisation."""
 
 import copy
 from typing import Any
