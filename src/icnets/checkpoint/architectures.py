@@ -30,7 +30,7 @@ def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any
 
 
 def make(factory: str, args: Mapping[str, Any]) -> nn.Module:
-    """The basic network, with random weights. Raises what the factory raises; ImportError if it isn't installed."""
+    """Makes the basic network, with random weights. Raises what the factory raises, and ImportError without it."""
     module, function = FACTORIES[factory]
     model: nn.Module = getattr(importlib.import_module(module), function)(**args)
     return model
@@ -80,7 +80,7 @@ def _adapted(model: Any, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
-    """The call that makes the basic network of ``model`` as it is now, or None and, where one was noted, why not.
+    """Finds the call that makes the basic network of ``model`` as it is now.
 
     Args:
         model: the network, without wrappers.

@@ -52,7 +52,7 @@ class Weights(NamedTuple):
 
 
 def foreign(path: Path) -> str:
-    """What a file is that isn't safetensors, with the remedy: "is empty; ...". It is "" where nobody can say."""
+    """Says what a file is that isn't safetensors, with the remedy: "is empty; ...". It is "" where nobody can say."""
     if path.is_dir():
         return "is a folder; give the file of weights in it"
     with open(path, "rb") as file:
@@ -80,7 +80,7 @@ def _resave(what: str, path: Path, entry: str) -> str:
 
 
 def unpickled(path: Path, map_location: Any = "cpu") -> Any:
-    """The content of a file of torch.save, of which only plain data is read. Raises ValueError for anything else."""
+    """Reads a file of torch.save, of which only plain data. Raises ValueError for anything else."""
     try:
         if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums
             with zipfile.ZipFile(path) as archive:
@@ -103,7 +103,7 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def foreign_objects(path: Path, message: str) -> list[str]:
-    """Names of what a pickle needs beyond tensors and plain data, torch's modules last.
+    """Names what a pickle needs beyond tensors and plain data, torch's modules last.
 
     ``message`` is what torch says of it; of a format before 1.6 it names the first object only.
     """
@@ -157,7 +157,7 @@ def _prefix(path: Path, state: Mapping[str, Tensor], wanted: Collection[str]) ->
 
 
 def read_weights(path: Path, wanted: Collection[str] = ()) -> Weights:
-    """The weights of a .pth, .pt, .ckpt or .safetensors file of ours, timm's, Lightning's and others' trainers.
+    """Reads the weights of a .pth, .pt, .ckpt or .safetensors file of icnets, timm's, Lightning's and others' trainers.
 
     Args:
         path: the file; its content decides what it is, not its name.

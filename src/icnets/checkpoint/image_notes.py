@@ -32,7 +32,7 @@ class ImageNotes:
 
 
 def as_text(value: Any) -> str:
-    """A value as a note: items of a list with commas in between; as JSON where they have commas themselves."""
+    """Writes a value as a note: items of a list with commas in between; as JSON where they have commas themselves."""
     if not isinstance(value, list | tuple):
         return str(value)
     texts = [str(item) for item in value]
@@ -40,13 +40,13 @@ def as_text(value: Any) -> str:
 
 
 def notes_of_data(data: Any) -> dict[str, str]:
-    """What to note beside the weights of a network trained on ``data``, an ImageData or the like: what it knows."""
+    """Notes what ``data``, an ImageData or the like, knows of its images, beside the weights trained on it."""
     names = ("class_names", "mean", "std", "image_size", "in_chans", "crop_pct", "interpolation")
     return {name: as_text(value) for name in names if (value := getattr(data, name, None)) is not None}
 
 
 def read_notes(notes: Mapping[str, str]) -> ImageNotes:
-    """From the strings of a checkpoint (lists with commas) or of an artifact (JSON).
+    """Reads the strings of a checkpoint (lists with commas) or of an artifact (JSON).
 
     Raises:
         ValueError: a note that is no such value.
@@ -65,7 +65,7 @@ def read_notes(notes: Mapping[str, str]) -> ImageNotes:
 
 
 def notes_of_cfg(cfg: Mapping[str, Any]) -> ImageNotes:
-    """From timm's ``pretrained_cfg`` of a pretrained network; its input_size is square, as all of timm's CNNs'."""
+    """Reads timm's ``pretrained_cfg`` of a pretrained network; its input_size is square, as all of timm's CNNs'."""
     channels, _, size = cfg.get("input_size") or (None, None, None)
     mean, std = (None if cfg.get(name) is None else tuple(cfg[name]) for name in ("mean", "std"))
     return ImageNotes(size, channels, mean, std, cfg.get("crop_pct"), cfg.get("interpolation"))

@@ -56,7 +56,7 @@ def _describe(layer: ICLayer) -> dict[str, Any]:
 
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Every IC unit with what it was made with, by name; a shared unit under each of its names, as its keys are."""
+    """Lists every IC unit with its options, by name; a shared unit under each of its names, as its keys are."""
     modules = model.named_modules(remove_duplicate=False)
     return {state_dicts.plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
 
@@ -151,7 +151,7 @@ def prepare(
     metadata: Mapping[str, str] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any] | None]:
-    """The tensors and the strings of a checkpoint, and the call that makes its network. Raises what ``save`` raises."""
+    """Returns the tensors and strings of a checkpoint, and the call that makes its network. Raises as ``save``."""
     model = unwrapped(model)
     _refuse_unloadable(model, metadata or {})
     tensors = _tensors(model, state)
@@ -191,7 +191,7 @@ def _refuse_unloadable(model: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
-    """The header, the tensors and the other metadata of a checkpoint. Raises CheckpointError for any other file."""
+    """Reads header, tensors and other metadata of a checkpoint. Raises CheckpointError for any other file."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}; check the path")
@@ -323,7 +323,7 @@ def load(path: File, model: nn.Module | None = None, *, optimizers: Optimizers =
 def load_with_notes(
     path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """As :func:`load`; also the strings that were given to :func:`save` as ``metadata``."""
+    """Rebuilds as :func:`load`, and returns also the strings that were given to :func:`save` as ``metadata``."""
     header, tensors, notes = read(path)
     rebuilt = model is None
     if not (rebuilt or isinstance(model, nn.Module)):

@@ -31,14 +31,14 @@ _BUILD_LATER = "build it after convert_"
 
 
 def weights_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters that ``layer``'s weight is made of: the largest first, then others that are no bias."""
+    """Returns the parameters that ``layer``'s weight is made of: the largest first, then others that are no bias."""
     named = [(n.removeprefix("parametrizations."), p) for n, p in layer.named_parameters() if "bias" not in n]
     named.sort(key=lambda pair: (pair[0].partition(".")[0].partition("_")[0] != "weight", -pair[1].numel()))
     return [p for _, p in named]
 
 
 def checked(optimizers: Any) -> list[Any] | None:
-    """``optimizers`` as a list in which each comes once; TypeError for anything but a collection of optimizers."""
+    """Lists each of ``optimizers`` once; TypeError for anything but a collection of optimizers."""
     if optimizers is None:
         return None
     if hasattr(optimizers, "param_groups"):

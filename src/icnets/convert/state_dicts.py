@@ -28,14 +28,15 @@ _COUNT = "n_averaged"  # AveragedModel's own buffer
 
 
 def shapes(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
-    """The shape of every tensor in a state dict; None for what isn't one."""
+    """Returns the shape of every tensor in a state dict; None for what isn't one."""
     return {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in state_dict.items()}
 
 
 def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """What keeps ``found`` from being loaded where ``expected`` is, each kind with its first names; None: they fit.
+    """Says what keeps ``found`` from being loaded where ``expected`` is; None: they fit.
 
-    It reads "it lacks a, b, c and 2 more; it has the unknown d; it has the wrong shape of e (2,) instead of (3,)".
+    Each kind comes with its first names: "it lacks a, b, c and 2 more; it has the unknown d; it has the wrong shape of
+    e (2,) instead of (3,)".
     """
     shared = sorted(expected.keys() & found.keys())
     wrong = [k for k in shared if None not in (expected[k], found[k]) and expected[k] != found[k]]
@@ -48,7 +49,7 @@ def mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str |
 
 
 def unloadable(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
-    """Why ``state_dict``, whose keys and shapes fit, would still make another network of ``model``; None: it wouldn't.
+    """Says why ``state_dict``, whose keys and shapes fit, would make another network of ``model``; None: it wouldn't.
 
     Integers, as of a quantised network, aren't weights; and tensors that the model shares can't have two values.
     """
@@ -89,7 +90,7 @@ def refuse_without_values(model: nn.Module, error: type[Exception] = ValueError)
 
 
 def whole_tensor(key: str, value: Any) -> Tensor:
-    """``value`` of a state dict; TypeError where it is no tensor, or one without all of its values."""
+    """Returns ``value`` of a state dict; TypeError where it is no tensor, or one without all of its values."""
     kind = type(value).__name__
     if not isinstance(value, Tensor):
         raise TypeError(f"{key!r} is a {kind}; it must be a tensor")
@@ -108,7 +109,7 @@ def whole_tensor(key: str, value: Any) -> Tensor:
 
 
 def plain_tensor(key: str, value: Any) -> Tensor:
-    """``value`` of a state dict, on the CPU and contiguous.
+    """Returns ``value`` of a state dict, on the CPU and contiguous.
 
     Raises:
         TypeError: safetensors can't hold it, or would hold it as something else: no tensor, one without values or in
@@ -130,12 +131,12 @@ def plain_tensor(key: str, value: Any) -> Tensor:
 
 
 def plain_name(name: str) -> str:
-    """The name of a module or a tensor without the wrappers of a part of the network (compiled, checkpointed)."""
+    """Returns a name of a module or tensor without the wrappers of parts of the network (compiled, checkpointed)."""
     return _WRAPPED_PART.sub("", name).removesuffix(".") if "_" in name else name
 
 
 def without_wrapper(state_dict: Mapping[str, Any], expected: Iterable[str]) -> dict[str, Any]:
-    """``state_dict`` under the names ``expected``, if only a wrapper's ``module.`` or ``_orig_mod.`` differs."""
+    """Returns ``state_dict`` under the names ``expected``, if only a wrapper's prefix (``module.``) differs."""
     state, wanted = {plain_name(key): value for key, value in state_dict.items()}, set(expected)
     if _COUNT not in wanted:
         state.pop(_COUNT, None)

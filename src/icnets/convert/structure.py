@@ -47,7 +47,7 @@ _WRAPPERS = {
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile's, DDP's, DataParallel's, AveragedModel's, timm's and Fabric's wrappers."""
+    """Returns the network inside wrappers of torch.compile, DDP, DataParallel, AveragedModel, timm and Fabric."""
     while (attribute := _WRAPPERS.get(type(model).__name__)) and isinstance(getattr(model, attribute, None), nn.Module):
         model = getattr(model, attribute)
     return model
@@ -119,12 +119,12 @@ def _entry(module: nn.Module) -> dict[str, str]:
 
 
 def structure_of(model: nn.Module) -> Structure:
-    """The structure of ``model``; that of an IC unit is its basic layer's, that of wrapped parts what they wrap."""
+    """Describes the structure of ``model``; an IC unit's is its basic layer's, that of wrapped parts what they wrap."""
     return {plain_name(name): _entry(m) for name, m in model.named_modules(remove_duplicate=False)}
 
 
 def difference(wanted: Structure, found: Structure, *, complete: bool = False) -> dict[str, bool]:
-    """Where ``found`` is another network than ``wanted``, each place in words: "act1 is GELU instead of ReLU".
+    """Finds where ``found`` is another network than ``wanted``, in words: "act1 is GELU instead of ReLU".
 
     Attributes that only one of them has don't count, since versions of a library differ in them, nor do the names of
     classes that are in no library.
@@ -158,12 +158,12 @@ def difference(wanted: Structure, found: Structure, *, complete: bool = False) -
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that networks are made of, as far as they are imported."""
+    """Returns the versions of the libraries that networks are made of, as far as they are imported."""
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in LIBRARIES}
     return {name: str(version).partition("+")[0] for name, version in found.items() if version is not None}
 
 
 def vector_keys(model: nn.Module) -> set[str]:
-    """The keys in the state dict of ``model`` that IC added, of pruned and parametrised vectors too."""
+    """Returns the keys in the state dict of ``model`` that IC added, of pruned and parametrised vectors too."""
     units = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, IC_LAYERS)]
     return {f"{name}.{key}" if name else key for name, unit in units for key in unit.vector_keys()}

@@ -106,16 +106,16 @@ class ICConfig:
         return 0.0 if self.warm_start == "gain" or calibrated else None
 
     def without_data(self) -> Self:
-        """The same surgery where "calibrate" has no data and needs none, because the weights come from a file."""
+        """Returns the same surgery where "calibrate" needs no data, because the weights come from a file."""
         return replace(self, warm_start="none" if self.gain is None else "gain")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary of plain values."""
+        """Returns the fields as a dictionary of plain values."""
         return asdict(self)
 
 
 def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
-    """A line for each reason in ``skipped`` (name: reason), with the first names that it holds for."""
+    """Returns a line for each reason in ``skipped`` (name: reason), with the first names."""
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(name)
@@ -156,7 +156,7 @@ def _count(model: nn.Module) -> int:
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """Why the module can't become an IC unit, or None; for what is no convolution or linear layer, ''."""
+    """Says why the module can't become an IC unit, or None; '' for what is no convolution or linear layer."""
     kind = type(module)
     if isinstance(module, IC_LAYERS):
         return "already an IC unit"

@@ -300,7 +300,7 @@ def calibrated(
     inner_bias: bool,
     max_change: float | None,
 ) -> tuple[dict[str, Start], Calibration]:
-    """Starting values for ``layers`` (still basic) with which the network keeps its function to ``max_change``.
+    """Finds starting values for ``layers`` (still basic) that keep the network's function to within ``max_change``.
 
     The model is run in eval mode; its modes, buffers and hooks and the random state are put back. ``batches`` are read
     once. Every second batch is held back, up to 256 samples; of a single batch every second sample. That half is run

@@ -7,7 +7,7 @@ __all__ = ["refuse_wrapped"]
 
 
 def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
-    """Raises TypeError: a wrapper has already copied, hooked or compiled what we'd change."""
+    """Raises TypeError for a model that a wrapper has copied, hooked or compiled already."""
     wrappers: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     for name, module in model.named_modules():
         where = f"{type(module).__name__}{f' at {name!r}' if name else ''}"

@@ -71,7 +71,7 @@ class Consumers(TorchDispatchMode):
             yield
 
     def kept(self) -> set[int]:
-        """Ids of the outputs that somebody still holds after the pass: in the result, on a module, in a cache."""
+        """Returns ids of the outputs that something still holds after the pass: the result, a module, a cache."""
         if self._held():
             gc.collect()  # a reference cycle that is garbage holds nothing
         return self._held()
@@ -81,7 +81,7 @@ class Consumers(TorchDispatchMode):
         return {id(t) for tensors in self.outputs.values() for t in tensors if sys.getrefcount(t) > alone}
 
     def partner(self, norm: nn.Module, kept: set[int]) -> nn.Module | str:
-        """The layer whose output ``norm``, and nothing else, reads, at every call of either; or why there is none."""
+        """Finds the layer whose output ``norm`` alone reads, at every call of either; or says why there is none."""
         reads = self.inputs.get(norm)
         if not reads:
             return "the example input doesn't reach it"
@@ -117,7 +117,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def affine_of(norm: nn.Module) -> Affine | str:
-    """The norm as ``scale * z + shift``, or why it isn't one."""
+    """Writes the norm as ``scale * z + shift``, or says why it isn't one."""
     vectors = {n: getattr(norm, n, None) for n in ("running_mean", "running_var", "weight", "bias")}
     exact = {n: None if v is None else v.detach().to("cpu", torch.float64) for n, v in vectors.items()}
     mean, var = exact["running_mean"], exact["running_var"]
@@ -165,7 +165,7 @@ def obstacle_to_folding(norm: nn.Module) -> str | None:
 
 
 def remove_norm_(norm: nn.Module) -> None:
-    """The norm object becomes an identity, or its activation: every reference to it stays valid."""
+    """Makes the norm object an identity, or its activation: every reference to it stays valid."""
     kept = {n: m for n, m in norm._modules.items() if _keeps_activation(norm) and n in ("drop", "act")}
     base = nn.Module()
     for name in [n for n in norm.__dict__ if n not in base.__dict__]:

@@ -96,7 +96,7 @@ def _example(model: nn.Module, given: Any) -> Call:
 
 
 def random_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The noise on which outputs are compared too; what is no floating-point tensor stays."""
+    """Draws the noise on which outputs are compared too; what is no floating-point tensor stays."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(value: Any) -> Any:

@@ -25,7 +25,7 @@ def readable(tensor: Tensor) -> bool:
 
 
 def z_score(logits: Tensor) -> Tensor:
-    """Over the classes that aren't masked by -inf, which stay -inf."""
+    """Standardises over the classes that aren't masked by -inf, which stay -inf."""
     masked = logits == -math.inf
     count = (~masked).sum(1, keepdim=True)
     shown = logits.masked_fill(masked, 0.0)
@@ -35,7 +35,7 @@ def z_score(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(student: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """torch's cross-entropy without the classes that the student masks by -inf, in the smoothing too."""
+    """Computes torch's cross-entropy without the classes that the student masks by -inf."""
     if not target.is_floating_point() and smoothing == 0.0:
         return F.cross_entropy(student, target)
     log_s = F.log_softmax(student, dim=1)
@@ -109,7 +109,7 @@ def check_logits(student: object, teacher: object) -> None:
 
 
 def check_target(logits: Tensor, target: object) -> bool:
-    """Whether the targets are soft; raises where they don't fit the logits."""
+    """Returns whether the targets are soft; raises where they don't fit the logits."""
     shape = tuple(logits.shape)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor of labels (N, ...) or probabilities {shape}, got {described(target)}")

@@ -96,7 +96,7 @@ class DistillationSchedule:
                 raise ValueError(f"warmup must be in [0, {name}] = [0, {end}] for {kind!r}, got {self.warmup}")
 
     def __call__(self, progress: float) -> float:
-        """lambda(``progress``).
+        """Computes lambda(``progress``).
 
         Args:
             progress: fraction of training done, in [0, 1]; rounding errors up to 1e-6 outside are forgiven.
@@ -216,7 +216,7 @@ class WeakLogitDistillation(nn.Module):
         return self._stopped and self.surpass_patience is not None
 
     def weight_at(self, progress: float) -> float:
-        """The weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
+        """Returns the weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
         weight = self.schedule(progress)
         return 0.0 if self.stopped else weight
 
@@ -225,7 +225,7 @@ class WeakLogitDistillation(nn.Module):
         return self.weight_at(progress) > 0.0
 
     def observe(self, student_accuracy: float | Tensor, teacher_accuracy: float | Tensor) -> bool:
-        """Surpass-stop: to be called once per validation.
+        """Decides on the surpass-stop; to be called once per validation.
 
         Args:
             student_accuracy: in distributed training the value reduced over all processes, so that every process
@@ -252,13 +252,13 @@ class WeakLogitDistillation(nn.Module):
         return self._stopped
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, progress: float) -> Tensor:
-        """The loss, a scalar. Arguments and errors as in :meth:`terms`."""
+        """Computes the loss, a scalar. Arguments and errors as in :meth:`terms`."""
         return self.terms(student_logits, teacher_logits, target, progress).loss
 
     def terms(
         self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, progress: float
     ) -> DistillationTerms:
-        """The loss with its parts.
+        """Computes the loss with its parts.
 
         Args:
             student_logits: ``(N, C)``, or ``(N, C, d1, ...)`` for dense prediction; any floating dtype.

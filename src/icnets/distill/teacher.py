@@ -18,7 +18,7 @@ Normalization = Sequence[float] | Tensor
 
 
 class Teacher(nn.Module):
-    """Any network ``(N, C_in, ...) -> (N, C, ...)`` logits, as a teacher.
+    """Makes a teacher of any network ``(N, C_in, ...) -> (N, C, ...)`` logits.
 
     The network is taken as it is, not copied: its parameters stop requiring gradients, and it goes to eval mode and
     stays there, also when a parent calls ``train()``. It is hidden from the parent: ``state_dict``, ``parameters``,
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
         self._place(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The teacher's logits, without gradient.
+        """Returns the teacher's logits, without gradient.
 
         Args:
             x: input ``(N, C_in, ...)``, normalised for the student.
@@ -83,7 +83,7 @@ class Teacher(nn.Module):
         Raises:
             ValueError: ``x`` has another number of channels than the normalisation, or the logits have too few classes.
         """
-        # Someone else may hold the network and call train() on it; a batch norm would then learn from our input.
+        # Someone else may hold the network and call train() on it; a batch norm would then learn from this input.
         if any(module.training for module in self.model.modules()):
             self.model.eval()
         with torch.no_grad():  # not inference_mode: autograd refuses its tensors, and the loss is a function of these
@@ -96,7 +96,7 @@ class Teacher(nn.Module):
         return logits[:, self._chosen]
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Input ``(N, C_in, ...)`` normalised for the student, as the teacher wants it; same shape and dtype."""
+        """Normalises the student's input ``(N, C_in, ...)`` anew for the teacher; same shape and dtype."""
         if self._affine is None:
             return x
         channels = len(self._affine[0])
@@ -108,7 +108,7 @@ class Teacher(nn.Module):
         return (x.to(dtype) * scale + shift).to(x.dtype)
 
     def check(self, student: nn.Module, sample: Tensor) -> None:
-        """Say before training starts what would go wrong in it. Changes neither network, whatever their modes.
+        """Says before training starts what would go wrong in it. Changes neither network, whatever their modes.
 
         Args:
             student: the network to be trained, on ``sample``'s device.
@@ -140,7 +140,7 @@ class Teacher(nn.Module):
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the network in place; arguments as for ``torch.compile``."""
+        """Compiles the network in place; arguments as for ``torch.compile``."""
         self.model.compile(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
@@ -161,7 +161,7 @@ class Teacher(nn.Module):
 
 
 def require_independent(network: nn.Module, student: nn.Module) -> None:
-    """Raise ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
+    """Raises ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
     if student is network:
         raise ValueError("the teacher is the student itself: make the teacher from copy.deepcopy(model)")
     storages = {_storage(p) for p in network.parameters()} - {None}
@@ -182,7 +182,7 @@ def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
 
 
 def require_same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Raise ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
+    """Raises ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
     if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
         what = f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}"
         raise ValueError(f"{what}: distillation needs the same classes in the same order")

@@ -26,7 +26,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model
 
 
 def as_call(model: nn.Module, example: Any) -> Call:
-    """``example`` as arguments of ``model``: a tuple or list of them, a dict of those by keyword, or a single one.
+    """Takes ``example`` as arguments of ``model``: a tuple or list, a dict of those by keyword, or a single one.
 
     A dict whose keys the forward pass doesn't take is a batch of its own.
     """
@@ -53,7 +53,7 @@ def is_own_forward(module: nn.Module) -> bool:
 
 @contextmanager
 def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes the hooks of ``handles`` when the block ends, however it ends; those of a generator are made in here."""
+    """Removes the hooks of ``handles`` when the block ends, however it ends; those of a generator are made inside."""
     made: list[RemovableHandle] = []
     try:
         made.extend(handles)
@@ -65,7 +65,7 @@ def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
-    """Each module of ``network`` is in train or eval mode afterwards as it was before, however the block ends."""
+    """Puts each module of ``network`` back into its train or eval mode when the block ends, however it ends."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         yield

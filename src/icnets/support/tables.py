@@ -16,7 +16,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def plain(self) -> str:
-        """Aligned columns, for a log or a pipe."""
+        """Returns aligned columns as text."""
         lines = [list(self.columns), *map(list, self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         text = [
@@ -27,7 +27,7 @@ class Table:
         return "\n".join([self.title, "", text[0].rstrip(), rule, *(t.rstrip() for t in text[1:]), "", *self.notes])
 
     def markdown(self) -> str:
-        """A GitHub table with its title and notes."""
+        """Returns a GitHub table with its title and notes."""
 
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -43,7 +43,7 @@ def show(table: Table) -> None:
 
 
 def human(number: float) -> str:
-    """A count in three digits with k, M or G; below 1,000 as it is.
+    """Writes a count in three digits with k, M or G; below 1,000 as it is.
 
     Example:
         >>> human(1234)

@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error`` on one line.
+    """Returns the message of ``error`` on one line.
 
     Example:
         >>> one_line(FileNotFoundError(2, "No such file or directory", "a.yaml"))
@@ -26,12 +26,12 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of ``error`` that isn't empty: torch's errors go on for a page."""
+    """Returns the first line of the message of ``error`` that isn't empty: torch's errors go on for a page."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:
-    """The first names of a list that may be long.
+    """Lists the first names of what may be long.
 
     Example:
         >>> few(["a", "b", "c", "d", "e"])
@@ -47,14 +47,14 @@ def tell(line: str) -> None:
 
 
 def described(value: object) -> str:
-    """What a value that should have been a tensor is: "a tuple of 2", "a dict of 3", "a value of type int"."""
+    """Says what a value that should have been a tensor is: "a tuple of 2", "a dict of 3", "a value of type int"."""
     if isinstance(value, tuple | list | dict):
         return f"a {type(value).__name__} of {len(value)}"
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 def differing(first: Sequence[str], second: Sequence[str], shown: int = 12) -> tuple[str, str]:
-    """Two lists of classes, whole where they are short, else from where they first differ.
+    """Describes two lists of classes, whole where they are short, else from where they first differ.
 
     Returns:
         Each as "3 classes (cat, dog, eel)"; where longer, "1000 classes (from 8 on: crane, drake, eel and 990 more)".
