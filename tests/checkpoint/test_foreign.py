@@ -161,7 +161,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another zip": (lambda p: zipfile.ZipFile(p, "w").close(), "is a zip archive without weights; unpack it"),
     "gzip": (lambda p: p.write_bytes(gzip.compress(b"x")), "is compressed.*unpack it first"),
     "numpy": (lambda p: p.write_bytes(b"\x93NUMPY\1\0"), "is a NumPy array"),
-    "text": (lambda p: p.write_text("lr: 0.1"), "is damaged, or no file of weights .*; fetch or write it again"),
+    "text": (lambda p: p.write_text("lr: 0.1"), "is no file of weights; give .pth or .safetensors"),
     "cut off": (cut, "is cut off; fetch or write it again"),
     "a flipped bit": (flipped, r"is damaged, .*checksum of .*; fetch or write it again"),
     "cut safetensors": (lambda p: (save_file(STATE, p), p.write_bytes(p.read_bytes()[:-9])), "is damaged"),

@@ -173,7 +173,10 @@ def read_weights(path: Path, wanted: Collection[str] = ()) -> Weights:
     try:
         content = unpickled(path) if what else load_file(path, device="cpu")
     except SafetensorError as error:
-        raise ValueError(_damaged(path, error)) from error
+        with open(path, "rb") as file:
+            begun = file.read(9).endswith(b"{")  # behind the header's size
+        what = _damaged(path, error) if begun else f"{path} is no file of weights; give .pth or .safetensors"
+        raise ValueError(what) from error
     origin, found = _chosen(path, content)
     state = {plain_name(key): v for key, v in found.items() if isinstance(v, Tensor) or key.endswith("_extra_state")}
     if prefix := _prefix(path, state, wanted):
