@@ -79,31 +79,31 @@ def _used(ic: ICConfig, pretrained: bool) -> ICConfig:
     return replace(ic, warm_start="gain") if pretrained and ic is _DEFAULT else ic
 
 
-def _build(make: Callable[..., nn.Module], ic: ICConfig, kwargs: Mapping[str, Any]) -> Any:
-    """The network that ``make`` builds, converted; where timm is to trace it for features, before that."""
+def _converted_graph(ic: ICConfig, model: nn.Module, **feature_cfg: Any) -> nn.Module:
+    """The network that torch.fx traces for features: converted before, since a graph can't be."""
+    convert_(model, ic, optimizers=())
+    return FeatureGraphNet(model, **feature_cfg)
 
-    def trace(model: nn.Module, **feature_cfg: Any) -> nn.Module:
-        convert_(model, ic, optimizers=())
-        return FeatureGraphNet(model, **feature_cfg)
 
-    if feature_cfg := dict(kwargs.get("feature_cfg") or {}):  # a copy, as timm takes things out of it
-        kwargs = {**kwargs, "feature_cfg": feature_cfg}
+def _build(make: Callable[..., nn.Module], ic: ICConfig, kwargs: dict[str, Any]) -> Any:
+    """The network that ``make`` builds, converted."""
+    feature_cfg = dict(kwargs.get("feature_cfg") or {})  # a copy, as timm takes things out of it
+    kwargs = {**kwargs, "feature_cfg": feature_cfg} if feature_cfg else kwargs
     wanted = kwargs.get("feature_cls") or feature_cfg.get("feature_cls")
     if kwargs.get("features_only") and (wanted is FeatureGraphNet or str(wanted).lower() == "fx"):
-        return make(**{**kwargs, "feature_cls": trace})
+        return make(**{**kwargs, "feature_cls": partial(_converted_graph, ic)})
     model = make(**kwargs)
     convert_(model, ic, optimizers=())
     return model
 
 
 def _unknown(name: str) -> str:
+    stem, _, _ = name.partition(".")
     basic = name.removeprefix("ic_")
-    if basic != name and timm.is_model(basic.split(".")[0]):
-        return (
-            f"{basic} has no ic_ name of its own; convert it by its name: --model.model {basic} --model.ic.layers all "
-            f"in icnets fit, icnets.create_model({basic!r}) in Python"
-        )
-    near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3)) or "see timm.list_models()"
+    if basic != name and timm.is_model(stem.removeprefix("ic_")):
+        how = f"--model.model {basic} --model.ic.layers all in icnets fit, icnets.create_model({basic!r}) in Python"
+        return f"{basic} has no ic_ name of its own; convert it by its name: {how}"
+    near = ", ".join(get_close_matches(stem, timm.list_models(), n=3)) or "see timm.list_models()"
     return f"timm {timm.__version__} has no network {name!r}; near it: {near}"
 
 
@@ -124,6 +124,11 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     Raises:
         ValueError: timm has no network of that name.
         TypeError: for what the network's constructor doesn't take.
+
+    Example:
+        >>> model = create_model("lcnet_050", num_classes=4)
+        >>> type(model.conv_stem).__name__
+        'ICConv2d'
     """
     basic = NETWORKS.get(name.split(".")[0])
     if basic is not None:
@@ -131,24 +136,23 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     if not timm.is_model(name.split(".")[0]) and ":" not in name:
         raise ValueError(_unknown(name))
     make = partial(timm.create_model, name, pretrained=pretrained)
-    if ":" in name:  # a folder or a repository says which network it holds, and with which arguments
-        model: Any = make(**kwargs)
+    model: Any
+    if ":" not in name:
+        model = make(**kwargs) if ic is None else _build(make, _used(ic, pretrained), kwargs)
+    else:  # a folder or a repository says which network it holds, and with which arguments
+        model = make(**kwargs)
         name, kwargs = model.pretrained_cfg["architecture"], model._model_args
         if name in NETWORKS:  # it was saved as an IC network, and is one again
             return model
         if ic is not None:
             convert_(model, _used(ic, pretrained), optimizers=())
-    else:
-        model = make(**kwargs) if ic is None else _build(make, _used(ic, pretrained), kwargs)
     _remember(model, name, kwargs)
     return model
 
 
 # Arguments that say where weights come from or where they go, not what the network is.
-_SOURCES = (
-    *("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir", "checkpoint_path"),
-    *("device", "dtype"),
-)
+_SOURCES = {"pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir", "checkpoint_path"}
+_SOURCES |= {"device", "dtype"}
 
 
 def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
@@ -172,10 +176,8 @@ def _saved_as_ic(cfg: Any) -> bool:
 def _load_ic(model: Any, kwargs: Mapping[str, Any]) -> None:
     cfg: dict[str, Any] = model.pretrained_cfg
     if kwargs.get("features_only"):
-        raise ValueError(
-            f"features_only can't take the weights of the IC network in {cfg.get('file') or cfg.get('hf_hub_id')}; "
-            "create it whole and call its forward_intermediates"
-        )
+        what = f"features_only can't take the weights of the IC network in {cfg.get('file') or cfg.get('hf_hub_id')}"
+        raise ValueError(f"{what}; create it whole and call its forward_intermediates")
     in_chans = kwargs.get("in_chans", cfg["input_size"][0])
     classes = getattr(model, "num_classes", 0)
     load_pretrained(model, cfg, num_classes=classes, in_chans=in_chans, cache_dir=kwargs.get("cache_dir"))

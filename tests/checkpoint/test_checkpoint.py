@@ -488,7 +488,11 @@ def test_optimizers_that_exist_are_extended_or_refused(tmp_path):
         (nn.DataParallel, TypeError, r"the model is wrapped by DataParallel; load into its \.module first"),
         (lambda m: m.compile(backend="eager") or m, TypeError, "the model is compiled .* load into it first"),
         (lambda m: torch.fx.symbolic_trace(m), TypeError, "holds a traced graph"),
-        (lambda m: m.to("meta"), CheckpointError, r"0\.weight of the model is on meta; call model\.to_empty"),
+        (
+            lambda m: m.to("meta"),
+            CheckpointError,
+            r"0\.weight of the model is on the meta device; call model\.to_empty",
+        ),
         (lambda m: type(m), TypeError, "model is a type; load takes the basic network"),
         (
             lambda m: setattr(m[0], "forward", lambda x: x) or m,

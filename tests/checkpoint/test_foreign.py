@@ -108,11 +108,10 @@ def test_objects_are_named_with_the_remedy(beside, named, zipped, tmp_path):
         assert torch.equal(read_weights(Path("weights.pth")).state["0.weight"], STATE["0.weight"])
 
 
-@pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("make", [network, lambda: timm.create_model("test_resnet", num_classes=2)])
-def test_a_whole_network_is_named_with_the_remedy(make, zipped, tmp_path, monkeypatch):
+def test_a_whole_network_is_named_with_the_remedy(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save(make(), "a.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(make(), "a.pth")
     with pytest.raises(ValueError, match=r"a\.pth holds a whole network \(\w+[\w.]+") as caught:
         read_weights(Path("a.pth"))
     eval(str(caught.value).partition("weights alone: ")[2], {"torch": torch})

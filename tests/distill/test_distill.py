@@ -365,7 +365,7 @@ def test_arguments_out_of_range(arguments: dict[str, object], error: type[Except
             torch.zeros(2, 3),
             torch.zeros(2, 3).long(),
             torch.zeros(2).long(),
-            "teacher logits must be floating, .*int64",
+            "teacher logits must be floating and .*int64",
         ),
         (torch.zeros(2, 3), None, [0, 1], r"target must be a tensor of labels .* \(2, 3\), got a list of 2"),
         (torch.zeros(2, 3), None, 1, "target must be a tensor .* got a value of type int"),

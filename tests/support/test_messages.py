@@ -1,6 +1,7 @@
 import pytest
 
-from icnets.support.text import first_line, one_line
+from icnets.cli.config_errors import explained
+from icnets.support.text import first_line
 
 
 @pytest.mark.parametrize(
@@ -53,4 +54,4 @@ def test_the_first_line_that_says_something(error, line):
     ],
 )
 def test_what_is_wrong_with_a_configuration_in_one_line(error, line):
-    assert one_line(error) == line
+    assert explained(error) == line

@@ -4,6 +4,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 from icnets.convert.state_dicts import Shape, mismatch, plain_name, shapes
-from icnets.convert.structure import Structure, difference, in_words, structure_of, vector_keys
-from icnets.support.text import first_line
+from icnets.convert.structure import Structure, difference, structure_of, vector_keys
+from icnets.support.text import few, first_line
 
 __all__ = ["FACTORIES", "confirmed", "make", "remember_architecture"]
 
@@ -24,14 +25,12 @@ FACTORIES = {
 
 
 def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any]) -> None:
-    """Notes on ``model`` the call that makes its basic network, for ``save``; ValueError for an unknown factory."""
-    if factory not in FACTORIES:
-        raise ValueError(f"factory is {factory!r}; it must be one of {', '.join(FACTORIES)}")
+    """Notes on ``model`` the call that makes its basic network, for ``save``."""
     model.__dict__["icnets_architecture"] = {"factory": factory, "args": dict(args)}
 
 
 def make(factory: str, args: Mapping[str, Any]) -> nn.Module:
-    """The basic network, with random weights. Raises what the factory raises; ImportError if it isn't installed."""
+    """Makes the basic network, with random weights. Raises what the factory raises, and ImportError without it."""
     module, function = FACTORIES[factory]
     model: nn.Module = getattr(importlib.import_module(module), function)(**args)
     return model
@@ -58,7 +57,7 @@ def _problem(model: nn.Module, call: Mapping[str, Any]) -> str | None:
     except Exception as error:  # whatever a library raises
         return f"the call fails: {first_line(error)}"
     if found := difference(structure, structure_of(model), complete=True):
-        return in_words(found)
+        return few(list(found))
     own = shapes(model.state_dict())
     new = vector_keys(model)
     return mismatch(wanted, {plain_name(key): shape for key, shape in own.items() if key not in new})
@@ -66,27 +65,22 @@ def _problem(model: nn.Module, call: Mapping[str, Any]) -> str | None:
 
 def _adapted(model: Any, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """timm's call with the number of classes and the pooling that ``model`` has by now, as after reset_classifier."""
-    if call["factory"] != "timm.create_model":
-        return
     sizes: dict[str, Any] = {}
-    try:
+    classifier = None
+    with suppress(Exception):  # a network without one
         classifier = model.get_classifier()
-    except Exception:  # a network without one
-        classifier = None
     if isinstance(classifier, nn.Identity):
         sizes["num_classes"] = 0
     elif isinstance(weight := getattr(classifier, "weight", None), torch.Tensor):
         sizes["num_classes"] = len(weight)
     pools = [getattr(m, name, None) for m in model.modules() for name in ("pool_type", "global_pool")]
-    pool = next((p for p in pools if isinstance(p, str)), None)
-    pooled = {} if pool is None else {"global_pool": pool}
+    pooled = {"global_pool": next((p for p in pools if isinstance(p, str)), None)}
     for more in (sizes, pooled, {**sizes, **pooled}):
-        if more:
-            yield {**call, "args": {**call["args"], **more}}
+        yield {**call, "args": {**call["args"], **{k: v for k, v in more.items() if v is not None}}}
 
 
 def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
-    """The call that makes the basic network of ``model`` as it is now, or None and, where one was noted, why not.
+    """Finds the call that makes the basic network of ``model`` as it is now.
 
     Args:
         model: the network, without wrappers.
@@ -105,17 +99,14 @@ def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[s
         call = json.loads(json.dumps(call))  # as it will be read
     except TypeError as error:
         raise ValueError(f"the architecture's arguments must be plain data: {error}") from None
-    problem = _problem(model, call)
-    for candidate in [] if problem is None else _adapted(model, call):
+    if (problem := _problem(model, call)) is None:
+        return call, None
+    for candidate in _adapted(model, call) if call["factory"] == "timm.create_model" else ():
         if _problem(model, candidate) is None:
             return candidate, None
-    if problem is None:
-        return call, None
     if given is not None:
-        raise ValueError(
-            f"architecture says {call['factory']} with {call['args']}, but the model isn't what that makes: {problem}; "
-            "correct it, or leave it out and pass the basic network to load"
-        )
+        what = f"architecture says {call['factory']} with {call['args']}, but the model isn't what that makes"
+        raise ValueError(f"{what}: {problem}; correct it, or leave it out and pass the basic network to load")
     problem = f"the network isn't what {call['factory']} made any more ({problem})"
     warnings.warn(f"{problem}; load will need it: load(path, model=...), changed likewise", stacklevel=3)
     return None, problem

@@ -1,16 +1,14 @@
 """Files of weights that others wrote: what a file is, by its content, and the state dict in it. No pickle is run."""
 
-import pickletools
 import re
 import tarfile
 import zipfile
 from collections.abc import Collection, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,16 +21,27 @@ __all__ = ["Weights", "foreign", "foreign_objects", "read_weights", "unpickled"]
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
 _ENTRIES = (*_AVERAGES, "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights")
 
-_MAGIC = (
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself; fetch that by git lfs pull"),
-    (b"\x1f\x8b", "is compressed (gzip); unpack it first"),
-    (b"\x89HDF", "is HDF5, as Keras writes it; give weights of PyTorch"),
-    (b"\x93NUMPY", "is a NumPy array; give weights of PyTorch"),
+_PICKLE = (
+    "is a pickle of torch.save, not a checkpoint of icnets.save; icnets convert makes one of it, "
+    "load_basic_state_dict takes its state dict"
+)
+# By how a file begins, what it is, with the remedy.
+_KINDS = (
+    (rb"\Z", "is empty; fetch or write it again"),
+    (rb"\x80", _PICKLE),  # of torch before 1.6
+    (rb"PK", "is cut off; fetch or write it again"),
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; fetch that by git lfs pull"),
+    (rb"\x1f\x8b", "is compressed (gzip); unpack it first"),
+    (rb"\x89HDF", "is HDF5, as Keras writes it; give weights of PyTorch"),
+    (rb"\x93NUMPY", "is a NumPy array; give weights of PyTorch"),
+    (rb"\s*<(!doctype|html|\?xml)", "is a web page, as when a download went wrong; fetch the file itself"),
 )
 
 
-@dataclass(frozen=True)
-class Weights:
+_ALONE = "write the one alone: torch.save(state_dict, 'weights.pth')"
+
+
+class Weights(NamedTuple):
     """A state dict on the CPU; ``origin`` says where in the file it stands, "" where it is all of it."""
 
     state: dict[str, Tensor]
@@ -42,48 +51,24 @@ class Weights:
 # -- what a file is --------------------------------------------------------------------------------------------------
 
 
-def _kind(path: Path) -> str:
-    """ "safetensors", "pickle", "script", "tar", or "", by the content of a file."""
+def foreign(path: Path) -> str:
+    """Says what a file is that isn't safetensors, with the remedy: "is empty; ...". It is "" where nobody can say."""
+    if path.is_dir():
+        return "is a folder; give the file of weights in it"
     with open(path, "rb") as file:
-        head = file.read(16)
+        head = file.read(512)
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
-        if "data.pkl" in names:
-            return "script" if any(name.startswith("code/") for name in names) else "pickle"
-        return ""
-    if head[8:9] == b"{":
-        return "safetensors"
-    if head.startswith(b"\x80"):  # torch.save before 1.6
-        return "pickle"
-    return "tar" if tarfile.is_tarfile(path) else ""
-
-
-def foreign(path: Path) -> str:
-    """What a file is that isn't safetensors, with the remedy: "is empty; ...". It is "" where nobody can say."""
-    if path.is_dir():
-        return "is a folder; give the file of weights in it"
-    kind = _kind(path)
-    if kind == "pickle":
-        return (
-            "is a pickle of torch.save, not a checkpoint of icnets.save; icnets convert makes one of it, "
-            "load_basic_state_dict takes its state dict"
-        )
-    if kind == "script":
+        if "data.pkl" not in names:
+            return "is a zip archive without weights; unpack it"
+        if not any(name.startswith("code/") for name in names):
+            return _PICKLE
         call = f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
         return f"is a TorchScript archive; if you trust it, write its weights alone: {call}"
-    if kind == "tar":
+    if head[8:9] != b"{" and tarfile.is_tarfile(path):
         return _resave("is a tar archive, perhaps of torch.save before 0.1.10", path, "")
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if not head:
-        return "is empty; fetch or write it again"
-    if head.startswith(b"PK"):
-        whole = zipfile.is_zipfile(path)
-        return "is a zip archive without weights; unpack it" if whole else "is cut off; fetch or write it again"
-    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
-        return "is a web page, as when a download went wrong; fetch the file itself"
-    return next((what for magic, what in _MAGIC if head.startswith(magic)), "")
+    return next((what for begins, what in _KINDS if re.match(begins, head, re.IGNORECASE)), "")
 
 
 def _resave(what: str, path: Path, entry: str) -> str:
@@ -95,7 +80,7 @@ def _resave(what: str, path: Path, entry: str) -> str:
 
 
 def unpickled(path: Path, map_location: Any = "cpu") -> Any:
-    """The content of a file of torch.save, of which only plain data is read. Raises ValueError for anything else."""
+    """Reads a file of torch.save, of which only plain data. Raises ValueError for anything else."""
     try:
         if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums
             with zipfile.ZipFile(path) as archive:
@@ -118,24 +103,17 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def foreign_objects(path: Path, message: str) -> list[str]:
-    """Names of what a pickle needs beyond tensors and plain data, torch's modules last."""
+    """Names what a pickle needs beyond tensors and plain data, torch's modules last.
+
+    ``message`` is what torch says of it; of a format before 1.6 it names the first object only.
+    """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # a format of before 1.6, or damaged: the error names the first
+    except Exception:
         names = re.findall(
             r"(?:GLOBAL|Unsupported class|Trying to instantiate(?: unsupported)? \w*) ([\w.]+\.\w+)", message
         )
-        names += [name for name in _globals(path) if name.startswith("torch.nn.modules")] if names else []
     return sorted(dict.fromkeys(names), key=lambda name: (name.startswith("torch.nn"), name))
-
-
-def _globals(path: Path) -> list[str]:
-    """What the pickles at the beginning of a file would import; nothing is executed."""
-    found: list[str] = []
-    with open(path, "rb") as file, suppress(Exception):  # behind them are the tensors' bytes
-        while True:
-            found += [str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(file) if op.name == "GLOBAL"]
-    return found
 
 
 # -- the state dict --------------------------------------------------------------------------------------------------
@@ -163,7 +141,7 @@ def _chosen(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
     there = list(map(str, content)) if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
     there = there or ["an empty mapping"]
     what = f"several state dicts ({few(list(states))})" if states else f"no state dict, but {few(there)}"
-    raise ValueError(f"{path} holds {what}; write the one alone: torch.save(state_dict, 'weights.pth')")
+    raise ValueError(f"{path} holds {what}; {_ALONE}")
 
 
 def _prefix(path: Path, state: Mapping[str, Tensor], wanted: Collection[str]) -> str:
@@ -174,15 +152,12 @@ def _prefix(path: Path, state: Mapping[str, Tensor], wanted: Collection[str]) ->
     candidates = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
     found = sorted(p for p in candidates if all(p + key in state for key in wanted))
     if len(found) > 1:
-        raise ValueError(
-            f"{path} holds the network {len(found)} times, under {few(found)}; "
-            "write the one alone: torch.save(state_dict, 'weights.pth')"
-        )
+        raise ValueError(f"{path} holds the network {len(found)} times, under {few(found)}; {_ALONE}")
     return found[0] if found else ""
 
 
 def read_weights(path: Path, wanted: Collection[str] = ()) -> Weights:
-    """The weights of a .pth, .pt, .ckpt or .safetensors file of ours, timm's, Lightning's and others' trainers.
+    """Reads the weights of a .pth, .pt, .ckpt or .safetensors file of icnets, timm's, Lightning's and others' trainers.
 
     Args:
         path: the file; its content decides what it is, not its name.
@@ -193,16 +168,15 @@ def read_weights(path: Path, wanted: Collection[str] = ()) -> Weights:
     """
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}; check the path")
-    kind = "" if path.is_dir() else _kind(path)
-    if kind == "safetensors":
-        try:
-            content: Any = load_file(path, device="cpu")
-        except Exception as error:
-            raise ValueError(_damaged(path, error)) from error
-    elif kind == "pickle":
-        content = unpickled(path)
-    else:
-        raise ValueError(f"{path} {foreign(path) or 'is no file of weights; give .pth or .safetensors'}")
+    if (what := foreign(path)) not in ("", _PICKLE):
+        raise ValueError(f"{path} {what}")
+    try:
+        content = unpickled(path) if what else load_file(path, device="cpu")
+    except SafetensorError as error:
+        with open(path, "rb") as file:
+            begun = file.read(9).endswith(b"{")  # behind the header's size
+        what = _damaged(path, error) if begun else f"{path} is no file of weights; give .pth or .safetensors"
+        raise ValueError(what) from error
     origin, found = _chosen(path, content)
     state = {plain_name(key): v for key, v in found.items() if isinstance(v, Tensor) or key.endswith("_extra_state")}
     if prefix := _prefix(path, state, wanted):

@@ -1,7 +1,7 @@
-"""What a checkpoint or an artefact notes of its images: size, normalisation, crop and classes, kept as strings."""
+"""What a checkpoint or an artifact notes of its images: size, normalisation, crop and classes, kept as strings."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class ImageNotes:
 
 
 def as_text(value: Any) -> str:
-    """A value as a note: items of a list with commas in between; as JSON where they have commas themselves."""
+    """Writes a value as a note: items of a list with commas in between; as JSON where they have commas themselves."""
     if not isinstance(value, list | tuple):
         return str(value)
     texts = [str(item) for item in value]
@@ -40,28 +40,24 @@ def as_text(value: Any) -> str:
 
 
 def notes_of_data(data: Any) -> dict[str, str]:
-    """What to note beside the weights of a network trained on ``data``, an ImageData or the like: what it knows."""
+    """Notes what ``data``, an ImageData or the like, knows of its images, beside the weights trained on it."""
     names = ("class_names", "mean", "std", "image_size", "in_chans", "crop_pct", "interpolation")
     return {name: as_text(value) for name in names if (value := getattr(data, name, None)) is not None}
 
 
 def read_notes(notes: Mapping[str, str]) -> ImageNotes:
-    """From the strings of a checkpoint (lists with commas) or of an artefact (JSON).
+    """Reads the strings of a checkpoint (lists with commas) or of an artifact (JSON).
 
     Raises:
         ValueError: a note that is no such value.
     """
     found: dict[str, Any] = {}
-    for name, kind in (("image_size", int), ("in_chans", int), ("crop_pct", float), ("interpolation", str)):
-        if name in notes:
-            found[name] = _converted(name, notes[name], lambda text, kind=kind: kind(text))
-    for name in ("mean", "std"):
-        if name in notes:
-            found[name] = _converted(name, notes[name], lambda text: tuple(float(item) for item in _items(text)))
-    if "class_names" in notes:
-        found["class_names"] = [str(item) for item in _items(notes["class_names"])]
-    if "input_size" in notes:  # of an artefact, whose size is fixed
-        size = _converted("input_size", notes["input_size"], lambda text: [int(item) for item in _items(text)])
+    for name in _KINDS.keys() & notes.keys():
+        try:
+            found[name] = _KINDS[name](notes[name])
+        except (ValueError, TypeError):
+            raise ValueError(f"it notes {name} as {notes[name]!r}, which makes no sense; write it again") from None
+    if size := found.pop("input_size", None):  # of an artifact, whose size is fixed
         if len(size) != 3 or size[1] != size[2]:
             raise ValueError(f"its input is {'×'.join(map(str, size))}; images are read as channels × N × N pixels")
         found |= {"in_chans": size[0], "image_size": size[1]}
@@ -69,27 +65,29 @@ def read_notes(notes: Mapping[str, str]) -> ImageNotes:
 
 
 def notes_of_cfg(cfg: Mapping[str, Any]) -> ImageNotes:
-    """From timm's ``pretrained_cfg`` of a pretrained network; its input_size is square, as all of timm's CNNs'."""
-    return ImageNotes(
-        image_size=int(cfg["input_size"][-1]) if "input_size" in cfg else None,
-        in_chans=int(cfg["input_size"][0]) if "input_size" in cfg else None,
-        mean=tuple(cfg["mean"]) if cfg.get("mean") is not None else None,
-        std=tuple(cfg["std"]) if cfg.get("std") is not None else None,
-        crop_pct=cfg.get("crop_pct"),
-        interpolation=cfg.get("interpolation"),
-    )
+    """Reads timm's ``pretrained_cfg`` of a pretrained network; its input_size is square, as all of timm's CNNs'."""
+    channels, _, size = cfg.get("input_size") or (None, None, None)
+    mean, std = (None if cfg.get(name) is None else tuple(cfg[name]) for name in ("mean", "std"))
+    return ImageNotes(size, channels, mean, std, cfg.get("crop_pct"), cfg.get("interpolation"))
 
 
-def _items(text: str) -> Sequence[Any]:
+def _items(text: str) -> list[Any]:
     try:
         value = json.loads(text)
     except ValueError:
-        return text.split(",")
+        value = None
     return value if isinstance(value, list) else text.split(",")
 
 
-def _converted(name: str, text: str, convert: Any) -> Any:
-    try:
-        return convert(text)
-    except (ValueError, TypeError):
-        raise ValueError(f"it notes {name} as {text!r}, which makes no sense; write it again") from None
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(item) for item in _items(text))
+
+
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("image_size", "in_chans"), int),
+    **dict.fromkeys(("mean", "std"), _numbers),
+    "crop_pct": float,
+    "interpolation": str,
+    "class_names": lambda text: [str(item) for item in _items(text)],
+    "input_size": lambda text: [int(item) for item in _items(text)],
+}

@@ -11,43 +11,35 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from icnets.checkpoint.architectures import FACTORIES, confirmed, make, remember_architecture
 from icnets.checkpoint.foreign import foreign
-from icnets.convert.optimizers import checked
-from icnets.convert.state_dicts import (
-    mismatch,
-    on_meta,
-    plain_name,
-    plain_tensor,
-    shapes,
-    unloadable,
-    with_versions,
-    without_wrapper,
-)
-from icnets.convert.structure import difference, in_words, structure_of, unwrapped, versions
-from icnets.convert.surgery import obstacle, planned
-from icnets.convert.wrapped import refuse_sharded, refuse_wrapped
+from icnets.convert import state_dicts
+from icnets.convert.optimizers import checked, extend_
+from icnets.convert.structure import difference, structure_of, unwrapped, versions
+from icnets.convert.surgery import obstacle
+from icnets.convert.wrapped import refuse_wrapped
 from icnets.deploy.batch_norm import FoldedNormAct
 from icnets.support.files import atomic_write
 from icnets.support.text import few, first_line
-from icnets.support.undo import Undo
-from icnets.unit.collision import output_channels
+from icnets.support.undo import remember_all
 from icnets.unit.deployed import FUSED_LAYERS
 from icnets.unit.guards import guard_
-from icnets.unit.layers import IC_LAYERS, ICLayer, ic_parameters, unit_of
-from icnets.unit.subclasses import vector_names
+from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
-__all__ = ["CheckpointError", "load", "load_with_notes", "save"]
+__all__ = ["CheckpointError", "load", "load_with_notes", "read", "save"]
 
 VERSION = 1
+File = str | os.PathLike[str]
+Optimizers = Iterable[torch.optim.Optimizer] | None
 
 
 class CheckpointError(ValueError):
@@ -64,21 +56,21 @@ def _describe(layer: ICLayer) -> dict[str, Any]:
 
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Every IC unit with what it was made with, by name; a shared unit under each of its names, as its keys are."""
+    """Lists every IC unit with its options, by name; a shared unit under each of its names, as its keys are."""
     modules = model.named_modules(remove_duplicate=False)
-    return {plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
+    return {state_dicts.plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
 
 
 def _tensors(model: nn.Module, state: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """What to write: of ``model``, or ``state`` if that fits it. Raises TypeError, ValueError if it can't be loaded."""
-    own = {plain_name(key): value for key, value in model.state_dict().items()}
-    found = own if state is None else without_wrapper(state, own)
-    if state is not None and (problem := mismatch(shapes(own), shapes(found))):
+    own = {state_dicts.plain_name(key): value for key, value in model.state_dict().items()}
+    found = own if state is None else state_dicts.without_wrapper(state, own)
+    if state is not None and (problem := state_dicts.mismatch(state_dicts.shapes(own), state_dicts.shapes(found))):
         raise ValueError(f"state doesn't fit the model: {problem}; pass a whole state dict of this model")
     tensors: dict[str, Tensor] = {}
     stores: set[int] = set()
     for key, value in found.items():
-        value = plain_tensor(key, value)
+        value = state_dicts.plain_tensor(key, value)
         store = value.untyped_storage().data_ptr()
         # Tied tensors are written twice: the format refuses shared memory, and loading ties them again.
         tensors[key] = value.clone() if store in stores else value
@@ -98,7 +90,7 @@ def _checksum(header: Mapping[str, Any], metadata: Mapping[str, str], tensors: M
 
 def save(
     model: nn.Module,
-    path: str | os.PathLike[str],
+    path: File,
     *,
     architecture: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -128,8 +120,15 @@ def save(
             network, or a ``state`` that doesn't fit the model.
 
     Example:
-        >>> save(model, "ic.safetensors", metadata={"mean": "0.5"})
-        >>> model = load("ic.safetensors", basic)
+        >>> import tempfile
+        >>> from icnets import convert_
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> report = convert_(model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/ic.safetensors", metadata={"mean": "0.5"})
+        ...     again = load(f"{folder}/ic.safetensors", nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+        >>> type(again[0]).__name__
+        'ICConv2d'
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -152,7 +151,7 @@ def prepare(
     metadata: Mapping[str, str] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any] | None]:
-    """The tensors and the strings of a checkpoint, and the call that makes its network. Raises what ``save`` raises."""
+    """Returns the tensors and strings of a checkpoint, and the call that makes its network. Raises as ``save``."""
     model = unwrapped(model)
     _refuse_unloadable(model, metadata or {})
     tensors = _tensors(model, state)
@@ -173,166 +172,128 @@ def prepare(
 def _refuse_unloadable(model: Any, metadata: Mapping[str, Any]) -> None:
     """Raises TypeError for a network that ``load`` can't rebuild, and for notes that aren't strings."""
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is a {type(model).__name__}; save takes the network, an nn.Module, and weights as state="
-        )
+        found = f"model is a {type(model).__name__}"
+        raise TypeError(f"{found}; save takes the network, an nn.Module, and weights as state=")
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise TypeError(f"metadata[{key!r}] is a {type(value).__name__}; it must be a string")
-    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
-        raise TypeError(
-            "the model is inside FullyShardedDataParallel, which flattens it; gather the weights "
-            "(FullStateDictConfig), and save the network without FSDP, which may be on meta, with them as state="
-        )
-    if any(isinstance(m, (*FUSED_LAYERS, FoldedNormAct)) for m in model.modules()):
-        raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before fuse_, or export it")
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        raise TypeError("the model is scripted; save the nn.Module that it was made from")
-    for name, unit in model.named_modules():
-        if isinstance(unit, IC_LAYERS) and not unit._parameters.keys() >= set(unit.vector_names):
-            raise TypeError(
-                f"the collision of {name!r} is pruned or parametrised, which load can't rebuild; make that permanent "
-                "first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
-            )
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            remedy = "gather the weights (FullStateDictConfig), and save the network without FSDP, with them as state="
+            raise TypeError(f"the model is inside FullyShardedDataParallel, which flattens it; {remedy}")
+        if isinstance(module, (*FUSED_LAYERS, FoldedNormAct)):
+            raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before, or export it")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError("the model is scripted; save the nn.Module that it was made from")
+        if isinstance(module, IC_LAYERS) and not module._parameters.keys() >= set(module.vector_names):
+            remedy = "make that permanent first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+            raise TypeError(f"the collision of {name!r} is pruned or parametrised, which load can't rebuild; {remedy}")
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
-    """The header, the tensors and the other metadata of a checkpoint. Raises CheckpointError for any other file."""
+def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """Reads header, tensors and other metadata of a checkpoint. Raises CheckpointError for any other file."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} {foreign(path)}" if path.is_dir() else f"there is no checkpoint {path}; check the path"
-        )
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}; check the path")
+    again = "write it again with icnets.save"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        what = (
-            foreign(path) or f"is not a whole safetensors file ({first_line(error)}); write it again with icnets.save"
-        )
+    except Exception as error:  # of safetensors, or of the file system
+        what = foreign(path) or f"is not a whole safetensors file ({first_line(error)}); {again}"
         raise CheckpointError(f"{path} {what}") from None
-    header = _header(path, metadata.pop("icnets", None))
+    if "icnets" not in metadata:
+        remedy = "load a basic network's weights with load_basic_state_dict"
+        raise CheckpointError(f"{path} was not written by icnets.save; {remedy}")
+    try:
+        header = dict(json.loads(metadata.pop("icnets")))
+        if (version := header["version"]) == VERSION:
+            _require_entries(header)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise CheckpointError(f"{path} has a damaged icnets header; {again}") from None
+    if version != VERSION:
+        needed = f"this icnets reads version {VERSION}: upgrade icnets"
+        raise CheckpointError(f"{path} has format version {version}; {needed}")
     metadata.pop("format", None)
     checksum = header.pop("checksum", None)  # older files have none
     if checksum not in (None, _checksum(header, metadata, tensors)):
-        raise CheckpointError(f"{path} is damaged: its checksum differs; write it again with icnets.save")
+        raise CheckpointError(f"{path} is damaged: its checksum differs; {again}")
     return header, tensors, metadata
 
 
-def _header(path: Path, text: str | None) -> dict[str, Any]:
-    if text is None:
-        raise CheckpointError(
-            f"{path} was not written by icnets.save; load a basic network's weights with load_basic_state_dict"
-        )
-    try:
-        header = json.loads(text)
-        version, layers, architecture = header["version"], header["layers"], header["architecture"]
-        well_formed = all(isinstance(options, dict) and set(options) == _OPTIONS for options in layers.values())
-        well_formed &= architecture is None or set(architecture) == {"factory", "args"}
-        well_formed &= all(isinstance(text, str) for e in header.get("structure", {}).values() for text in (e[""], *e))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} has a damaged icnets header ({error!r}); write it again with icnets.save"
-        ) from None
-    if version != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}; this icnets reads version {VERSION}: upgrade icnets"
-        )
-    if not well_formed:
-        raise CheckpointError(f"{path} has a damaged icnets header; write it again with icnets.save")
-    return dict(header)
+def _require_entries(header: Mapping[str, Any]) -> None:
+    """Raises whatever reading an entry of the wrong form raises."""
+    call, entries = header["architecture"], header.get("structure", {}).values()
+    known = {"scale", "inner_bias", "gain", "collision_weight"}
+    well_formed = all(options.keys() == known for options in header["layers"].values())
+    well_formed &= call is None or call.keys() == {"factory", "args"}
+    if not (well_formed and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry))):
+        raise ValueError("an entry isn't what save writes")
 
 
-_OPTIONS = {"scale", "inner_bias", "gain", "collision_weight"}
-
-
-def _build(path: Path, header: Mapping[str, Any]) -> nn.Module:
-    architecture = header["architecture"]
-    if architecture is None:
+def _build(header: Mapping[str, Any]) -> nn.Module:
+    if header["architecture"] is None:
         why = f": {header['changed']}" if "changed" in header else ""
-        raise CheckpointError(
-            f"{path} doesn't say how to make its network{why}; pass the basic one: load(path, model=...)"
-        )
-    factory, args = architecture["factory"], architecture["args"]
+        raise CheckpointError(f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)")
+    factory, args = header["architecture"]["factory"], header["architecture"]["args"]
     if factory not in FACTORIES:
-        raise CheckpointError(f"{path} names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
+        raise CheckpointError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
     try:
         model = make(factory, args)
     except ImportError as error:
-        module = FACTORIES[factory][0]
-        raise CheckpointError(f"{path} needs {module}, which can't be imported ({error}); install it") from None
+        raise CheckpointError(f"needs {FACTORIES[factory][0]}, which can't be imported ({error}); install it") from None
     except Exception as error:
-        raise CheckpointError(f"{path} asks {factory} for {args}, which fails: {first_line(error)}") from error
+        raise CheckpointError(f"asks {factory} for {args}, which fails: {first_line(error)}") from error
     remember_architecture(model, factory, args)
     return model
 
 
-def _to_convert(path: Path, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The basic layers of ``model`` that are IC units in the file, by name; CheckpointError where none can be."""
+def _convert_as(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Makes IC units of the layers of ``model`` that are units in the file, and returns those that weren't yet.
+
+    Raises:
+        CheckpointError: a layer is missing, or can't become what it is in the file.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = {}
+    chosen: dict[str, nn.Module] = {}
     for name, options in layers.items():
         module = modules.get(name)
+        where = f"has an IC unit at {name!r}"
         if module is None or unit_of(module) is None:
             there = "no such module" if module is None else f"a {type(module).__name__}"
-            raise CheckpointError(
-                f"{path} has an IC unit at {name!r}, where the model has {there}; pass its own network"
-            )
+            raise CheckpointError(f"{where}, where the model has {there}; pass its own network")
         if not isinstance(module, IC_LAYERS):
             if (reason := obstacle(module)) is not None:
-                raise CheckpointError(
-                    f"{path} has an IC unit at {name!r}, which can't become one: {reason}; pass its own network"
-                )
-            found[name] = module
+                raise CheckpointError(f"{where}, which can't become one: {reason}; pass its own network")
+            chosen[name] = module
         elif _describe(module) != options:
-            raise CheckpointError(
-                f"{path} has {options} at {name!r}, the model {_describe(module)}; pass a basic network"
-            )
-    return found
-
-
-def _check(
-    path: Path,
-    model: nn.Module,
-    header: Mapping[str, Any],
-    chosen: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Finds every mismatch of the tensors before the model is touched."""
-    expected = shapes(model.state_dict())
+            raise CheckpointError(f"has {options} at {name!r}, the model {_describe(module)}; pass a basic network")
+    if chosen:
+        refuse_wrapped(model, "load into")
     for name, module in chosen.items():
-        unit, options = unit_of(module), header["layers"][name]
-        present = (True, options["inner_bias"], options["gain"] is not None)
-        new = [key for key, there in zip(vector_names(unit, module), present, strict=True) if there]
-        expected |= {f"{name}.{key}" if name else key: (output_channels(module),) for key in new}
-    if (problem := mismatch(expected, shapes(tensors)) or unloadable(model, tensors)) is not None:
-        raise CheckpointError(f"{path} doesn't fit the model: {problem}")
+        if not isinstance(module, IC_LAYERS):  # a shared one is converted once
+            unit: Any = unit_of(module)
+            unit.take_over_(module, **layers[name])
+    return chosen
 
 
-def _compare(path: Path, model: nn.Module, header: Mapping[str, Any], rebuilt: bool) -> None:
+def _compare(model: nn.Module, header: Mapping[str, Any], rebuilt: bool) -> str | None:
     """Raises CheckpointError if ``model`` has the keys of the file's network but another function.
 
-    Libraries change from version to version, so a difference between them in what isn't torch's own only warns.
+    Libraries change from version to version, so a difference between them in what isn't torch's own is only returned.
     """
     found = difference(header.get("structure", {}), structure_of(model))  # older files have none
     if not found:
-        return
-    now = versions()
+        return None
+    now, what = versions(), f"in the model, {few(list(found))}"
     moved = [f"{k} {v}, here {now[k]}" for k, v in header.get("versions", {}).items() if now.get(k, v) != v]
-    if not moved or (not rebuilt and any(d.certain for d in found)):
-        raise CheckpointError(f"{path} is of another network: in the model, {in_words(found)}; pass its own network")
-    warnings.warn(
-        f"{path} was written with {few(moved)}; in the model, {in_words(found)}: compare their outputs", stacklevel=4
-    )
+    if not moved or (not rebuilt and any(found.values())):
+        raise CheckpointError(f"is of another network: {what}; pass its own network")
+    return f"was written with {few(moved)}; {what}: compare their outputs"
 
 
-def load(
-    path: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    optimizers: Iterable[torch.optim.Optimizer] | None = None,
-) -> nn.Module:
+def load(path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None) -> nn.Module:
     """Rebuilds the network of a checkpoint, on the CPU and in eval mode, without repeating the surgery.
 
     Args:
@@ -350,49 +311,43 @@ def load(
     Whatever is raised, ``model`` and its optimizers are then as they were.
 
     Example:
-        >>> model = load("ic.safetensors")  # made by timm or torchvision
-        >>> model = load("ic.safetensors", MyNetwork())
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(nn.Linear(2, 3), f"{folder}/basic.safetensors")
+        ...     load(f"{folder}/basic.safetensors", nn.Linear(2, 3))  # of a timm network, load(path) is enough
+        Linear(in_features=2, out_features=3, bias=True)
     """
     return load_with_notes(path, model, optimizers=optimizers)[0]
 
 
 def load_with_notes(
-    path: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    optimizers: Iterable[torch.optim.Optimizer] | None = None,
+    path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """As :func:`load`; also the strings that were given to :func:`save` as ``metadata``."""
-    path = Path(path)
+    """Rebuilds as :func:`load`, and returns also the strings that were given to :func:`save` as ``metadata``."""
     header, tensors, notes = read(path)
     rebuilt = model is None
     if not (rebuilt or isinstance(model, nn.Module)):
         raise TypeError(f"model is a {type(model).__name__}; load takes the basic network, an nn.Module")
-    if model is None:
-        model = _build(path, header)
-    if (name := on_meta(model)) is not None:
-        raise CheckpointError(
-            f"{path} can't be loaded: {name} of the model is on meta; call model.to_empty(device='cpu')"
-        )
-    refuse_sharded(model)
     try:
-        chosen = _to_convert(path, model, header["layers"])
-        _check(path, model, header, chosen, tensors)
-    except CheckpointError:
-        refuse_wrapped(model, "load into")  # which would explain it
-        raise
-    if chosen:
-        refuse_wrapped(model, "load into")
-    _compare(path, model, header, rebuilt)
-    extension = planned(model, chosen, [] if rebuilt else checked(optimizers))
-    with Undo() as undo:
-        undo.remember_all(model, values=not rebuilt)
-        for name, module in chosen.items():
-            kind = unit_of(module)
-            if kind is not None and not isinstance(module, IC_LAYERS):  # a shared one is converted once
-                kind.take_over_(module, **header["layers"][name])
-        guard_(model)
-        model.load_state_dict(with_versions(tensors, model.state_dict()))
-        extension.apply_(ic_parameters, undo)
-        model.eval()
+        model = _build(header) if model is None else model
+        state_dicts.refuse_without_values(model, CheckpointError)
+        with ExitStack() as undo:
+            remember_all(undo, model, values=not rebuilt)
+            chosen = _convert_as(model, header["layers"])
+            own = model.state_dict()  # with the versions of its modules: some refuse a state dict that has none
+            problem = state_dicts.mismatch(state_dicts.shapes(own), state_dicts.shapes(tensors))
+            if problem := problem or state_dicts.unloadable(model, tensors):
+                raise CheckpointError(f"doesn't fit the model: {problem}")
+            if warning := _compare(model, header, rebuilt):
+                warnings.warn(f"{path} {warning}", stacklevel=3)
+            guard_(model)
+            own.update(tensors)
+            model.load_state_dict(own)
+            extend_(model, chosen, [] if rebuilt else checked(optimizers), undo)
+            model.eval()
+            undo.pop_all()
+    except CheckpointError as error:
+        if model is not None:
+            refuse_wrapped(model, "load into")  # a wrapper would explain it
+        raise CheckpointError(f"{path} {error}") from error.__cause__
     return model, notes

@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from icnets.cli.config_errors import explained
 from icnets.cli.parser import Parser
 from icnets.support.text import one_line
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if os.environ.get("ICNETS_DEBUG"):
             traceback.print_exc()
-        print(f"icnets: error: {one_line(error)}", file=sys.stderr)
+        print(f"icnets: error: {explained(error)}", file=sys.stderr)
         return 2
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.cli.allowed_imports import allowed_imports, take_flag
 from icnets.cli.app import COMMANDS
+from icnets.cli.config_errors import of_configuration
 from icnets.cli.fit_callbacks import Announcement, SavedConfiguration, UnreadableImages
 from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
@@ -23,7 +24,6 @@ from icnets.cli.unique_keys import UNIQUE_KEYS
 from icnets.data.data_module import ImageData
 from icnets.support.files import remove_unfinished
 from icnets.support.quiet import quiet
-from icnets.support.text import of_configuration
 from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar

@@ -54,8 +54,8 @@ def parse(parser: Any, argv: Sequence[str] | None) -> Any:
             configuration may not name.
     """
     from icnets.cli.allowed_imports import allowed_imports
+    from icnets.cli.config_errors import explained, of_configuration
     from icnets.cli.unique_keys import UNIQUE_KEYS
-    from icnets.support.text import of_configuration, one_line
 
     parser.parser_mode, parser.allow_abbrev = UNIQUE_KEYS, False
     try:
@@ -64,4 +64,4 @@ def parse(parser: Any, argv: Sequence[str] | None) -> Any:
                 parsed = parser.parse_args(argv)
             return parser.instantiate(parsed)
     except argparse.ArgumentError as error:
-        raise ValueError(with_hint(one_line(error), parser)) from error
+        raise ValueError(with_hint(explained(error), parser)) from error

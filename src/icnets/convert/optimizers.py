@@ -1,4 +1,4 @@
-"""Optimizers and schedules that were built before a conversion: they get its new parameters (ours).
+"""Optimizers and schedules that were built before a conversion: they get its new parameters.
 
 Each new vector is trained wherever its layer's weight is, with the options of the weight's group but without weight
 decay. A schedule keeps lists with one entry per group; each gets the entry of the weight's group once more.
@@ -10,16 +10,16 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from icnets.support.text import few
-from icnets.support.undo import Undo
+from icnets.unit.layers import ic_parameters
 
-__all__ = ["Extension", "built_optimizers", "checked", "weights_of"]
+__all__ = ["checked", "extend_", "weights_of"]
 
 Site = tuple[Any, int]  # an optimizer and the index of one of its groups
 
@@ -31,34 +31,45 @@ _BUILD_LATER = "build it after convert_"
 
 
 def weights_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters that ``layer``'s weight is made of: the largest first, then others that are no bias."""
+    """Returns the parameters that ``layer``'s weight is made of: the largest first, then others that are no bias."""
     named = [(n.removeprefix("parametrizations."), p) for n, p in layer.named_parameters() if "bias" not in n]
     named.sort(key=lambda pair: (pair[0].partition(".")[0].partition("_")[0] != "weight", -pair[1].numel()))
     return [p for _, p in named]
 
 
+def checked(optimizers: Any) -> list[Any] | None:
+    """Lists each of ``optimizers`` once; TypeError for anything but a collection of optimizers."""
+    if optimizers is None:
+        return None
+    if hasattr(optimizers, "param_groups"):
+        raise TypeError(f"optimizers is a single {type(optimizers).__name__}; pass a list: optimizers=[optimizer]")
+    if not isinstance(optimizers, Iterable) or isinstance(optimizers, str | Tensor):
+        raise TypeError(f"optimizers is a {type(optimizers).__name__}; it must be a list of optimizers")
+    found = list(optimizers.values() if isinstance(optimizers, Mapping) else optimizers)
+    for o in found:
+        if not (hasattr(o, "param_groups") and hasattr(o, "add_param_group")):
+            raise TypeError(f"optimizers holds a {type(o).__name__}; it must be a list of optimizers")
+    return list({id(o.param_groups): o for o in reversed(found)}.values())[::-1]
+
+
 # -- what exists -----------------------------------------------------------------------------------------------------
 
 
-def _living(
-    kind: Callable[[type], bool], wanted: Callable[[Any], bool], problem: Callable[[Any], bool] = lambda _: True
-) -> list[Any]:
-    """The ``wanted`` among the objects of a type that is ``kind``; of others nothing is looked at but the type."""
+def _living(kind: Callable[[type], bool], wanted: Callable[[Any], bool]) -> list[Any]:
+    """The ``wanted`` among the objects of a type that is ``kind``; objects of other types aren't touched."""
 
     def find() -> list[Any]:
         objects = gc.get_objects()
         kinds = {k for k in set(map(type, objects)) if kind(k)}
         return [o for o in objects if type(o) in kinds and wanted(o)]
 
-    found = find()
-    if any(map(problem, found)):
-        found.clear()
-        gc.collect()  # a schedule and its optimizer refer to each other, and so outlive their last use
-        found = find()
-    return found
+    if not find():
+        return []
+    gc.collect()  # a schedule and its optimizer refer to each other, and so outlive their last use
+    return find()
 
 
-def built_optimizers(parameters: Iterable[nn.Parameter]) -> list[torch.optim.Optimizer]:
+def _built_optimizers(parameters: Iterable[nn.Parameter]) -> list[torch.optim.Optimizer]:
     """The optimizers that train any of ``parameters``."""
     ours = {id(p) for p in parameters}
 
@@ -66,10 +77,6 @@ def built_optimizers(parameters: Iterable[nn.Parameter]) -> list[torch.optim.Opt
         return any(id(p) in ours for g in getattr(o, "param_groups", ()) for p in g["params"])
 
     return _living(lambda kind: issubclass(kind, torch.optim.Optimizer), trains)
-
-
-def _foreign(schedule: Any) -> bool:
-    return not type(schedule).__module__.startswith(("torch.optim.", "timm.scheduler"))
 
 
 def _scheduled(schedule: Any) -> set[int]:
@@ -88,7 +95,7 @@ def _built_schedules(optimizers: Iterable[Any]) -> list[Any]:
         other = issubclass(kind, torch.optim.Optimizer | nn.Module)
         return not other and any("step" in vars(c) for c in kind.__mro__)
 
-    return _living(steps, lambda o: not groups.isdisjoint(_scheduled(o)), _foreign) if groups else []
+    return _living(steps, lambda o: not groups.isdisjoint(_scheduled(o))) if groups else []
 
 
 def _innermost(optimizer: Any) -> Any:
@@ -103,40 +110,20 @@ def _innermost(optimizer: Any) -> Any:
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def checked(optimizers: Any) -> list[Any] | None:
-    """``optimizers`` as a list in which each comes once; TypeError for anything but a collection of optimizers."""
-    if optimizers is None:
-        return None
-    if hasattr(optimizers, "param_groups"):
-        raise TypeError(f"optimizers is a single {type(optimizers).__name__}; pass a list: optimizers=[optimizer]")
-    if not isinstance(optimizers, Iterable) or isinstance(optimizers, str | Tensor):
-        raise TypeError(f"optimizers is a {type(optimizers).__name__}; it must be a list of optimizers")
-    found = list(optimizers.values() if isinstance(optimizers, Mapping) else optimizers)
-    for o in found:
-        if not (hasattr(o, "param_groups") and hasattr(o, "add_param_group")):
-            raise TypeError(f"optimizers holds a {type(o).__name__}; it must be a list of optimizers")
-    return list({id(o.param_groups): o for o in reversed(found)}.values())[::-1]
-
-
-def _by_group(schedule: Any, values: Any, groups: list[dict[str, Any]]) -> bool:
-    """Whether ``values`` seem to belong to the groups, one to each."""
-    if not isinstance(values, list | tuple) or len(values) != len(groups) or values is groups:
-        return False
-    numbers = all(isinstance(v, int | float | Tensor) for v in values)
-    if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) or "base_values" in vars(schedule):
-        return numbers or all(map(callable, values))
-    pairs = [(v, g, [o for o in g.values() if isinstance(o, float)]) for v, g in zip(values, groups, strict=True)]
-    options = numbers and all(any(math.isclose(float(v), o, rel_tol=1e-6) for o in known) for v, _, known in pairs)
-    return options or all(v is g for v, g, _ in pairs)
-
-
 def _refuse_schedule(schedule: Any, groups: list[dict[str, Any]]) -> None:
-    for name, values in vars(schedule).items() if _foreign(schedule) else ():
-        if name not in _PER_GROUP and _by_group(schedule, values, groups):
-            raise RuntimeError(
-                f"{type(schedule).__name__} schedules an optimizer that was passed, and its {name} seems to hold a "
-                f"value for each of the {len(groups)} parameter groups, of which there will be more; {_BUILD_LATER}"
-            )
+    """Raises RuntimeError for a schedule with a list of values for the groups that we don't know."""
+
+    def belongs(value: Any, group: dict[str, Any]) -> bool:
+        if isinstance(value, int | float | Tensor):
+            options = [o for o in group.values() if isinstance(o, float)]
+            return any(math.isclose(float(value), o, rel_tol=1e-6) for o in options)
+        return value is group or (isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) and callable(value))
+
+    for name, values in vars(schedule).items():
+        listed = isinstance(values, list | tuple) and len(values) == len(groups) and values is not groups
+        if listed and name not in _PER_GROUP and all(map(belongs, values, groups)):
+            what = f"{type(schedule).__name__} schedules an optimizer that was passed, and its {name} seems to hold"
+            raise RuntimeError(f"{what} a value for each of the {len(groups)} parameter groups; {_BUILD_LATER}")
 
 
 def _matrices_only(optimizer: Any, index: int) -> bool:
@@ -151,99 +138,95 @@ def _matrices_only(optimizer: Any, index: int) -> bool:
 # -- the extension ---------------------------------------------------------------------------------------------------
 
 
-class Extension:
-    """Where the vectors that layers will get belong: decided first, done after the conversion.
+def extend_(
+    model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any] | None, undo: ExitStack
+) -> dict[str, str]:
+    """Adds the vectors of ``layers``, which have just become IC units of ``model``, to the optimizers.
 
     Args:
         model: holds the layers.
-        layers: basic layers by name, which will be converted.
-        optimizers: of :func:`checked`.
+        layers: the units by name.
+        optimizers: of :func:`checked`; None: no optimizer may train the model.
+        undo: gets what puts the optimizers and their schedules back.
+
+    Returns:
+        Names of the layers whose vectors nothing will train, with the reason.
 
     Raises:
-        RuntimeError: an optimizer or a schedule can't take the vectors, or one that trains a layer wasn't passed.
+        RuntimeError: an optimizer that trains ``model`` exists and wasn't passed; or it, or a schedule that runs on it,
+            can't take the vectors.
     """
+    if layers and optimizers is None and _built_optimizers(model.parameters()):
+        remedy = "build it after the conversion, or pass it as optimizers=[...], or optimizers=() if it isn't used"
+        raise RuntimeError(f"an optimizer that trains this model would miss the new parameters; {remedy}")
+    placed, untrained = _placed(model, layers, optimizers or [])
+    schedules = _built_schedules(optimizer for optimizer, _ in placed)
+    for (optimizer, index), own in placed.items():
+        new = [(f"{name}.{v}" if name else v, p) for name, layer in own.items() for v, p in ic_parameters(layer)]
+        for schedule in schedules:
+            if id(optimizer.param_groups) in _scheduled(schedule):
+                _extend_schedule(schedule, index, optimizer.param_groups, undo)
+        _add_group(optimizer, index, new, undo)
+    return untrained
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any]) -> None:
-        self.optimizers = optimizers
-        self.sites: dict[int, list[Site]] = {}  # of each parameter, by identity
-        for optimizer in optimizers:
-            for index, group in enumerate(optimizer.param_groups):
-                for p in group["params"]:
-                    self.sites.setdefault(id(p), []).append((optimizer, index))
-        self.of_vectors = [site for p in model.parameters() if p.ndim == 1 for site in self.sites.get(id(p), [])]
-        self.layers: dict[tuple[int, int], tuple[Site, dict[str, nn.Module]]] = {}  # by optimizer and group
-        self.untrained: dict[str, str] = {}  # names of layers whose vectors nothing will change, with the reason
-        if optimizers and layers and not any(id(p) in self.sites for p in model.parameters()):
-            raise RuntimeError(f"none of the optimizers passed trains a parameter of this model; {_BUILD_LATER}")
-        for name, layer in layers.items():
-            self._place(name, layer)
-        self._refuse_others(layers)
-        self.schedules = _built_schedules(o for (o, _), _ in self.layers.values())
-        for schedule in self.schedules:
-            for (optimizer, _), _ in self.layers.values():
-                if id(optimizer.param_groups) in _scheduled(schedule):
-                    _refuse_schedule(schedule, optimizer.param_groups)
 
-    def _place(self, name: str, layer: nn.Module) -> None:
+def _placed(
+    model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any]
+) -> tuple[dict[Site, dict[str, nn.Module]], dict[str, str]]:
+    """For each group of an optimizer the layers whose vectors it gets, and for others why nothing trains theirs."""
+    sites: dict[int, list[Site]] = {}  # of each parameter, by identity
+    for optimizer in optimizers:
+        for index, group in enumerate(optimizer.param_groups):
+            for p in group["params"]:
+                sites.setdefault(id(p), []).append((optimizer, index))
+    if optimizers and layers and not any(id(p) in sites for p in model.parameters()):
+        raise RuntimeError(f"none of the optimizers passed trains a parameter of this model; {_BUILD_LATER}")
+    of_vectors = [site for p in model.parameters() if p.ndim == 1 for site in sites.get(id(p), [])]
+    placed: dict[Site, dict[str, nn.Module]] = {}
+    untrained: dict[str, str] = {}
+    missed: dict[str, list[nn.Parameter]] = {}
+    for name, layer in layers.items():
         weights = weights_of(layer)
-        found = next((self.sites[id(p)] for p in weights if id(p) in self.sites), [])
+        found = next((sites[id(p)] for p in weights if id(p) in sites), [])
+        biases = [s for n, p in layer.named_parameters() if "bias" in n for s in sites.get(id(p), [])]
         for site in found:
-            optimizer, index = self._for_vectors(site, layer)
-            self.layers.setdefault((id(optimizer), index), ((optimizer, index), {}))[1][name] = layer
+            placed.setdefault(_for_vectors([site, *biases, *of_vectors]), {})[name] = layer
         if not any(p.requires_grad for p in weights):
-            self.untrained[name] = "its weight is frozen"
-        elif self.optimizers and not found:
-            self.untrained[name] = "no optimizer that was passed trains its weight"
+            untrained[name] = "its weight is frozen"
+        elif optimizers and not found:
+            untrained[name] = "no optimizer that was passed trains its weight"
+            missed[name] = weights
+    if missed and (others := _built_optimizers(p for weights in missed.values() for p in weights)):
+        what = f"{type(others[0]).__name__} trains the weights of {few(list(missed))}"
+        raise RuntimeError(f"{what} and isn't among the optimizers passed; pass it too, or {_BUILD_LATER}")
+    return placed, untrained
 
-    def _for_vectors(self, site: Site, layer: nn.Module) -> Site:
-        """``site``, or where a vector can be trained if the optimizer there takes matrices only."""
-        kind = type(_innermost(site[0])).__name__
-        if isinstance(_innermost(site[0]), torch.optim.LBFGS):
-            raise RuntimeError(f"LBFGS trains a single group of parameters and can't get more; {_BUILD_LATER}")
-        if not _matrices_only(*site):
-            return site
-        biases = [s for n, p in layer.named_parameters() if "bias" in n for s in self.sites.get(id(p), [])]
-        for other in biases + self.of_vectors:
-            if not _matrices_only(*other):
-                return other
-        raise RuntimeError(
-            f"{kind} trains matrices only, and none of the optimizers passed trains a vector of this model; "
-            "pass the one that trains its biases or norms too"
-        )
 
-    def _refuse_others(self, layers: Mapping[str, nn.Module]) -> None:
-        missed = [name for name in self.untrained if any(p.requires_grad for p in weights_of(layers[name]))]
-        if missed and (others := built_optimizers(p for name in missed for p in weights_of(layers[name]))):
-            raise RuntimeError(
-                f"{type(others[0]).__name__} trains the weights of {few(missed)} and isn't among the optimizers "
-                f"passed; pass it too, or {_BUILD_LATER}"
-            )
-
-    def apply_(self, vectors: Callable[[nn.Module], Iterable[tuple[str, nn.Parameter]]], undo: Undo) -> None:
-        """Adds ``vectors(layer)``, name and Parameter, of every layer to its optimizers."""
-        for (optimizer, index), layers in self.layers.values():
-            new = [(f"{name}.{v}" if name else v, p) for name, layer in layers.items() for v, p in vectors(layer)]
-            for schedule in self.schedules:
-                if id(optimizer.param_groups) in _scheduled(schedule):
-                    _extend_schedule(schedule, index, len(optimizer.param_groups), undo)
-            _add_group(optimizer, index, new, undo)
+def _for_vectors(sites: list[Site]) -> Site:
+    """The first site, that of a weight; if the optimizer there takes matrices only, the next that takes vectors."""
+    inner = _innermost(sites[0][0])
+    if isinstance(inner, torch.optim.LBFGS):
+        raise RuntimeError(f"LBFGS trains a single group of parameters and can't get more; {_BUILD_LATER}")
+    if (found := next((site for site in sites if not _matrices_only(*site)), None)) is None:
+        what = f"{type(inner).__name__} trains matrices only, and none of the optimizers passed trains a vector"
+        raise RuntimeError(f"{what} of this model; pass the one that trains its biases or norms too")
+    return found
 
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else copy.copy(value) if isinstance(value, list | dict) else value
 
 
-def _add_group(optimizer: Any, index: int, new: list[tuple[str, nn.Parameter]], undo: Undo) -> None:
+def _add_group(optimizer: Any, index: int, new: list[tuple[str, nn.Parameter]], undo: ExitStack) -> None:
     """Adds ``new`` with the options of group ``index``, but without weight decay."""
     groups, group = optimizer.param_groups, optimizer.param_groups[index]
-    count = len(groups)
-    undo.on_failure(lambda: groups.__delitem__(slice(count, None)))
+    undo.callback(groups.__delitem__, slice(len(groups), None))
     options = {k: _copied(v) for k, v in group.items() if k not in ("params", "param_names")}
     options |= {k: options[k] * 0 for k in _DECAY if options.get(k) is not None}
     # Monitors of learning rates want names that differ.
     for key in {"name", "group_name"} & options.keys():
         taken = {g.get(key) for g in groups}
-        tries = (f"{options[key]} (IC{i})" for i in ("", *range(2, count + 2)))
+        tries = (f"{options[key]} (IC{i})" for i in ("", *range(2, len(groups) + 2)))
         options[key] = next(name for name in tries if name not in taken)
     optimizer.add_param_group({"params": new if "param_names" in group else [p for _, p in new], **options})
     _prepare(_innermost(optimizer), [p for _, p in new], undo)
@@ -252,22 +235,24 @@ def _add_group(optimizer: Any, index: int, new: list[tuple[str, nn.Parameter]], 
         raise RuntimeError(f"{type(optimizer).__name__} took no new parameters; {_BUILD_LATER}")
 
 
-def _prepare(optimizer: Any, new: list[nn.Parameter], undo: Undo) -> None:
+def _prepare(optimizer: Any, new: list[nn.Parameter], undo: ExitStack) -> None:
     """Makes the state that some optimizers make for each parameter when they are built, not at its first step."""
     kind = type(optimizer)
     if kind.__name__ in ("Adagrad", "Adahessian"):
         known = inspect.signature(kind).parameters
         made = kind(new, **{k: v for k, v in optimizer.defaults.items() if k in known})
         optimizer.state.update(made.state)
-        undo.on_failure(lambda: [optimizer.state.pop(p, None) for p in new])
+        undo.callback(lambda: [optimizer.state.pop(p, None) for p in new])
 
 
-def _extend_schedule(schedule: Any, index: int, count: int, undo: Undo) -> None:
-    """Gives each list with ``count`` entries, one per group, the entry of group ``index`` once more."""
+def _extend_schedule(schedule: Any, index: int, groups: list[dict[str, Any]], undo: ExitStack) -> None:
+    """Gives each list with an entry for each of ``groups`` the entry of group ``index`` once more."""
+    if not type(schedule).__module__.startswith(("torch.optim.", "timm.scheduler")):
+        _refuse_schedule(schedule, groups)
     of_decay = getattr(schedule, "param_group_field", None) in _DECAY
-    for name in _PER_GROUP:
-        value = vars(schedule).get(name)
-        if isinstance(value, list | tuple) and len(value) == count:
+    for name in _PER_GROUP & vars(schedule).keys():
+        value = vars(schedule)[name]
+        if isinstance(value, list | tuple) and len(value) == len(groups):
             entry = _copied(value[index])
-            undo.on_failure(partial(setattr, schedule, name, value))
+            undo.callback(setattr, schedule, name, value)
             setattr(schedule, name, type(value)([*value, entry * 0 if of_decay else entry]))

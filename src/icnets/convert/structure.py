@@ -9,8 +9,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -20,11 +19,10 @@ from torch.nn.utils import parametrize
 
 from icnets.convert.state_dicts import plain_name
 from icnets.support.hooks import is_own_forward
-from icnets.support.text import few
 from icnets.unit.layers import IC_LAYERS
 from icnets.unit.subclasses import STATE
 
-__all__ = ["Difference", "Structure", "difference", "in_words", "structure_of", "unwrapped", "vector_keys", "versions"]
+__all__ = ["Structure", "difference", "structure_of", "unwrapped", "vector_keys", "versions"]
 
 Structure = dict[str, dict[str, str]]  # of each module, by name: its class under "", and its attributes, all as text
 
@@ -49,7 +47,7 @@ _WRAPPERS = {
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile's, DDP's, DataParallel's, AveragedModel's, timm's and Fabric's wrappers."""
+    """Returns the network inside wrappers of torch.compile, DDP, DataParallel, AveragedModel, timm and Fabric."""
     while (attribute := _WRAPPERS.get(type(model).__name__)) and isinstance(getattr(model, attribute, None), nn.Module):
         model = getattr(model, attribute)
     return model
@@ -62,24 +60,20 @@ def _text(value: Any) -> str | None:
     """A plain value or a function as text, equal for equal ones; None for what isn't compared."""
     if isinstance(value, Enum):
         return value.name
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(int(value)) if value == value // 1 else repr(float(value))  # 1 and 1.0 are the same
     if value is None or isinstance(value, bool | str | torch.dtype):
         return repr(value)
+    if isinstance(value, int | float):
+        return repr(int(value)) if value == value // 1 else repr(float(value))  # 1 and 1.0 are the same
     if isinstance(value, functools.partial):
-        return _of_parts([value.func, *value.args, *value.keywords.items()])
-    if isinstance(value, (type, *_FUNCTIONS)):
+        value = [value.func, *value.args, *value.keywords.items()]
+    elif isinstance(value, (type, *_FUNCTIONS)):
         name = str(getattr(value, "__name__", "<lambda>"))
         return None if name == "<lambda>" else name
-    if isinstance(value, Mapping):
-        return _of_parts(sorted(value.items(), key=repr))
-    if isinstance(value, list | tuple):
-        return _of_parts(value)
-    return None
-
-
-def _of_parts(parts: Any) -> str | None:
-    texts = [_text(part) for part in parts]
+    elif isinstance(value, Mapping):
+        value = sorted(value.items(), key=repr)
+    if not isinstance(value, list | tuple):
+        return None
+    texts = [_text(part) for part in value]
     return None if None in texts else f"({', '.join(map(str, texts))})"
 
 
@@ -97,26 +91,21 @@ def _class_of(module: nn.Module) -> str:
 
 
 def _attributes(module: nn.Module, own: bool) -> Iterator[tuple[str, str]]:
+    """What configures ``module``: plain attributes, and methods replaced on the instance.
+
+    ``own``: its class is in no library, so only functions count: counters and notes look like configuration.
+    """
     for name, value in vars(module).items():
-        method = inspect.isfunction(getattr(type(module), name, None))
-        replaced = method and (
-            name == "forward" or not hasattr(nn.Module, name)
-        )  # train() and the like compute nothing
         if name in _SKIPPED or "drop" in name or "pretrained" in name:
             continue
-        if not replaced and (method or name.startswith("_")):
-            continue
-        if name == "forward" and is_own_forward(module):
-            continue
-        if replaced and hasattr(module, f"_original_{name}"):  # Accelerate's, in another precision
-            continue
-        if own and not isinstance(value, _FUNCTIONS):
-            continue  # counters and notes look like configuration, functions don't
-        text = _text(value)
-        if text is None and replaced and isinstance(value, _FUNCTIONS):
-            text = "a function"
-        if text is not None:
-            yield f"{name}()" if replaced else name, text
+        if inspect.isfunction(getattr(type(module), name, None)):  # train() and the like compute nothing
+            computes = not is_own_forward(module) if name == "forward" else not hasattr(nn.Module, name)
+            accelerated = hasattr(module, f"_original_{name}")  # replaced by Accelerate, for another precision
+            if computes and not accelerated and isinstance(value, _FUNCTIONS):
+                yield f"{name}()", _text(value) or "a function"
+        elif not name.startswith("_") and (not own or isinstance(value, _FUNCTIONS)):
+            if (text := _text(value)) is not None:
+                yield name, text
 
 
 def _entry(module: nn.Module) -> dict[str, str]:
@@ -130,58 +119,51 @@ def _entry(module: nn.Module) -> dict[str, str]:
 
 
 def structure_of(model: nn.Module) -> Structure:
-    """The structure of ``model``; that of an IC unit is its basic layer's, that of wrapped parts what they wrap."""
+    """Describes the structure of ``model``; an IC unit's is its basic layer's, that of wrapped parts what they wrap."""
     return {plain_name(name): _entry(m) for name, m in model.named_modules(remove_duplicate=False)}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """``what`` the module called ``name`` is instead; ``certain``: torch's own class, which no version changes."""
-
-    name: str
-    what: str
-    certain: bool
-
-
-def difference(wanted: Structure, found: Structure, *, complete: bool = False) -> list[Difference]:
-    """Where ``found`` is another network than ``wanted``.
+def difference(wanted: Structure, found: Structure, *, complete: bool = False) -> dict[str, bool]:
+    """Finds where ``found`` is another network than ``wanted``, in words: "act1 is GELU instead of ReLU".
 
     Attributes that only one of them has don't count, since versions of a library differ in them, nor do the names of
-    classes that are in no library. ``complete``: modules that only one of them has count.
+    classes that are in no library.
+
+    Args:
+        wanted, found: from :func:`structure_of`.
+        complete: modules that only one of them has count.
+
+    Returns:
+        For each difference whether it is certain: in torch's own class, which no version changes.
     """
-    differences = []
-    for name in [*wanted, *(name for name in found if complete and name not in wanted)]:
+    differences: dict[str, bool] = {}
+    for name in {**wanted, **found}:
         a, b = wanted.get(name), found.get(name)
+        where = name or "the network"
         if a is None or b is None:
             if complete:
-                differences.append(Difference(name, "is missing" if b is None else "is new", False))
+                differences[f"{where} is {'missing' if b is None else 'new'}"] = False
             continue
         certain = a[""].startswith("torch.") and b[""].startswith("torch.")
         if a[""] != b[""] and not (a[""].startswith(".") and b[""].startswith(".")):
-            what = f"is {b[''].rpartition('.')[2]} instead of {a[''].rpartition('.')[2]}"
-            differences.append(Difference(name, what, certain))
+            kinds = f"{b[''].rpartition('.')[2]} instead of {a[''].rpartition('.')[2]}"
+            differences[f"{where} is {kinds}"] = certain
             continue
         methods = {key for key in a.keys() ^ b.keys() if key.endswith("()")}
         for key in sorted(methods | {key for key in a.keys() & b.keys() if key and a[key] != b[key]}):
-            if not certain and "None" in (a.get(key), b.get(key)):  # a cache, as a rule
-                continue
-            what = f"has {key} {b.get(key, 'its own')} instead of {a.get(key, 'its own')}"
-            differences.append(Difference(name, what, certain))
+            old, new = a.get(key, "its own"), b.get(key, "its own")
+            if certain or "None" not in (old, new):  # None: usually a cache
+                differences[f"{where} has {key} {new} instead of {old}"] = certain
     return differences
 
 
-def in_words(differences: Iterable[Difference]) -> str:
-    """The first differences: "act1 is GELU instead of ReLU"."""
-    return few([f"{d.name or 'the network'} {d.what}" for d in differences])
-
-
 def versions() -> dict[str, str]:
-    """Of the libraries that networks are made of, as far as they are imported."""
+    """Returns the versions of the libraries that networks are made of, as far as they are imported."""
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in LIBRARIES}
     return {name: str(version).partition("+")[0] for name, version in found.items() if version is not None}
 
 
 def vector_keys(model: nn.Module) -> set[str]:
-    """The keys in the state dict of ``model`` that IC added, of pruned and parametrised vectors too."""
+    """Returns the keys in the state dict of ``model`` that IC added, of pruned and parametrised vectors too."""
     units = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, IC_LAYERS)]
     return {f"{name}.{key}" if name else key for name, unit in units for key in unit.vector_keys()}

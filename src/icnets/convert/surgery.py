@@ -6,6 +6,7 @@ replaced: names, Parameters, shared modules, hooks, device, dtype, memory format
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any, Self
@@ -13,17 +14,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from icnets.convert.optimizers import Extension, built_optimizers, checked
-from icnets.convert.state_dicts import mismatch, on_meta, refuse_without_values, shapes, unloadable, with_versions
+from icnets.convert.optimizers import checked, extend_
+from icnets.convert.state_dicts import mismatch, refuse_without_values, shapes, unloadable, whole_tensor
 from icnets.convert.structure import vector_keys
 from icnets.convert.warm_start import Calibration, calibrated
-from icnets.convert.wrapped import refuse_sharded, refuse_wrapped
+from icnets.convert.wrapped import refuse_wrapped
 from icnets.support.hooks import is_own_forward
 from icnets.support.text import few
-from icnets.support.undo import Undo
+from icnets.support.undo import remember_all
 from icnets.unit import subclasses
 from icnets.unit.guards import Colliding, adapters, guard_, unguard_
-from icnets.unit.layers import IC_LAYERS, ic_parameters, unit_of
+from icnets.unit.layers import IC_LAYERS, unit_of
 from icnets.unit.readers import declared, observed
 
 __all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
@@ -43,7 +44,7 @@ class ICConfig:
 
     Args:
         layers: "all" convolutions (the paper's), only those with a kernel larger than 1 ("kxk"), or all but the first
-            convolution ("no-stem"). Ours, as is every choice below unless it says otherwise.
+            convolution ("no-stem").
         linear: convert ``nn.Linear`` as well (the paper converts convolutions).
         inner_bias: learn b1, the bias inside the rectifier (paper: arXiv 2011.11271).
         collision_weight: initial w' in the paper's units.
@@ -60,6 +61,10 @@ class ICConfig:
 
     Raises:
         ValueError: for a value of another type or out of its range, naming the range.
+
+    Example:
+        >>> ICConfig(layers="kxk").to_dict()["layers"]
+        'kxk'
     """
 
     layers: str = "all"
@@ -76,9 +81,6 @@ class ICConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
-        for name in ("linear", "inner_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         for name in ("collision_weight", "calibration_rate"):
             value = getattr(self, name)
             if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
@@ -89,6 +91,9 @@ class ICConfig:
         bound = self.max_change
         if bound is not None and (not isinstance(bound, Real) or isinstance(bound, bool) or not 0 < bound < math.inf):
             raise ValueError(f"max_change is {bound!r}; it must be a number above 0, or None for no bound")
+        for name in ("linear", "inner_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         if self.version not in (1, 2):
             raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
         if self.version == 1:
@@ -101,16 +106,16 @@ class ICConfig:
         return 0.0 if self.warm_start == "gain" or calibrated else None
 
     def without_data(self) -> Self:
-        """The same surgery where "calibrate" has no data and needs none, because the weights come from a file."""
+        """Returns the same surgery where "calibrate" needs no data, because the weights come from a file."""
         return replace(self, warm_start="none" if self.gain is None else "gain")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary of plain values."""
+        """Returns the fields as a dictionary of plain values."""
         return asdict(self)
 
 
 def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
-    """A line for each reason in ``skipped`` (name: reason), with the first names that it holds for."""
+    """Returns a line for each reason in ``skipped`` (name: reason), with the first names."""
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(name)
@@ -151,7 +156,7 @@ def _count(model: nn.Module) -> int:
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """Why the module can't become an IC unit, or None; for what is no convolution or linear layer, ''."""
+    """Says why the module can't become an IC unit, or None; '' for what is no convolution or linear layer."""
     kind = type(module)
     if isinstance(module, IC_LAYERS):
         return "already an IC unit"
@@ -184,25 +189,24 @@ def _choose(
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
     adapted = adapters(model)
-    stem_seen = False
+    stem: nn.Module | None = None
     for name, module in model.named_modules():
-        reason = obstacle(module)
-        if reason == "" or (isinstance(module, nn.Linear) and not config.linear):
+        reason, is_linear = obstacle(module), isinstance(module, nn.Linear)
+        if reason == "" or (is_linear and not config.linear):
             continue
-        reason = adapted.get(module, reason)
-        is_stem = not stem_seen and not isinstance(module, nn.Linear)
-        stem_seen = stem_seen or is_stem
+        stem = module if stem is None and not is_linear else stem
         kernel: Any = getattr(module, "kernel_size", ())
-        if reason is not None:
-            skipped[name] = reason
-        elif config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
-            skipped[name] = "its kernel is 1 (layers='kxk')"
-        elif config.layers == "no-stem" and is_stem:
-            skipped[name] = "it is the stem (layers='no-stem')"
-        elif filter_fn is not None and not filter_fn(module, name):
-            skipped[name] = "filter_fn said no"
-        else:
+        if config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
+            reason = reason or "its kernel is 1 (layers='kxk')"
+        elif config.layers == "no-stem" and module is stem:
+            reason = reason or "it is the stem (layers='no-stem')"
+        reason = adapted.get(module, reason)
+        if reason is None and filter_fn is not None and not filter_fn(module, name):
+            reason = "filter_fn said no"
+        if reason is None:
             chosen[name] = module
+        else:
+            skipped[name] = reason
     readers = declared(model)
     if example_input is not None and chosen:
         readers = observed(model, chosen, example_input)
@@ -213,10 +217,10 @@ def _choose(
 
 def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:
     if not isinstance(model, nn.Module):
-        remedy = "build the network, load the state dict and convert that" if isinstance(model, Mapping) else ""
-        remedy = "call it first, and convert what it returns" if callable(model) else remedy
+        remedy = ": call it first, and convert what it returns" if callable(model) else ""
+        remedy = ": build the network, load the state dict and convert that" if isinstance(model, Mapping) else remedy
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"model is {kind}; convert_ takes an nn.Module{remedy and ': '}{remedy}")
+        raise TypeError(f"model is {kind}; convert_ takes an nn.Module{remedy}")
     if not isinstance(config, ICConfig):
         remedy = "ICConfig(**config)" if isinstance(config, Mapping) else "an ICConfig"
         raise TypeError(f"config is a {type(config).__name__}; pass {remedy}")
@@ -227,25 +231,10 @@ def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data:
     if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
         raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
     if isinstance(calibration_data, Tensor):
-        raise TypeError(
-            f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}; pass a list of batches: "
-            "calibration_data=[batch]"
-        )
+        found = f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}"
+        raise TypeError(f"{found}; pass a list of batches: calibration_data=[batch]")
     if calibration_data is not None and not {"__iter__", "__getitem__"} & set(dir(calibration_data)):
         raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
-
-
-def planned(model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any] | None) -> Extension:
-    """Where the new parameters of ``layers`` will be trained, for ``optimizers`` of :func:`checked`.
-
-    Raises RuntimeError if an optimizer that trains ``model`` exists and wasn't passed, or can't take them.
-    """
-    if layers and optimizers is None and built_optimizers(model.parameters()):
-        raise RuntimeError(
-            "an optimizer that trains this model was built before the conversion and would miss the new parameters; "
-            "build it after the conversion, or pass it as optimizers=[...], or optimizers=() if it is not used any more"
-        )
-    return Extension(model, layers, optimizers or [])
 
 
 def convert_(
@@ -257,7 +246,7 @@ def convert_(
     calibration_data: Iterable[Any] | None = None,
     example_input: Any = None,
 ) -> ConversionReport:
-    """Turns the convolutions of ``model`` into IC units, in place (paper: arXiv 2102.03495; the surgery is ours).
+    """Turns the convolutions of ``model`` into IC units, in place (paper: arXiv 2102.03495).
 
     Args:
         model: any ``nn.Module``: from timm, torchvision or your own; a single convolution too.
@@ -284,56 +273,45 @@ def convert_(
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
 
     Example:
-        >>> report = convert_(model, ICConfig(warm_start="gain"), optimizers=[optimizer])
-        >>> print(report)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        >>> print(convert_(model, ICConfig(warm_start="gain")))
+        converted 2 layers to IC units, skipped 0
+        parameters 296 -> 344 (+48, +16.22%)
     """
     config = ICConfig() if config is None else config
     _refuse_arguments(model, config, filter_fn, calibration_data)
     refuse_wrapped(model)
     given = checked(optimizers)
     chosen, skipped = _choose(model, config, filter_fn, example_input)
-    extension = planned(model, chosen, given)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     calibration = None
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
         limits = (config.calibration_rate, config.inner_bias, config.max_change)
         starts, calibration = calibrated(model, chosen, calibration_data, *limits)
-    with Undo() as undo:
-        for module in model.modules():
-            undo.remember(module)
-        _install(chosen, config, starts, calibration)
+    with ExitStack() as undo:
+        remember_all(undo, model)
+        for name, module in chosen.items():
+            _install(module, config, starts.get(name, {}), calibration)
         guard_(model)
-        extension.apply_(ic_parameters, undo)
-        after = _count(model)
-    return ConversionReport(list(chosen), skipped, before, after, config, extension.untrained, calibration)
+        untrained = extend_(model, chosen, given, undo)
+        undo.pop_all()
+    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration)
 
 
-def _install(
-    chosen: Mapping[str, nn.Module],
-    config: ICConfig,
-    starts: Mapping[str, Mapping[str, Tensor]],
-    calibration: Calibration | None,
-) -> None:
-    for name, module in chosen.items():
-        target = unit_of(module)
-        assert target is not None
-        layer = target.take_over_(
-            module,
-            inner_bias=config.inner_bias,
-            gain=config.gain,
-            collision_weight=config.collision_weight,
-            scale=config.scale,
-        )
-        start = starts.get(name, {})
-        if "collision_weight" in start:
-            layer.collision_weight = start["collision_weight"]
-        _, inner_bias, gain = layer.vectors()
-        with torch.no_grad():
-            if "inner_bias" in start and inner_bias is not None:
-                inner_bias.copy_(start["inner_bias"])
-            if calibration is not None and gain is not None:
-                gain.fill_(calibration.gain)
+def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor], calibration: Calibration | None) -> None:
+    target = unit_of(module)
+    assert target is not None
+    options = {name: getattr(config, name) for name in ("inner_bias", "gain", "collision_weight", "scale")}
+    layer = target.take_over_(module, **options)
+    if "collision_weight" in start:
+        layer.collision_weight = start["collision_weight"]
+    _, inner_bias, gain = layer.vectors()
+    with torch.no_grad():
+        if "inner_bias" in start and inner_bias is not None:
+            inner_bias.copy_(start["inner_bias"])
+        if calibration is not None and gain is not None:
+            gain.fill_(calibration.gain)
 
 
 def revert_(model: nn.Module) -> list[str]:
@@ -346,18 +324,21 @@ def revert_(model: nn.Module) -> list[str]:
         TypeError: ``model`` is no module, or a wrapped one, as for ``convert_``; nothing is changed then.
 
     Example:
-        >>> names = revert_(model)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> report = convert_(model)
+        >>> revert_(model)
+        ['0']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
     refuse_wrapped(model, "revert")
     units = {name: module for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
-    with Undo() as undo:
-        for module in model.modules():
-            undo.remember(module)
+    with ExitStack() as undo:
+        remember_all(undo, model)
         for layer in units.values():
             layer.give_back_()
         unguard_(model)
+        undo.pop_all()
     return list(units)
 
 
@@ -372,7 +353,12 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     Whatever is raised, ``model`` is then as it was.
 
     Example:
-        >>> load_basic_state_dict(ic_network, basic_network.state_dict())
+        >>> basic, model = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        >>> report = convert_(model, ICConfig(warm_start="gain"))
+        >>> load_basic_state_dict(model, basic.state_dict())
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> torch.equal(model(x), basic(x))
+        True
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
@@ -380,14 +366,17 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
     problem = mismatch(expected, shapes(state_dict))
     if problem is not None:
-        refuse_wrapped(model, "load into")  # which would explain it
+        refuse_wrapped(model, "load into")  # a wrapper would explain it
         raise ValueError(f"the state dict is not the basic network's: {problem}")
-    if (name := on_meta(model)) is not None:
-        raise ValueError(f"{name} of the model is on the meta device; call model.to_empty(device='cpu') first")
-    refuse_sharded(model)
-    refuse_without_values(state_dict, own)
+    refuse_without_values(model)
+    for key, value in state_dict.items():
+        if isinstance(own[key], Tensor):
+            whole_tensor(key, value)
     if (problem := unloadable(model, state_dict)) is not None:
         raise ValueError(f"the state dict is not the basic network's: {problem}")
-    with Undo() as undo:
-        undo.remember_all(model, values=True)
-        model.load_state_dict(with_versions({**{k: own[k] for k in own.keys() & new}, **state_dict}, own))
+    whole = model.state_dict()  # with the versions of its modules: some refuse a state dict that has none
+    whole.update(state_dict)
+    with ExitStack() as undo:
+        remember_all(undo, model, values=True)
+        model.load_state_dict(whole)
+        undo.pop_all()

@@ -1,4 +1,4 @@
-"""Calibration: where w', b1 and the gain must start for a trained network to keep its function (ours).
+"""Calibration: where w', b1 and the gain must start for a trained network to keep its function.
 
 Two things are measured on a few batches. Where the branch fires: behind a ReLU the receptive-field sum s is not
 negative, and ``relu(y - w' s)`` fires where y/s > w', so w' is a high quantile of y/s, per channel; where s can be
@@ -13,14 +13,14 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from icnets.support.hooks import undisturbed, watched
-from icnets.support.text import few
 from icnets.unit import receptive_field
 from icnets.unit.subclasses import convolved
 
@@ -46,7 +46,6 @@ class Calibration:
         agreement: fraction of samples whose largest output stays the largest.
         samples: how many these are measured on.
         held_back: False where there was one sample only, on which both was done.
-        silent: names of layers whose branch fires nowhere in these samples.
     """
 
     gain: float
@@ -55,17 +54,14 @@ class Calibration:
     agreement: float
     samples: int
     held_back: bool
-    silent: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = "held back" if self.held_back else "that it was calibrated on, since nothing could be held back"
-        lines = [
-            f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places",
+        return (
+            f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places\n"
             f"  on {self.samples} samples {where}: output changed by {self.change:.2%}, "
-            f"largest output the same in {self.agreement:.1%}",
-        ]
-        lines += [f"  fire nowhere in these samples: {few(self.silent)}"] if self.silent else []
-        return "\n".join(lines)
+            f"largest output the same in {self.agreement:.1%}"
+        )
 
 
 # -- where the branch fires ------------------------------------------------------------------------------------------
@@ -74,25 +70,20 @@ class Calibration:
 class _Record:
     """Samples of one layer's y (without bias) and s at common places, for every output channel."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.y: list[Tensor] = []
         self.s: list[Tensor] = []
-        self.nonnegative = True
+        self.nonnegative = self.finite = True
 
     def add(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
         y, s, nd = _sums(module, x, output)
-        if not bool(y.isfinite().all() and s.isfinite().all()):
-            raise ValueError(
-                f"layer {self.name!r} has values that aren't finite on calibration_data; use data and a dtype on "
-                "which the basic network's are"
-            )
+        self.finite &= bool(y.isfinite().all() and s.isfinite().all())
         self.nonnegative &= bool((x >= 0).all())
         y, s = (t.movedim(-nd - 1, -1).flatten(0, -2) for t in (y, s))
         if len(y) > _PLACES:
             picked = torch.linspace(0, len(y) - 1, _PLACES, device=y.device).round().long()
             y, s = y[picked], s[picked]
-        self.y.append(y.float() if y.dtype.itemsize < 4 else y)
+        self.y.append(_wide(y))
         self.s.append(s)
 
     def start(self, rate: float) -> Start:
@@ -108,27 +99,29 @@ class _Record:
 
 def _exceeded(values: Tensor, rate: float) -> Tensor:
     """For each column the value that a fraction ``rate`` of its rows exceed, and at least one of them."""
-    rows = len(values)
-    above = max(1, round(rate * rows))
-    return values.kthvalue(max(1, rows - above), dim=0).values
+    above = max(1, round(rate * len(values)))
+    return values.kthvalue(max(1, len(values) - above), dim=0).values
+
+
+def _wide(t: Tensor) -> Tensor:
+    """``t`` in float32 if it is in half precision, in which sums may overflow."""
+    return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
 
 
 def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
     """y without bias, s for each group of channels, and the number of spatial dimensions."""
-    half = x.is_floating_point() and x.dtype.itemsize < 4  # in which sums may overflow
-    if isinstance(module, nn.Linear):
-        y = output if module.bias is None else output - module.bias
-        return y, receptive_field.linear_sum(x.float() if half else x), 0
-    nd = len(module.kernel_size)
-    bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
-    if module.transposed:
+    nd = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+    if nd == 0:
+        s = receptive_field.linear_sum(_wide(x))
+    elif module.transposed:
         kernel, stride, padding = list(module.kernel_size), list(module.stride), list(module.padding)
         field = (kernel, stride, padding, list(module.dilation), module.groups, list(output.shape[-nd:]))
-        s = receptive_field.transposed_sum(x.float() if half else x, *field)
+        s = receptive_field.transposed_sum(_wide(x), *field)
     else:
         x, *window = convolved(module, x)
-        s = receptive_field.receptive_field_sum(x.float() if half else x, *window)
-    return output - bias, s, nd
+        s = receptive_field.receptive_field_sum(_wide(x), *window)
+    bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
+    return output - bias, s, nd  # a copy of the output, which the network may change in place
 
 
 # -- the data --------------------------------------------------------------------------------------------------------
@@ -141,10 +134,8 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
     for i, batch in enumerate(batches):
         x = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(x, Tensor):
-            raise ValueError(
-                f"a batch of calibration_data is a {type(batch).__name__}; it must be an input tensor, "
-                "or a tuple or list that begins with one"
-            )
+            what = f"a batch of calibration_data is a {type(batch).__name__}"
+            raise ValueError(f"{what}; it must be an input tensor, or a tuple or list that begins with one")
         if not x.numel():
             raise ValueError(f"batch {i} of calibration_data is empty, of shape {tuple(x.shape)}; leave it out")
         if not bool(x.isfinite().all()):
@@ -157,39 +148,23 @@ def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
         yield x if like is None else x.to(like.device)
     if sample is not None and (count > 1 or (sample.numel() > 1 and bool((sample == sample.flatten()[0]).all()))):
         what = f"its {count} samples are all the same" if count > 1 else "its one sample has one value everywhere"
-        raise ValueError(
-            f"calibration_data tells nothing of other inputs: {what}; pass inputs like those of training, or {_REMEDY}"
-        )
-
-
-def _take(model: nn.Module, x: Tensor) -> None:
-    try:
-        model(x)
-    except Exception as error:
-        error.add_note(f"on calibration_data, {x.dtype} of {tuple(x.shape)}; pass inputs like those of training")
-        raise
+        raise ValueError(f"calibration_data shows too little: {what}; pass inputs like those of training, or {_REMEDY}")
 
 
 def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], bool]:
     """Runs ``model`` on half of the data and returns the rest, and whether the model hasn't seen that."""
-    first, second = next(inputs, None), next(inputs, None)
-    if first is None:
+    parts = list(islice(inputs, 2))
+    if not parts:
         raise ValueError("calibration_data has no batches; pass a few, of inputs like those of training")
-    if second is not None:
-        parts = chain((first, second), inputs)
-    elif first.dim() and len(first) > 1:
-        parts = chain((first[::2], first[1::2]))
-    else:
-        _take(model, first)
-        return [first], False
+    if len(parts) == 1 and (not parts[0].dim() or len(parts[0]) == 1):
+        model(parts[0])
+        return parts, False
     rest: list[Tensor] = []
-    samples = 0
-    for i, x in enumerate(parts):
-        if i % 2 and samples < _HELD_BACK:
+    for i, x in enumerate(chain(parts, inputs) if len(parts) == 2 else (parts[0][::2], parts[0][1::2])):
+        if i % 2 and sum(map(len, rest)) < _HELD_BACK:
             rest.append(x)
-            samples += len(x)
         else:
-            _take(model, x)
+            model(x)
     return rest, True
 
 
@@ -197,66 +172,17 @@ def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], boo
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors in what a network returns: nested tuples, lists, mappings and dataclasses."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    elif dataclasses.is_dataclass(output):
+    """The floating-point tensors in what a network returns: a dataclass, or nested tuples, lists and dictionaries."""
+    if dataclasses.is_dataclass(output):
         output = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return [t for part in output for t in _tensors(part)] if isinstance(output, tuple | list) else []
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
     """For each batch the network's outputs, ``(samples, values)`` each; its randomness is the same every time."""
     torch.manual_seed(0)
     found = [[t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1) for t in _tensors(model(x))] for x in data]
-    return [[t.float() if t.dtype.itemsize < 4 else t for t in batch] for batch in found]
-
-
-class _Comparison:
-    """The basic network's outputs on held-back data, against which others are measured."""
-
-    def __init__(self, outputs: list[list[Tensor]]) -> None:
-        self.outputs = outputs
-        if not all(outputs):
-            raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
-        if any(t.isnan().any() for batch in outputs for t in batch):
-            raise ValueError(
-                "the network puts out NaN on calibration_data before it is converted; use data on which it doesn't"
-            )
-        if not any(_energy(t).any() for batch in outputs for t in batch):
-            raise ValueError(
-                f"the network's output is zero on calibration_data, so no change can be measured; {_REMEDY}"
-            )
-
-    def change(self, outputs: list[list[Tensor]]) -> tuple[float, float]:
-        """Relative L2 change of the output that changes most; first over all samples, then for the worst of them."""
-        if [[t.shape for t in batch] for batch in outputs] != [[t.shape for t in batch] for batch in self.outputs]:
-            return math.inf, math.inf
-        pairs = [list(zip(after, before, strict=True)) for after, before in zip(outputs, self.outputs, strict=True)]
-        found = [(0.0, 0.0)]
-        for several in zip(*pairs, strict=True):
-            size = torch.cat([_energy(before) for _, before in several])
-            moved = torch.cat([_energy(torch.where(b.isfinite(), a - b, 0.0)) for a, b in several])
-            if not moved.isfinite().all():
-                return math.inf, math.inf
-            if size.any():
-                over_all, worst = (float((m / size.mean()).sqrt()) for m in (moved.mean(), moved.max()))
-                found.append((over_all, worst))
-        return max(found, key=lambda both: both[1])
-
-    def stretches(self, outputs: list[list[Tensor]]) -> Tensor:
-        """For each sample the factor by which its change would have to grow to make another output the largest."""
-        found: list[Tensor] = []
-        for after, before in zip(outputs, self.outputs, strict=True):
-            a, b = (torch.cat([t for t in batch if len(t) == len(batch[0])], 1).double() for batch in (after, before))
-            gap = b.amax(1, keepdim=True) - b
-            change = torch.where(b.isfinite(), a - b, 0.0)
-            closing = change - change.gather(1, b.argmax(1, keepdim=True))
-            # Those that share the largest value may change places.
-            found.append(torch.where((gap > 0) & (closing > 0), gap / closing, torch.inf).amin(1))
-        return torch.cat(found)
+    return [list(map(_wide, batch)) for batch in found]
 
 
 def _energy(t: Tensor) -> Tensor:
@@ -265,18 +191,32 @@ def _energy(t: Tensor) -> Tensor:
 
 
 class _Trial:
-    """The network as it would be after a conversion: adds each layer's branch, and notes where it fires."""
+    """The network as it would be after a conversion, beside what it is, on held-back data.
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], starts: Mapping[str, Start]) -> None:
-        self.model, self.starts = model, starts
+    It adds each layer's branch, and notes where that fires.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], starts: Mapping[str, Start], data: list[Tensor]
+    ) -> None:
+        self.model, self.starts, self.data = model, starts, data
         self.names = {module: name for name, module in layers.items()}
         self.gain = 1.0
         self.fired: dict[str, list[Tensor]] = {}
+        self.basic = _outputs(model, data)
+        if not all(self.basic):
+            raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
+        if any(t.isnan().any() for batch in self.basic for t in batch):
+            what = "the network puts out NaN on calibration_data before it is converted"
+            raise ValueError(f"{what}; use data on which it doesn't")
+        if not any(_energy(t).any() for batch in self.basic for t in batch):
+            what = "the network's output is zero on calibration_data, so no change can be measured"
+            raise ValueError(f"{what}; {_REMEDY}")
 
-    def outputs(self, gain: float, data: Iterable[Tensor]) -> list[list[Tensor]]:
+    def outputs(self, gain: float) -> list[list[Tensor]]:
         self.gain, self.fired = gain, {name: [] for name in self.starts}
         with watched(self.names, self._unit):
-            return _outputs(self.model, data)
+            return _outputs(self.model, self.data)
 
     def _unit(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         y, s, nd = _sums(module, x, output)
@@ -291,38 +231,64 @@ class _Trial:
         self.fired[name].append((u > 0).float().mean())
         return u.relu_().mul_(self.gain).add_(output).to(output.dtype)
 
-    def rates(self) -> dict[str, float]:
-        """For each layer the fraction of places that fired in the last run."""
-        return {name: float(torch.stack(found).mean()) if found else 0.0 for name, found in self.fired.items()}
+    def rate(self) -> float:
+        """The fraction of places that fired in the last run, averaged over the layers."""
+        rates = [float(torch.stack(found).mean()) if found else 0.0 for found in self.fired.values()]
+        return sum(rates) / len(rates)
 
+    def change(self, outputs: list[list[Tensor]]) -> tuple[float, float]:
+        """Relative L2 change of the output that changes most; first over all samples, then for the worst of them."""
+        if [[t.shape for t in batch] for batch in outputs] != [[t.shape for t in batch] for batch in self.basic]:
+            return math.inf, math.inf
+        pairs = [list(zip(after, before, strict=True)) for after, before in zip(outputs, self.basic, strict=True)]
+        found = [(0.0, 0.0)]
+        for several in zip(*pairs, strict=True):
+            size = torch.cat([_energy(before) for _, before in several])
+            moved = torch.cat([_energy(torch.where(b.isfinite(), a - b, 0.0)) for a, b in several])
+            if not moved.isfinite().all():
+                return math.inf, math.inf
+            if size.any():
+                over_all, worst = (float((m / size.mean()).sqrt()) for m in (moved.mean(), moved.max()))
+                found.append((over_all, worst))
+        return max(found, key=lambda both: both[1])
 
-def _largest_gain(trial: _Trial, basic: _Comparison, data: list[Tensor], max_change: float) -> float:
-    """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change`` on ``data``."""
-    samples = sum(map(len, data))
-    # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer than
-    # about 1 in n s turn at the change itself.
-    margin = _MARGIN * max(1.0, 1 / (max_change * samples))
+    def stretches(self, outputs: list[list[Tensor]]) -> Tensor:
+        """For each sample the factor by which its change would have to grow to make another output the largest."""
+        found: list[Tensor] = []
+        for after, before in zip(outputs, self.basic, strict=True):
+            a, b = (torch.cat([t for t in batch if len(t) == len(batch[0])], 1).double() for batch in (after, before))
+            gap = b.amax(1, keepdim=True) - b
+            change = torch.where(b.isfinite(), a - b, 0.0)
+            closing = change - change.gather(1, b.argmax(1, keepdim=True))
+            # Those that share the largest value may change places.
+            found.append(torch.where((gap > 0) & (closing > 0), gap / closing, torch.inf).amin(1))
+        return torch.cat(found)
 
-    def excess(gain: float) -> float:
-        outputs = trial.outputs(gain, data)
-        over = _MARGIN * basic.change(outputs)[1] / max_change
-        turning = basic.stretches(outputs).sort().values[int(max_change * samples) :]
-        return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
+    def largest_gain(self, max_change: float) -> float:
+        """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change``."""
+        samples = sum(map(len, self.data))
+        # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer
+        # than about 1 in n s turn at the change itself.
+        margin = _MARGIN * max(1.0, 1 / (max_change * samples))
 
-    good, bad, gain = 0.0, math.inf, 1.0
-    while True:
-        over = excess(gain)
-        good, bad = (gain, bad) if over <= 1 else (good, gain)
-        if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
-            return good
-        if not good and gain < _SMALLEST_GAIN:
-            raise ValueError(
-                f"no gain keeps the change of the network's output at max_change={max_change:g} on calibration_data; "
-                f"{_REMEDY}"
-            )
-        # The change is nearly proportional to the gain, so the next guess aims just below the bound.
-        aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
-        gain = aim if good < aim < bad else math.sqrt(good * bad)
+        def excess(gain: float) -> float:
+            outputs = self.outputs(gain)
+            over = _MARGIN * self.change(outputs)[1] / max_change
+            turning = self.stretches(outputs).sort().values[int(max_change * samples) :]
+            return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
+
+        good, bad, gain = 0.0, math.inf, 1.0
+        while True:
+            over = excess(gain)
+            good, bad = (gain, bad) if over <= 1 else (good, gain)
+            if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
+                return good
+            if not good and gain < _SMALLEST_GAIN:
+                what = f"no gain keeps the change of the network's output at max_change={max_change:g}"
+                raise ValueError(f"{what} on calibration_data; {_REMEDY}")
+            # The change is nearly proportional to the gain, so the next guess aims just below the bound.
+            aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
+            gain = aim if good < aim < bad else math.sqrt(good * bad)
 
 
 @torch.no_grad()
@@ -334,7 +300,7 @@ def calibrated(
     inner_bias: bool,
     max_change: float | None,
 ) -> tuple[dict[str, Start], Calibration]:
-    """Starting values for ``layers`` (still basic) with which the network keeps its function to ``max_change``.
+    """Finds starting values for ``layers`` (still basic) that keep the network's function to within ``max_change``.
 
     The model is run in eval mode; its modes, buffers and hooks and the random state are put back. ``batches`` are read
     once. Every second batch is held back, up to 256 samples; of a single batch every second sample. That half is run
@@ -357,33 +323,29 @@ def calibrated(
         ValueError: no or empty batches; values that aren't finite; a layer that the batches never reach; a layer with
             negative inputs but without b1; a change that can't be measured, or is larger at any gain.
     """
-    records = {name: _Record(name) for name in layers}
+    records = {name: _Record() for name in layers}
     of = {module: records[name] for name, module in layers.items()}
     with undisturbed(model):
         with watched(of, lambda module, x, output: of[module].add(module, x, output)):
             data, held_back = _read(model, _inputs(batches, next(model.parameters(), None)))
         _check(records, inner_bias)
         starts = {name: record.start(rate) for name, record in records.items()}
-        basic = _Comparison(_outputs(model, data))
-        trial = _Trial(model, layers, starts)
-        gain = 1.0 if max_change is None else _largest_gain(trial, basic, data, max_change)
-        outputs = trial.outputs(gain, data)
-    rates = trial.rates()
-    silent = tuple(name for name, fired in rates.items() if not fired)
-    agreement = float((basic.stretches(outputs) > 1).double().mean())
-    facts = (sum(rates.values()) / len(rates), basic.change(outputs)[0], agreement)
-    return starts, Calibration(gain, *facts, sum(map(len, data)), held_back, silent)
+        trial = _Trial(model, layers, starts, data)
+        gain = 1.0 if max_change is None else trial.largest_gain(max_change)
+        outputs = trial.outputs(gain)
+    agreement = float((trial.stretches(outputs) > 1).double().mean())
+    change, _ = trial.change(outputs)
+    return starts, Calibration(gain, trial.rate(), change, agreement, sum(map(len, data)), held_back)
 
 
 def _check(records: Mapping[str, _Record], inner_bias: bool) -> None:
-    if missed := [name for name, record in records.items() if not record.y]:
-        raise ValueError(
-            f"calibration_data reached {len(records) - len(missed)} of {len(records)} layers; never {missed[0]!r}: "
-            "leave layers that don't run in eval mode out by filter_fn"
-        )
-    negative = [name for name, record in records.items() if not record.nonnegative]
-    if negative and not inner_bias:
-        raise ValueError(
-            f"layer {negative[0]!r} has negative inputs, where only b1 can calibrate, and inner_bias is False; "
-            "set inner_bias=True, or leave the layer out by filter_fn"
-        )
+    for name, record in records.items():
+        if not record.y:
+            what = f"calibration_data never reached layer {name!r}"
+            raise ValueError(f"{what}: leave layers that don't run in eval mode out by filter_fn")
+        if not record.finite:
+            what = f"layer {name!r} has values that aren't finite on calibration_data"
+            raise ValueError(f"{what}; use data and a dtype on which the basic network's are")
+        if not (record.nonnegative or inner_bias):
+            what = f"layer {name!r} has negative inputs, where only b1 can calibrate, and inner_bias is False"
+            raise ValueError(f"{what}; set inner_bias=True, or leave the layer out by filter_fn")

@@ -1,15 +1,13 @@
-"""Networks that something else has wrapped, compiled, traced or spread over processes, and that can't be changed."""
-
-from itertools import chain
+"""Networks that something else has wrapped, compiled or traced, and that can't be changed."""
 
 import torch
 from torch import nn
 
-__all__ = ["refuse_sharded", "refuse_wrapped"]
+__all__ = ["refuse_wrapped"]
 
 
 def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
-    """Raises TypeError: a wrapper has already copied, hooked or compiled what we'd change."""
+    """Raises TypeError for a model that a wrapper has copied, hooked or compiled already."""
     wrappers: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     for name, module in model.named_modules():
         where = f"{type(module).__name__}{f' at {name!r}' if name else ''}"
@@ -21,13 +19,3 @@ def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
             raise TypeError(f"the model is compiled ({where}); {verb} it first, then compile it")
         if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
             raise TypeError(f"the model holds a traced graph ({where}); {verb} the nn.Module that it was made from")
-
-
-def refuse_sharded(model: nn.Module) -> None:
-    """Raises TypeError where a process has but a part of a weight of ``model``, as ``fully_shard`` leaves it."""
-    for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if hasattr(value, "full_tensor"):
-            raise TypeError(
-                f"{name} of the model is a {type(value).__name__}, of which each process has a part; load into the "
-                "model first, then shard it"
-            )

@@ -71,19 +71,17 @@ class Consumers(TorchDispatchMode):
             yield
 
     def kept(self) -> set[int]:
-        """Ids of the outputs that somebody still holds after the pass: in the result, on a module, in a cache."""
-        found = self._held()
-        if found:  # a reference cycle that is garbage holds nothing
-            gc.collect()
-            found = self._held()
-        return found
+        """Returns ids of the outputs that something still holds after the pass: the result, a module, a cache."""
+        if self._held():
+            gc.collect()  # a reference cycle that is garbage holds nothing
+        return self._held()
 
     def _held(self) -> set[int]:
         alone = {sys.getrefcount(t) for tensors in [[torch.empty(0)]] for t in tensors}.pop()
         return {id(t) for tensors in self.outputs.values() for t in tensors if sys.getrefcount(t) > alone}
 
     def partner(self, norm: nn.Module, kept: set[int]) -> nn.Module | str:
-        """The layer whose output ``norm``, and nothing else, reads, at every call of either; or why there is none."""
+        """Finds the layer whose output ``norm`` alone reads, at every call of either; or says why there is none."""
         reads = self.inputs.get(norm)
         if not reads:
             return "the example input doesn't reach it"
@@ -96,12 +94,8 @@ class Consumers(TorchDispatchMode):
             return "it or the layer before it is shared"
         if any(self.readers[id(t)] != {norm} or id(t) in kept for t in made):
             return "something else reads its input too"
-        return self._misfit(layer, made) or layer
-
-    @staticmethod
-    def _misfit(layer: nn.Module, made: list[Tensor]) -> str | None:
         dims = 2 if isinstance(layer, nn.Linear) else len(cast(Any, layer).kernel_size) + 2
-        return None if all(t.dim() == dims for t in made) else "its channels are not the layer's"
+        return layer if all(t.dim() == dims for t in made) else "its channels are not the layer's"
 
 
 # -- the batch norms themselves --------------------------------------------------------------------------------------
@@ -123,7 +117,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def affine_of(norm: nn.Module) -> Affine | str:
-    """The norm as ``scale * z + shift``, or why it isn't one."""
+    """Writes the norm as ``scale * z + shift``, or says why it isn't one."""
     vectors = {n: getattr(norm, n, None) for n in ("running_mean", "running_var", "weight", "bias")}
     exact = {n: None if v is None else v.detach().to("cpu", torch.float64) for n, v in vectors.items()}
     mean, var = exact["running_mean"], exact["running_var"]
@@ -171,7 +165,7 @@ def obstacle_to_folding(norm: nn.Module) -> str | None:
 
 
 def remove_norm_(norm: nn.Module) -> None:
-    """The norm object becomes an identity, or its activation: every reference to it stays valid."""
+    """Makes the norm object an identity, or its activation: every reference to it stays valid."""
     kept = {n: m for n, m in norm._modules.items() if _keeps_activation(norm) and n in ("drop", "act")}
     base = nn.Module()
     for name in [n for n in norm.__dict__ if n not in base.__dict__]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from icnets.convert.wrapped import refuse_wrapped
 from icnets.deploy.batch_norm import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.support.hooks import Call, as_call
 from icnets.support.text import few, first_line
-from icnets.support.undo import Undo
+from icnets.support.undo import remember
 from icnets.unit.deployed import FUSED_LAYERS, fold_, growth_of, obstacle_to_deploying
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
@@ -50,18 +50,15 @@ class FuseReport:
     double_error: float | None = None
 
     def __str__(self) -> str:
-        if not self.fused and not self.folded:
-            lines = ["nothing to fuse: no IC unit, and no batch norm that could be folded"]
-        else:
-            lines = [
-                f"fused {len(self.fused)} IC units, folded {len(self.folded)} batch norms",
-                f"largest error {self.max_error:.3g}, {self.max_relative_error:.3g} of the largest output",
-            ]
+        lines = ["nothing to fuse: no IC unit, and no batch norm that could be folded"]
+        if self.fused or self.folded:
+            lines = [f"fused {len(self.fused)} IC units, folded {len(self.folded)} batch norms"]
+            lines += [f"largest error {self.max_error:.3g}, {self.max_relative_error:.3g} of the largest output"]
         if self.double_error is not None:
             lines.append(f"the network amplifies rounding: in double precision the error is {self.double_error:.3g}")
         if self.weight_growth:
-            worst = max(self.weight_growth, key=lambda name: self.weight_growth[name])
-            lines.append(f"weight range grew at most {self.weight_growth[worst]:.3g}-fold, in {worst or 'the unit'}")
+            name, growth = max(self.weight_growth.items(), key=lambda pair: pair[1])
+            lines.append(f"weight range grew at most {growth:.3g}-fold, in {name or 'the unit'}")
         lines += by_reason("left", self.skipped)
         return "\n".join(lines)
 
@@ -86,23 +83,20 @@ def _example(model: nn.Module, given: Any) -> Call:
     if isinstance(given, Tensor | tuple | list | dict):
         return as_call(model, given)
     if given is not None:
-        raise TypeError(
-            f"example_input is a {type(given).__name__}; pass a tensor, or the model's arguments: a tuple, or a dict "
-            "of those by keyword"
-        )
+        remedy = "pass a tensor, or the model's arguments: a tuple, or a dict of those by keyword"
+        raise TypeError(f"example_input is a {type(given).__name__}; {remedy}")
     cfg: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
     if size is None:
-        raise ValueError(
-            "example_input is None and the model names no input size; pass a batch, e.g. torch.rand(1, 3, 224, 224)"
-        )
+        what = "example_input is None and the model names no input size"
+        raise ValueError(f"{what}; pass a batch, e.g. torch.rand(1, 3, 224, 224)")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(1)
     return (torch.rand(1, *size, generator=generator, device="cpu").to(like.device, like.dtype),), {}
 
 
 def random_like(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The noise on which outputs are compared too; what is no floating-point tensor stays."""
+    """Draws the noise on which outputs are compared too; what is no floating-point tensor stays."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(value: Any) -> Any:
@@ -130,15 +124,12 @@ def _calls(model: nn.Module, example: Call) -> list[Call]:
     except Exception as error:  # whatever the model raises
         tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
         shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
-        raise ValueError(
-            f"the model fails on an example input of shape {shapes}: {first_line(error)}; pass another example_input, "
-            "and a batch that is itself a list or a tuple in a tuple: (batch,)"
-        ) from error
+        remedy = "pass another example_input, and a batch that is itself a list or a tuple in a tuple: (batch,)"
+        what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
+        raise ValueError(f"{what}; {remedy}") from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in outputs):
-        raise ValueError(
-            "the model's outputs for the example input are not finite, before anything is fused: there is nothing to "
-            "compare; check its weights, its batch norms' statistics and the example"
-        )
+        what = "the model's outputs for the example input are not finite, before anything is fused"
+        raise ValueError(f"{what}; check its weights, its batch norms' statistics and the example")
     noise = random_like(args), dict(zip(kwargs, random_like(tuple(kwargs.values())), strict=True))
     try:
         _outputs(model, noise)
@@ -210,15 +201,15 @@ def _plan(model: nn.Module, call: Call, fold_batch_norm: bool) -> _Plan:
     return _Plan(names, units, folds, skipped)
 
 
-def _apply(plan: _Plan, undo: Undo) -> None:
+def _apply(plan: _Plan, undo: ExitStack) -> None:
     for layer in dict.fromkeys([*plan.units, *plan.folds]):
         norm = plan.folds.get(layer)
-        undo.remember(layer)
+        remember(undo, layer)
         affine = None if norm is None else affine_of(norm)
         assert not isinstance(affine, str)
         fold_(layer, affine)
         if norm is not None:
-            undo.remember(norm)
+            remember(undo, norm)
             remove_norm_(norm)
 
 
@@ -252,41 +243,32 @@ def _decide_in_double(
     """
     _, relative = _difference(before, after)
     if not math.isfinite(relative):
-        raise RuntimeError(
-            "the deployed model's outputs are not finite, or of another shape than before; it was left as it was: "
-            "folded weights may exceed the range of a half-precision type (fuse it in float32), or its forward pass "
-            "depends on values"
-        )
+        why = "folded weights may exceed the range of half precision, or its forward pass may depend on values"
+        what = "the deployed model's outputs are not finite, or of another shape than before; it was left as it was"
+        raise RuntimeError(f"{what}: {why}; fuse it in float32")
     reason = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {_tolerance(model):.3g}"
     rest = "it was left as it was: is its output random, or does its forward pass depend on values?"
-    undo = Undo()
     try:
-        with _in_double(model, calls) as doubled:
-            try:
-                exact = _all_outputs(model, doubled)
-                _apply(plan, undo)
-                error = _difference(exact, _all_outputs(model, doubled))[1]
-            finally:
-                undo.undo()
+        with _in_double(model, calls) as doubled, ExitStack() as undo:
+            exact = _all_outputs(model, doubled)
+            _apply(plan, undo)
+            error = _difference(exact, _all_outputs(model, doubled))[1]
     except Exception as failure:  # of a device, or of code that wants single precision
-        raise RuntimeError(
-            f"{reason}; whether that is rounding can't be told, as it fails in double precision "
-            f"({first_line(failure)}); {rest}"
-        ) from failure
+        why = f"whether that is rounding can't be told, as it fails in double precision ({first_line(failure)})"
+        raise RuntimeError(f"{reason}; {why}; {rest}") from failure
     if error > _EXACT:
         raise RuntimeError(f"{reason}, in double precision by {error:.3g}; {rest}")
     own, deployed = (_difference(exact, outputs)[1] for outputs in (before, after))
     if deployed > _SPREAD * max(growth, 1.0) * own:
-        raise RuntimeError(
-            f"{reason}: in double precision it is right, but rounding changes the model's own outputs by {own:.3g} "
-            "only, so a compiled kernel may be wrong; it was left as it was: try ICNETS_FUSED=0, and report it"
-        )
+        why = f"in double precision it is right, but rounding changes the model's own outputs by {own:.3g} only"
+        remedy = "a compiled kernel may be wrong; it was left as it was: try ICNETS_FUSED=0, and report it"
+        raise RuntimeError(f"{reason}: {why}, so {remedy}")
     return error
 
 
 @torch.no_grad()
 def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool = True) -> FuseReport:
-    """Puts ``model`` into its deployed form, in place: the same function, faster, for inference only (ours).
+    """Puts ``model`` into its deployed form, in place: the same function, faster, for inference only.
 
     Every IC unit becomes a convolution followed by PReLU (or LeakyReLU) plus a rank-one term; every batch norm that
     reads exactly one layer's output, alone, is folded into that layer, whether IC or plain. Anything else stays.
@@ -307,23 +289,28 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
         RuntimeError: the outputs differ by more than 1e-3 of the largest (64 roundings in half precision), and the
             network doesn't merely amplify rounding: in double precision by more than 1e-9. Whatever is raised, the
             model is as it was.
+
+    Example:
+        >>> from icnets import ICConv2d
+        >>> model = nn.Sequential(ICConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> report = fuse_(model, torch.randn(1, 3, 8, 8))
+        >>> report.fused, report.folded
+        (['0'], {'1': '0'})
     """
     _refuse(model)
     calls = _calls(model, _example(model, example_input))
     before = _all_outputs(model, calls)
     plan = _plan(model, calls[0], fold_batch_norm)
     growth = {plan.names[u]: growth_of(u) for u in plan.units}
-    undo, exact = Undo(), None
-    try:
+    exact = None
+    with ExitStack() as undo:
         _apply(plan, undo)
         after = _all_outputs(model, calls)
         largest, relative = _difference(before, after)
         if relative > _tolerance(model):
-            undo.undo()
+            undo.close()
             exact = _decide_in_double(model, plan, calls, before, after, max(growth.values(), default=1.0))
             _apply(plan, undo)
-    except BaseException:
-        undo.undo()
-        raise
+        undo.pop_all()
     folded = {plan.names[norm]: plan.names[layer] for layer, norm in plan.folds.items()}
     return FuseReport([plan.names[u] for u in plan.units], folded, plan.skipped, largest, relative, growth, exact)

@@ -6,7 +6,7 @@ with ``t`` the progress of training in [0, 1]. "Weak", because the teacher is th
 start up, not to cap the end, so ``lambda`` is held first and then goes to 0.
 
 Paper (arXiv 2102.03495): that IC networks are trained faster by "extracting knowledge from pre-trained basic models".
-Its loss and schedule are not public, so everything else here is ours: the formula above, the schedules, the options.
+Its loss and schedule are not public: the formula above, the schedules and the options are our own.
 
 Three pieces that work alone: :class:`DistillationSchedule` is lambda(t), :class:`WeakLogitDistillation` the loss, and
 :class:`Teacher` (in ``teacher.py``) a frozen network.
@@ -15,7 +15,7 @@ Three pieces that work alone: :class:`DistillationSchedule` is lambda(t), :class
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,15 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.distill.logits import (
-    check_logits,
-    check_target,
-    check_values,
-    check_values_of_teacher,
-    cross_entropy,
-    readable,
-    z_score,
-)
+from icnets.distill import logits
 from icnets.distill.teacher import Teacher
 
 __all__ = ["DistillationSchedule", "DistillationTerms", "Teacher", "WeakLogitDistillation"]
@@ -50,16 +42,19 @@ def _as_number(name: str, value: object, allowed: str = "") -> float:
         raise TypeError(f"{name} must be a number{allowed}, got {value!r}") from None
 
 
-def _require_number(name: str, value: object, low: float, high: float, allowed: str) -> None:
+def _require_number(name: str, value: object, interval: str) -> None:
+    """Raises TypeError or ValueError where ``value`` is no number in ``interval``, such as "[0, 1)"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number in {allowed}, got {value!r}")
-    if not low <= value <= high:  # NaN fails every comparison
-        raise ValueError(f"{name} must be in {allowed}, got {value}")
+        raise TypeError(f"{name} must be a number in {interval}, got {value!r}")
+    low, high = map(float, interval[1:-1].split(","))
+    outside = {"(": low, ")": high}
+    if not low <= value <= high or value in [outside.get(bracket) for bracket in (interval[0], interval[-1])]:
+        raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
 @dataclass(frozen=True)
 class DistillationSchedule:
-    """lambda(t), the weight of the distillation over the progress ``t`` of training in [0, 1] (ours).
+    """lambda(t), the weight of the distillation over the progress ``t`` of training in [0, 1].
 
     It rises linearly from 0 over the first ``warmup`` of training (0: no warm-up) and then follows ``kind``:
 
@@ -77,6 +72,11 @@ class DistillationSchedule:
 
     Raises:
         ValueError, TypeError: a value outside its range, which the message names.
+
+    Example:
+        >>> schedule = DistillationSchedule("hold-cosine", hold=0.4)
+        >>> [round(schedule(t), 3) for t in (0.0, 0.4, 0.7, 1.0)]
+        [1.0, 1.0, 0.5, 0.0]
     """
 
     kind: ScheduleKind = "hold-cosine"
@@ -89,16 +89,14 @@ class DistillationSchedule:
         kinds = get_args(ScheduleKind)
         if self.kind not in kinds:
             raise ValueError(f"schedule kind must be one of {', '.join(kinds)}, got {self.kind!r}")
-        _require_number("weight", self.weight, 0.0, math.nextafter(math.inf, 0.0), "[0, inf)")
-        _require_number("warmup", self.warmup, 0.0, math.nextafter(1.0, 0.0), "[0, 1)")
-        _require_number("hold", self.hold, 0.0, 1.0, "[0, 1]")
-        _require_number("off", self.off, 0.0, 1.0, "[0, 1]")
+        for name, interval in {"weight": "[0, inf)", "warmup": "[0, 1)", "hold": "[0, 1]", "off": "[0, 1]"}.items():
+            _require_number(name, getattr(self, name), interval)
         for kind, name, end in (("hold-cosine", "hold", self.hold), ("early-off", "off", self.off)):
             if self.kind == kind and self.warmup > end:
                 raise ValueError(f"warmup must be in [0, {name}] = [0, {end}] for {kind!r}, got {self.warmup}")
 
     def __call__(self, progress: float) -> float:
-        """lambda(``progress``).
+        """Computes lambda(``progress``).
 
         Args:
             progress: fraction of training done, in [0, 1]; rounding errors up to 1e-6 outside are forgiven.
@@ -143,7 +141,7 @@ class DistillationTerms(NamedTuple):
 
 
 class WeakLogitDistillation(nn.Module):
-    """The loss ``CE + lambda(t) * T^2 * KL(teacher / T || student / T)``, averaged over the batch (ours).
+    """The loss ``CE + lambda(t) * T^2 * KL(teacher / T || student / T)``, averaged over the batch.
 
     Everything is computed in float32 (float64 for float64 logits), under autocast as well. The gradient flows to the
     student's logits only. Classes that both networks mask by -inf have no part: the value is that without them. Where
@@ -168,6 +166,12 @@ class WeakLogitDistillation(nn.Module):
 
     Raises:
         ValueError, TypeError: an argument outside its range, which the message names.
+
+    Example:
+        >>> loss = WeakLogitDistillation(temperature=2.0)
+        >>> student, teacher, target = torch.zeros(4, 10), torch.zeros(4, 10), torch.arange(4)
+        >>> round(float(loss(student, teacher, target, progress=0.0)), 4)  # the logarithm of 10
+        2.3026
     """
 
     surpass_streak: Tensor
@@ -185,16 +189,13 @@ class WeakLogitDistillation(nn.Module):
         task_loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        smallest, largest = math.nextafter(0.0, 1.0), math.nextafter(math.inf, 0.0)
-        _require_number("temperature", temperature, smallest, largest, "(0, inf)")
-        _require_number("label_smoothing", label_smoothing, 0.0, math.nextafter(1.0, 0.0), "[0, 1)")
+        _require_number("temperature", temperature, "(0, inf)")
+        _require_number("label_smoothing", label_smoothing, "[0, 1)")
         if not isinstance(schedule, DistillationSchedule):
             raise TypeError(f"schedule must be a DistillationSchedule, got {type(schedule).__name__}")
-        if surpass_patience is not None:
-            if isinstance(surpass_patience, bool) or not isinstance(surpass_patience, int):
-                raise TypeError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience!r}")
-            if surpass_patience < 1:
-                raise ValueError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience}")
+        if surpass_patience is not None and (type(surpass_patience) is not int or surpass_patience < 1):
+            kind = ValueError if type(surpass_patience) is int else TypeError
+            raise kind(f"surpass_patience must be an int >= 1 or None, got {surpass_patience!r}")
         if task_loss is not None and label_smoothing:
             raise ValueError(f"label_smoothing is {label_smoothing} beside a task_loss, which smooths labels itself")
         self.temperature = float(temperature)
@@ -215,7 +216,7 @@ class WeakLogitDistillation(nn.Module):
         return self._stopped and self.surpass_patience is not None
 
     def weight_at(self, progress: float) -> float:
-        """The weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
+        """Returns the weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
         weight = self.schedule(progress)
         return 0.0 if self.stopped else weight
 
@@ -224,7 +225,7 @@ class WeakLogitDistillation(nn.Module):
         return self.weight_at(progress) > 0.0
 
     def observe(self, student_accuracy: float | Tensor, teacher_accuracy: float | Tensor) -> bool:
-        """Surpass-stop: to be called once per validation.
+        """Decides on the surpass-stop; to be called once per validation.
 
         Args:
             student_accuracy: in distributed training the value reduced over all processes, so that every process
@@ -251,13 +252,13 @@ class WeakLogitDistillation(nn.Module):
         return self._stopped
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, progress: float) -> Tensor:
-        """The loss, a scalar. Arguments and errors as in :meth:`terms`."""
+        """Computes the loss, a scalar. Arguments and errors as in :meth:`terms`."""
         return self.terms(student_logits, teacher_logits, target, progress).loss
 
     def terms(
         self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, progress: float
     ) -> DistillationTerms:
-        """The loss with its parts.
+        """Computes the loss with its parts.
 
         Args:
             student_logits: ``(N, C)``, or ``(N, C, d1, ...)`` for dense prediction; any floating dtype.
@@ -276,22 +277,25 @@ class WeakLogitDistillation(nn.Module):
                 by -inf though the target or the teacher wants it, NaN from the teacher. On a GPU the value tells.
 
         Example:
-            >>> wld = WeakLogitDistillation()
-            >>> terms = wld.terms(student(x), teacher(x), target, progress=0.1)
+            >>> student, teacher = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10)
+            >>> terms = WeakLogitDistillation().terms(student, teacher, torch.arange(4), progress=0.1)
             >>> terms.loss.backward()
+            >>> terms.weight
+            1.0
         """
         weight = self.weight_at(progress)
-        check_logits(student_logits, teacher_logits)
-        soft = check_target(student_logits, target)
-        with _without_autocast(student_logits.device.type):
+        logits.check_logits(student_logits, teacher_logits)
+        soft = logits.check_target(student_logits, target)
+        kind = student_logits.device.type
+        with torch.autocast(kind, enabled=False) if kind in _AUTOCAST_DEVICES else nullcontext():
             dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
             student = student_logits.to(dtype)
             if soft:
                 target = target.to(dtype)
-            if readable(student):
-                check_values(student, target, soft=soft, masks=self.task_loss is None)
+            if logits.readable(student):
+                logits.check_values(student, target, soft=soft, masks=self.task_loss is None)
             if self.task_loss is None:
-                task = cross_entropy(student, target, 0.0 if soft else self.label_smoothing)
+                task = logits.cross_entropy(student, target, 0.0 if soft else self.label_smoothing)
             else:
                 task = self.task_loss(student, target)
             if teacher_logits is None or weight == 0.0:
@@ -301,21 +305,21 @@ class WeakLogitDistillation(nn.Module):
             return DistillationTerms(task + weight * distillation, task, distillation, weight)
 
     def _distillation(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        if readable(teacher):
-            check_values_of_teacher(teacher, student)
+        if logits.readable(teacher):
+            logits.check_values_of_teacher(teacher, student)
         correct = teacher.argmax(1) == labels if self.correct_only else None
         if self.standardize:
-            student, teacher = z_score(student), z_score(teacher)
+            student, teacher = logits.z_score(student), logits.z_score(teacher)
         log_s = F.log_softmax(student / self.temperature, dim=1)
         log_t = F.log_softmax(teacher / self.temperature, dim=1)
         p = log_t.exp()
         # A class that the teacher leaves out adds nothing, whatever the student says: 0 * inf would be NaN.
         difference = torch.where(p > 0, log_t - log_s, torch.zeros_like(p))
-        if readable(teacher) and (lost := (difference == math.inf).nonzero()).numel():
-            raise ValueError(
-                f"the student's logits are -inf for class {int(lost[0, 1])}, to which the teacher gives a probability: "
-                "mask it in both, or in the teacher alone"
+        if logits.readable(teacher) and (lost := (difference == math.inf).nonzero()).numel():
+            what = (
+                f"the student's logits are -inf for class {int(lost[0, 1])}, to which the teacher gives a probability"
             )
+            raise ValueError(f"{what}: mask it in both, or in the teacher alone")
         divergence = (p * difference).sum(1)
         if correct is not None:
             divergence = torch.where(correct, divergence, torch.zeros_like(divergence))
@@ -325,16 +329,3 @@ class WeakLogitDistillation(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         if not self.surpass_stopped.is_meta:
             self._stopped = bool(self.surpass_stopped)
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, schedule={self.schedule}, label_smoothing={self.label_smoothing}, "
-            f"standardize={self.standardize}, correct_only={self.correct_only}, "
-            f"surpass_patience={self.surpass_patience}"
-        )
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    if device_type in _AUTOCAST_DEVICES:
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

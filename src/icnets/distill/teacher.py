@@ -1,4 +1,4 @@
-"""A trained network as a teacher: frozen, always in eval mode, and no part of the student's checkpoint (ours)."""
+"""A trained network as a teacher: frozen, always in eval mode, and no part of the student's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icnets.support.hooks import modes_kept
 from icnets.support.text import described, first_line
 
 __all__ = ["Teacher", "require_independent", "require_same_shape"]
@@ -17,7 +18,7 @@ Normalization = Sequence[float] | Tensor
 
 
 class Teacher(nn.Module):
-    """Any network ``(N, C_in, ...) -> (N, C, ...)`` logits, as a teacher (ours).
+    """Makes a teacher of any network ``(N, C_in, ...) -> (N, C, ...)`` logits.
 
     The network is taken as it is, not copied: its parameters stop requiring gradients, and it goes to eval mode and
     stays there, also when a parent calls ``train()``. It is hidden from the parent: ``state_dict``, ``parameters``,
@@ -42,9 +43,13 @@ class Teacher(nn.Module):
         ValueError: some but not all of the four are given, their lengths differ, or a value is out of range.
 
     Example:
-        >>> teacher = Teacher(timm.create_model("resnet50", pretrained=True), classes=[281, 207])  # tabby, retriever
-        >>> logits = teacher(x)  # (N, 2)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 1000))
+        >>> teacher = Teacher(network, classes=[281, 207])  # of ImageNet's classes tabby and golden retriever
+        >>> teacher(torch.randn(4, 3, 2, 2)).shape
+        torch.Size([4, 2])
     """
+
+    model: nn.Module
 
     def __init__(
         self,
@@ -59,31 +64,15 @@ class Teacher(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module) or isinstance(model, Teacher):
             raise TypeError(f"a teacher is made from an nn.Module that is no Teacher yet, got {type(model).__name__}")
-        self._affine = _renormalization(mean, std, student_mean, student_std)
-        self._positions = None if classes is None else _class_positions(classes)
-        # Not a submodule, so that nothing that walks the parent finds it.
-        object.__setattr__(self, "_hidden_model", model)
-        model.requires_grad_(False)
-        model.eval()
-        super().train(False)
-        self._place(torch.device("cpu"))
-        first = next(model.parameters(), None)
-        if first is not None:
-            self._place(first.device)
-
-    @property
-    def model(self) -> nn.Module:
-        """The network itself."""
-        model: nn.Module = self.__dict__["_hidden_model"]
-        return model
-
-    @property
-    def classes(self) -> tuple[int, ...] | None:
-        """Which of the network's classes are taken, in this order; None: all of them as they are."""
-        return self._positions
+        self._affine = _renormalization(mean=mean, std=std, student_mean=student_mean, student_std=student_std)
+        self.classes = None if classes is None else _class_positions(classes)
+        self.__dict__["model"] = model  # not a submodule, so that nothing that walks the parent finds it
+        self.training = False
+        model.requires_grad_(False).eval()
+        self._place(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The teacher's logits, without gradient.
+        """Returns the teacher's logits, without gradient.
 
         Args:
             x: input ``(N, C_in, ...)``, normalised for the student.
@@ -94,35 +83,32 @@ class Teacher(nn.Module):
         Raises:
             ValueError: ``x`` has another number of channels than the normalisation, or the logits have too few classes.
         """
-        model = self.model
-        # Someone else may hold the network and call train() on it; a batch norm would then learn from our input.
-        if any(module.training for module in model.modules()):
-            model.eval()
+        # Someone else may hold the network and call train() on it; a batch norm would then learn from this input.
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
         with torch.no_grad():  # not inference_mode: autograd refuses its tensors, and the loss is a function of these
-            logits: Tensor = model(self.normalize(x))
-        if self._positions is None:
+            logits: Tensor = self.model(self.normalize(x))
+        if self.classes is None:
             return logits
-        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] <= max(self._positions):
+        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] <= max(self.classes):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else described(logits)
-            raise ValueError(f"classes asks for class {max(self._positions)} of the teacher, which gives {found}")
+            raise ValueError(f"classes asks for class {max(self.classes)} of the teacher, which gives {found}")
         return logits[:, self._chosen]
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Input ``(N, C_in, ...)`` normalised for the student, as the teacher wants it; same shape and dtype."""
+        """Normalises the student's input ``(N, C_in, ...)`` anew for the teacher; same shape and dtype."""
         if self._affine is None:
             return x
         channels = len(self._affine[0])
         if x.ndim < 2 or x.shape[1] != channels:
-            raise ValueError(
-                f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}: "
-                "give mean and std one value per input channel"
-            )
+            what = f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}"
+            raise ValueError(f"{what}: give mean and std one value per input channel")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         scale, shift = (v.to(x.device, dtype).view(-1, *[1] * (x.ndim - 2)) for v in (self._scale, self._shift))
         return (x.to(dtype) * scale + shift).to(x.dtype)
 
     def check(self, student: nn.Module, sample: Tensor) -> None:
-        """Say before training starts what would go wrong in it. Changes neither network, whatever their modes.
+        """Says before training starts what would go wrong in it. Changes neither network, whatever their modes.
 
         Args:
             student: the network to be trained, on ``sample``'s device.
@@ -135,25 +121,15 @@ class Teacher(nn.Module):
         """
         require_independent(self.model, student)
         if (own := list(student.parameters())) and not any(p.requires_grad for p in own):
-            raise ValueError(
-                f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a network that a "
-                "Teacher has frozen: student.requires_grad_(True) first, or copy before it teaches"
-            )
-        modes = [(module, module.training) for module in student.modules()]
-        try:
-            student.eval()
-            with torch.no_grad():
-                ours = _require_logits("student", student(sample), sample)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            what = f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a frozen teacher"
+            raise ValueError(f"{what}: student.requires_grad_(True) first, or copy before it teaches")
+        with modes_kept(student), torch.no_grad():
+            ours = _require_logits("student", student.eval()(sample), sample)
         try:
             output = self(sample)
         except RuntimeError as error:
-            raise ValueError(
-                f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}: "
-                f"{first_line(error)}"
-            ) from error
+            given = f"{sample.dtype} {tuple(sample.shape)}"
+            raise ValueError(f"the teacher cannot process the student's input {given}: {first_line(error)}") from error
         theirs = _require_logits("teacher", output, sample)
         require_same_shape(ours, theirs)
         if theirs.isnan().any() or theirs.amax(1).isinf().any():  # -inf may mask a class, not all of them
@@ -164,7 +140,7 @@ class Teacher(nn.Module):
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the network in place; arguments as for ``torch.compile``."""
+        """Compiles the network in place; arguments as for ``torch.compile``."""
         self.model.compile(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
@@ -175,29 +151,24 @@ class Teacher(nn.Module):
     def _place(self, device: torch.device) -> None:
         # From the exact numbers, and not by moving tensors: half() must not round them.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        scale, shift = self._affine if self._affine is not None else ((), ())
+        scale, shift = self._affine or ((), ())
         self._scale = torch.tensor(scale, dtype=dtype, device=device)
         self._shift = torch.tensor(shift, dtype=dtype, device=device)
-        self._chosen = torch.tensor(self._positions or (), dtype=torch.int64, device=device)
+        self._chosen = torch.tensor(self.classes or (), dtype=torch.int64, device=device)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Nothing of a teacher is in a checkpoint, and what an older one holds is skipped, in strict mode as well."""
 
-    def extra_repr(self) -> str:
-        return f"{type(self.model).__name__}, frozen" + (", renormalised" if self._affine is not None else "")
-
 
 def require_independent(network: nn.Module, student: nn.Module) -> None:
-    """Raise ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
+    """Raises ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
     if student is network:
         raise ValueError("the teacher is the student itself: make the teacher from copy.deepcopy(model)")
     storages = {_storage(p) for p in network.parameters()} - {None}
     for name, parameter in student.named_parameters():
         if _storage(parameter) in storages:
-            raise ValueError(
-                f"teacher and student share the parameter {name!r}: make the teacher from copy.deepcopy(model), "
-                "before the model is converted or trained"
-            )
+            remedy = "make the teacher from copy.deepcopy(model), before the model is converted or trained"
+            raise ValueError(f"teacher and student share the parameter {name!r}: {remedy}")
 
 
 def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
@@ -211,26 +182,21 @@ def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
 
 
 def require_same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Raise ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
+    """Raises ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
     if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
-        raise ValueError(
-            f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}: "
-            "distillation needs the same classes in the same order"
-        )
+        what = f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}"
+        raise ValueError(f"{what}: distillation needs the same classes in the same order")
     if teacher.shape != student.shape:
-        raise ValueError(
-            f"student and teacher logits must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
+        found = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"student and teacher logits must have one shape, got {found}")
 
 
 def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(f"the {who} must return a tensor of logits (N, C), got {type(output).__name__}")
     if output.ndim < 2 or output.shape[0] != sample.shape[0]:
-        raise ValueError(
-            f"the {who} must return logits (N, C) with N = {sample.shape[0]} as in the sample, "
-            f"got {tuple(output.shape)}"
-        )
+        wanted = f"(N, C) with N = {sample.shape[0]} as in the sample"
+        raise ValueError(f"the {who} must return logits {wanted}, got {tuple(output.shape)}")
     return output
 
 
@@ -247,35 +213,21 @@ def _channel_values(name: str, values: Normalization) -> tuple[float, ...]:
         raise TypeError(f"{name} must be a sequence or tensor with one number per input channel, got {values!r}")
     numbers = values.detach().flatten().tolist() if isinstance(values, Tensor) else values
     result = tuple(float(v) for v in numbers)
-    low = 0.0 if name.endswith("std") else -math.inf
-    if not result or not all(math.isfinite(v) and v > low for v in result):
-        allowed = "> 0" if low == 0.0 else "finite"
+    low, allowed = (0.0, "> 0") if name.endswith("std") else (-math.inf, "finite")
+    if not result or not all(low < v < math.inf for v in result):
         raise ValueError(f"{name} must hold one number per input channel, each {allowed}, got {result}")
     return result
 
 
-def _renormalization(
-    mean: Normalization | None,
-    std: Normalization | None,
-    student_mean: Normalization | None,
-    student_std: Normalization | None,
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _renormalization(**given: Normalization | None) -> tuple[list[float], list[float]] | None:
     """Scale and shift per channel from the student's normalisation to the teacher's; None where they agree."""
-    given = {"mean": mean, "std": std, "student_mean": student_mean, "student_std": student_std}
-    missing = [name for name, values in given.items() if values is None]
-    if len(missing) == len(given):
-        return None
-    if missing:
-        raise ValueError(f"give all of mean, std, student_mean, student_std or none: {', '.join(missing)} missing")
     values = {name: _channel_values(name, v) for name, v in given.items() if v is not None}
-    lengths = {name: len(v) for name, v in values.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+    if values and (missing := [name for name in given if name not in values]):
+        raise ValueError(f"give all of {', '.join(given)} or none: {', '.join(missing)} missing")
+    if len({len(v) for v in values.values()}) > 1:
+        listed = ", ".join(f"{name} {len(v)}" for name, v in values.items())
         raise ValueError(f"the normalisations must have one number of channels, got {listed}")
-    teacher, student = (values["mean"], values["std"]), (values["student_mean"], values["student_std"])
-    if teacher == student:
+    channels = list(zip(*values.values(), strict=True))  # mean, std, student_mean, student_std
+    if all(own[:2] == own[2:] for own in channels):
         return None
-    pairs = list(zip(*teacher, *student, strict=True))
-    scale = tuple(s_std / t_std for _, t_std, _, s_std in pairs)
-    shift = tuple((s_mean - t_mean) / t_std for t_mean, t_std, s_mean, _ in pairs)
-    return scale, shift
+    return [ss / s for _, s, _, ss in channels], [(sm - m) / s for m, s, sm, _ in channels]

@@ -14,7 +14,7 @@ _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A new path beside ``path`` to write to; it takes the place of ``path`` when the block ends.
+    """Yields a new path beside ``path`` to write to, which takes the place of ``path`` when the block ends.
 
     If the block raises, what it wrote is removed and ``path`` stays as it was. The folder must exist.
     """
@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     mode = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(mode)  # whoever wrote it may have made it private, as safetensors does
+        temporary.chmod(mode)  # the writer may have made it private, as safetensors does
         move_into_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,9 +37,10 @@ def move_into_place(source: Path, target: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what :func:`atomic_write` left in ``folder`` when a process was killed; no other may be writing there.
+    """Removes what :func:`atomic_write` left in ``folder`` when a process was killed.
 
-    Within it safetensors writes to a hidden file of its own, which is as large as the network.
+    No other process may be writing there. Also removed are the hidden files that safetensors writes meanwhile, each as
+    large as the network.
     """
     for path in folder.glob(".*"):
         if path.suffix == ".tmp" or _OF_SAFETENSORS.fullmatch(path.name):
@@ -47,7 +48,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for what is built and measured on this machine; ``ICNETS_CACHE`` names another."""
+    """Returns the user's cache folder for what is built on this machine; ``ICNETS_CACHE`` names another."""
     base = os.environ.get("ICNETS_CACHE")
     if base:
         return Path(base)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model
 
 
 def as_call(model: nn.Module, example: Any) -> Call:
-    """``example`` as arguments of ``model``: a tuple or list of them, a dict of those by keyword, or a single one.
+    """Takes ``example`` as arguments of ``model``: a tuple or list, a dict of those by keyword, or a single one.
 
     A dict whose keys the forward pass doesn't take is a batch of its own.
     """
@@ -53,7 +53,7 @@ def is_own_forward(module: nn.Module) -> bool:
 
 @contextmanager
 def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes the hooks of ``handles`` when the block ends, however it ends; those of a generator are made in here."""
+    """Removes the hooks of ``handles`` when the block ends, however it ends; those of a generator are made inside."""
     made: list[RemovableHandle] = []
     try:
         made.extend(handles)
@@ -65,7 +65,7 @@ def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
-    """Each module of ``network`` is in train or eval mode afterwards as it was before, however the block ends."""
+    """Puts each module of ``network`` back into its train or eval mode when the block ends, however it ends."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         yield
@@ -74,11 +74,19 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _set_forward(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        module.__dict__.pop("forward", None)
-    else:
+@contextmanager
+def _forward_as(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Gives the instance ``module`` another forward pass for a while; None: that of its class."""
+    own = module.__dict__.get("forward")
+    try:
         module.__dict__["forward"] = forward
+        if forward is None:
+            del module.__dict__["forward"]
+        yield
+    finally:
+        module.__dict__["forward"] = own
+        if own is None:
+            del module.__dict__["forward"]
 
 
 @contextmanager
@@ -87,14 +95,10 @@ def forward_through(modules: Iterable[nn.Module], around: Callable[..., Any]) ->
 
     Unlike a hook this sees ``module.forward(x)`` as well as ``module(x)``.
     """
-    own = {module: module.__dict__.get("forward") for module in modules}
-    try:
-        for module in own:
-            module.__dict__["forward"] = partial(around, module, module.forward)
+    with ExitStack() as stack:
+        for module in dict.fromkeys(modules):
+            stack.enter_context(_forward_as(module, partial(around, module, module.forward)))
         yield
-    finally:
-        for module, forward in own.items():
-            _set_forward(module, forward)
 
 
 @contextmanager
@@ -109,12 +113,9 @@ def watched(modules: Iterable[nn.Module], see: Callable[[Any, Tensor, Any], Any]
 
     def around(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        shadow = module.__dict__["forward"]
-        _set_forward(module, own[module])
-        try:
-            seen = see(module, next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), output)
-        finally:
-            _set_forward(module, shadow)
+        x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        with _forward_as(module, own[module]):
+            seen = see(module, x, output)
         return output if seen is None else seen
 
     with forward_through(own, around):
@@ -127,21 +128,19 @@ def undisturbed(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
 
     With ``evaluating`` False, it stays in the modes that it is in.
     """
-    buffers = {module: dict(module._buffers) for module in model.modules()}
-    values = {
-        b: b.detach().clone() for own in buffers.values() for b in own.values() if b is not None and not is_lazy(b)
-    }
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)), modes_kept(model):
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    kept = {b for _, own in tables for b in own.values() if not (b is None or is_lazy(b) or b.is_meta)}
+    values = [(buffer, buffer.detach().clone()) for buffer in kept]
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"} - {None}
+    with torch.random.fork_rng(devices=sorted(devices)), modes_kept(model):
         try:
             if evaluating:
                 model.eval()
             yield
         finally:
-            for module, own in buffers.items():
-                module._buffers.clear()
-                module._buffers.update(own)
+            for table, own in tables:
+                table.clear()
+                table.update(own)
             with torch.no_grad():
-                for buffer, value in values.items():
-                    if buffer.device.type != "meta":
-                        buffer.copy_(value)
+                for buffer, value in values:
+                    buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""Networks whose weights are computed by pruning, a norm of the weight or another reparametrisation (ours)."""
+"""Networks whose weights are computed by pruning, a norm of the weight or another reparametrisation."""
 
 import copy
 from typing import Any
@@ -13,9 +13,9 @@ __all__ = ["deepcopy", "made_plain_"]
 
 
 def deepcopy(module: nn.Module, *more: Any) -> Any:
-    """``copy.deepcopy``, also of modules that hold results of autograd, such as a pruned weight: these are detached.
+    """Copies as ``copy.deepcopy``, also modules that hold results of autograd (a pruned weight): these are detached.
 
-    With ``more``, a tuple of the copies: what they share stays shared.
+    With ``more`` it returns a tuple of the copies, and what they share stays shared.
     """
     held = [leaf for m in module.modules() for leaf in tree_leaves(vars(m)) if isinstance(leaf, Tensor)]
     held += [leaf for leaf in tree_leaves(more) if isinstance(leaf, Tensor)]
@@ -24,7 +24,7 @@ def deepcopy(module: nn.Module, *more: Any) -> Any:
 
 
 def made_plain_(network: Any) -> Any:
-    """Makes the computed weights of ``network`` plain Parameters, of the values that they have, in place.
+    """Makes the computed weights of ``network`` plain Parameters with the same values, in place.
 
     In eval mode its function stays what it is: torch's parametrisations, pruning, and the weight and spectral norms of
     ``torch.nn.utils`` are removed; whatever else computes a weight stays.

@@ -8,9 +8,9 @@ __all__ = ["end_with_parent"]
 
 
 def end_with_parent() -> None:
-    """Called in a process of multiprocessing: it ends when its parent does, however that ends.
+    """Makes the calling process of multiprocessing end when its parent does, however that ends.
 
-    A parent that was killed can't end its workers, and they'd wait for its orders for ever.
+    A parent that was killed can't end its workers, and they would wait for its orders forever.
     """
     threading.Thread(target=_wait, daemon=True).start()
 

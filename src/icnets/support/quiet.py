@@ -23,7 +23,7 @@ _HARMLESS = [
 
 
 def quiet() -> None:
-    """Drop Lightning's notices below a warning, and the warnings listed here; all others stay."""
+    """Drops Lightning's notices below a warning, and the warnings listed here; all others stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of calls that Lightning makes
@@ -33,7 +33,7 @@ def quiet() -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing of Lightning's below an error, and no warnings at all, for a while: for one of many runs in a row."""
+    """Hides all warnings, and what Lightning logs below an error, for a while: for one of many runs in a row."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:
