@@ -1,6 +1,7 @@
 """What every IC layer adds to torch's: three vectors, their units, and the way from and to the basic layer."""
 
 import copy
+import inspect
 import math
 from typing import Any, ClassVar, Self, cast
 
@@ -10,7 +11,6 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.weight_norm import WeightNorm
 
 from icnets.support.hooks import is_own_forward
-from icnets.unit import functional
 from icnets.unit.guards import Colliding
 from icnets.unit.subclasses import STATE, basic_of, unit_class
 
@@ -37,8 +37,44 @@ def _make_plain_(layer: nn.Module, name: str) -> None:
         raise TypeError(f"{name} isn't a Parameter any more; put back what took its place before revert_")
 
 
+def fan_in_scale(scale: str, fan_in: int) -> float:
+    """Returns the factor between the plain sum ``s`` and the one a learned collision weight multiplies (ours).
+
+    ``"sum"`` is the paper's 1, ``"sqrt"`` is 1/√n and ``"mean"`` is 1/n, n being the fan-in. Raises ValueError for
+    any other word.
+    """
+    n = max(fan_in, 1)
+    scales = {"sum": 1.0, "sqrt": 1.0 / math.sqrt(n), "mean": 1.0 / n}
+    if scale not in scales:
+        raise ValueError(f"scale is {scale!r}; it must be 'sqrt', 'sum' or 'mean'")
+    return scales[scale]
+
+
 class Collision(Colliding):
-    """The part that the IC layers share, in front of torch's layer among the bases of each."""
+    """The part that the IC layers share, in front of torch's layer among the bases of each.
+
+    Takes exactly the arguments of torch's layer, in its order, and by keyword what IC adds:
+
+    Args:
+        inner_bias: learn b1, the bias inside the rectifier, from 0 (paper: arXiv 2011.11271). A layer's own
+            ``bias`` is b2 and stays outside.
+        gain: initial value of a learned gain on the branch, per output channel; None, as in the paper: 1. Ours.
+        collision_weight: initial w' in the paper's units; 0 is ours.
+        scale: units in which w' is learned: "sqrt" (ours) learns w' x sqrt(n), n being the fan-in, "sum" w' itself
+            as in the paper, "mean" w' x n. The function is the same; the conditioning isn't.
+
+    Shapes: as torch's layer, batched or not. New parameters: ``collision``, ``inner_bias`` and ``gain``, ``(C_out,)``
+    each. Under autocast to a half-precision type the sum and the collision are computed in float32.
+
+    Raises:
+        ValueError: for an unknown ``scale``, or an initial value that isn't finite.
+        TypeError: for a complex dtype.
+
+    Example:
+        >>> from icnets import ICConv2d
+        >>> [name for name, _ in ICConv2d(3, 8, 3).named_parameters()]
+        ['weight', 'bias', 'collision', 'inner_bias']
+    """
 
     basic_type: ClassVar[type[nn.Module]]
     # Of w', b1 and the gain; others where the layer has attributes of these names already.
@@ -48,14 +84,43 @@ class Collision(Colliding):
     inner_bias: Tensor | None
     gain: Tensor | None
     sum_scale: float
+    # torch's own, of convolutions
+    in_channels: int
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+    bias: Tensor | None
+
+    def __init_subclass__(cls, summary: str = "", **kwargs: Any) -> None:
+        """Gives a class with a ``summary`` its documentation and its constructor: torch's, with our options."""
+        super().__init_subclass__(**kwargs)
+        if not summary:
+            return
+        basic: Any = cls.__bases__[-1]
+        own = [p for p in inspect.signature(cls._add_collision).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+        def __init__(self: Self, *args: Any, **kwargs: Any) -> None:
+            options = {p.name: kwargs.pop(p.name) for p in own if p.name in kwargs}
+            super().__init__(*args, **kwargs)
+            self._add_collision(True, **options)
+
+        signature: Any = inspect.signature(basic.__init__)
+        init: Any = __init__
+        init.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])
+        init.__qualname__ = f"{cls.__name__}.__init__"
+        cls.basic_type, cls.__init__ = basic, init  # type: ignore[method-assign]
+        cls.__doc__ = f"{summary}\n\n    {str(Collision.__doc__).partition('of each.')[2].lstrip()}"
 
     def _add_collision(
         self,
-        inner_bias: bool,
-        gain: float | None,
-        collision_weight: float,
-        scale: str,
-        requires_grad: bool = True,
+        requires_grad: bool,
+        *,
+        inner_bias: bool = True,
+        gain: float | None = None,
+        collision_weight: float = 0.0,
+        scale: str = "sqrt",
     ) -> None:
         """Registers the new parameters beside ``weight``, of its dtype and on its device."""
         weight = self.weight
@@ -65,7 +130,7 @@ class Collision(Colliding):
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; it must be a finite number")
         self.collision_scale = scale
-        self.sum_scale = functional.fan_in_scale(scale, self.fan_in)
+        self.sum_scale = fan_in_scale(scale, self.fan_in)
         self.initial_collision_weight = collision_weight
         self.initial_gain = gain
         with torch.inference_mode(weight.is_inference()):  # what is made in inference mode can't be trained
@@ -143,15 +208,7 @@ class Collision(Colliding):
             collision.copy_((w / self.sum_scale).expand_as(collision))
 
     @classmethod
-    def take_over_(
-        cls,
-        basic: nn.Module,
-        *,
-        inner_bias: bool = True,
-        gain: float | None = None,
-        collision_weight: float = 0.0,
-        scale: str = "sqrt",
-    ) -> Self:
+    def take_over_(cls, basic: nn.Module, **options: Any) -> Self:
         """Turns ``basic`` itself into this class, in place, and returns it.
 
         The object stays the same one, so every reference to it, its Parameters, hooks and attributes remain valid.
@@ -168,7 +225,7 @@ class Collision(Colliding):
         assert isinstance(basic, cls)
         if former is not cls.basic_type:
             basic.__dict__["basic_type"] = former
-        basic._add_collision(inner_bias, gain, collision_weight, scale, trained)
+        basic._add_collision(trained, **options)
         return basic
 
     def give_back_(self) -> nn.Module:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from icnets.unit import functional
 from icnets.unit.deployed_form import Affine, solve, weight_growth
 from icnets.unit.guards import Colliding
-from icnets.unit.kernels import autograd as eager
-from icnets.unit.kernels import native, passes
 from icnets.unit.layers import IC_LAYERS, ICLayer
-from icnets.unit.receptive_field import dense, linear_sum, receptive_field_mean, sum_padding, transposed_sum, write_out_
+from icnets.unit.receptive_field import linear_sum, padded, transposed_sum, write_out_
 from icnets.unit.recording import Convolution, convolution_of
 from icnets.unit.subclasses import FORWARD, combined, own_names
 
@@ -33,59 +31,7 @@ __all__ = [
     "obstacle_to_deploying",
 ]
 
-
-def _post(
-    v: Tensor,
-    s: Tensor | None,
-    slope: Tensor | None,
-    uniform_slope: float,
-    sign: Tensor | None,
-    collision: Tensor | None,
-    offset: Tensor | None,
-    spatial_dims: int,
-) -> Tensor:
-    """``sign * prelu(v) + collision * s + offset`` for ``v`` ``(N, C, *L)`` and ``s`` ``(N, groups, *L)``.
-
-    ``v`` is the convolution's own output, which nobody else has seen: it may be overwritten.
-    """
-    if eager.serves_post(v, spatial_dims):
-        return passes.post_(v, s, slope, uniform_slope, sign, collision, offset)
-    packed, v = v.is_mkldnn, dense(v)  # oneDNN's layout, which the operators below don't take
-    ones = [1] * spatial_dims
-    if slope is None:
-        r = F.leaky_relu(v, uniform_slope)
-    elif v.dim() == spatial_dims + 2 and spatial_dims > 0:
-        r = F.prelu(v, slope.to(v.dtype))
-    elif spatial_dims > 0:
-        r = F.prelu(v.unsqueeze(0), slope.to(v.dtype)).squeeze(0)
-    else:  # F.prelu's channels are dimension 1
-        r = F.prelu(v.reshape(-1, v.size(-1)), slope.to(v.dtype)).view(v.shape)
-    if v.dtype == torch.float16 or v.dtype == torch.bfloat16:
-        r = r.float()  # rounded once, at the end
-    if sign is not None:
-        r = r * sign.view([-1] + ones)
-    if offset is not None:
-        r = r + offset.view([-1] + ones)
-    if collision is not None and s is not None:
-        channel = -spatial_dims - 1
-        groups = s.size(channel)
-        if groups == 1 or groups == r.size(channel):
-            r = torch.addcmul(r, collision.view([-1] + ones), s)
-        else:
-            per_group = r.unflatten(channel, [groups, -1])
-            per_group = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel))
-            r = per_group.flatten(channel - 1, channel)
-    r = r.to(v.dtype)
-    return r.to_mkldnn() if packed else r
-
-
-_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-torch.fx.wrap("_post")
-torch.fx.wrap("receptive_field_mean")
-torch.fx.wrap("linear_sum")
-torch.fx.wrap("transposed_sum")
 
 
 class _Fused(Colliding):
@@ -102,9 +48,19 @@ class _Fused(Colliding):
     offset: Tensor | None
     sign: Tensor | None
     uniform_slope: float
+    # torch's, of convolutions
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} has no constructor; icnets.fuse_(model) makes it from an IC unit")
+
+    def post(self) -> tuple[Any, ...]:
+        """What follows the convolution, as :func:`icnets.unit.functional.deployed` takes it."""
+        return self.slope, self.uniform_slope, self.sign, self.collision, self.offset
 
     def extra_repr(self) -> str:
         present = [n for n in ("slope", "collision", "offset", "sign") if getattr(self, n) is not None]
@@ -112,68 +68,21 @@ class _Fused(Colliding):
 
 
 class _FusedConv(_Fused):
-    if TYPE_CHECKING:
-        kernel_size: tuple[int, ...]
-        stride: tuple[int, ...]
-        padding: str | tuple[int, ...]
-        dilation: tuple[int, ...]
-        groups: int
-        padding_mode: Any
-        sum_padding: list[int]
-
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
-
     def forward(self, input: Tensor) -> Tensor:
-        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
-        zeros = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if zeros and eager.serves_deployed(input, self.weight):
-            return self._native_forward(input)
-        s = None
-        if self.collision is not None:  # before the convolution: it leaves the input in the cache
-            window = (list(self.kernel_size), list(self.stride), self.sum_padding, list(self.dilation))
-            try:
-                s = receptive_field_mean(input, *window, self.groups, self.padding_mode)
-            except Exception:
-                self._conv_forward(input, self.weight, self.bias)  # torch's own message
-                raise
-        slope, uniform_slope = self.slope, self.uniform_slope
-        v = None
-        if slope is None and zeros:
-            conv = (self.stride, cast("tuple[int, ...]", self.padding), self.dilation, self.groups)
-            v = eager.conv_leaky_relu(input, self.weight, self.bias, *conv, uniform_slope)
-        if v is None:
-            v = _LAYERS[len(self.kernel_size)]._conv_forward(self, input, self.weight, self.bias)
-        else:
-            uniform_slope = 1.0
-        return _post(v, s, slope, uniform_slope, self.sign, self.collision, self.offset, len(self.kernel_size))
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, the shapes of the original unit."""
+        x, padding, unpadded = padded(self, input)
+        return self._convolved(x, self.stride, padding, self.dilation, self.groups, unpadded=unpadded)
 
     def deployed_convolution(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: list[int],
-        pairs: list[int],
-        dilation: list[int],
-        groups: int,
+        self, input: Tensor, weight: Any, bias: Any, stride: Any, pairs: list[int], dilation: Any, groups: int
     ) -> Tensor:
-        """What stands in for the convolution that a subclass's own forward pass makes; its weight isn't looked at."""
-        if any(pairs):
-            input = F.pad(input, pairs)
-        unpadded = [0] * len(stride)
-        if eager.serves_deployed(input, self.weight):
-            return self._native_forward(input, (stride, unpadded, dilation, groups))
-        v = _CONVOLUTIONS[len(stride)](input, self.weight, self.bias, stride, unpadded, dilation, groups)
-        s = None
-        if self.collision is not None:
-            window = (list(self.kernel_size), stride, [0] * len(pairs), dilation)
-            s = receptive_field_mean(input, *window, groups)
-        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, len(stride))
+        """Stands in for the convolution that a subclass's own forward pass makes; its weight isn't looked at."""
+        input = F.pad(input, pairs) if any(pairs) else input
+        return self._convolved(input, stride, [0] * len(stride), dilation, groups)
 
-    def _native_forward(self, input: Tensor, conv: tuple[Any, ...] | None = None) -> Tensor:
-        conv = conv or (self.stride, self.padding, self.dilation, self.groups)
-        post = (self.slope, self.uniform_slope, self.sign, self.collision, self.offset)
-        return cast(Tensor, native.operator("deployed_conv")(input, self.weight, self.bias, *conv, *post))
+    def _convolved(self, input: Tensor, *conv: Any, unpadded: Any = None) -> Tensor:
+        of_layer = (self.kernel_size, input, self.weight, self.bias)
+        return functional.deployed_convolution(*of_layer, *conv, *self.post(), unpadded=unpadded)
 
 
 class FusedICConv1d(_FusedConv, nn.Conv1d):
@@ -194,27 +103,19 @@ class FusedICLinear(_Fused, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, C_in)`` to ``(*, C_out)``."""
         v = F.linear(input, self.weight, self.bias)
-        s = None if self.collision is None else linear_sum(input)
-        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, 0)
+        return functional.deployed(v, None if self.collision is None else linear_sum(input), *self.post(), 0)
 
 
 class _FusedConvTranspose(_Fused):
-    if TYPE_CHECKING:
-        kernel_size: Any
-        stride: Any
-        padding: Any
-        dilation: Any
-        groups: int
-
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, as the unit it was."""
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, the shapes of the original unit."""
         nd = len(self.kernel_size)
         v: Tensor = _TRANSPOSED[nd].forward(self, input, output_size)
         s = None
         if self.collision is not None:
-            window = (list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation))
-            s = transposed_sum(input, *window, self.groups, [v.size(i - nd) for i in range(nd)])
-        return _post(v, s, self.slope, self.uniform_slope, self.sign, self.collision, self.offset, nd)
+            window = (self.kernel_size, self.stride, self.padding, self.dilation)
+            s = transposed_sum(input, *window, self.groups, list(v.shape[-nd:]))
+        return functional.deployed(v, s, *self.post(), nd)
 
 
 class FusedICConvTranspose1d(_FusedConvTranspose, nn.ConvTranspose1d):
@@ -239,7 +140,7 @@ FUSED_LAYERS: tuple[type[nn.Module], ...] = (
     FusedICLinear,
 )
 _FUSED: dict[type[nn.Module], Any] = {u.basic_type: f for u, f in zip(IC_LAYERS, FUSED_LAYERS, strict=True)}
-_NAMES = ("slope", "collision", "offset", "sign", "sum_padding", "uniform_slope", "deployed_convolution")
+_NAMES = ("slope", "collision", "offset", "sign", "uniform_slope", "deployed_convolution", "post")
 
 
 def _frozen(value: Tensor, like: Tensor) -> nn.Parameter:
@@ -286,7 +187,7 @@ def _convolution(layer: Any) -> Convolution | str:
     former = kind if unit is None else getattr(layer, "basic_type", basic)
     if FORWARD.isdisjoint(own_names(former, basic)):
         return Convolution(layer.weight, layer.bias)
-    if basic not in _LAYERS.values():
+    if not issubclass(basic, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return f"{kind.__name__} has behaviour of its own"
     return convolution_of(layer, former.forward)
 
@@ -347,8 +248,6 @@ def fold_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
     )
     if conv.call is not None and not conv.padded:  # its forward pass goes, and this is what it was
         module.__dict__.update(conv.call)
-    if basic in _LAYERS.values():
-        module.sum_padding = sum_padding(module)
     if basic is not nn.Linear:
         write_out_(module)
     slope = solved.slope.to(like.dtype)

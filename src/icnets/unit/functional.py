@@ -1,4 +1,4 @@
-"""The Inter-layer Collision (IC) unit on one page.
+"""The Inter-layer Collision (IC) unit on one page: its formula, its gradients, and by which path a unit runs.
 
 For one output channel, with ``y = conv(x, W)`` and ``s`` the sum of the inputs in the receptive field::
 
@@ -13,24 +13,90 @@ Everything here is made of standard torch operators. A layer is torch's own conv
 * :func:`receptive_field_sum` gives ``s``, once per group of channels, for the price of one read of ``x``;
 * :func:`collide` gives ``z`` from ``y`` and ``s``.
 
-Both are leaves for ``torch.fx``.
+In eager mode the same formula runs in place and by compiled kernels wherever these can serve: :func:`convolution`
+decides for a unit, :func:`deployed_convolution` for its deployed form. The environment variable ``ICNETS_FUSED=0``
+turns these paths off. All of them are leaves for ``torch.fx``.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from icnets.unit.kernels import autograd as eager
-from icnets.unit.receptive_field import dense, linear_sum, padding_pairs, receptive_field_sum
+from icnets.unit.kernels import autograd, gpu, native
+from icnets.unit.receptive_field import (
+    dense,
+    linear_sum,
+    padding_pairs,
+    per_dimension,
+    receptive_field_mean,
+    receptive_field_sum,
+    window_mean,
+)
 
 __all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "receptive_field_sum"]
+
+_ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
+_HALF = (torch.float16, torch.bfloat16)
+_TYPES = (torch.float32, torch.float64, *_HALF)
+_LEAST_GAIN = -0.5  # backward divides by 1 + gain
+
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+# Of y, s, collision, offset and gain.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+# -- the formula -----------------------------------------------------------------------------------------------------
+
+
+def _column(vector: Tensor, spatial_dims: int) -> Tensor:
+    """A vector ``(C,)`` in the shape that broadcasts against ``(N, C, *L)``."""
+    return vector.view([-1] + [1] * spatial_dims)
+
+
+def _plus(y: Tensor, vector: Tensor, s: Tensor, spatial_dims: int, factor: float = 1.0, own: bool = False) -> Tensor:
+    """``y + factor * vector * s``, each channel with its group's sums; ``own``: y may be overwritten."""
+    channel = -spatial_dims - 1
+    groups = s.size(channel)
+    # addcmul reads y once and keeps its memory format; a product made first would be another full-size tensor.
+    if groups == 1 or groups == y.size(channel):
+        return torch.addcmul(y, _column(vector, spatial_dims), s, value=factor, out=y if own else None)
+    wide, vector = y.unflatten(channel, [groups, -1]), vector.view([groups, -1] + [1] * spatial_dims)
+    wide = torch.addcmul(wide, vector, s.unsqueeze(channel), value=factor, out=wide if own else None)
+    return wide.flatten(channel - 1, channel)
+
+
+def _collided(
+    y: Tensor,
+    s: Tensor,
+    collision: Tensor,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    factor: float,
+    spatial_dims: int,
+    own: bool = False,
+) -> Tensor:
+    """``y + gain * relu(y - factor * collision * s + offset)``; ``own``: in the memory of y."""
+    u = _plus(y, collision, s, spatial_dims, -factor)
+    if offset is not None:
+        u = torch.add(u, _column(offset, spatial_dims), out=u if own else None)
+    u = F.relu(u, inplace=own)
+    if gain is not None:
+        u = torch.mul(u, _column(gain, spatial_dims), out=u if own else None)
+    return torch.add(y, u, out=y if own else None).type_as(y)
+
+
+def _offset(inner_bias: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    return inner_bias if bias is None else -bias if inner_bias is None else inner_bias - bias
 
 
 def collide(
@@ -42,7 +108,7 @@ def collide(
     gain: Tensor | None = None,
     spatial_dims: int = 2,
 ) -> Tensor:
-    """The collision ``z = y + gain * relu((y - bias) - collision * s + inner_bias)``.
+    """Computes the collision ``z = y + gain * relu((y - bias) - collision * s + inner_bias)``.
 
     Paper: with ``collision = w'``, ``gain`` absent (1), ``inner_bias = b1`` and ``bias = b2``. ``y`` comes with
     ``bias`` in it, because convolutions add it for nothing; inside the rectifier it is taken out again.
@@ -59,119 +125,255 @@ def collide(
     Returns:
         ``z`` of ``y``'s shape and dtype. For half-precision ``y`` the collision is computed in float32 and rounded
         once.
+
+    Example:
+        >>> collide(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0]]), torch.tensor([1.0, 1.0]), spatial_dims=0)
+        tensor([[4., 1.]])
     """
-    offset = inner_bias
-    if bias is not None:
-        offset = -bias if inner_bias is None else inner_bias - bias
-    ones = [1] * spatial_dims
-    channel = -spatial_dims - 1
-    if y.size(channel) == 0:  # also what torch's convolution gives for an input without channels
-        nothing = collision.sum()  # added, so that every vector gets a gradient of zeros, as a weight does
-        nothing = nothing if inner_bias is None else nothing + inner_bias.sum()
-        return y + (nothing if gain is None else nothing + gain.sum())
-    groups = s.size(channel)
-    packed = y.is_mkldnn  # oneDNN's layout, which the operators below don't take
-    y = dense(y)
-    # addcmul reads y once and keeps its memory format; a product made first would be another full-size tensor.
-    if groups == 1:
-        u = torch.addcmul(y, collision.view([-1] + ones), s, value=-1)
-    else:
-        per_group = y.unflatten(channel, [groups, -1])
-        u = torch.addcmul(per_group, collision.view([groups, -1] + ones), s.unsqueeze(channel), value=-1)
-        u = u.flatten(channel - 1, channel)
+    if y.size(-spatial_dims - 1) == 0:  # also what torch's convolution gives for an input without channels
+        # Each vector's sum is added, so that it gets a gradient of zeros, as a weight does.
+        return y + sum(v.sum() for v in (collision, inner_bias, gain) if v is not None)
+    z = _collided(dense(y), s, collision, _offset(inner_bias, bias), gain, 1.0, spatial_dims)
+    return z.to_mkldnn() if y.is_mkldnn else z  # oneDNN's layout
+
+
+def collide_(
+    y: Tensor, s: Tensor, collision: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
+) -> Tensor:
+    """Overwrites y with ``y + gain * relu(y - factor * collision * s + offset)``, in one pass where a kernel serves.
+
+    ``y`` is ``(N, C, *L)``, dense and contiguous or channels last; ``s`` is ``(N, groups, *L)``, vectors ``(C,)``.
+    """
+    if native.serves(y, s):
+        return cast(Tensor, native.operator("collide_")(y, s, collision, factor, offset, gain))
+    if (z := gpu.run("collide_", y, s, collision, factor, offset, gain)) is not None:
+        return cast(Tensor, z)
+    return _collided(y, s, collision, offset, gain, factor, y.dim() - 2, own=True)
+
+
+def collide_backward(
+    dz: Tensor,
+    z: Tensor,
+    z_is_y: bool,
+    s: Tensor,
+    collision: Tensor,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    factor: float,
+    followed: bool = False,
+) -> Gradients:
+    """Gradients of the arguments of :func:`collide_`, from its result z (or from y, with ``z_is_y``) and dz.
+
+    With t = z - w' s + offset: z isn't y only where the branch fires, and there t is (1 + gain) u, of u's sign.
+    ``followed``: by autograd, for second derivatives, or by vmap, so by torch's operators alone.
+    """
+    if not followed:
+        if native.serves(z, s) and native.serves(z, dz):
+            operator = native.operator("collide_backward")
+            dy, ds, dv, do, dg = operator(dz, z, z_is_y, s, collision, factor, offset, gain)
+            return dy, ds, dv, None if offset is None else do, None if gain is None else dg
+        if (found := gpu.run("collide_backward", z, s, dz, z_is_y, collision, factor, offset, gain)) is not None:
+            return cast(Gradients, found)
+        dz = dz if dz.stride() == z.stride() else torch.empty_like(z, dtype=dz.dtype).copy_(dz)
+    work = torch.promote_types(z.dtype, s.dtype)  # single precision for half
+    collision, offset, gain = (None if v is None else v.to(work) for v in (collision, offset, gain))  # type: ignore[assignment]
+    nd, dz, over = z.dim() - 2, dz.to(work), [0, *range(2, z.dim())]
+    t = _plus(z, collision, s, nd, -factor)
     if offset is not None:
-        u = u + offset.view([-1] + ones)
-    branch = F.relu(u)
+        t = t + _column(offset, nd)
+    m = torch.ops.aten.threshold_backward.default(dz, t, 0)  # the branch's gradient, without the gain
+    ds, dv = autograd.weighted_sums(m, s, (collision if gain is None else collision * gain) * -factor)
+    dg = None
     if gain is not None:
-        branch = branch * gain.view([-1] + ones)
-    z = (y + branch).type_as(y)
-    return z.to_mkldnn() if packed else z
+        dg = (m * t).sum(over) if z_is_y else (m * t).sum(over) / (1 + gain)
+    do = None if offset is None else m.sum(over)
+    if gain is not None:
+        m, dv, do = m * _column(gain, nd), dv * gain, None if do is None else do * gain
+    return (dz + m).to(z.dtype), ds, dv * -factor, do, dg
 
 
-# They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
-torch.fx.wrap("collide")
-torch.fx.wrap("receptive_field_sum")
-torch.fx.wrap("linear_sum")
+def deployed(
+    v: Tensor,
+    s: Tensor | None,
+    slope: Tensor | None,
+    uniform_slope: float,
+    sign: Tensor | None,
+    collision: Tensor | None,
+    offset: Tensor | None,
+    spatial_dims: int,
+) -> Tensor:
+    """``sign * prelu(v) + collision * s + offset``, of ``v`` ``(N, C, *L)`` and the means ``s`` ``(N, groups, *L)``.
+
+    ``v`` is the convolution's own output, which nobody else has seen: it may be overwritten. In half precision the
+    result is rounded once.
+    """
+    own = spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and _may_overwrite(v)
+    if own and s is not None:
+        if (z := gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)) is not None:
+            return cast(Tensor, z)
+    half = v.dtype in _HALF
+    r = v.float() if own and half else dense(v)
+    if slope is None:
+        r = F.leaky_relu(r, uniform_slope, inplace=own)
+    else:  # F.prelu's channels are dimension 1
+        batch = r.unsqueeze(0) if r.dim() == spatial_dims + 1 else r
+        batch = batch if spatial_dims > 0 else r.reshape(-1, r.size(-1))
+        r = F.prelu(batch, slope.to(r.dtype)).view(r.shape)
+    if half:
+        r = r.float()
+    if sign is not None:
+        r = torch.mul(r, _column(sign, spatial_dims), out=r if own else None)
+    if offset is not None:
+        r = torch.add(r, _column(offset, spatial_dims), out=r if own else None)
+    if collision is not None and s is not None:
+        r = _plus(r, collision, s, spatial_dims, own=own)
+    r = r.to(v.dtype) if half else r
+    return r.to_mkldnn() if v.is_mkldnn else r
 
 
-def _ic_conv(
-    conv: Callable[..., Tensor],
-    nd: int,
+# -- by which path a unit runs ---------------------------------------------------------------------------------------
+
+
+def _may_overwrite(t: Tensor) -> bool:
+    """Whether this is plain eager execution that no gradient follows."""
+    return _ENABLED and autograd.plain_mode(t) and not autograd.differentiable(t)
+
+
+def _serves(x: Tensor, weight: Tensor, bias: Tensor | None, collision: Tensor, *others: Tensor | None) -> bool:
+    """Whether the unit may run in place, and can be an autograd function that keeps neither y nor the branch."""
+    if not _ENABLED or not autograd.plain_mode(x, weight):  # first: what is traced can't be asked for more
+        return False
+    if not x.is_floating_point() or x.dim() != weight.dim() or x.numel() == 0 or weight.numel() == 0:
+        return False
+    if not autograd.differentiable(x, weight, bias, collision, *others):
+        return True
+    # Only behind a differentiable convolution can y be had again.
+    if not autograd.differentiable(x, weight, bias) or x.dtype not in _TYPES:
+        return False
+    if (gain := others[-1]) is None or gpu.serves(x):
+        return True
+    # On other devices the look at the gain would wait for the whole queue.
+    return x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all())
+
+
+def convolution(
+    kernel: Sequence[int],
     x: Tensor,
     weight: Tensor,
-    collision_weight: Tensor,
     bias: Tensor | None,
     stride: Any,
     padding: Any,
     dilation: Any,
     groups: int,
+    collision: Tensor,
     inner_bias: Tensor | None,
     gain: Tensor | None,
+    scale: float = 1.0,
+    unpadded: tuple[Any, ...] | None = None,
 ) -> Tensor:
-    if weight.dim() == nd + 2 and eager.serves(x, weight, bias, collision_weight, inner_bias, gain):
-        unit = (collision_weight, inner_bias, gain)
-        return eager.ic_conv(x, weight, bias, stride, padding, dilation, groups, *unit)
-    kernel = list(weight.shape[2:])
-    pairs = padding_pairs(padding, kernel, dilation)
-    y = conv(x, weight, bias, stride, padding, dilation, groups)
-    s = receptive_field_sum(x, kernel, stride, pairs, dilation, groups)
-    return collide(y, s, collision_weight, inner_bias, bias, gain, nd)
+    """Computes an IC convolution by the fastest path that serves; w' is ``scale * collision``.
 
-
-def ic_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    collision_weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    inner_bias: Tensor | None = None,
-    gain: Tensor | None = None,
-) -> Tensor:
-    """IC convolution over ``x`` of shape ``(N, C_in, L)`` (paper: arXiv 2102.03495).
-
-    Takes the arguments of :func:`torch.nn.functional.conv1d` and the unit's own, each of shape ``(C_out,)``:
-    ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (ours; absent means 1).
-    Returns ``(N, C_out, L_out)``. Raises ValueError for an unknown padding string.
+    ``kernel`` are the window's sizes, which a trace can't take from the weight. The other arguments are those of
+    torch's functional convolution, and so are the errors. ``unpadded``, for an ``x`` that was padded other than with
+    zeros: what it was before, the padding in pairs, and its mode.
     """
-    return _ic_conv(F.conv1d, 1, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
+    kernel, nd = list(kernel), len(kernel)
+    convolve = CONVOLUTIONS[nd]
+    if not _serves(x, weight, bias, collision, inner_bias, gain):
+        source, pairs, mode = unpadded or (x, padding_pairs(padding, kernel, dilation), "zeros")
+        y = convolve(x, weight, bias, stride, padding, dilation, groups)
+        s = receptive_field_sum(source, kernel, stride, pairs, dilation, groups, mode, scale)
+        return collide(y, s, collision, inner_bias, bias, gain, nd)
+    stride, dilation = per_dimension(stride, nd), per_dimension(dilation, nd)
+    if padding == "same" and stride != [1] * nd:
+        convolve(x, weight, bias, stride, padding, dilation, groups)  # which says why not
+    pairs = padding_pairs(padding, kernel, dilation)
+    if pairs[::2] != pairs[1::2]:
+        x, pairs = F.pad(x, pairs), [0] * len(pairs)
+    conv, offset = (stride, pairs[::-2], dilation, groups), _offset(inner_bias, bias)
+    trains = autograd.differentiable(x, weight, bias, collision, offset, gain)
+    if trains:
+        x, weight, bias = autograd.lowered(x, weight, bias)
+    with autograd.without_autocast(x.device.type) if trains else nullcontext():
+        compiled = native.serves(x, weight)
+        if compiled and not trains:
+            return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))
+        y, s = autograd.conv_and_sum(x, weight, bias, *conv, compiled)
+        if not compiled:
+            s, scale = window_mean(s, kernel, stride, pairs, dilation), scale * math.prod(kernel)
+        if not trains:
+            return collide_(y, s, collision, scale, offset, gain)
+        if gain is not None and gpu.serves(x):  # any gain: the branch can't be read off z, and y is kept
+            return _collided(y, s, collision, offset, gain, scale, nd)
+        return autograd.collide(collide_, collide_backward, y, s, collision, offset, gain, scale)
 
 
-def ic_conv2d(
+def deployed_convolution(
+    kernel: Sequence[int],
     x: Tensor,
     weight: Tensor,
-    collision_weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    inner_bias: Tensor | None = None,
-    gain: Tensor | None = None,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *post: Any,
+    unpadded: tuple[Any, ...] | None = None,
 ) -> Tensor:
-    """IC convolution over ``x`` of shape ``(N, C_in, H, W)``; see :func:`ic_conv1d`."""
-    return _ic_conv(F.conv2d, 2, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
+    """Computes a deployed IC convolution; ``post`` is what :func:`deployed` takes from the slope to the offset."""
+    if unpadded is None and not isinstance(padding, str) and _may_overwrite(x) and native.serves(x, weight):
+        if x.dim() == weight.dim() and x.numel() > 0:
+            operator = native.operator("deployed_conv")
+            return cast(Tensor, operator(x, weight, bias, stride, padding, dilation, groups, *post))
+    s, conv, convolve = None, (x, weight, bias, stride, padding, dilation, groups), CONVOLUTIONS[len(kernel)]
+    if post[3] is not None:  # before the convolution: it leaves the input in the cache
+        try:
+            source, pairs, mode = unpadded or (x, padding_pairs(padding, kernel, dilation), "zeros")
+            s = receptive_field_mean(source, list(kernel), stride, pairs, dilation, groups, mode)
+        except Exception:
+            convolve(*conv)  # torch's own message
+            raise
+    return deployed(convolve(*conv), s, *post, len(kernel))
 
 
-def ic_conv3d(
-    x: Tensor,
-    weight: Tensor,
-    collision_weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    inner_bias: Tensor | None = None,
-    gain: Tensor | None = None,
-) -> Tensor:
-    """IC convolution over ``x`` of shape ``(N, C_in, D, H, W)``; see :func:`ic_conv1d`."""
-    return _ic_conv(F.conv3d, 3, x, weight, collision_weight, bias, stride, padding, dilation, groups, inner_bias, gain)
+# They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
+for _leaf in ("collide", "convolution", "deployed", "deployed_convolution", "linear_sum", "receptive_field_sum"):
+    torch.fx.wrap(_leaf)
+
+
+# -- a unit as a function --------------------------------------------------------------------------------------------
+
+
+def _ic_conv(nd: int, shape: str) -> Callable[..., Tensor]:
+    def ic_conv(
+        x: Tensor,
+        weight: Tensor,
+        collision_weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        *,
+        inner_bias: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
+        conv = (x, weight, bias, stride, padding, dilation, groups)
+        if weight.dim() != nd + 2:
+            CONVOLUTIONS[nd](*conv)  # which says so
+        return convolution(weight.shape[2:], *conv, collision_weight, inner_bias, gain)
+
+    ic_conv.__name__ = ic_conv.__qualname__ = f"ic_conv{nd}d"
+    ic_conv.__doc__ = f"""Computes an IC convolution over ``x`` of shape ``(N, C_in, {shape})`` (arXiv 2102.03495).
+
+    Takes the arguments of :func:`torch.nn.functional.conv{nd}d` and the unit's own, each of shape ``(C_out,)``:
+    ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (ours; absent means 1).
+    Returns ``(N, C_out, *L_out)``. Raises ValueError for an unknown padding string.
+    """
+    return ic_conv
+
+
+ic_conv1d, ic_conv2d, ic_conv3d = _ic_conv(1, "L"), _ic_conv(2, "H, W"), _ic_conv(3, "D, H, W")
 
 
 def ic_linear(
@@ -182,8 +384,9 @@ def ic_linear(
     *,
     inner_bias: Tensor | None = None,
     gain: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
-    """The IC neuron: a linear layer with a collision (paper: arXiv 2011.11271).
+    """Computes the IC neuron: a linear layer with a collision (paper: arXiv 2011.11271).
 
     Args:
         x: ``(*, C_in)``.
@@ -192,25 +395,14 @@ def ic_linear(
         bias: b2, ``(C_out,)``, or absent.
         inner_bias: b1, ``(C_out,)``, or absent.
         gain: on the branch (ours), ``(C_out,)``; absent means 1.
+        scale: factor on w' (ours).
 
     Returns:
         ``(*, C_out)``.
+
+    Example:
+        >>> ic_linear(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1))
+        tensor([[4.]])
     """
     y = F.linear(x, weight, bias)
-    return collide(y, linear_sum(x), collision_weight, inner_bias, bias, gain, 0)
-
-
-def fan_in_scale(scale: str, fan_in: int) -> float:
-    """Factor between the plain sum ``s`` and the one a learned collision weight multiplies (ours).
-
-    ``"sum"`` is the paper's 1, ``"sqrt"`` is 1/√n and ``"mean"`` is 1/n, n being the fan-in. Raises ValueError for
-    any other word.
-    """
-    n = max(fan_in, 1)
-    if scale == "sum":
-        return 1.0
-    if scale == "sqrt":
-        return 1.0 / math.sqrt(n)
-    if scale == "mean":
-        return 1.0 / n
-    raise ValueError(f"scale is {scale!r}; it must be 'sqrt', 'sum' or 'mean'")
+    return collide(y, linear_sum(x, scale), collision_weight, inner_bias, bias, gain, 0)

@@ -107,55 +107,37 @@ def _called(cls: type, *roots: str) -> dict[FunctionType, None]:
 
 Known = dict[str, tuple[Chain, ...]]  # what each name may stand for
 
-_SAME_ITEMS = {"reversed", "list", "tuple", "sorted", "iter", "set"}
 
-
-def _chains(node: ast.expr, known: Known) -> tuple[Chain, ...]:
+def _chains(node: ast.AST, known: Known) -> tuple[Chain, ...]:
     """``self.a.b[i]`` as ("a", "b"): attributes from self on; several where it may be one of them, () if unknown."""
-    parts: list[ast.expr] = []
     if isinstance(node, ast.Name):
         return known.get(node.id, ())
     if isinstance(node, ast.Attribute):
         return tuple((*rest, node.attr) for rest in _chains(node.value, known))
-    if isinstance(node, ast.Subscript | ast.Starred | ast.NamedExpr):
+    parts: list[ast.AST] = []
+    if isinstance(node, ast.Subscript):
         parts = [node.value]
-    elif isinstance(node, ast.Tuple | ast.List):
-        parts = node.elts
-    elif isinstance(node, ast.IfExp):
-        parts = [node.body, node.orelse]
-    elif isinstance(node, ast.BoolOp):
-        parts = node.values
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SAME_ITEMS:
-        parts = node.args[:1]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):  # list(self.convs)
+        parts = [*node.args]
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
         parts = [node.func.value]
+    elif not isinstance(node, ast.Call | ast.Compare | ast.BinOp):
+        parts = list(ast.iter_child_nodes(node))
     return tuple(c for part in parts for c in _chains(part, known))
 
 
-def _parts(value: ast.expr) -> list[ast.expr | None]:
-    """What the names of a tuple are bound to by ``value``, assigned or iterated over; None: to no module."""
-    if isinstance(value, ast.Tuple | ast.List):
-        return list(value.elts)
-    if isinstance(value, ast.Call):
-        name = getattr(value.func, "attr", getattr(value.func, "id", ""))
-        if name == "zip":
-            return list(value.args)
-        if name == "enumerate":
-            return [None, *value.args[:1]]
-        if name == "items" and isinstance(value.func, ast.Attribute):
-            return [None, value.func.value]
-    return []
-
-
-def _bind(target: ast.expr, value: ast.expr, known: Known, iterated: bool = True) -> None:
+def _bind(target: ast.expr, value: ast.expr, known: Known) -> None:
+    """Notes what the names in ``target`` stand for when ``value`` is assigned to it, or iterated over."""
     if isinstance(target, ast.Name):
         if chains := tuple(c for c in _chains(value, known) if c):
             known.setdefault(target.id, chains)
     elif isinstance(target, ast.Tuple | ast.List):
-        literal = isinstance(value, ast.Tuple | ast.List)
-        for name, part in zip(target.elts, [] if literal and iterated else _parts(value), strict=False):
-            if part is not None:
-                _bind(name, part, known)
+        if isinstance(value, ast.Call):  # enumerate(x), zip(x, y), x.items(): the last names stand for the last parts
+            parts = [*([value.func.value] if isinstance(value.func, ast.Attribute) else []), *value.args]
+        else:
+            parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+        for name, part in zip(reversed(target.elts), reversed(parts), strict=False):
+            _bind(name, part, known)
 
 
 def _self_of(function: FunctionType, tree: ast.Module) -> str:
@@ -171,11 +153,12 @@ def _names(tree: ast.AST, own: str) -> Known:
     known: Known = {"self": ((),), own: ((),)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            _bind(node.targets[0], node.value, known, iterated=False)
+            _bind(node.targets[0], node.value, known)
         elif isinstance(node, ast.For | ast.comprehension):
-            _bind(node.target, node.iter, known)
+            literal = isinstance(node.target, ast.Tuple) and isinstance(node.iter, ast.Tuple | ast.List)
+            _bind(node.target, ast.Constant(None) if literal else node.iter, known)
         elif isinstance(node, ast.NamedExpr):
-            _bind(node.target, node.value, known, iterated=False)
+            _bind(node.target, node.value, known)
     return known
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 __all__ = [
     "channel_sum",
     "linear_sum",
+    "padded",
     "padding_pairs",
     "per_dimension",
     "receptive_field_mean",
@@ -24,17 +26,15 @@ __all__ = [
     "sum_padding",
     "transposed_sum",
     "window_mean",
-    "window_size",
 ]
 
 _POOLING: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def per_dimension(values: list[int], nd: int) -> list[int]:
+def per_dimension(values: Any, nd: int) -> list[int]:
     """One int for each of ``nd`` dimensions: torch lets one stand for all of them, alone or in a list."""
-    if isinstance(values, int):
-        return [values] * nd
-    return list(values) * nd if len(values) == 1 else list(values)
+    values = [values] if isinstance(values, int) else list(values)
+    return values * nd if len(values) == 1 else values
 
 
 def write_out_(conv: nn.Module) -> None:
@@ -44,29 +44,31 @@ def write_out_(conv: nn.Module) -> None:
             setattr(conv, name, tuple(per_dimension(value, len(conv.kernel_size))))  # type: ignore[arg-type]
 
 
-def pad_pairs(padding: list[int], nd: int) -> list[int]:
-    """Symmetric padding per dimension, as the (before, after) pairs, last dimension first, of ``F.pad``."""
-    return [p for p in reversed(per_dimension(padding, nd)) for _ in range(2)]
-
-
-def padding_pairs(padding: int | str | Sequence[int], kernel: list[int], dilation: list[int]) -> list[int]:
-    """A convolution's padding as pairs for ``F.pad``: last dimension first, (before, after)."""
+def padding_pairs(padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Any) -> list[int]:
+    """Returns a convolution's padding as pairs for ``F.pad``: last dimension first, (before, after)."""
+    nd = len(kernel)
     if not isinstance(padding, str):
-        return pad_pairs(padding, len(kernel))  # type: ignore[arg-type]
+        return [p for p in reversed(per_dimension(padding, nd)) for _ in range(2)]
     if padding not in ("same", "valid"):
         raise ValueError(f"padding is {padding!r}; as a string it must be 'same' or 'valid'")
-    pairs: list[int] = []
-    for k, d in reversed(list(zip(kernel, per_dimension(dilation, len(kernel)), strict=True))):
-        total = d * (k - 1) if padding == "same" else 0
-        pairs += [total // 2, total - total // 2]
-    return pairs
+    reach = [d * (k - 1) for k, d in zip(kernel, per_dimension(dilation, nd), strict=True)]
+    totals = reach[::-1] if padding == "same" else [0] * nd
+    return [p for total in totals for p in (total // 2, total - total // 2)]
 
 
-def sum_padding(conv: nn.Module) -> list[int]:
+def sum_padding(conv: Any) -> list[int]:
     """The padding that ``conv``, one of torch's convolutions, gives its input, as pairs for ``F.pad``."""
     if conv.padding_mode != "zeros":
-        return list(conv._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-    return padding_pairs(conv.padding, conv.kernel_size, conv.dilation)  # type: ignore[arg-type]
+        return list(conv._reversed_padding_repeated_twice)
+    return padding_pairs(conv.padding, conv.kernel_size, conv.dilation)
+
+
+def padded(conv: Any, x: Tensor) -> tuple[Tensor, Any, tuple[Any, ...] | None]:
+    """Pads the input of ``conv`` unless that is with zeros; returns also the padding left, and what was before."""
+    if conv.padding_mode == "zeros":
+        return x, conv.padding, None
+    pairs, mode = conv._reversed_padding_repeated_twice, conv.padding_mode
+    return F.pad(x, pairs, mode=mode), 0, (x, list(pairs), mode)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -76,13 +78,8 @@ def dense(x: Tensor) -> Tensor:
     return x.to_dense() if x.is_mkldnn or x.is_sparse or x.is_sparse_csr else x
 
 
-def window_size(kernel_size: list[int]) -> int:
-    """Places in the window."""
-    return math.prod(kernel_size)
-
-
 def channel_sum(x: Tensor, groups: int, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """Sum over each group's channels: ``(N, groups, *L)``, and only at the places that some window sees.
+    """Sums over each group's channels: ``(N, groups, *L)``, and only at the places that some window sees.
 
     A window of one place, unpadded, sees every ``stride``-th place: the result is ``(N, groups, *L_out)``.
 
@@ -90,10 +87,10 @@ def channel_sum(x: Tensor, groups: int, kernel_size: list[int], stride: list[int
         float64 for a float64 input and float32 otherwise: half-precision sums may exceed float16's range.
     """
     nd = len(kernel_size)
-    if window_size(kernel_size) == 1 and max(padding) == 0:
-        for i in range(nd):
-            if stride[i] > 1:
-                x = torch.ops.aten.slice(x, i - nd, 0, 9223372036854775807, stride[i])
+    if math.prod(kernel_size) == 1 and max(padding) == 0:
+        for i, step in enumerate(stride[:nd]):
+            if step > 1:
+                x = torch.ops.aten.slice(x, i - nd, 0, 9223372036854775807, step)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     if groups == 1:
         return x.sum([-nd - 1], keepdim=True, dtype=dtype)
@@ -103,50 +100,26 @@ def channel_sum(x: Tensor, groups: int, kernel_size: list[int], stride: list[int
 
 
 def window_mean(
-    total: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    padding_mode: str = "zeros",
+    total: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], mode: str = "zeros"
 ) -> Tensor:
-    """Mean of :func:`channel_sum`'s map over each window: ``(N, groups, *L_out)``."""
-    if max(padding) > 0 and _pool_pads(kernel_size, padding, dilation, padding_mode):
-        return _pool(total, kernel_size, stride, [padding[2 * i] for i in range(len(kernel_size) - 1, -1, -1)])
-    if max(padding) > 0:
-        total = F.pad(total, padding, mode="constant" if padding_mode == "zeros" else padding_mode)
-    elif window_size(kernel_size) == 1:
+    """Averages :func:`channel_sum`'s map over each window: ``(N, groups, *L_out)``."""
+    nd, padded = len(kernel), max(padding) > 0
+    before, after = padding[-2::-2], padding[::-2]
+    if not padded and math.prod(kernel) == 1:
         return total
-    if max(dilation) > 1:
-        return _dilated_mean(total, kernel_size, stride, dilation)
-    return _pool(total, kernel_size, stride, [0] * len(kernel_size))
-
-
-def _pool_pads(kernel_size: list[int], padding: list[int], dilation: list[int], padding_mode: str) -> bool:
     # Pooling pads with zeros, symmetrically, by at most half of the window; in 3-D only what is large enough already.
-    if padding_mode != "zeros" or max(dilation) > 1 or len(kernel_size) == 3:
-        return False
-    for i in range(len(kernel_size)):
-        if padding[2 * i] != padding[2 * i + 1] or 2 * padding[2 * i] > kernel_size[len(kernel_size) - 1 - i]:
-            return False
-    return True
-
-
-def _pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    pools = padded and mode == "zeros" and max(dilation) == 1 and nd < 3 and before == after
+    if not (pools and all(2 * p <= k for p, k in zip(before, kernel, strict=False))):
+        total = F.pad(total, padding, mode="constant" if mode == "zeros" else mode) if padded else total
+        before = [0] * nd
+    if max(dilation) > 1:  # a window is separable, so a few shifted views per dimension do; pooling knows no dilation
+        for i, (k, d) in enumerate(zip(kernel, dilation, strict=False), -nd):
+            length = total.size(i) - d * (k - 1)
+            shifted = [total.narrow(i, j * d, length) for j in range(k)]
+            total = sum(shifted[1:], shifted[0]) / k
+        kernel = [1] * nd
     # Pooling is on no autocast list, so a float32 map stays float32; a convolution would be cast down.
-    return _POOLING[len(kernel_size)](x, kernel_size, stride, padding)
-
-
-def _dilated_mean(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
-    # A window is separable, so a few shifted views per dimension do; pooling knows no dilation.
-    nd = len(kernel_size)
-    for i in range(nd):
-        length = x.size(i - nd) - dilation[i] * (kernel_size[i] - 1)
-        total = x.narrow(i - nd, 0, length)
-        for k in range(1, kernel_size[i]):
-            total = total + x.narrow(i - nd, k * dilation[i], length)
-        x = total / kernel_size[i]
-    return _pool(x, [1] * nd, stride, [0] * nd)
+    return _POOLING[nd](total, kernel, stride, before)
 
 
 def receptive_field_sum(
@@ -159,7 +132,7 @@ def receptive_field_sum(
     padding_mode: str = "zeros",
     scale: float = 1.0,
 ) -> Tensor:
-    """Sum of the inputs in each receptive field, times ``scale`` (paper: ``s`` is the plain sum).
+    """Sums the inputs in each receptive field, times ``scale`` (paper: ``s`` is the plain sum).
 
     It equals a convolution with an all-ones kernel over the padded input, whatever the padding mode.
 
@@ -176,9 +149,14 @@ def receptive_field_sum(
     Returns:
         ``(N, groups, *L_out)``, float64 for a float64 input and float32 otherwise: the sum of half-precision
         inputs may exceed float16's range.
+
+    Example:
+        >>> receptive_field_sum(torch.ones(1, 3, 4, 4), [2, 2], [2, 2], [0, 0, 0, 0], [1, 1])
+        tensor([[[[12., 12.],
+                  [12., 12.]]]])
     """
     mean = receptive_field_mean(x, kernel_size, stride, padding, dilation, groups, padding_mode)
-    return mean * (scale * window_size(kernel_size))
+    return mean * (scale * math.prod(kernel_size))
 
 
 def receptive_field_mean(
@@ -190,7 +168,7 @@ def receptive_field_mean(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """:func:`receptive_field_sum` divided by the places in a window: a mean over places of sums over channels."""
+    """Divides :func:`receptive_field_sum` by the places in a window: a mean over places of sums over channels."""
     stride, dilation = per_dimension(stride, len(kernel_size)), per_dimension(dilation, len(kernel_size))
     total = channel_sum(dense(x), groups, kernel_size, stride, padding)
     return window_mean(total, kernel_size, stride, padding, dilation, padding_mode)
@@ -206,7 +184,7 @@ def transposed_sum(
     output_size: list[int],
     scale: float = 1.0,
 ) -> Tensor:
-    """Sum of the inputs that a transposed convolution brings to each place of its output, times ``scale`` (ours).
+    """Sums the inputs that a transposed convolution brings to each place of its output, times ``scale`` (ours).
 
     It equals a transposed convolution with an all-ones kernel. Transposing one is a convolution of step 1 over the
     input with ``stride - 1`` zeros between its places, so the sum is over windows of that.
@@ -221,9 +199,8 @@ def transposed_sum(
     Returns:
         ``(N, groups, *output_size)``, float64 for a float64 input and float32 otherwise.
     """
-    nd = len(kernel_size)
-    ones = [1] * nd
-    stride, padding, dilation = per_dimension(stride, nd), per_dimension(padding, nd), per_dimension(dilation, nd)
+    nd, ones = len(kernel_size), [1] * len(kernel_size)
+    stride, padding, dilation = (per_dimension(v, nd) for v in (stride, padding, dilation))
     total = channel_sum(dense(x), groups, ones, ones, [0])
     pairs: list[int] = []
     for j in range(nd):
@@ -232,11 +209,9 @@ def transposed_sum(
         if stride[i] > 1:
             apart = F.pad(total.unsqueeze(i - nd), [0, 0] * j + [0, stride[i] - 1])
             total = apart.flatten(i - nd - 1, i - nd).narrow(i - nd, 0, spread)
-        reach = dilation[i] * (kernel_size[i] - 1)
-        pairs.append(reach - padding[i])
-        pairs.append(output_size[i] + padding[i] - spread)
+        pairs += [dilation[i] * (kernel_size[i] - 1) - padding[i], output_size[i] + padding[i] - spread]
     mean = window_mean(F.pad(total, pairs), kernel_size, ones, [0], dilation)
-    return mean * (scale * window_size(kernel_size))
+    return mean * (scale * math.prod(kernel_size))
 
 
 def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:

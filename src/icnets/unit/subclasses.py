@@ -11,8 +11,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
@@ -30,13 +28,11 @@ __all__ = [
     "convolved",
     "has_own_forward",
     "obstacle",
-    "own_behaviour",
     "own_names",
     "unit_class",
     "vector_names",
 ]
 
-_UNITS: dict[int, Any] = {1: functional.ic_conv1d, 2: functional.ic_conv2d, 3: functional.ic_conv3d}
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OF_TORCH = tuple(layer.forward for layer in _LAYERS)
 _HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}
@@ -47,11 +43,6 @@ _SHARED = {"forward", "reset_parameters", "extra_repr", "register_parameter", "_
 STATE = {"collision_scale", "sum_scale", "initial_collision_weight", "initial_gain"}
 
 
-def own_behaviour(module: nn.Module, basic: type[nn.Module]) -> list[str]:
-    """Names that the classes between the module's own and ``basic`` define, beyond a constructor."""
-    return own_names(type(module), basic)
-
-
 def own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
     """Names that ``cls`` and its bases below ``basic`` define, beyond a constructor."""
     classes = cls.__mro__[: cls.__mro__.index(basic)]
@@ -60,7 +51,7 @@ def own_names(cls: type[nn.Module], basic: type[nn.Module]) -> list[str]:
 
 def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
     """Whether a class between the module's own and ``basic`` has a forward pass of its own."""
-    return not FORWARD.isdisjoint(own_behaviour(module, basic))
+    return not FORWARD.isdisjoint(own_names(type(module), basic))
 
 
 # -- what such a layer does ------------------------------------------------------------------------------------------
@@ -108,7 +99,7 @@ def _clash(kind: str, names: set[str]) -> str:
 
 def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -> str | None:
     """Why a module of a subclass of ``basic`` can't become a ``unit``, or None. Nothing in it is changed."""
-    kind, own = type(module).__name__, own_behaviour(module, basic)
+    kind, own = type(module).__name__, own_names(type(module), basic)
     classes = unit.__mro__[: unit.__mro__.index(basic)]
     taken = STATE | {n for c in classes for n in vars(c) if not n.startswith("__")}
     clashes = {n for n in taken if n in own or (hasattr(module, n) and not hasattr(basic, n))} - _SHARED
@@ -138,30 +129,6 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
 # -- the class of its unit -------------------------------------------------------------------------------------------
 
 
-def ic_convolution(
-    input: Tensor,
-    weight: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    pairs: list[int],
-    dilation: list[int],
-    groups: int,
-    inner_bias: Tensor | None,
-    gain: Tensor | None,
-) -> Tensor:
-    """``functional.ic_conv1d``, 2d or 3d: one leaf for torch.fx, which can't see through their sizes."""
-    if pairs[::2] != pairs[1::2]:
-        input, pairs = F.pad(input, pairs), [0] * len(pairs)
-    kernel, padding = list(weight.shape[2:]), pairs[::2][::-1]
-    unit: Any = _UNITS[len(kernel)]
-    z: Tensor = unit(input, weight, w, bias, stride, padding, dilation, groups, inner_bias=inner_bias, gain=gain)
-    return z
-
-
-torch.fx.wrap("ic_convolution")
-
-
 class Replaced(TorchFunctionMode):
     """While it is entered, ``by`` takes the place of the convolution of ``layer``: by default an IC convolution.
 
@@ -170,7 +137,7 @@ class Replaced(TorchFunctionMode):
 
     def __init__(self, layer: Any, by: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.layer, self.by = layer, by or self.collide
+        self.layer, self.by = layer, by
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -187,13 +154,12 @@ class Replaced(TorchFunctionMode):
         groups: int = 1,
     ) -> Any:
         kernel = list(self.layer.kernel_size)
+        if self.by is None:
+            collision, *vectors = self.layer.vectors()
+            conv = (input, weight, bias, stride, padding, dilation, groups)
+            return functional.convolution(kernel, *conv, collision * self.layer.sum_scale, *vectors)
         step, rate = (per_dimension(v, len(kernel)) for v in (stride, dilation))
         return self.by(input, weight, bias, step, padding_pairs(padding, kernel, rate), rate, groups)
-
-    def collide(self, input: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Any:
-        collision, inner_bias, gain = self.layer.vectors()
-        unit: Any = ic_convolution
-        return unit(input, weight, collision * self.layer.sum_scale, bias, *conv, inner_bias, gain)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,13 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 import icnets.timm_models
 from icnets import ICConv1d, ICConv2d, ICConv3d, ICLinear
+from icnets.unit import functional
 from icnets.unit.deployed import Affine, deploy_
-from icnets.unit.kernels import autograd as eager
-from icnets.unit.kernels import native
 from strategies import convs, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -20,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 def by_formula(monkeypatch):
     """A context in which the fast path is off."""
-    return monkeypatch.setattr(eager, "_ENABLED", False)
+    return monkeypatch.setattr(functional, "_ENABLED", False)
 
 
 def gradients(layer, x, dz, after=lambda z: z):
@@ -80,35 +78,6 @@ def test_the_deployed_form_equals_the_formula(drawn, channels_last, uniform):
             z = z * after.scale.view(-1, *ones) + after.shift.view(-1, *ones)
         deploy_(layer, after)
         torch.testing.assert_close(layer(x), z, rtol=1e-10, atol=1e-10 * max(z.abs().max().item(), 1))
-
-
-def test_the_deployed_convolution_and_its_slope_are_one_call(monkeypatch):
-    monkeypatch.setattr(native, "_operators", {})  # without which there is no second call to save
-    monkeypatch.setattr(eager, "_SMALL", 1)
-    x, called = torch.randn(2, 8, 9, 9), []
-    layer = randomise(ICConv2d(8, 8, 3, padding=1), 1).eval()
-    with torch.no_grad():
-        z = layer(x)
-        deploy_(layer)
-        conv_leaky_relu = eager.conv_leaky_relu
-        monkeypatch.setattr(eager, "conv_leaky_relu", lambda *a: called.append(conv_leaky_relu(*a)) or called[-1])
-        torch.testing.assert_close(layer(x), z, rtol=1e-4, atol=1e-5)
-        assert (called[-1] is not None) is torch.backends.mkldnn.is_available()
-        for refused in (x.double(), x.bfloat16()):
-            copy.deepcopy(layer).to(refused.dtype)(refused)
-            assert called[-1] is None
-        with torch.autocast("cpu"):
-            layer(x)
-            assert called[-1] is None
-        with monkeypatch.context() as patch:  # torch.backends.mkldnn.flags warns without an Intel GPU
-            patch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
-            layer(x)
-            assert called[-1] is None
-        with FlopCounterMode(display=False) as flops:  # which knows torch's convolution only
-            layer(x)
-        assert flops.get_total_flops() == 2 * 2 * 81 * 8 * 8 * 9
-    torch.testing.assert_close(layer(x.requires_grad_()), z, rtol=1e-4, atol=1e-5)
-    assert called[-1] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -11,8 +11,8 @@ from torch import nn
 
 from icnets import ICConv2d, fuse_
 from icnets.cli import main
-from icnets.unit.kernels import autograd as eager
-from icnets.unit.kernels import native, passes
+from icnets.unit import functional
+from icnets.unit.kernels import native
 from strategies import randomise
 
 
@@ -79,8 +79,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             for layout in (torch.contiguous_format, torch.channels_last):
-                z = passes.collide_(y.contiguous(memory_format=layout).clone(), s, collision, 0.3, offset, gain)
-                found.append((z, *passes.collide_backward(dz, z, False, s, collision, offset, gain, 0.3)))
+                z = functional.collide_(y.contiguous(memory_format=layout).clone(), s, collision, 0.3, offset, gain)
+                found.append((z, *functional.collide_backward(dz, z, False, s, collision, offset, gain, 0.3)))
     finally:
         torch.set_num_threads(threads)
     for one, two in zip(found[2:], found[:4], strict=True):
@@ -98,8 +98,8 @@ def test_large_activations_equal_torchs_passes(monkeypatch, layout, groups, side
     gain = torch.rand(64, dtype=torch.float64)
 
     def both():
-        z = passes.collide_(y.clone(), s, collision, 0.3, offset, gain)
-        return z, *passes.collide_backward(dz, z, False, s, collision, offset, gain, 0.3)
+        z = functional.collide_(y.clone(), s, collision, 0.3, offset, gain)
+        return z, *functional.collide_backward(dz, z, False, s, collision, offset, gain, 0.3)
 
     fast = both()
     monkeypatch.setattr(native, "_operators", {})
@@ -185,7 +185,7 @@ def test_gradients_that_are_not_dense(monkeypatch):
     # Of a mean, and through a transposed view.
     results = []
     for enabled in (True, False):
-        monkeypatch.setattr(eager, "_ENABLED", enabled)
+        monkeypatch.setattr(functional, "_ENABLED", enabled)
         z = layer(x)
         results.append(torch.autograd.grad(z.mean() + (z.transpose(2, 3) * torch.arange(4.0)).sum(), parameters))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

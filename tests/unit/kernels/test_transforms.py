@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from icnets import ICConv1d, ICConv2d, ICConv3d, ICConvTranspose2d, ICLinear
+from icnets.unit import functional
 from icnets.unit.deployed import deploy_
-from icnets.unit.kernels import autograd as eager
 from strategies import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch says so itself
@@ -106,7 +106,7 @@ def test_an_overwritten_output_has_second_derivatives(monkeypatch, make, shape):
         return torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
 
     fast = second()
-    monkeypatch.setattr(eager, "_ENABLED", False)
+    monkeypatch.setattr(functional, "_ENABLED", False)
     torch.testing.assert_close(fast, second(), rtol=1e-11, atol=1e-11)
 
 
@@ -129,7 +129,7 @@ def test_inputs_and_modes_of_other_kinds(monkeypatch, make, shape, mode):
     try:
         found = []
         for enabled in (True, False):
-            monkeypatch.setattr(eager, "_ENABLED", enabled)
+            monkeypatch.setattr(functional, "_ENABLED", enabled)
             with torch.inference_mode(mode == "created in inference"):
                 z = layer(x)
             gradients = torch.autograd.grad(z.square().sum(), list(layer.parameters())) if z.requires_grad else ()

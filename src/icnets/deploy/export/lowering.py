@@ -65,7 +65,7 @@ class _Padded(nn.Module):
         plain = copy.copy(unit)
         plain.__class__ = next(fused for fused in _KINDS if isinstance(unit, fused))
         zeros = [0] * len(unit.kernel_size)
-        plain.__dict__ |= {**(conv.call or {}), "padding": tuple(zeros), "sum_padding": zeros * 2}
+        plain.__dict__ |= {**(conv.call or {}), "padding": tuple(zeros)}
         plain.__dict__ |= {name: dict(plain.__dict__[name]) for name in ("_parameters", "_buffers")}
         self.lowered = _Lowered(plain, scale_by_convolution)
 

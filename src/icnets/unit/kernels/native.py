@@ -37,6 +37,7 @@ _INSTRUCTIONS = {
     "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
 _FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno"]
+_API = "torch/csrc/api/include"
 _TYPES = (torch.float32, torch.float64)
 
 _NAMES = ("ic_conv", "deployed_conv", "field_sums", "add_field_gradient_", "collide_", "collide_backward")
@@ -87,13 +88,19 @@ def build(force: bool = False) -> Path:
     """
     target = library()
     if force or not target.is_file():
-        compiler = _compiler()
+        compiler, root = _compiler(), Path(torch.__file__).parent
+        includes = [
+            f"-I{root / 'include'}",
+            f"-I{root / 'include/torch/csrc/api/include'}",
+            "-DAT_PER_OPERATOR_HEADERS",
+        ]
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
-            _run([compiler, *_flags(), *_includes(), "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
+            _run([compiler, *_flags(), *includes, "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
             # Without -fopenmp: its runtime must be torch's own, or two pools of threads get in each other's way.
-            _run([compiler, "-shared", *_own_flags(), str(compiled), "-o", str(linked), *_libraries()])
+            libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+            _run([compiler, "-shared", *_own_flags(), str(compiled), "-o", str(linked), *libraries])
             move_into_place(linked, target)
     load()
     return target
@@ -113,19 +120,6 @@ def _flags() -> list[str]:
 
 def _own_flags() -> list[str]:
     return shlex.split(os.environ.get("ICNETS_CXXFLAGS", ""))
-
-
-def _root() -> Path:
-    return Path(torch.__file__).parent
-
-
-def _includes() -> list[str]:
-    include = _root() / "include"
-    return ["-DAT_PER_OPERATOR_HEADERS", f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
-
-
-def _libraries() -> list[str]:
-    return [f"-L{_root() / 'lib'}", "-ltorch_cpu", "-lc10"]
 
 
 def _compiler() -> str:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from icnets import ICConv2d
-from icnets.unit.kernels import autograd as eager
-from icnets.unit.kernels import gpu, passes
+from icnets.unit import functional
+from icnets.unit.kernels import gpu
 from strategies import randomise
 
 # Two roundings of the result, and of sums.
@@ -130,7 +130,7 @@ def test_a_layer_uses_them_in_training_and_inference(device, monkeypatch, channe
         inferred = layer(x)
         assert calls[-1][0] == "collide_"
         assert calls[-1][1] is not None
-    monkeypatch.setattr(eager, "_ENABLED", False)
+    monkeypatch.setattr(functional, "_ENABLED", False)
     expected = outcome(copy.deepcopy(layer).double(), x.double())
     for a, b in zip((inferred, *found), (expected[0], *expected), strict=True):
         close(a, b, torch.float32)
@@ -151,5 +151,5 @@ def test_where_they_fail_torch_takes_over(device, monkeypatch):
     y, s, v = torch.randn(2, 4, 3, 3, device=device), torch.randn(2, 1, 3, 3, device=device), torch.ones(4)
     expected = y + (y - s).relu()
     with pytest.warns(UserWarning, match=r"Triton kernels fail here \(ZeroDivisionError: .*without ICNETS_TRITON=1"):
-        torch.testing.assert_close(passes.collide_(y, s, v.to(device), 1.0, None, None), expected)
+        torch.testing.assert_close(functional.collide_(y, s, v.to(device), 1.0, None, None), expected)
     assert not gpu.serves(y)

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from icnets import ICConv2d
+from icnets.unit import functional
 from icnets.unit.deployed import Affine, deploy_
-from icnets.unit.kernels import autograd as eager
 from strategies import randomise
 
 ROUNDINGS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -31,7 +31,7 @@ def deployed(draw, kernels, dtypes, formats):
     size = (draw(st.integers(1, 2)), c_in, draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     x = torch.randn(size).to(dtype).contiguous(memory_format=draw(st.sampled_from(formats)))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "_ENABLED", False)
+        patch.setattr(functional, "_ENABLED", False)
         deploy_(layer.to(dtype), after)
         z = copy.deepcopy(layer).double()(x.double())  # of the rounded weights
     return layer, x, z

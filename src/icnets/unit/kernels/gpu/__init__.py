@@ -38,6 +38,7 @@ def run(name: str, y: Tensor, s: Tensor, *args: Any) -> Any:
     """
     if not serves(y) or (layout := Layout.of(y, s)) is None:
         return None
+    s = s.flatten(2)  # the kernels know one stride from place to place
     if any(isinstance(v, Tensor) and v.dim() < 2 and v.shape != y.shape[1:2] for v in args):
         return None  # a vector of another length: torch's operators say so, and the kernels would read past its end
     return _guarded(name, y, s, layout, *args)
