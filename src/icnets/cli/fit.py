@@ -20,13 +20,12 @@ from icnets.data.data_module import ImageData
 from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.quiet import quiet
 from icnets.support.text import of_configuration
-from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
 from icnets.training.by_class import ByClass
-from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
+from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
+from icnets.training.engine import precision_options
 from icnets.training.network import holds_ic_network, starting_config
-from icnets.training.plan import kept_bytes, plan, preflight
-from icnets.training.precision import precision_options
+from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -81,7 +80,7 @@ class _SaveConfig(SaveConfigCallback):
             trainer.datamodule.batch_size,
             trainer.datamodule.eval_batch_size,
         )
-        config.model.lr, config.trainer.gradient_clip_val = pl_module.settled().lr, pl_module.gradient_clip_val
+        config.model.lr, config.trainer.gradient_clip_val = pl_module.optimization.lr, pl_module.gradient_clip_val
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "config.yaml") as temporary:  # a process that is started again may read it
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
@@ -181,15 +180,13 @@ class ICNetsCLI(LightningCLI):
             sys.exit(0)
 
     def before_fit(self) -> None:
-        average = self.config_init.fit.ema is not None
         if self.trainer.is_global_zero:
             remove_unfinished(self.folder)
             if self.config_init.fit.ckpt_path is not None:
                 print(f"going on from {self.config_init.fit.ckpt_path}", flush=True)
-            keeps = self.config_init.fit.trainer.enable_checkpointing is not False
-            preflight(
-                self.folder, kept_bytes(self.model, average=average, keep=self.config_init.fit.keep) if keeps else 0
-            )
+            chosen, network, optimizer = self.config_init.fit, self.model.network, self.model.optimization.optimizer
+            _, needed = checkpoint_bytes(network, optimizer, average=chosen.ema is not None, keep=chosen.keep)
+            preflight(self.folder, 0 if chosen.trainer.enable_checkpointing is False else needed)
 
     def before_test(self) -> None:
         if self.trainer.is_global_zero:
@@ -205,8 +202,6 @@ class ICNetsCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks += [_Announcement(), History(self.folder / "history.csv")]
             callbacks.append(_UnreadableImages(self.folder / "unreadable.txt"))
-            if chosen.target is not None:
-                callbacks.append(TargetAccuracy(chosen.target))
             if chosen.ema is not None:
                 callbacks.append(WeightAverage(chosen.ema))
             if chosen.trainer.logger is not False:
@@ -227,9 +222,8 @@ class ICNetsCLI(LightningCLI):
         rows = next(c.rows for c in callbacks if isinstance(c, History))
         if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
             print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
-        for callback in callbacks:
-            if isinstance(callback, TargetAccuracy):
-                print(_target_line(callback))
+        if self.config_init.fit.target is not None:
+            print(_target_line(rows, self.config_init.fit.target))
         best_there = (self.folder / "checkpoints" / "best.ckpt").is_file()
         runs = "" if self.folder.parent == Path("runs") else f" --runs {shlex.quote(str(self.folder.parent))}"
         name = shlex.quote(self.folder.name)
@@ -382,7 +376,9 @@ def _best(folder: Path) -> BestCheckpoint:
     )
 
 
-def _target_line(callback: TargetAccuracy) -> str:
-    if callback.epochs is None:
-        return f"{callback.target:.2%} was not reached"
-    return f"{callback.target:.2%} was reached in epoch {callback.epochs}, after {callback.seconds_to_target:.1f} s"
+def _target_line(rows: list[dict[str, float]], target: float) -> str:
+    """When the validation accuracy first reached a target, by the rows of a run's history."""
+    row = next((row for row in rows if row.get("val/top1", 0.0) >= target), None)
+    if row is None:
+        return f"{target:.2%} was not reached"
+    return f"{target:.2%} was reached in epoch {row['epoch']}, after {row['seconds']:.1f} s"

@@ -1,10 +1,11 @@
 """Which code a configuration may name: that of the packages here, unless the command line allows any.
 
 jsonargparse imports what a ``class_path`` names while it parses, and the import alone runs code. It has a policy for
-that, which this module sets: nothing but our packages, both for the path that is given and for the place where the
+that, which this module sets: nothing but these packages, both for the path that is given and for the place where the
 object found there is defined, so that ``torch.os.system`` is no way round.
 """
 
+import argparse
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,37 +55,30 @@ def allowed_imports(*, everything: bool = False, remedy: str = f"if you trust it
         refused = re.search(r"Importing '([\w.]+)' is not allowed, denied by", str(error))
         if refused is None:
             raise
-        raise ValueError(f"{refused[1]} was not imported: {_reason(refused[1])}; {remedy}") from error
+        reason = f"a configuration may name classes of {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]} only"
+        if refused[1].partition(".")[0] in ALLOWED:
+            reason = "it loads or runs code from elsewhere"
+        raise ValueError(f"{refused[1]} was not imported: {reason}; {remedy}") from error
     finally:
         parsing_settings.clear()
         parsing_settings.update(before)
 
 
-def _reason(name: str) -> str:
-    if name.partition(".")[0] in ALLOWED:
-        return "it loads or runs code from elsewhere"
-    return f"a configuration may name classes of {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]} only"
-
-
 def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
     """The arguments without ``--allow-imports [true|false]``, and whether it was given; the last one counts.
 
-    The parser never hears of it, so that no configuration can grant itself the right.
+    The parser of the configuration never hears of it, so that no configuration can grant itself the right.
 
     Raises:
         ValueError: another value than true or false.
+
+    Example:
+        >>> take_flag(["fit", "--allow-imports", "--name", "a"])
+        (['fit', '--name', 'a'], True)
     """
-    rest: list[str] = []
-    allowed = False
-    waiting = list(args)
-    while waiting:
-        name, equals, value = (arg := waiting.pop(0)).partition("=")
-        if name != FLAG:
-            rest.append(arg)
-            continue
-        if not equals:
-            value = waiting.pop(0) if waiting and waiting[0].lower() in ("true", "false") else "true"
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"{FLAG} is {value!r}; it must be true or false")
-        allowed = value.lower() == "true"
-    return rest, allowed
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(FLAG, dest="allowed", nargs="?", const="true", default="false")
+    found, rest = parser.parse_known_args(args)
+    if found.allowed.lower() not in ("true", "false"):
+        raise ValueError(f"{FLAG} is {found.allowed!r}; it must be true or false")
+    return rest, found.allowed.lower() == "true"
