@@ -9,7 +9,7 @@ import torch
 
 from icnets import create_model
 from icnets.cli import main
-from icnets.training.plan import Devices, checkpoint_bytes, preflight
+from icnets.training.plan import checkpoint_bytes, devices_of, preflight
 from icnets.training.run_checkpoints import last_checkpoints
 from training.folders import write_classes
 
@@ -96,16 +96,9 @@ def test_the_size_of_a_checkpoint(optimizer: str, ema: bool, capsys: pytest.Capt
 )
 def test_devices(options: dict[str, Any], expected: tuple[int, int, str]) -> None:
     trainer = SimpleNamespace(**{"num_nodes": 1, "strategy": "auto", "precision": None, **options})
-    found = Devices.of(trainer)
-    assert (found.per_node, found.world, found.strategy) == expected
-    assert found.precision == "32-true"
-
-
-def test_a_launcher_that_started_something_else(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "16")
-    assert planned(capsys, "--config", BASIC)["attention"].startswith("the launcher started 16 processes")
+    _, per_node, nodes, strategy, precision = devices_of(trainer)
+    assert (per_node, per_node * nodes, strategy) == expected
+    assert precision == "32-true"
 
 
 # Before training.

@@ -97,9 +97,8 @@ class WeightsExport(Callback):
     def __init__(self, folder: str | Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; it must be max or min")
-        self.folder = None if folder is None else Path(folder)
-        self.monitor = monitor
-        self.mode = mode
+        self.folder: Any = None if folder is None else Path(folder)
+        self.monitor, self.mode = monitor, mode
         self.best: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -110,7 +109,6 @@ class WeightsExport(Callback):
             self.folder = Path(beside)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.folder is not None
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
         sign = 1 if self.mode == "max" else -1
         improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
@@ -151,7 +149,7 @@ class WeightAverage(Callback):
         if not 0 < decay < 1:
             raise ValueError(f"decay is {decay}; it must lie between 0 and 1, such as 0.999")
         self.decay = decay
-        self._average: ModelEmaV3 | None = None
+        self._average: Any = None
         self._swapped = False  # whether the average is in the network, and what is trained in the average's place
         self._resumed: dict[str, Tensor] | None = None
 
@@ -165,17 +163,14 @@ class WeightAverage(Callback):
             network.load_state_dict(self._resumed)
             self._resumed = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._average is not None
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._average.update(_network(pl_module), step=trainer.global_step)
 
     @property
     def average(self) -> nn.Module:
         """The averaged network; while it is validated, what is trained instead."""
-        assert self._average is not None
-        return self._average.module
+        average: nn.Module = self._average.module
+        return average
 
     def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
         """The state dict of the average, wherever it is."""

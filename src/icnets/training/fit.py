@@ -33,12 +33,8 @@ def fit(
         A row per epoch; see :class:`icnets.training.callbacks.History`.
     """
     history, every_epoch = History(), LambdaCallback(on_train_epoch_end=lambda *_: tick())
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    limits |= {
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "callbacks": [history, *callbacks, every_epoch],
-    }
-    trainer = L.Trainer(accelerator=accelerator, devices=1, **silent, **limits)
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, **silent, **limits}
+    trainer = L.Trainer(accelerator=accelerator, callbacks=[history, *callbacks, every_epoch], **options)
     trainer.fit(task, datamodule=data)
     return history.rows

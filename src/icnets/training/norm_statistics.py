@@ -83,16 +83,14 @@ class FreshStatistics(Callback):
         self._names: list[str] | None = None  # of the norms, in this epoch
         self._last: deque[Tensor] = deque()  # batches
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._names is None:
-            self._names = lagging(pl_module.network, trainer.num_training_batches)  # type: ignore[arg-type]
+            self._names = lagging(pl_module.network, trainer.num_training_batches)
             self._last = deque(maxlen=-(-_IMAGES // len(batch[0])))
         if self._names:
             self._last.append(batch[0])
         if batch_idx + 1 >= trainer.num_training_batches or trainer.global_step == trainer.max_steps:
-            averages: list[Any] = [c.average for c in vars(trainer)["callbacks"] if isinstance(c, WeightAverage)]
+            averages = [c.average for c in trainer.callbacks if isinstance(c, WeightAverage)]
             self._refresh(trainer, pl_module, averages[0] if averages else pl_module.network)
             self._names = None
 

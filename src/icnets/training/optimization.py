@@ -22,7 +22,6 @@ __all__ = [
     "make_optimizer",
     "parameter_groups",
     "scaled_lr",
-    "task_loss",
     "with_lr",
 ]
 
@@ -186,7 +185,7 @@ def _require_same_options(optimizer: torch.optim.Optimizer, state: Mapping[str, 
             raise ValueError(message.format("optimizer", was, type(optimizer).__name__.lower()))
         for key, name in (("initial_lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
             was, now = theirs.get(key), ours.get(key)
-            if None not in (was, now) and not math.isclose(was, now):
+            if was is not None and now is not None and not math.isclose(was, now):
                 raise ValueError(message.format(name, f"{was:.6g}", f"{now:.6g}"))
 
 
@@ -226,38 +225,34 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def task_loss(name: LossName, *, smoothing: float, threshold: float | None) -> nn.Module | None:
-    """timm's binary cross-entropy (logits (N, C), target (N,) or (N, C)) -> scalar; None for the cross-entropy.
-
-    Args:
-        name: "cross-entropy" or "bce", the mean over classes and images (arXiv 2110.00476).
-        smoothing: of hard labels.
-        threshold: "bce": soft targets above it count as 1, the others as 0; None takes them as they are.
-
-    Raises:
-        ValueError: an unknown name, or a threshold out of [0, 1) or without "bce".
-    """
-    _require_one_of("loss", name, LossName)
-    if threshold is not None and not (name == "bce" and 0 <= threshold < 1):
-        raise ValueError(f"bce_threshold is {threshold} with loss {name!r}; it belongs to bce, at least 0, less than 1")
-    return BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold) if name == "bce" else None
-
-
 def make_criterion(
     distillation: WeakLogitDistillation | None, loss: LossName, smoothing: float, threshold: float | None
 ) -> WeakLogitDistillation:
     """The loss of the distillation, whose task term is the one that is asked for.
 
+    Args:
+        distillation: its task term is replaced in place. None: one of the defaults.
+        loss: "cross-entropy", or "bce": timm's binary cross-entropy, the mean over classes and images (arXiv
+            2110.00476).
+        smoothing: of hard labels; the distillation's own counts.
+        threshold: "bce": soft targets above it count as 1, the others as 0; None takes them as they are.
+
     Raises:
-        ValueError: two different label smoothings, or what :func:`task_loss` says.
+        ValueError: an unknown loss, a threshold out of [0, 1) or without "bce", or two different label smoothings.
+
+    Example:
+        >>> make_criterion(None, "bce", smoothing=0.1, threshold=0.2).task_loss
+        BinaryCrossEntropy()
     """
+    _require_one_of("loss", loss, LossName)
+    if threshold is not None and not (loss == "bce" and 0 <= threshold < 1):
+        raise ValueError(f"bce_threshold is {threshold} with loss {loss!r}; it belongs to bce, at least 0, less than 1")
     criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
     if smoothing not in (0.0, criterion.label_smoothing):
         raise ValueError(
             f"label_smoothing is {smoothing} for the task and {criterion.label_smoothing} for the "
             "distillation; give the distillation's only"
         )
-    task = task_loss(loss, smoothing=criterion.label_smoothing, threshold=threshold)
-    if task is not None:
-        criterion.task_loss = task
+    if loss == "bce":
+        criterion.task_loss = BinaryCrossEntropy(smoothing=criterion.label_smoothing, target_threshold=threshold)
     return criterion

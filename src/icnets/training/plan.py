@@ -4,11 +4,10 @@ Also what is looked at before training starts: can the run's folder be written, 
 """
 
 import math
-import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,43 +22,32 @@ from icnets.training.optimization import Optimization, scaled_lr, with_lr
 from icnets.training.teachers import class_positions, open_teacher
 from icnets.unit.layers import ic_parameters
 
-__all__ = ["Devices", "checkpoint_bytes", "plan", "preflight"]
+__all__ = ["checkpoint_bytes", "devices_of", "plan", "preflight"]
 
 _IMAGENET = (1_281_167, 50_000, 1_000)
 _STATES = {"sgd": 1, "adamw": 2, "lamb": 2}  # tensors of a parameter's size that the optimizer keeps
 
 
-class Devices(NamedTuple):
-    """On what a training runs, as Lightning would choose it."""
+def devices_of(trainer: Any) -> tuple[str, int, int, str, str]:
+    """Accelerator, devices a node, nodes, strategy and precision as Lightning would choose them; starts nothing.
 
-    accelerator: str
-    per_node: int
-    nodes: int
-    strategy: str
-    precision: str
-
-    @property
-    def world(self) -> int:
-        """Devices in all."""
-        return self.per_node * self.nodes
-
-    @classmethod
-    def of(cls, trainer: Any) -> "Devices":
-        """From the options of the trainer; nothing is started."""
-        accelerator, devices, nodes = str(trainer.accelerator), trainer.devices, int(trainer.num_nodes or 1)
-        if accelerator == "auto":
-            accelerator = "gpu" if torch.accelerator.is_available() else "cpu"
-        if isinstance(devices, list | tuple):
-            per_node = len(devices)
-        elif str(devices).isdigit() and int(devices) > 0:
-            per_node = int(devices)
-        else:  # auto, -1
-            per_node = 1 if accelerator == "cpu" else max(torch.accelerator.device_count(), 1)
-        strategy = trainer.strategy if isinstance(trainer.strategy, str) else type(trainer.strategy).__name__
-        if strategy == "auto":
-            strategy = "ddp" if per_node * nodes > 1 else "one device"
-        names = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "None": "32-true"}
-        return cls(accelerator, per_node, nodes, strategy, names.get(str(trainer.precision), str(trainer.precision)))
+    Args:
+        trainer: the options of the trainer.
+    """
+    accelerator, devices, nodes = str(trainer.accelerator), trainer.devices, int(trainer.num_nodes or 1)
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.accelerator.is_available() else "cpu"
+    if isinstance(devices, list | tuple):
+        per_node = len(devices)
+    elif str(devices).isdigit() and int(devices) > 0:
+        per_node = int(devices)
+    else:  # auto, -1
+        per_node = 1 if accelerator == "cpu" else max(torch.accelerator.device_count(), 1)
+    strategy = trainer.strategy if isinstance(trainer.strategy, str) else type(trainer.strategy).__name__
+    if strategy == "auto":
+        strategy = "ddp" if per_node * nodes > 1 else "one device"
+    names = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "None": "32-true"}
+    return accelerator, per_node, nodes, strategy, names.get(str(trainer.precision), str(trainer.precision))
 
 
 def checkpoint_bytes(network: nn.Module, optimizer: str, *, average: bool, keep: int) -> tuple[int, int]:
@@ -123,83 +111,73 @@ def plan(chosen: Any, folder: Path) -> str:
         chosen: the parsed options of fit.
         folder: of the run.
     """
-    model, source, missing = chosen.model, chosen.model.init_from, []
-    data = ImageData(**chosen.data)
-    sizes, names, note = _IMAGENET, None, "assumed, as ImageNet-1k has them"
+    model, data, missing = chosen.model, ImageData(**chosen.data), list[str]()
+    (train, val, classes), names, note = _IMAGENET, None, "assumed, as ImageNet-1k has them"
     try:
-        sizes, names = (data.size("train"), data.size("val"), data.num_classes), data.class_names
+        train, val, classes, names = data.size("train"), data.size("val"), data.num_classes, data.class_names
         note = f"{data.root or 'digits'}"
     except (ValueError, OSError) as error:
         missing.append(f"data: {one_line(error)}")
-    lines = _lines_of_the_run(chosen, Devices.of(chosen.trainer), sizes[0])
-    images = f"{sizes[0]:,} to train, {sizes[1]:,} to validate, {sizes[2]:,} classes ({note})"
-    lines["images"] = images
-    if isinstance(model.model, str):
-        lines |= _lines_of_the_network(chosen, sizes[2], data.in_chans, folder)
-    else:
-        lines["network"] = f"{model.model.class_path}: its size is known when it is built"
+    sizes: dict[str, Any] = {"num_classes": classes, "in_chans": data.in_chans}
     if model.teacher is not None:
-        options: dict[str, Any] = {"num_classes": sizes[2], "in_chans": data.in_chans, "classes": model.teacher_classes}
         try:
-            teacher = open_teacher(str(model.teacher), weights=False, **options)
+            teacher = open_teacher(str(model.teacher), classes=model.teacher_classes, weights=False, **sizes)
             if names is not None:
                 class_positions(teacher, names, model.teacher_classes)
         except ValueError as error:
             missing.append(f"teacher: {one_line(error)}")
-    if source is not None and not Path(source).is_file():
-        missing.append(f"init_from: there is no checkpoint {source}")
-    lines["writes to"], lines["resumes"] = (
-        str(folder),
-        f"from {chosen.ckpt_path}" if chosen.ckpt_path else "begins anew",
-    )
-    width = max(len(name) for name in lines)
-    lines["missing"] = f"\n{'':<{width}}  ".join(missing) or "nothing"
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+    if model.init_from is not None and not Path(model.init_from).is_file():
+        missing.append(f"init_from: there is no checkpoint {model.init_from}")
+    images = f"{train:,} to train, {val:,} to validate, {classes:,} classes ({note})"
+    lines = [*_lines_of_the_run(chosen, train), ("images", images)]
+    if isinstance(model.model, str):
+        lines += _lines_of_the_network(chosen, sizes, folder)
+    else:
+        lines.append(("network", f"{model.model.class_path}: its size is known when it is built"))
+    start = f"from {chosen.ckpt_path}" if chosen.ckpt_path else "begins anew"
+    lines += [("writes to", str(folder)), ("resumes", start)]
+    lines += [("" if i else "missing", text) for i, text in enumerate(missing or ["nothing"])]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
-def _lines_of_the_run(chosen: Any, devices: Devices, images: int) -> dict[str, str]:
+def _lines_of_the_run(chosen: Any, images: int) -> list[tuple[str, str]]:
     model, trainer, accumulated = chosen.model, chosen.trainer, chosen.trainer.accumulate_grad_batches
-    batch = chosen.data.batch_size or default_batch(images, devices.world * accumulated)
-    global_batch = batch * devices.world * accumulated
-    batches, limit = math.ceil(images / devices.world) // batch, trainer.limit_train_batches
+    accelerator, per_node, nodes, strategy, precision = devices_of(trainer)
+    world = per_node * nodes
+    batch = chosen.data.batch_size or default_batch(images, world * accumulated)
+    global_batch = batch * world * accumulated
+    batches, limit = math.ceil(images / world) // batch, trainer.limit_train_batches
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     per_epoch = math.ceil(batches / accumulated)
     total = per_epoch * (trainer.max_epochs or 0)
     total = min(total, trainer.max_steps) if trainer.max_steps > 0 else total
     trained = model.pretrained or model.init_from is not None or model.teacher is not None
-    known = {name: model[name] for name in ("optimizer", "lr", "lr_batch", "lr_scaling")}
-    largest = with_lr(Optimization(**known), fine_tunes=trained).lr
-    assert largest is not None
+    largest: Any = with_lr(Optimization(model.optimizer, model.lr), fine_tunes=trained).lr
     lr = scaled_lr(largest, lr_batch=model.lr_batch, global_batch=global_batch, scaling=model.lr_scaling)
     meant = "" if model.lr_batch is None else f" ({largest:g} for {model.lr_batch} images, {model.lr_scaling})"
-    lines = {
-        "devices": f"{devices.per_node} × {devices.accelerator} on {devices.nodes} node{'s' * (devices.nodes > 1)}",
-        "strategy": f"{devices.strategy}, precision {devices.precision}",
-        "batch": f"{global_batch:,} = {batch} a device × {devices.world} devices × {accumulated} accumulated",
-        "steps": f"{per_epoch:,} an epoch, {total:,} in {trainer.max_epochs} epochs",
-        "optimizer": f"{model.optimizer}, lr {lr:.6g}{meant}, {model.schedule}",
-    }
-    started = int(os.environ.get("WORLD_SIZE", devices.world))
-    if started != devices.world:
-        lines["attention"] = f"the launcher started {started} processes; devices × nodes are {devices.world}"
-    return lines
+    return [
+        ("devices", f"{per_node} × {accelerator} on {nodes} node{'s' * (nodes > 1)}"),
+        ("strategy", f"{strategy}, precision {precision}"),
+        ("batch", f"{global_batch:,} = {batch} a device × {world} devices × {accumulated} accumulated"),
+        ("steps", f"{per_epoch:,} an epoch, {total:,} in {trainer.max_epochs} epochs"),
+        ("optimizer", f"{model.optimizer}, lr {lr:.6g}{meant}, {model.schedule}"),
+    ]
 
 
-def _lines_of_the_network(chosen: Any, classes: int, in_chans: int, folder: Path) -> dict[str, str]:
+def _lines_of_the_network(chosen: Any, sizes: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     """Of the network with random weights: nothing is read or downloaded."""
-    model = chosen.model
+    model, keeps = chosen.model, chosen.trainer.enable_checkpointing is not False
     ic = None if model.ic is None else ICConfig(**dict(model.ic.items())).without_data()
-    options: dict[str, Any] = {"num_classes": classes, "in_chans": in_chans, "options": model.model_options}
-    network, _ = build_network(model.model, ic=ic, **options)
-    new = sum(p.numel() for _, p in ic_parameters(network))
+    network, _ = build_network(model.model, ic=ic, options=model.model_options, **sizes)
+    count, new = sum(p.numel() for p in network.parameters()), sum(p.numel() for _, p in ic_parameters(network))
     collisions = f" ({human(new)} of collisions)" if new else ""
     one, kept = checkpoint_bytes(network, model.optimizer, average=chosen.ema is not None, keep=chosen.keep)
-    if chosen.trainer.enable_checkpointing is False:
-        one = kept = 0
     free = _free_bytes(folder)
     room = "" if free >= kept else ": too little"
-    return {
-        "network": f"{model.model}, {human(sum(p.numel() for p in network.parameters()))} parameters{collisions}",
-        "checkpoints": f"{_size(one)} each, {_size(kept)} for all that is kept; {_size(free)} of disk are free{room}",
-    }
+    disk = f"{_size(one)} each, {_size(kept)} for all that is kept; {_size(free)} of disk are free{room}"
+    return [
+        ("network", f"{model.model}, {human(count)} parameters{collisions}"),
+        ("checkpoints", disk if keeps else "none"),
+    ]

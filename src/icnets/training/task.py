@@ -1,7 +1,6 @@
 """Classification: a basic or an IC network, with or without weak logit distillation, as a LightningModule."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
         self.criterion = make_criterion(distillation, loss, label_smoothing, bce_threshold)
-        sizes = {"num_classes": num_classes, "in_chans": in_chans}
+        sizes: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
         start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
         self.network, self._waiting = build_network(model, ic=ic, **sizes, **start)
         taught: Any = teacher
@@ -158,16 +157,13 @@ class ClassificationTask(L.LightningModule):
             taught = self._teacher_network[0]
             self.teacher = make_teacher(taught, self._data, distils=self._distils, **self._teacher_options)
         if self._waiting is not None:
-            calibrate(self.network, self._waiting, self._calibration_batches() if fits and fresh else None)
+            if fits and fresh and self._data is None:
+                raise ValueError('warm_start is "calibrate", which needs a data module; convert the network first')
+            calibrate(self.network, self._waiting, calibration_batches(self._data) if fits and fresh else None)
             self._waiting = None
             self.network.train()
         if begins and self.teacher is not None:
             require_independent(self.teacher.model, self.network)  # while it can be seen: sharding copies
-
-    def _calibration_batches(self) -> Iterator[Tensor]:
-        if self._data is None:
-            raise ValueError('warm_start is "calibrate", which needs a data module; convert the network yourself first')
-        return calibration_batches(self._data)
 
     def configure_model(self) -> None:
         """Once, in place: recomputed activations, memory format, sharding over the strategy's mesh, compilation."""

@@ -211,23 +211,18 @@ def _require_none(given: list[str]) -> None:
 
 
 def _normalized(teacher: TrainedNetwork, data: Any, mean: Any, std: Any, positions: list[int] | None) -> Teacher:
-    if (mean is None) != (std is None):
-        raise ValueError("teacher_mean and teacher_std go together; give both")
     ours = {f"student_{name}": getattr(data, name, None) for name in _NORMALIZATION}
-    if mean is None:
+    if mean is None and std is None:
         mean, std = teacher.notes.mean, teacher.notes.std
-        if (mean is None) != (std is None):
-            raise ValueError(
-                f"the teacher {teacher.name} notes a mean or a std alone; give teacher_mean and teacher_std"
-            )
-        if mean is not None and None in ours.values():
+        if (mean, std) != (None, None) and None in ours.values():
             tell(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
-            mean = None
-    given: dict[str, Any] = {} if mean is None else {"mean": mean, "std": std, **ours}
+            mean = std = None
+    given: dict[str, Any] = {} if mean is None and std is None else {"mean": mean, "std": std, **ours}
     try:
         return Teacher(teacher.network, classes=positions, **given)
     except ValueError as error:
-        raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}") from error
+        remedy = "give both --model.teacher_mean and teacher_std"
+        raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}; {remedy}") from error
 
 
 def _other(notes: ImageNotes, data: Any, keys: Sequence[str]) -> str:

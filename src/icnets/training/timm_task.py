@@ -186,11 +186,10 @@ class WeakLogitDistillationTask(TrainingTask):
             _logger.warning("the checkpoint tells no progress of distillation: call set_progress() to resume it")
             return
         missing = {"step", "progress", "distillation"} - state.keys()
-        if missing and strict:
+        if missing:
             raise RuntimeError(f"the checkpoint's task state lacks {', '.join(sorted(missing))}: is it another task's?")
-        self._step = int(state.get("step", self._step))
-        self._progress = state.get("progress", self._progress)
-        self.distillation.load_state_dict(state.get("distillation", {}), strict=strict)
+        self._step, self._progress = int(state["step"]), state["progress"]
+        self.distillation.load_state_dict(state["distillation"], strict=strict)
 
 
 def _as_teacher(teacher: nn.Module, student: nn.Module) -> Teacher:
