@@ -81,7 +81,7 @@ def last_checkpoints(folder: Path) -> list[Path]:
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in ``folder`` that is whole, if any is; and what is wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for path in last_checkpoints(folder):
         try:
             read_checkpoint(path)
