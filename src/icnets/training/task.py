@@ -235,8 +235,9 @@ class ClassificationTask(L.LightningModule):
         """The loss of a batch: x (N, C, H, W); target (N,) int64, or (N, classes) where mixed."""
         x, target = self.images(batch[0]), batch[1]
         progress = min(self.global_step / self._total_steps(), 1.0)
-        taught = self.teacher if self.criterion.needs_teacher(progress) else None
-        terms = self.criterion.terms(self.network(x), None if taught is None else taught(x), target, progress)
+        # The teacher goes first: afterwards the student's activations take up memory.
+        taught = self.teacher(x) if self.teacher is not None and self.criterion.needs_teacher(progress) else None
+        terms = self.criterion.terms(self.network(x), taught, target, progress)
         self._require_finite(self._watch.update(terms.loss, self.global_step, self.current_epoch, batch_idx))
         self._log_mean("loss", terms.loss.detach(), len(x), prog_bar=True)
         if self.teacher is not None:
