@@ -3,6 +3,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from icnets import ICConfig, create_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,3 +51,26 @@ def test_the_memory_is_what_is_measured(imagenet_cost: ModuleType, monkeypatch: 
     for method, found in imagenet_cost.measure()["resnet50"].items():
         assert found["parameters"] == known[method]["parameters"]
         assert found["per_image"] == pytest.approx(known[method]["per_image"], rel=0.02)
+
+
+@pytest.mark.parametrize("ic", [None, ICConfig()])
+def test_activations_are_what_the_allocator_still_holds_after_the_forward_pass(
+    imagenet_cost: ModuleType, ic: ICConfig | None
+) -> None:
+    network = create_model("resnet10t", ic=ic, num_classes=10, in_chans=1, channels=[8, 8, 16, 16], stem_width=8)
+    before = {name: value.clone() for name, value in network.train().state_dict().items()}
+    sample = torch.zeros(3, 1, 64, 64)
+    fixed, per_image = imagenet_cost.activation_bytes(network, sample)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    found = [allocated(network, sample.repeat(times, 1, 1, 1)) for times in (1, 2)]
+    assert per_image == pytest.approx((found[1] - found[0]) / 3, rel=0.02)
+    assert fixed + 3 * per_image == pytest.approx(found[0], rel=0.02)
+
+
+def allocated(network: nn.Module, x: torch.Tensor) -> int:
+    """Bytes that torch's allocator gave out in a forward pass in bfloat16 and did not get back."""
+    memory = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with memory as profiler, torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(x)
+    assert output.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiler.events())

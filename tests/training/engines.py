@@ -16,9 +16,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from icnets import ICConfig, create_model
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
-from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.callbacks import WeightsExport
-from icnets.training.precision import precision_options
+from icnets.training.engine import precision_options  # importing it registers fsdp2
 from icnets.training.task import ClassificationTask
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}

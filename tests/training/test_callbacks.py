@@ -13,7 +13,7 @@ from torch import Tensor
 from icnets import ICConfig, load
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
-from icnets.training.callbacks import History, ProgressLines, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
+from icnets.training.callbacks import History, ProgressLines, WeightAverage, WeightsExport, progress_bar
 from icnets.training.task import ClassificationTask
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
@@ -79,14 +79,14 @@ class _Clock:
         return self.now
 
 
-def test_the_target_is_reached_once_and_validation_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_and_checkpoints_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     monkeypatch.setattr("icnets.training.callbacks.time.perf_counter", clock)
-    targets = [TargetAccuracy(t) for t in (0.05, 0.55, 0.6, 0.9)]
-    module = L.LightningModule()
+    history, module = History(), L.LightningModule()
     for epoch, accuracy in enumerate((0.1, 0.3, 0.6, 0.5, 0.7)):
         trainer: Any = SimpleNamespace(
             current_epoch=epoch,
+            global_step=4 * epoch,
             callback_metrics={"val/top1": torch.tensor(accuracy, dtype=torch.float64)},
             state=SimpleNamespace(fn="fit"),
             sanity_checking=False,
@@ -97,26 +97,18 @@ def test_the_target_is_reached_once_and_validation_takes_no_time(monkeypatch: py
             ("on_validation_end", 1),
             ("on_train_epoch_end", 1000),
         ):
-            for target in targets:
-                getattr(target, event)(trainer, module)
+            getattr(history, event)(trainer, module)
             clock.now += seconds
-    found = [(target.epochs, target.seconds_to_target) for target in targets]
-    assert found == [(1, 11), (3, 33), (3, 33), (None, None)]
-    again = TargetAccuracy(0.55)
-    again.load_state_dict(targets[1].state_dict())
-    assert (again.epochs, again.seconds_to_target, again.seconds) == (3, 33, 55)
-    assert len({target.state_key for target in targets}) == 4
-
-
-@pytest.mark.parametrize("target", [0.0, 1.5, float("nan")])
-def test_impossible_targets(target: float) -> None:
-    with pytest.raises(ValueError, match=r"target is .*; it must be an accuracy between 0 and 1"):
-        TargetAccuracy(target)
+    found = [(row["epoch"], row["seconds"], row["val/top1"]) for row in history.rows]
+    assert found == [(1, 11, 0.1), (2, 22, 0.3), (3, 33, 0.6), (4, 44, 0.5), (5, 55, 0.7)]
+    again = History()
+    again.load_state_dict(history.state_dict())
+    assert (again.rows, again.seconds) == (history.rows, 55)
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    def callbacks(folder: str) -> tuple[History, TargetAccuracy, WeightsExport]:
-        return History(), TargetAccuracy(0.11), WeightsExport(tmp_path / folder)
+    def callbacks(folder: str) -> tuple[History, WeightsExport]:
+        return History(), WeightsExport(tmp_path / folder)
 
     whole = callbacks("whole")
     expected = fit(tmp_path / "whole", *whole, epochs=4)
@@ -133,17 +125,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
 
     assert without_time(parts[0]) == without_time(whole[0])
     assert parts[0].rows[3]["seconds"] > parts[0].rows[0]["seconds"]
-    assert parts[1].epochs == whole[1].epochs
-    assert parts[2].best == whole[2].best
+    assert parts[1].best == whole[1].best
     names = ["best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"]
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == names
 
 
 def test_checkpoints_load_safely(tmp_path: Path) -> None:
-    fit(tmp_path, History(), TargetAccuracy(0.1), WeightsExport(), epochs=1)
+    fit(tmp_path, History(), WeightsExport(), epochs=1)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     names = {key.partition("{")[0] for key in content["callbacks"]}
-    assert names == {"History", "TargetAccuracy", "WeightsExport", "ModelCheckpoint"}
+    assert names == {"History", "WeightsExport", "ModelCheckpoint"}
 
 
 def test_weights_are_those_of_the_best_and_last_epoch(tmp_path: Path) -> None:

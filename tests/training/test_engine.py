@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets import ICConfig, convert_, create_model
-from icnets.training.engine import blocks, compile_, recompute_activations_, sharded
-from icnets.training.precision import precision_options
+from icnets.training.engine import blocks, compile_, precision_options, recompute_activations_, sharded
 from icnets.training.task import ClassificationTask
 from training.test_task import TINY, digits, fit, task, tiny
 

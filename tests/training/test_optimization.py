@@ -8,7 +8,7 @@ from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from icnets import DistillationSchedule, ICConfig, WeakLogitDistillation, convert_
-from icnets.training.optimization import Optimization, learning_rate_factor, make_optimizer, scaled_lr, task_loss
+from icnets.training.optimization import Optimization, learning_rate_factor, make_criterion, make_optimizer, scaled_lr
 from training.test_task import digits, fit, task, tiny
 
 
@@ -101,11 +101,9 @@ def test_distillation_beside_binary_cross_entropy(soft: bool, threshold: float |
     teacher = torch.randn(6, 5, dtype=torch.float64)
     target = torch.softmax(3 * torch.randn(6, 5, dtype=torch.float64), 1) if soft else torch.randint(5, (6,))
     smoothing = 0.0 if soft else 0.1
-    loss = WeakLogitDistillation(
-        temperature=2.0,
-        schedule=DistillationSchedule("constant", weight=0.3),
-        task_loss=task_loss("bce", smoothing=smoothing, threshold=threshold),
-    )
+    schedule = DistillationSchedule("constant", weight=0.3)
+    loss = WeakLogitDistillation(temperature=2.0, schedule=schedule, label_smoothing=smoothing)
+    loss = make_criterion(loss, "bce", 0.0, threshold)
     found = loss.terms(student, teacher, target, 0.0)
     expected = naive_bce(student, target, smoothing=smoothing, threshold=threshold)
     p, q = torch.softmax(teacher / 2, 1), torch.softmax(student / 2, 1)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from icnets import ICConfig, create_model
+from icnets import create_model
 from icnets.cli import main
-from icnets.profile.measure import memory_for_backward
-from icnets.training.plan import Devices, activation_bytes, checkpoint_bytes, preflight
+from icnets.training.plan import checkpoint_bytes, devices_of, preflight
 from icnets.training.run_checkpoints import last_checkpoints
 from training.folders import write_classes
 
@@ -38,7 +37,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["optimizer"] == "sgd, lr 0.1 (0.05 for 40 images, linear), one-cycle"
     assert found["writes to"] == "runs/resnet10t-1"
     assert (found["resumes"], found["missing"]) == ("begins anew", "nothing")
-    assert re.fullmatch(r"resnet10t, [\d.]+ k parameters, [\d.]+ [kM] MACs", found["network"])
+    assert re.fullmatch(r"resnet10t, [\d.]+ k parameters", found["network"])
 
 
 def test_many_nodes_without_data_or_teacher(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,11 +78,8 @@ def test_the_size_of_a_checkpoint(optimizer: str, ema: bool, capsys: pytest.Capt
     assert main(["fit", *options]) == 0
     files = {path.name: path.stat().st_size for path in Path("runs/a/checkpoints").iterdir()}
     last = last_checkpoints(Path("runs/a/checkpoints"))[0]
-    weights = torch.load(last, weights_only=True)["state_dict"]
-    network = {name: value for name, value in weights.items() if name.startswith("network.")}
-    buffers = sum(v.numel() * v.element_size() for n, v in network.items() if "running" in n or "num_batches" in n)
-    parameters = sum(v.numel() for n, v in network.items() if "running" not in n and "num_batches" not in n)
-    one, kept = checkpoint_bytes(parameters, buffers, optimizer, ema, keep=2)
+    network = create_model("resnet10t", ic=None, num_classes=10, in_chans=1)
+    one, kept = checkpoint_bytes(network, optimizer, average=ema, keep=2)
     assert files[last.name] == pytest.approx(one, rel=0.02)
     # After one epoch there is one of the two, and none that is being written.
     assert sum(files.values()) == pytest.approx(kept - 2 * one, rel=0.02)
@@ -100,33 +96,9 @@ def test_the_size_of_a_checkpoint(optimizer: str, ema: bool, capsys: pytest.Capt
 )
 def test_devices(options: dict[str, Any], expected: tuple[int, int, str]) -> None:
     trainer = SimpleNamespace(**{"num_nodes": 1, "strategy": "auto", "precision": None, **options})
-    found = Devices.of(trainer)
-    assert (found.per_node, found.world, found.strategy) == expected
-    assert found.precision == "32-true"
-
-
-def test_a_launcher_that_started_something_else(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "16")
-    assert planned(capsys, "--config", BASIC)["attention"].startswith("the launcher started 16 processes")
-
-
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("ic", [None, ICConfig()])
-def test_activations_in_half_precision_are_those_under_autocast(ic: ICConfig | None, recomputed: bool) -> None:
-    network = create_model(
-        "resnet10t", ic=ic, num_classes=10, in_chans=1, channels=[8, 8, 16, 16], stem_width=8
-    ).train()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    sample = torch.zeros(3, 1, 64, 64)
-    fixed, per_image = activation_bytes(network, sample, precision="bf16-mixed", recomputed=recomputed)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    single = activation_bytes(network, sample, precision="32-true", recomputed=recomputed)[1]
-    assert 0 < per_image < single * (1.2 if ic else 0.8)
-    if not recomputed:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert memory_for_backward(network, sample) == pytest.approx(fixed + 3 * per_image, rel=1e-6)
+    _, per_node, nodes, strategy, precision = devices_of(trainer)
+    assert (per_node, per_node * nodes, strategy) == expected
+    assert precision == "32-true"
 
 
 # Before training.

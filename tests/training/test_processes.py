@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from icnets.data.shards import find_shards
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from imagenet_like import Settings, write
 
 SCRIPT = Path(__file__).parent / "processes.py"

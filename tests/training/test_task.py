@@ -321,16 +321,6 @@ def test_images_that_the_network_cannot_take() -> None:
         fit(task(tiny(num_classes=7)))
 
 
-def test_predictions() -> None:
-    quiet()
-    module = task().eval()
-    x = torch.randn(3, 1, 16, 16)
-    with torch.no_grad():
-        probabilities, index = module.predict_step((x, torch.zeros(3)), 0)
-        assert torch.equal(module(x).argmax(1), index)
-    assert torch.allclose(probabilities.sum(1), torch.ones(3))
-
-
 # Checkpoints.
 
 

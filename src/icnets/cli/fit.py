@@ -24,12 +24,11 @@ from icnets.cli.unique_keys import UNIQUE_KEYS
 from icnets.data.data_module import ImageData
 from icnets.support.files import remove_unfinished
 from icnets.support.quiet import quiet
-from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
+from icnets.training.engine import precision_options
 from icnets.training.network import holds_ic_network, starting_config
-from icnets.training.plan import kept_bytes, plan, preflight
-from icnets.training.precision import precision_options
+from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
 from icnets.training.task import ClassificationTask
 
@@ -167,9 +166,9 @@ class _RunCLI(LightningCLI):
         remove_unfinished(self.folder)
         if chosen.ckpt_path is not None:
             print(f"going on from {chosen.ckpt_path}", flush=True)
-        keeps = chosen.trainer.enable_checkpointing is not False
-        needed = kept_bytes(self.model, average=chosen.ema is not None, keep=chosen.keep) if keeps else 0
-        preflight(self.folder, needed)
+        network, optimizer = self.model.network, self.model.optimization.optimizer
+        _, needed = checkpoint_bytes(network, optimizer, average=chosen.ema is not None, keep=chosen.keep)
+        preflight(self.folder, 0 if chosen.trainer.enable_checkpointing is False else needed)
 
     def _after_fit(self) -> None:
         rows = next(c.rows for c in vars(self.trainer)["callbacks"] if isinstance(c, History))

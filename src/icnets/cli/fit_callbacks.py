@@ -28,7 +28,7 @@ class SavedConfiguration(Callback):
         config, data = self.config.clone(), trainer.datamodule
         config.ckpt_path = None
         config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
-        config.model.lr, config.trainer.gradient_clip_val = pl_module.settled().lr, pl_module.gradient_clip_val
+        config.model.lr, config.trainer.gradient_clip_val = pl_module.optimization.lr, pl_module.gradient_clip_val
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / "config.yaml") as temporary:  # a process that is started again may read it
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)

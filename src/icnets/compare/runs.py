@@ -238,10 +238,10 @@ def _fit(
         data.in_chans,
         teacher=teacher,
         distillation=None if teacher is None else distillation(job.wld, training),
-        optimizer=training.optimizer,  # type: ignore[arg-type]  # checked by Training
+        optimizer=training.optimizer,
         lr=training.lr,
         weight_decay=training.weight_decay,
-        schedule=training.schedule,  # type: ignore[arg-type]
+        schedule=training.schedule,
         warmup=training.warmup,
         label_smoothing=training.label_smoothing,
         check_teacher=False,  # its own error stands in the table

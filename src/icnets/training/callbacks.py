@@ -1,4 +1,4 @@
-"""Callbacks: epochs and seconds to a target accuracy, a run's history, its weights as safetensors, its progress."""
+"""Callbacks: a run's history, its weights as safetensors, their running average, a line of progress per epoch."""
 
 import csv
 import math
@@ -17,18 +17,29 @@ from icnets.checkpoint.image_notes import notes_of_data
 from icnets.support.files import atomic_write
 from icnets.training.engine import gathered_state, sharded
 
-__all__ = ["History", "ProgressLines", "TargetAccuracy", "WeightAverage", "WeightsExport", "progress_bar"]
+__all__ = ["History", "ProgressLines", "WeightAverage", "WeightsExport", "progress_bar", "validates_within_fit"]
 
 
-class _Stopwatch(Callback):
-    """Adds up the seconds spent on training, without validation and checkpoints; a resumed run goes on counting."""
+def validates_within_fit(trainer: L.Trainer) -> bool:
+    """Whether a validation belongs to a training, and isn't its sanity check."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
-    def __init__(self) -> None:
+
+class History(Callback):
+    """One row per epoch in ``rows``: epoch (from 1), step, seconds of training so far, and every logged metric.
+
+    The seconds leave out validation and what is saved at an epoch's end. Checkpoints keep the rows, so that a resumed
+    run has those of its beginning and goes on counting; Lightning's CSVLogger does neither, and writes other columns.
+
+    Args:
+        path: a CSV file that holds the rows so far after each epoch; its folder is made if missing. None: no file.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self._since: float | None = None
-
-    def _start(self) -> None:
-        self._since = time.perf_counter()
 
     def _pause(self) -> None:
         if self._since is not None:
@@ -36,84 +47,17 @@ class _Stopwatch(Callback):
             self._since = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start()
+        self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._start()
+        if validates_within_fit(trainer):
+            self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = float(state_dict["seconds"])
-
-
-class TargetAccuracy(_Stopwatch):
-    """When the validation accuracy first reached a target.
-
-    After training, ``epochs`` (int) and ``seconds_to_target`` (of training alone) say when; both are None if it never
-    did. Kept in checkpoints.
-
-    Args:
-        target: accuracy as a fraction in (0, 1].
-        monitor: the logged accuracy.
-
-    Raises:
-        ValueError: the target is not in (0, 1].
-    """
-
-    def __init__(self, target: float, monitor: str = "val/top1") -> None:
-        super().__init__()
-        if not 0 < target <= 1:
-            raise ValueError(f"target is {target}; it must be an accuracy between 0 and 1, e.g. 0.95")
-        self.target = target
-        self.monitor = monitor
-        self.epochs: int | None = None
-        self.seconds_to_target: float | None = None
-
-    @property
-    def state_key(self) -> str:
-        """One per target, so that a trainer can have several."""
-        return self._generate_state_key(target=self.target, monitor=self.monitor)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
-        value = trainer.callback_metrics.get(self.monitor)
-        if self.epochs is None and value is not None and float(value) >= self.target:
-            self.epochs = trainer.current_epoch + 1
-            self.seconds_to_target = self.seconds
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "epochs": self.epochs, "seconds_to_target": self.seconds_to_target}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.epochs, self.seconds_to_target = state_dict["epochs"], state_dict["seconds_to_target"]
-
-
-class History(_Stopwatch):
-    """One row per epoch in ``rows``: epoch (from 1), step, seconds of training so far, and every logged metric.
-
-    Kept in checkpoints, so that a resumed run has the rows of its beginning.
-
-    Args:
-        path: a CSV file that holds the rows so far after each epoch; its folder is made if missing. None: no file.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        super().__init__()
-        self.path = path
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": self.seconds}
         self.rows.append({**row, **metrics})
@@ -125,11 +69,10 @@ class History(_Stopwatch):
                 writer.writerows(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "rows": [dict(row) for row in self.rows]}
+        return {"seconds": self.seconds, "rows": [dict(row) for row in self.rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.seconds, self.rows = float(state_dict["seconds"]), [dict(row) for row in state_dict["rows"]]
 
 
 class WeightsExport(Callback):
@@ -145,42 +88,41 @@ class WeightsExport(Callback):
 
     Raises:
         ValueError: an unknown mode; at the start of training, no folder.
+
+    Example:
+        >>> export = WeightsExport("weights", monitor="loss", mode="min")
+        >>> trainer = L.Trainer(callbacks=[export], accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, folder: str | Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; it must be max or min")
-        self.folder = None if folder is None else Path(folder)
-        self.monitor = monitor
-        self.mode = mode
+        self.folder: Any = None if folder is None else Path(folder)
+        self.monitor, self.mode = monitor, mode
         self.best: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or self.folder is not None:
-            return
-        beside = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if beside is None:
-            raise ValueError("WeightsExport has no folder; give it one, or give ModelCheckpoint a dirpath")
-        self.folder = Path(beside)
+        if stage == "fit" and self.folder is None:
+            beside = getattr(trainer.checkpoint_callback, "dirpath", None)
+            if beside is None:
+                raise ValueError("WeightsExport has no folder; give it one, or give ModelCheckpoint a dirpath")
+            self.folder = Path(beside)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.folder is not None
-        value = trainer.callback_metrics.get(self.monitor)
-        improved = value is not None and self._improves(float(value))
-        if improved and value is not None:
-            self.best = float(value)
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        sign = 1 if self.mode == "max" else -1
+        improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
+        if improved:
+            self.best = value
         network, state = _network(pl_module), _weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        notes = _notes(trainer)
+        notes = {"epoch": str(trainer.current_epoch + 1)}
+        notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
+        notes |= notes_of_data(getattr(trainer, "datamodule", None))
         for name in ("last", "best") if improved else ("last",):
             checkpoint.save(network, self.folder / f"{name}.safetensors", metadata=notes, state=state)
-
-    def _improves(self, value: float) -> bool:
-        if math.isnan(value):
-            return False
-        return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -193,7 +135,8 @@ class WeightAverage(Callback):
     """A running average of weights and buffers (EMA), which is validated, and is the network when training ends.
 
     timm's ``ModelEmaV3``, whose decay rises from 0 with the steps, so that the start is forgotten. A checkpoint holds
-    the average as the network, and what training goes on from in this callback's state.
+    the average as the network, and what training goes on from in this callback's state. Lightning's
+    EMAWeightAveraging has a constant decay and keeps its state under other names, so runs of before couldn't go on.
 
     Args:
         decay: of the average per step, in (0, 1).
@@ -206,7 +149,7 @@ class WeightAverage(Callback):
         if not 0 < decay < 1:
             raise ValueError(f"decay is {decay}; it must lie between 0 and 1, such as 0.999")
         self.decay = decay
-        self._average: ModelEmaV3 | None = None
+        self._average: Any = None
         self._swapped = False  # whether the average is in the network, and what is trained in the average's place
         self._resumed: dict[str, Tensor] | None = None
 
@@ -220,40 +163,33 @@ class WeightAverage(Callback):
             network.load_state_dict(self._resumed)
             self._resumed = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._average is not None
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._average.update(_network(pl_module), step=trainer.global_step)
 
     @property
     def average(self) -> nn.Module:
         """The averaged network; while it is validated, what is trained instead."""
-        assert self._average is not None
-        return self._average.module
+        average: nn.Module = self._average.module
+        return average
+
+    def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
+        """The state dict of the average, wherever it is."""
+        state: dict[str, Tensor] = (_network(pl_module) if self._swapped else self.average).state_dict()
+        return state
 
     def _swap(self, pl_module: L.LightningModule) -> None:
-        assert self._average is not None
-        own, average = _network(pl_module).state_dict(), self._average.module.state_dict()
-        for name, value in own.items():
+        average = self.average.state_dict()
+        for name, value in _network(pl_module).state_dict().items():
             kept = value.clone()
             value.copy_(average[name])
             average[name].copy_(kept)
         self._swapped = not self._swapped
 
-    def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
-        """The state dict of the average, wherever it is."""
-        assert self._average is not None
-        state: dict[str, Tensor] = (_network(pl_module) if self._swapped else self._average.module).state_dict()
-        return state
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if validates_within_fit(trainer):
             self._swap(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._swap(pl_module)
+    on_validation_end = on_validation_start
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
@@ -265,7 +201,7 @@ class WeightAverage(Callback):
         state = checkpoint["state_dict"]
         trained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if self._swapped:
-            trained = self._average.module.state_dict()
+            trained = self.average.state_dict()
         checkpoint["callbacks"][self.state_key] = {"trained": trained}
         state.update({prefix + name: value for name, value in self.weights(pl_module).items()})
 
@@ -278,7 +214,7 @@ def _network(module: L.LightningModule) -> Any:
 
 
 def _weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor] | None:
-    """What to export in the place of the network's own state: the average, or gathered shards; None: nothing else."""
+    """What to export in the place of the network's own state: the average, or gathered shards. None: its own state."""
     network = _network(module)
     if sharded(network):
         return gathered_state(network)
@@ -286,47 +222,32 @@ def _weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor]
     return next((c.weights(module) for c in callbacks if isinstance(c, WeightAverage)), None)
 
 
-def _notes(trainer: L.Trainer) -> dict[str, str]:
-    """What a later user of the weights needs to know: epoch, metrics, classes, normalisation, size and crop."""
-    notes = {"epoch": str(trainer.current_epoch + 1)}
-    notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
-    return notes | notes_of_data(getattr(trainer, "datamodule", None))
-
-
 class ProgressLines(ProgressBar):
     """One line per epoch, with the time left: for logs and pipes, where a bar would only leave debris."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._enabled = True
-        self._started = 0.0
-        self._first_epoch = 0
-
-    def enable(self) -> None:
-        self._enabled = True
+        self._started, self._first_epoch = 0.0, 0
 
     def disable(self) -> None:
-        self._enabled = False
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        if self._enabled:
-            print(*args, **kwargs)
+        """Does nothing: the first process alone prints."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done, total = trainer.current_epoch + 1, trainer.max_epochs
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         elapsed = time.perf_counter() - self._started
-        parts = [f"epoch {done}/{total}" if total and total > 0 else f"epoch {done}"]
+        parts = [f"epoch {done}/{total}" if total > 0 else f"epoch {done}"]
         metrics: dict[str, Tensor] = trainer.callback_metrics
         for name, form in (("train/loss", ".3f"), ("val/loss", ".3f"), ("val/top1", ".2%")):
             if name in metrics:
                 parts.append(f"{name} {float(metrics[name]):{form}}")
         parts.append(f"{elapsed:.0f} s")
-        if total and done < total:
+        if done < total:
             parts.append(f"{elapsed / (done - self._first_epoch) * (total - done):.0f} s left")
-        self.print("  ".join(parts), flush=True)
+        if trainer.is_global_zero:
+            print("  ".join(parts), flush=True)
 
 
 def progress_bar() -> ProgressBar:

@@ -1,36 +1,46 @@
-"""How a network runs, not what it computes: memory format, recomputed activations, compilation, sharding.
+"""How a network runs, not what it computes: recomputed activations, compilation, sharding, mixed precision.
 
-All of it is done in place and leaves parameters, names in state dicts and results as they are.
+All of it is done in place and leaves parameters, names in state dicts and results as they are. Importing this module
+registers the strategy ``fsdp2`` with Lightning.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["blocks", "compile_", "gathered_state", "recompute_activations_", "shard_", "sharded"]
+__all__ = [
+    "FSDP2Strategy",
+    "blocks",
+    "compile_",
+    "gathered_state",
+    "precision_options",
+    "recompute_activations_",
+    "shard_",
+    "sharded",
+]
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """The children of the outermost sequences (nn.Sequential, nn.ModuleList) that have parameters.
 
     In timm's ResNets these are the residual blocks, in its MobileNets the stages. None of them is part of another.
+
+    Example:
+        >>> [type(block).__name__ for block in blocks(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)))]
+        ['Linear', 'Linear']
     """
-    found: list[nn.Module] = []
-    for child in network.children() if not _is_sequence(network) else [network]:
-        if _is_sequence(child):
-            found += [block for block in child.children() if next(block.parameters(), None) is not None]
-        else:
-            found += blocks(child)
+    if isinstance(network, nn.Sequential | nn.ModuleList):
+        found = [block for block in network.children() if next(block.parameters(), None) is not None]
+    else:
+        found = [block for child in network.children() for block in blocks(child)]
     return list(dict.fromkeys(found))
-
-
-def _is_sequence(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential | nn.ModuleList)
 
 
 def compile_(network: nn.Module) -> None:
@@ -62,8 +72,7 @@ def recompute_activations_(network: nn.Module) -> None:
         network.set_grad_checkpointing(True)  # type: ignore[operator]
         return
     except (AttributeError, AssertionError):  # timm's way to say that a network can't
-        pass
-    found = blocks(network)
+        found = blocks(network)
     if not found:
         raise ValueError(
             f"activation_checkpointing: {type(network).__name__} has no sequence of blocks to recompute; leave it out"
@@ -75,9 +84,8 @@ def recompute_activations_(network: nn.Module) -> None:
 
 def shard_(network: nn.Module, mesh: DeviceMesh) -> None:
     """FSDP2: parameters, gradients and optimizer state spread over a one-dimensional ``mesh``, block by block."""
-    for block in blocks(network):
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    for module in (*blocks(network), network):
+        fully_shard(module, mesh=mesh)
 
 
 def sharded(network: nn.Module) -> bool:
@@ -86,10 +94,52 @@ def sharded(network: nn.Module) -> bool:
 
 
 def gathered_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a sharded network, whole and on the CPU; every rank must call this."""
-    return dict(_gathered(network.state_dict()))
+    """The state dict of a sharded network, whole and on the CPU of rank 0, empty elsewhere; every rank must call it."""
+    state: dict[str, Any] = get_model_state_dict(
+        network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return state
 
 
-def _gathered(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in state.items():
-        yield name, (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
+class FSDP2Strategy(ModelParallelStrategy):
+    """``fsdp2``: parameters, gradients and optimizer state are spread over all devices (torch's ``fully_shard``).
+
+    Lightning's ``ModelParallelStrategy`` with all devices in its data-parallel dimension, and checkpoints that are one
+    file with the whole state, so that any number of devices, and any other strategy, reads them. Runs on CPUs as well.
+    """
+
+    strategy_name = "fsdp2"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="fully sharded data parallel, FSDP2", override=True)
+
+
+def precision_options(precision: Any, accelerator: str, strategy: Any) -> dict[str, Any]:
+    """Arguments for Lightning's Trainer in the place of ``precision``.
+
+    Lightning turns 16-mixed on CPUs into bf16-mixed, and takes neither under its strategy for FSDP2, though its own
+    plugin does both: autocast, and for float16 torch's gradient scaler (which reduces over shards what it finds).
+
+    Args:
+        precision: as for the Trainer.
+        accelerator: as for the Trainer.
+        strategy: as for the Trainer.
+
+    Returns:
+        ``{"plugins": [plugin], "precision": None}`` where that is needed, ``{}`` elsewhere.
+
+    Example:
+        >>> precision_options("bf16-mixed", "cpu", "ddp")
+        {}
+    """
+    cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if str(precision) not in ("16", "16-mixed") or not (cpu or strategy == "fsdp2"):
+        return {}
+    return {"plugins": [MixedPrecision("16-mixed", "cpu" if cpu else "cuda")], "precision": None}

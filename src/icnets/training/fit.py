@@ -1,22 +1,14 @@
-"""A training that keeps no files and shows nothing: one of many, whose course is all that is wanted."""
+"""One of many trainings: it keeps no files, prints nothing, and gives its metrics by epoch."""
 
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 
 from icnets.training.callbacks import History
 
 __all__ = ["fit"]
-
-
-class _Ticks(Callback):
-    def __init__(self, tick: Callable[[], None]) -> None:
-        self.tick = tick
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.tick()
 
 
 def fit(
@@ -40,17 +32,9 @@ def fit(
     Returns:
         A row per epoch; see :class:`icnets.training.callbacks.History`.
     """
-    history = History()
-    trainer = L.Trainer(
-        **limits,
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[history, *callbacks, _Ticks(tick)],
-    )
+    history, every_epoch = History(), LambdaCallback(on_train_epoch_end=lambda *_: tick())
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, **silent, **limits}
+    trainer = L.Trainer(accelerator=accelerator, callbacks=[history, *callbacks, every_epoch], **options)
     trainer.fit(task, datamodule=data)
     return history.rows

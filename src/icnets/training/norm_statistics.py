@@ -1,4 +1,4 @@
-"""Running statistics of batch norms that belong to the weights, also where an epoch has few steps (ours).
+"""Running statistics of batch norms that belong to the weights, also where an epoch has few steps.
 
 A running average with momentum 0.1 takes tens of steps to follow the weights. An epoch of three steps ends with
 statistics of weights that are long gone: the network is right in train mode and guesses in eval mode. There, they are
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from icnets.data.epochs import read_again
 from icnets.support.hooks import modes_kept
-from icnets.training.callbacks import WeightAverage
+from icnets.training.callbacks import WeightAverage, validates_within_fit
 
 __all__ = ["FreshStatistics", "lagging", "take_anew"]
 
@@ -59,20 +59,18 @@ def take_anew(
     with modes_kept(network), torch.compiler.set_stance("force_eager"):  # few batches: no reason to compile
         network.eval()
         for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
+            norm.train().reset_running_stats()
         try:
             for number, x in enumerate(batches, 1):
                 for norm in norms:
                     norm.momentum = 1 / number
                 network(x)
         finally:
-            for norm, (momentum, tracked) in zip(norms, kept, strict=True):
-                norm.momentum = momentum
+            for norm, (norm.momentum, tracked) in zip(norms, kept, strict=True):
                 norm.num_batches_tracked.copy_(tracked)
     for norm in norms:
-        norm.running_mean.copy_(reduce(norm.running_mean))
-        norm.running_var.copy_(reduce(norm.running_var))
+        for statistics in (norm.running_mean, norm.running_var):
+            statistics.copy_(reduce(statistics))
 
 
 class FreshStatistics(Callback):
@@ -85,35 +83,31 @@ class FreshStatistics(Callback):
         self._names: list[str] | None = None  # of the norms, in this epoch
         self._last: deque[Tensor] = deque()  # batches
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._names is None:
-            self._names = lagging(pl_module.network, trainer.num_training_batches)  # type: ignore[arg-type]
+            self._names = lagging(pl_module.network, trainer.num_training_batches)
             self._last = deque(maxlen=-(-_IMAGES // len(batch[0])))
         if self._names:
             self._last.append(batch[0])
         if batch_idx + 1 >= trainer.num_training_batches or trainer.global_step == trainer.max_steps:
-            averages: list[Any] = [c.average for c in vars(trainer)["callbacks"] if isinstance(c, WeightAverage)]
+            averages = [c.average for c in trainer.callbacks if isinstance(c, WeightAverage)]
             self._refresh(trainer, pl_module, averages[0] if averages else pl_module.network)
             self._names = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:  # at the end of an epoch, it is done already
+        if validates_within_fit(trainer):  # at the end of an epoch, it is done already
             self._refresh(trainer, pl_module, pl_module.network)
 
     def _refresh(self, trainer: L.Trainer, pl_module: Any, network: Any) -> None:
-        if not self._names:
-            return
-        self._complete(trainer)
-        with trainer.precision_plugin.train_step_context():
-            batches = (pl_module.images(x) for x in self._last)
-            take_anew(network, self._names, batches, lambda t: trainer.strategy.reduce(t, reduce_op="mean"))
+        if self._names:
+            self._complete(trainer)
+            with trainer.precision_plugin.train_step_context():
+                batches = (pl_module.images(x) for x in self._last)
+                take_anew(network, self._names, batches, lambda t: trainer.strategy.reduce(t, reduce_op="mean"))
 
     def _complete(self, trainer: Any) -> None:
         """Reads the batches again that a training which was resumed within the epoch didn't see."""
-        assert self._last.maxlen is not None
-        read = hasattr(getattr(trainer, "datamodule", None), "training_batch")
         done = trainer.fit_loop.epoch_loop.batch_idx + 1
-        while read and len(self._last) < min(done, self._last.maxlen):
+        wanted = min(done, self._last.maxlen or 0)
+        while len(self._last) < wanted and hasattr(getattr(trainer, "datamodule", None), "training_batch"):
             self._last.appendleft(read_again(trainer, trainer.current_epoch, done - len(self._last) - 1)[0])

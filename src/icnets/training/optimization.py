@@ -1,4 +1,4 @@
-"""How a network is optimised: parameter groups, optimizer, course of the learning rate, its scaling with the batch."""
+"""How a network is optimised: its loss, parameter groups, optimizer, and the course of the learning rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,11 @@ from icnets.unit.layers import ic_parameters
 __all__ = [
     "LossName",
     "Optimization",
-    "OptimizerName",
-    "ScalingName",
-    "ScheduleName",
     "learning_rate_factor",
     "make_criterion",
     "make_optimizer",
     "parameter_groups",
     "scaled_lr",
-    "task_loss",
     "with_lr",
 ]
 
@@ -35,19 +31,38 @@ ScalingName = Literal["linear", "sqrt"]
 LossName = Literal["cross-entropy", "bce"]
 
 _LR = {"sgd": 0.1, "adamw": 1e-3, "lamb": 5e-3}  # from scratch
-_RESUMED = (
-    "the checkpoint was trained with {0} {1}, and {0} is {2}: a training goes on as it began; leave --model.{0} as it "
-    "was, or begin anew from the weights by --model.init_from"
-)
 _FINE_TUNING = 0.1  # of these, for weights that are trained already
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """The options of :func:`make_optimizer`; the same names as the arguments of ``ClassificationTask``.
+    """Which optimizer trains a network, and how its learning rate goes.
+
+    The ranges are checked here and not by jsonargparse's restricted types, so that Python's callers get the same
+    message, which names the option and its value.
+
+    Args:
+        optimizer: sgd (Nesterov momentum), adamw or lamb (timm's, arXiv 1904.00962).
+        lr: the largest learning rate. None: 0.1 (adamw 0.001, lamb 0.005); and where training begins with trained
+            weights or has a teacher, fine-tuning: a tenth of that, gradients clipped to a norm of 1 unless the trainer
+            clips them.
+        weight_decay: of weights; biases, norms and the parameters of collisions have none.
+        momentum: of SGD.
+        schedule: course of the learning rate: one-cycle (linear) and cosine fall to min_lr, step to a tenth at each
+            of the milestones.
+        warmup: fraction of the training over which the learning rate rises.
+        min_lr: where the learning rate ends, as a fraction of lr.
+        milestones: fractions of the training, for step.
+        lr_batch: the global batch (per device x devices x accumulated) that lr is meant for; lr is scaled to the one
+            in use. None: lr is taken as it is.
+        lr_scaling: linear or sqrt, in the global batch.
 
     Raises:
-        ValueError: a value out of its range, which the message names.
+        ValueError: a value is out of its range; the message names both.
+
+    Example:
+        >>> Optimization("adamw", lr=0.002).schedule
+        'one-cycle'
     """
 
     optimizer: OptimizerName = "sgd"
@@ -57,28 +72,32 @@ class Optimization:
     schedule: ScheduleName = "one-cycle"
     warmup: float = 0.2
     min_lr: float = 0.0
-    milestones: Sequence[float] = (0.5, 0.75)
+    milestones: tuple[float, ...] = (0.5, 0.75)
     lr_batch: int | None = None
     lr_scaling: ScalingName = "linear"
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("lr_scaling", ScalingName)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}; it must be positive")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        for name in ("momentum", "warmup", "min_lr"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+            _require_one_of(name, getattr(self, name), choices)
+        fractions = {name: 0 <= getattr(self, name) < 1 for name in ("momentum", "warmup", "min_lr")}
         marks = list(self.milestones)
-        if not all(0 < mark < 1 for mark in marks) or marks != sorted(marks):
+        for name, fits, allowed in (
+            ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            *((name, fits, "at least 0 and less than 1") for name, fits in fractions.items()),
+            ("lr_batch", self.lr_batch is None or self.lr_batch >= 1, "at least 1, or null to take lr as it is"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {allowed}")
+        if marks != sorted(mark for mark in marks if 0 < mark < 1):
             raise ValueError(
                 f"milestones are {marks}; they must be ascending fractions of the training, e.g. [0.5, 0.75]"
             )
-        if self.lr_batch is not None and self.lr_batch < 1:
-            raise ValueError(f"lr_batch is {self.lr_batch}; it must be at least 1, or null to take lr as it is")
+
+
+def _require_one_of(name: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
 
 
 def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: ScalingName = "linear") -> float:
@@ -86,6 +105,10 @@ def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: Sc
 
     Linear: arXiv 1706.02677, for SGD. Square root: usual for LAMB (arXiv 1904.00962) and Adam. Without ``lr_batch``,
     ``lr`` itself.
+
+    Example:
+        >>> scaled_lr(0.5, lr_batch=256, global_batch=1024)
+        2.0
     """
     if lr_batch is None:
         return lr
@@ -97,6 +120,10 @@ def with_lr(options: Optimization, *, fine_tunes: bool) -> Optimization:
     """``options`` with a learning rate, where none is given: 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth.
 
     It doesn't follow the small batches of small folders: with less, short trainings learn too little there.
+
+    Example:
+        >>> with_lr(Optimization("adamw"), fine_tunes=True).lr
+        0.0001
     """
     if options.lr is not None:
         return options
@@ -110,10 +137,11 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     Decay would pull w', b1 and the gain towards the basic network, and a norm's scale has no use for it.
     """
     new = {id(p) for _, p in ic_parameters(network)}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in new]
-    kept = {id(p) for p in decayed}
-    rest = [p for p in trained if id(p) not in kept]
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for p in network.parameters():
+        if p.requires_grad:
+            (decayed if p.ndim > 1 and id(p) not in new else rest).append(p)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -132,6 +160,10 @@ def learning_rate_factor(
     It rises linearly over the first ``warmup`` of the training, then: "one-cycle" falls linearly to ``min_lr``,
     "cosine" falls there in half a cosine, "step" falls to a tenth of itself at each milestone, a fraction of the
     training (``min_lr`` says nothing there).
+
+    Example:
+        >>> [learning_rate_factor(step, total=4, schedule="one-cycle", warmup=0.5) for step in range(4)]
+        [0.25, 0.75, 0.75, 0.25]
     """
     progress = min((step + 0.5) / max(total, 1), 1.0)  # the middle of the step: neither its first nor its last is lost
     if progress < warmup:
@@ -145,14 +177,16 @@ def learning_rate_factor(
 
 def _require_same_options(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """ValueError where a resumed training is given other options: those of its checkpoint would replace them."""
+    remedy = "a training goes on as it began; leave --model.{0} as it was, or begin anew from the weights by "
+    message = "the checkpoint was trained with {0} {1}, and {0} is {2}: " + remedy + "--model.init_from"
     for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=False):
         if ("betas" in ours) != ("betas" in theirs):
             was = "adamw or lamb" if "betas" in theirs else "sgd"
-            raise ValueError(_RESUMED.format("optimizer", was, type(optimizer).__name__.lower()))
+            raise ValueError(message.format("optimizer", was, type(optimizer).__name__.lower()))
         for key, name in (("initial_lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
             was, now = theirs.get(key), ours.get(key)
             if was is not None and now is not None and not math.isclose(was, now):
-                raise ValueError(_RESUMED.format(name, f"{was:.6g}", f"{now:.6g}"))
+                raise ValueError(message.format(name, f"{was:.6g}", f"{now:.6g}"))
 
 
 def make_optimizer(
@@ -168,6 +202,11 @@ def make_optimizer(
 
     Raises:
         ValueError: nothing to train, or no ``global_batch``.
+
+    Example:
+        >>> optimizer, schedule = make_optimizer(nn.Conv2d(3, 8, 3), Optimization(lr=0.1), total=100)
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.0005, 0.0]
     """
     options = with_lr(options, fine_tunes=False)
     assert options.lr is not None
@@ -177,58 +216,43 @@ def make_optimizer(
     if options.lr_batch is not None and global_batch is None:
         raise ValueError("lr_batch is given, but the data module has no batch_size to scale lr by; leave lr_batch out")
     lr = scaled_lr(options.lr, lr_batch=options.lr_batch, global_batch=global_batch or 1, scaling=options.lr_scaling)
-    optimizer: torch.optim.Optimizer
-    if options.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=options.momentum > 0)
-    elif options.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=lr)
-    else:
-        optimizer = create_optimizer_v2(groups, opt=options.optimizer, lr=lr)
+    # timm's name for SGD without Nesterov is "momentum", which is all that torch allows of a momentum of 0.
+    name = "momentum" if options.optimizer == "sgd" and options.momentum == 0 else options.optimizer
+    optimizer = create_optimizer_v2(groups, opt=name, lr=lr, momentum=options.momentum)
     optimizer.register_load_state_dict_pre_hook(_require_same_options)
-    factor = partial(
-        learning_rate_factor,
-        total=total,
-        schedule=options.schedule,
-        warmup=options.warmup,
-        min_lr=options.min_lr,
-        milestones=tuple(options.milestones),
-    )
+    course = {name: getattr(options, name) for name in ("schedule", "warmup", "min_lr", "milestones")}
+    factor = partial(learning_rate_factor, total=total, **course)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def task_loss(name: LossName, *, smoothing: float, threshold: float | None) -> nn.Module | None:
-    """timm's binary cross-entropy (logits (N, C), target (N,) or (N, C)) -> scalar; None for the cross-entropy.
-
-    Args:
-        name: "cross-entropy" or "bce", the mean over classes and images (arXiv 2110.00476).
-        smoothing: of hard labels.
-        threshold: "bce": soft targets above it count as 1, the others as 0; None takes them as they are.
-
-    Raises:
-        ValueError: an unknown name, or a threshold out of [0, 1) or without "bce".
-    """
-    if name not in get_args(LossName):
-        raise ValueError(f"loss is {name!r}; it must be one of {', '.join(get_args(LossName))}")
-    if threshold is not None and not (name == "bce" and 0 <= threshold < 1):
-        raise ValueError(f"bce_threshold is {threshold} with loss {name!r}; it belongs to bce, at least 0, less than 1")
-    if name == "cross-entropy":
-        return None
-    return BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
 
 
 def make_criterion(
     distillation: WeakLogitDistillation | None, loss: LossName, smoothing: float, threshold: float | None
 ) -> WeakLogitDistillation:
-    """The loss of the distillation, whose task term is the one that is asked for."""
-    if distillation is not None and smoothing not in (0.0, distillation.label_smoothing):
+    """The loss of the distillation, whose task term is the one that is asked for.
+
+    Args:
+        distillation: its task term is replaced in place. None: one of the defaults.
+        loss: "cross-entropy", or "bce": timm's binary cross-entropy, the mean over classes and images (arXiv
+            2110.00476).
+        smoothing: of hard labels; the distillation's own counts.
+        threshold: "bce": soft targets above it count as 1, the others as 0; None takes them as they are.
+
+    Raises:
+        ValueError: an unknown loss, a threshold out of [0, 1) or without "bce", or two different label smoothings.
+
+    Example:
+        >>> make_criterion(None, "bce", smoothing=0.1, threshold=0.2).task_loss
+        BinaryCrossEntropy()
+    """
+    _require_one_of("loss", loss, LossName)
+    if threshold is not None and not (loss == "bce" and 0 <= threshold < 1):
+        raise ValueError(f"bce_threshold is {threshold} with loss {loss!r}; it belongs to bce, at least 0, less than 1")
+    criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
+    if smoothing not in (0.0, criterion.label_smoothing):
         raise ValueError(
-            f"label_smoothing is {smoothing} for the task and {distillation.label_smoothing} for the "
+            f"label_smoothing is {smoothing} for the task and {criterion.label_smoothing} for the "
             "distillation; give the distillation's only"
         )
-    if distillation is not None:
-        smoothing = distillation.label_smoothing
-    task = task_loss(loss, smoothing=smoothing, threshold=threshold)
-    criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
-    if task is not None:
-        criterion.task_loss = task
+    if loss == "bce":
+        criterion.task_loss = BinaryCrossEntropy(smoothing=criterion.label_smoothing, target_threshold=threshold)
     return criterion

@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 STOPPED = 143  # exit status: 128 + SIGTERM
-_ASK_EVERY = 10  # steps on a GPU between two questions whether to stop
+_ASK_EVERY = 10  # steps on a GPU between two all-reductions, each of which waits for the queue
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Files beside their place, flushed to the disk, then renamed; read with every checksum verified."""
+    """Writes a file beside its place, flushes it to the disk and renames it; verifies every checksum when reading."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises OSError, and leaves what was at ``path``, if the disk is full or the folder can't be written."""
@@ -45,9 +45,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Raises ValueError for a damaged file."""
         return read_checkpoint(Path(path), map_location=map_location or "cpu")
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -84,14 +81,13 @@ def last_checkpoints(folder: Path) -> list[Path]:
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in ``folder`` that is whole, if any is; and what is wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for path in last_checkpoints(folder):
         try:
             read_checkpoint(path)
+            return path, problems
         except ValueError as error:
             problems.append(str(error))
-            continue
-        return path, problems
     return None, problems
 
 
@@ -102,7 +98,7 @@ class LastCheckpoints(Checkpoint):
 
     Args:
         folder: where; made if missing.
-        every_n_steps: optimizer steps between two checkpoints within an epoch; nothing: only at its end.
+        every_n_steps: optimizer steps between two checkpoints within an epoch. None: only at its end.
         keep: so many of the last ones are kept; the others are removed once the next is on the disk.
 
     Raises:
@@ -120,7 +116,7 @@ class LastCheckpoints(Checkpoint):
         self._told_to_stop = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:  # a process that was killed may have left something, after its last step even
+        if trainer.is_global_zero:  # A killed process may have left files, even after the last step.
             self._tidy()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -133,10 +129,8 @@ class LastCheckpoints(Checkpoint):
     def _stop(self, number: int, frame: Any) -> None:
         self._told_to_stop = True
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # The end of the epoch saves by itself, after validation; and gradients that add up can't be saved.
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # The end of the epoch saves after validation, and gradients that are being accumulated can't be saved.
         last = batch_idx + 1 >= trainer.num_training_batches
         if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
@@ -153,7 +147,7 @@ class LastCheckpoints(Checkpoint):
             raise Stopped(self.newest)
 
     def _all_stop(self, trainer: L.Trainer, step: int) -> bool:
-        """Whether any process was told to stop; they ask each other."""
+        """Whether any rank received SIGTERM, all-reduced; on a GPU, it is asked every few steps only."""
         if trainer.world_size == 1:
             return self._told_to_stop
         if trainer.strategy.root_device.type != "cpu" and step % _ASK_EVERY:
@@ -174,7 +168,10 @@ class LastCheckpoints(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, but a run that was moved since knows its best, which a worse epoch would replace otherwise."""
+    """Lightning's ModelCheckpoint, which also knows the best of a run that was moved since.
+
+    Otherwise, a worse epoch would replace it.
+    """
 
     @property
     def state_key(self) -> str:

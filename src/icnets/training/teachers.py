@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_pretrained_cfg, is_model
@@ -17,15 +16,7 @@ from icnets.support.text import differing, few, tell
 from icnets.timm_models import create_model
 from icnets.training.rebuild import notes_of_start, read_model
 
-__all__ = [
-    "TeacherClasses",
-    "TrainedNetwork",
-    "class_positions",
-    "compare_start",
-    "make_teacher",
-    "open_teacher",
-    "require_no_options",
-]
+__all__ = ["TeacherClasses", "TrainedNetwork", "class_positions", "compare_start", "make_teacher", "open_teacher"]
 
 TeacherClasses = Literal["same", "by-name", "by-index"]
 
@@ -34,8 +25,7 @@ _VIEW = ("image_size", "crop_pct", "interpolation")
 _ORDER = "distillation needs the same classes in the same order"
 
 
-@dataclass(frozen=True)
-class TrainedNetwork:
+class TrainedNetwork(NamedTuple):
     """A trained network and what its source says of it.
 
     ``class_names``: what its classes may be called, in the order of its outputs; ImageNet's have several sets of names.
@@ -64,21 +54,7 @@ def open_teacher(
     """
     if source.startswith("timm:"):
         return _of_timm(source, num_classes, in_chans, classes, weights)
-    found = _of_file(source)
-    _require_channels(source, found.notes.in_chans, in_chans)
-    return found
-
-
-def _require_channels(source: str, noted: int | None, in_chans: int) -> None:
-    if noted not in (None, in_chans):
-        raise ValueError(
-            f"in_chans is {in_chans}, but the teacher {source} was trained with {noted}: "
-            f"give --data.in_chans {noted}, or another teacher"
-        )
-
-
-def _of_file(source: str) -> TrainedNetwork:
-    from icnets.deploy.export.engines import SUFFIXES
+    from icnets.deploy.export.engines import SUFFIXES  # which imports torch.export
 
     path = Path(source)
     if path.suffix in SUFFIXES and path.is_file():
@@ -93,7 +69,16 @@ def _of_file(source: str) -> TrainedNetwork:
             "(download a repository of the Hub first), or timm:NAME"
         )
     network, notes = read_model(path)
+    _require_channels(source, notes, in_chans)
     return TrainedNetwork(source, network, notes, () if notes.class_names is None else (notes.class_names,))
+
+
+def _require_channels(source: str, notes: ImageNotes, in_chans: int) -> None:
+    if notes.in_chans not in (None, in_chans):
+        raise ValueError(
+            f"in_chans is {in_chans}, but the teacher {source} was trained with {notes.in_chans}: "
+            f"give --data.in_chans {notes.in_chans}, or another teacher"
+        )
 
 
 def _of_timm(source: str, num_classes: int, in_chans: int, classes: TeacherClasses, weights: bool) -> TrainedNetwork:
@@ -108,20 +93,21 @@ def _of_timm(source: str, num_classes: int, in_chans: int, classes: TeacherClass
             f"the student has {num_classes} classes and the teacher {source} {cfg.num_classes}: {_ORDER}; "
             "--model.teacher_classes by-name takes those of the data's names"
         )
-    _require_channels(source, cfg.input_size[0], in_chans)
+    notes = notes_of_cfg(cfg.to_dict())
+    _require_channels(source, notes, in_chans)
     network = create_model(name, pretrained=weights, ic=None, num_classes=cfg.num_classes)
     subset = infer_imagenet_subset(cfg.to_dict())
     names: tuple[list[str], ...] = ()
     if subset and (info := ImageNetInfo(subset)).num_classes() == cfg.num_classes:
         numbers = range(cfg.num_classes)
         names = (info.label_names(), [info.index_to_description(i) for i in numbers], [str(i) for i in numbers])
-    return TrainedNetwork(source, network, notes_of_cfg(cfg.to_dict()), names)
+    return TrainedNetwork(source, network, notes, names)
 
 
 def class_positions(
     teacher: TrainedNetwork, class_names: Sequence[str] | None, classes: TeacherClasses
 ) -> list[int] | None:
-    """Where among the teacher's classes the data's are; None: they are the same in the same order.
+    """Where among the teacher's classes the data's are. None: they are the same in the same order.
 
     Args:
         teacher: what it says of its classes.
@@ -130,6 +116,11 @@ def class_positions(
 
     Raises:
         ValueError: classes that differ, with both lists, and what to do.
+
+    Example:
+        >>> pets = TrainedNetwork("pets", nn.Identity(), ImageNotes(), (["cat", "dog", "eel"],))
+        >>> class_positions(pets, ["eel", "cat"], "by-name")
+        [2, 0]
     """
     if classes == "by-index":
         return None
@@ -145,68 +136,73 @@ def class_positions(
         return None
     if classes == "same":
         raise ValueError(_disagreement(teacher.name, names, ours))
-    position = {name: i for i, name in enumerate(names)}
     if lost := [name for name in ours if names.count(name) != 1]:
-        what = "lacks" if lost[0] not in position else "has several times"
+        what = "has several times" if lost[0] in names else "lacks"
         raise ValueError(f"the teacher {teacher.name} {what} {len(lost)} of the data's classes: {few(lost, 8)}")
-    return [position[name] for name in ours]
+    return [names.index(name) for name in ours]
 
 
 def _disagreement(name: str, theirs: list[str], ours: list[str]) -> str:
     first, second = differing(theirs, ours)
-    remedy = ""
+    counts = remedy = ""
+    if len(ours) != len(theirs):
+        counts = f"the student has {len(ours)} classes and the teacher {len(theirs)}: "
     if set(ours) <= set(theirs):
         remedy = "; --model.teacher_classes by-name takes its logits by their names"
-    elif len(ours) == len(theirs) and all(a == b or a not in ours for a, b in zip(theirs, ours, strict=True)):
+    elif not counts and all(a == b or a not in ours for a, b in zip(theirs, ours, strict=True)):
         remedy = "; if only their names differ, give --model.teacher_classes by-index"
-    counts = "" if len(ours) == len(theirs) else f"the student has {len(ours)} classes and the teacher {len(theirs)}: "
     return f"{counts}the teacher {name} knows {first}, the data has {second}; {_ORDER}{remedy}"
 
 
 def make_teacher(
-    teacher: nn.Module | TrainedNetwork,
+    teacher: nn.Module | TrainedNetwork | None,
     data: Any,
     *,
     mean: Normalization | None = None,
     std: Normalization | None = None,
     classes: TeacherClasses = "same",
-) -> Teacher:
+    distils: bool = False,
+) -> Teacher | None:
     """The teacher of a training on ``data``: its logits in the order of the data's classes, its own normalisation.
 
     Args:
-        teacher: a network, taken as it is; a Teacher, which is returned; or a network with what its source says.
+        teacher: a network, taken as it is; a Teacher, which is returned; or a network with what its source says. None:
+            there is none.
         data: a data module, or None. What it doesn't know (``class_names``, ``mean``, ``std``) isn't compared.
         mean, std: the teacher's normalisation, where its source is to be overruled.
         classes: see :func:`class_positions`.
+        distils: whether the training is told how to distil.
 
     Raises:
-        ValueError: other classes, half a normalisation, or options beside a Teacher, which has its own.
+        ValueError: other classes, half a normalisation, options beside a Teacher, which has its own, or without one.
     """
+    options = {"teacher_mean": mean, "teacher_std": std, "teacher_classes": None if classes == "same" else classes}
+    given = [name for name, value in options.items() if value is not None]
+    if teacher is None:
+        _require_none([*given, *["distillation"] * distils])
+        return None
     if isinstance(teacher, Teacher):
-        if (mean, std, classes) != (None, None, "same"):
+        if given:
             raise ValueError("a Teacher has its own mean, std and classes; leave teacher_mean, _std, _classes out")
         return teacher
-    if not isinstance(teacher, nn.Module):
-        positions = class_positions(teacher, getattr(data, "class_names", None), classes)
-        if other := _other(teacher.notes, data, _VIEW):
-            tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
-        if (mean, std, teacher.notes.mean, teacher.notes.std) == (None,) * 4 and getattr(
-            data, "mean", None
-        ) is not None:
-            tell(
-                f"the teacher {teacher.name} doesn't note its mean and std: it gets the images with the data's; "
-                "give --model.teacher_mean and teacher_std if it was trained with others"
-            )
-        return _normalized(teacher, data, mean, std, positions)
-    if classes == "by-name":
-        raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
-    return _normalized(TrainedNetwork(type(teacher).__name__, teacher, ImageNotes()), data, mean, std, None)
+    if isinstance(teacher, nn.Module):
+        if classes == "by-name":
+            raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
+        return _normalized(TrainedNetwork(type(teacher).__name__, teacher, ImageNotes()), data, mean, std, None)
+    positions = class_positions(teacher, getattr(data, "class_names", None), classes)
+    if other := _other(teacher.notes, data, _VIEW):
+        tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
+    known = [mean, std, teacher.notes.mean, teacher.notes.std]
+    if known == [None] * 4 and getattr(data, "mean", None) is not None:
+        tell(
+            f"the teacher {teacher.name} doesn't note its mean and std: it gets the images with the data's; "
+            "give --model.teacher_mean and teacher_std if it was trained with others"
+        )
+    return _normalized(teacher, data, mean, std, positions)
 
 
-def require_no_options(options: Mapping[str, Any], distillation: bool) -> None:
+def _require_none(given: list[str]) -> None:
     """ValueError where a training without a teacher is told how to be taught: it would be another training."""
-    given = [f"teacher_{key}" for key, value in options.items() if value not in (None, "same")]
-    given += ["distillation"] * distillation
     if given:
         verb = "is" if len(given) == 1 else "are"
         raise ValueError(
@@ -214,30 +210,19 @@ def require_no_options(options: Mapping[str, Any], distillation: bool) -> None:
         )
 
 
-def _normalized(
-    teacher: TrainedNetwork,
-    data: Any,
-    mean: Normalization | None,
-    std: Normalization | None,
-    positions: list[int] | None,
-) -> Teacher:
+def _normalized(teacher: TrainedNetwork, data: Any, mean: Any, std: Any, positions: list[int] | None) -> Teacher:
     ours = {f"student_{name}": getattr(data, name, None) for name in _NORMALIZATION}
     if mean is None and std is None:
         mean, std = teacher.notes.mean, teacher.notes.std
-        if (mean is None) != (std is None):
-            raise ValueError(
-                f"the teacher {teacher.name} notes a mean or a std alone; give teacher_mean and teacher_std"
-            )
-        if mean is not None and None in ours.values():
+        if (mean, std) != (None, None) and None in ours.values():
             tell(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
             mean = std = None
-    elif mean is None or std is None:
-        raise ValueError("teacher_mean and teacher_std go together; give both")
-    given = {} if mean is None else {"mean": mean, "std": std, **ours}
+    given: dict[str, Any] = {} if mean is None and std is None else {"mean": mean, "std": std, **ours}
     try:
         return Teacher(teacher.network, classes=positions, **given)
     except ValueError as error:
-        raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}") from error
+        remedy = "give both --model.teacher_mean and teacher_std"
+        raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}; {remedy}") from error
 
 
 def _other(notes: ImageNotes, data: Any, keys: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Weak logit distillation as a timm ``TrainingTask`` (ours), for timm's own training loop or one like it.
+"""Weak logit distillation as a timm ``TrainingTask``, for timm's own training loop or one like it.
 
     task = WeakLogitDistillationTask(student, teacher, total_steps=epochs * len(loader), device=device)
     task.check(next(iter(loader))[0])           # class counts, normalisation, shared parameters: before training
@@ -20,6 +20,7 @@ import torch
 from timm.task import TrainingTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
@@ -50,6 +51,13 @@ class WeakLogitDistillationTask(TrainingTask):
     Raises:
         ValueError: class counts (both named, where the networks tell them), shared parameters, ``total_steps`` < 1.
         TypeError: an argument of the wrong type.
+
+    Example:
+        >>> student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)) for _ in range(2))
+        >>> task = WeakLogitDistillationTask(student, teacher, total_steps=10)
+        >>> result = task(torch.randn(2, 3, 2, 2), torch.tensor([0, 3]))
+        >>> sorted(result), task.progress
+        (['kd_loss', 'kd_weight', 'loss', 'output', 'task_loss'], 0.1)
     """
 
     def __init__(
@@ -63,11 +71,10 @@ class WeakLogitDistillationTask(TrainingTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
-        if total_steps is not None:
-            if isinstance(total_steps, bool) or not isinstance(total_steps, int):
-                raise TypeError(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
-            if total_steps < 1:
-                raise ValueError(f"total_steps must be an int >= 1 or None, got {total_steps}")
+        whole = isinstance(total_steps, int) and not isinstance(total_steps, bool)
+        if total_steps is not None and not (whole and total_steps >= 1):
+            kind = ValueError if whole else TypeError
+            raise kind(f"total_steps must be an int >= 1 or None, got {total_steps!r}")
         if distillation is not None and not isinstance(distillation, WeakLogitDistillation):
             raise TypeError(f"distillation must be a WeakLogitDistillation, got {type(distillation).__name__}")
         if device is None:
@@ -89,7 +96,7 @@ class WeakLogitDistillationTask(TrainingTask):
         """Fraction of training done, in [0, 1]; 1 from ``total_steps`` on (timm may add cooldown epochs).
 
         Raises:
-            RuntimeError: nobody has said, and lambda(t) depends on it.
+            RuntimeError: it is unknown, and lambda(t) depends on it.
         """
         if self.total_steps is not None:
             return min(1.0, self._step / self.total_steps)
@@ -115,13 +122,13 @@ class WeakLogitDistillationTask(TrainingTask):
         """
         self.distillation.schedule(progress)  # checks the range
         progress = min(max(float(progress), 0.0), 1.0)
-        if self.total_steps is not None:
-            self._step = round(progress * self.total_steps)
-        else:
+        if self.total_steps is None:
             self._progress = progress
+        else:
+            self._step = round(progress * self.total_steps)
 
     def check(self, sample: Tensor) -> None:
-        """:meth:`icnets.distill.loss.Teacher.check` on a batch of the loader's input; nothing without a teacher."""
+        """:meth:`icnets.distill.loss.Teacher.check` on a batch of the loader's input; without a teacher, nothing."""
         if self.teacher is not None:
             self.teacher.check(self.trainable_module, sample)
 
@@ -141,24 +148,16 @@ class WeakLogitDistillationTask(TrainingTask):
         """
         progress = self.progress
         output = self.trainable_module(input)
-        logits = None
-        if self.teacher is not None and self.distillation.needs_teacher(progress):
-            logits = self.teacher(input)
-        terms = self.distillation.terms(output, logits, target, progress)
+        teacher = self.teacher if self.distillation.needs_teacher(progress) else None
+        terms = self.distillation.terms(output, None if teacher is None else teacher(input), target, progress)
         if self.training and torch.is_grad_enabled():
             self._step += 1
-        return {
-            "loss": terms.loss,
-            "output": output,
-            "task_loss": terms.task,
-            "kd_loss": terms.distillation,
-            "kd_weight": torch.full_like(terms.loss.detach(), terms.weight),
-        }
+        weight = torch.full_like(terms.loss.detach(), terms.weight)
+        losses = {"loss": terms.loss, "task_loss": terms.task, "kd_loss": terms.distillation, "kd_weight": weight}
+        return {"output": output, **losses}
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> WeakLogitDistillationTask:
         """Wrap the student in DistributedDataParallel; the teacher needs none. Returns the task."""
-        from torch.nn.parallel import DistributedDataParallel
-
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
@@ -174,16 +173,11 @@ class WeakLogitDistillationTask(TrainingTask):
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """The progress and the surpass-stop, for the checkpoint; the averaged student (``ema``) has no own."""
-        if ema:
-            return {}
-        return {"step": self._step, "progress": self._progress, "distillation": self.distillation.state_dict()}
+        state = {"step": self._step, "progress": self._progress, "distillation": self.distillation.state_dict()}
+        return {} if ema else state
 
     def load_task_state(
-        self,
-        state: Mapping[str, Any] | None,
-        strict: bool = True,
-        module: nn.Module | None = None,
-        ema: bool = False,
+        self, state: Mapping[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
         """Go on where the checkpoint was; one without a task state (a plain student's) leaves the start as it is."""
         if ema:
@@ -192,11 +186,10 @@ class WeakLogitDistillationTask(TrainingTask):
             _logger.warning("the checkpoint tells no progress of distillation: call set_progress() to resume it")
             return
         missing = {"step", "progress", "distillation"} - state.keys()
-        if missing and strict:
+        if missing:
             raise RuntimeError(f"the checkpoint's task state lacks {', '.join(sorted(missing))}: is it another task's?")
-        self._step = int(state.get("step", self._step))
-        self._progress = state.get("progress", self._progress)
-        self.distillation.load_state_dict(state.get("distillation", {}), strict=strict)
+        self._step, self._progress = int(state["step"]), state["progress"]
+        self.distillation.load_state_dict(state["distillation"], strict=strict)
 
 
 def _as_teacher(teacher: nn.Module, student: nn.Module) -> Teacher:
@@ -209,18 +202,10 @@ def _as_teacher(teacher: nn.Module, student: nn.Module) -> Teacher:
             "distillation needs the same classes in the same order"
         )
     require_independent(network, student)  # first of all, since a Teacher freezes what it gets
-    if not isinstance(teacher, Teacher):
-        ours, theirs = _normalization(student), _normalization(network)
-        if ours is None or theirs is None or ours == theirs:
-            teacher = Teacher(teacher)
-        else:
-            teacher = Teacher(teacher, mean=theirs[0], std=theirs[1], student_mean=ours[0], student_std=ours[1])
-    return teacher
-
-
-def _normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and std of timm's ``pretrained_cfg``; None where the model has none."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    if not isinstance(cfg, Mapping) or not cfg.get("mean") or not cfg.get("std"):
-        return None
-    return tuple(cfg["mean"]), tuple(cfg["std"])
+    if isinstance(teacher, Teacher):
+        return teacher
+    cfgs = [getattr(model, "pretrained_cfg", None) or {} for model in (network, student)]
+    values = [tuple(cfg.get(name) or ()) for cfg in cfgs for name in ("mean", "std")]
+    if not all(values) or values[:2] == values[2:]:
+        return Teacher(teacher)
+    return Teacher(teacher, **dict(zip(("mean", "std", "student_mean", "student_std"), values, strict=True)))

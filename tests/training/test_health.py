@@ -4,20 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from icnets.distill.loss import Teacher
-from icnets.training.first_batch import guessed, require_better_than_guessing
+from icnets.training.health import require_better_than_guessing
 from training.test_task import digits, fit, task, tiny
-
-
-@pytest.mark.parametrize(("images", "classes"), [(200, 4), (200, 1000), (128, 2), (8192, 10), (1, 2)])
-def test_what_guessing_gets_right(images: int, classes: int) -> None:
-    for right in {0, 1, images // classes, images // classes + 5, images // 3, images}:
-        if right <= images:
-            expected = binom.sf(right - 1, images, 1 / classes)
-            assert guessed(right, images, classes) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 class _Knows(nn.Module):
