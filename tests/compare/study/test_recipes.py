@@ -1,5 +1,7 @@
 """Every study in recipes/ can be parsed and planned, and each of its networks trains a step."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,15 @@ def test_the_plan_is_whole(path: Path) -> None:
     assert {p.labels.recipe for p in planned} <= {recipe.name for recipe in study.recipes}
     basic = {p.labels.seed for p in planned if p.labels.network == "basic" and p.labels.method == "scratch"}
     assert basic == {p.labels.seed for p in planned}, "every seed has its basic network to be paired with"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_ids_are_those_that_finished_runs_have(path: Path) -> None:
+    """An id that changed would let every finished run of a study be run again."""
+    known = json.loads(Path(__file__).with_name("planned_ids.json").read_text())[path.stem]
+    ids = [planned.id for planned in plan(_parse(["--config", str(path)]))]
+    found = {"runs": len(ids), "first": ids[0], "last": ids[-1]}
+    assert {**found, "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()} == known
 
 
 def test_the_evidence_has_enough_seeds() -> None:
