@@ -16,7 +16,7 @@ import torch
 from coverage_page import markdown
 from icnets.cli.app import COMMANDS, main
 from icnets.cli.help import COMMAND_HELP
-from icnets.compare.study import lines
+from icnets.compare import lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -180,7 +180,7 @@ def options(request) -> dict[str, str]:
     lightning = ("fit", "validate", "test")
     help_of = {}
     for command in sorted({command_of(line) for _, line in commands()}):
-        more = ["--help-all"] if command in (*lightning, "compare", "study") else ["--help"]
+        more = ["--help-all"] if command in (*lightning, "compare") else ["--help"]
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main([command, *more])

@@ -20,14 +20,13 @@ COMMANDS = [*COMMAND_HELP, "convert"]
 
 # Modules whose ``main`` takes the arguments behind the command; what is neither here nor below is Lightning's.
 _PROGRAMS = {
-    "compare": "icnets.compare.comparison",
+    "compare": "icnets.cli.compare",
     "data": "icnets.cli.data",
     "export": "icnets.cli.export",
     "hub": "icnets.cli.hub",
     "predict": "icnets.cli.predict",
     "profile": "icnets.cli.profile",
     "report": "icnets.cli.report",
-    "study": "icnets.cli.study",
 }
 
 

@@ -11,8 +11,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   validate   accuracy of a trained network on the validation images
   test       accuracy of a trained network on the test images
   predict    classes of image files, by a checkpoint or an exported artefact, as CSV or JSON
-  compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture
-  study      networks, methods and seeds in a grid on one data set; goes on where it was stopped
+  compare    basic, IC, IC with distillation over several seeds: a table, a JSON file, curves; resumes what was stopped
   report     a comparison, or a training, as one HTML page with figures, images and what the units do
   profile    parameters, MACs, measured time and memory beside the basic network
   convert    a basic network's checkpoint in, an IC network's checkpoint out
@@ -137,12 +136,16 @@ COMPARE = """\
 usage: icnets compare --config RECIPE.yaml [OPTIONS]
 
 Train the basic network, its IC network, and both with weak logit distillation, over several seeds; then print a table
-(error with its interval, parameters, MACs, time per image, epochs to the basic network's accuracy).
+(error with its interval, parameters, MACs, time per image, epochs to the basic network's accuracy). Each finished run
+is a line of a file at once; what was stopped goes on by the same command.
 
-  --config FILE                  the recipe: networks, methods, training, data
-  --out DIR                      folder for results.json, results.md, pictures and checkpoints
+  --config FILE                  the recipe: networks, methods, training, data; for a grid of networks, methods,
+                                 trainings and budgets see recipes/studies
+  --out DIR                      folder for lines.jsonl, results.json, results.md, curves.png and checkpoints
   --seeds '[0,1,2]'              one training of every method for each
-  --workers N                    trainings at the same time; also --threads of each
+  --workers N                    trainings at the same time; also --threads of each, --accelerator gpu
+  --prune true                   remove lines of runs that the recipe no longer has
+  --allow-imports                let the recipe's imports name data sets and networks of any package, as for fit
 
   --data.root DIR                folder of images, as for fit; default: scikit-learn's digits
   --data.image_size N            height and width the networks see; also --data.in_chans, --data.batch_size
@@ -152,32 +155,10 @@ Train the basic network, its IC network, and both with weak logit distillation, 
   --methods LIST                 what is compared with what; see the recipe
   --help-all                     every option there is
 
-Example: on one's own images, with the recipe's settings for folders.
+Examples: on one's own images, with the recipe's settings for folders; a grid in a minute.
 
   icnets compare --config recipes/demo.yaml --data.root photos --out runs/photos
-"""
-
-STUDY = """\
-usage: icnets study --config STUDY.yaml [OPTIONS]
-
-Train the networks of a study by its methods with its seeds, and print what they cost and how they compare. Each run is
-a line of the study's file as soon as it is done; a study that was stopped goes on where it was.
-
-  --config FILE                  the study: data, networks, methods, recipes, and the parts of their grid to be run
-  --lines FILE                   file of results (default: OUT/lines.jsonl)
-  --out DIR                      folder for checkpoints and prepared data (default: runs/NAME)
-  --workers N                    trainings at the same time; also --threads of each
-  --accelerator gpu              cpu, gpu or auto
-  --data.kind NAME               another data set; --data '{kind: mnist1d, train: 1000}' sets it with its arguments
-  --prune true                   remove lines of runs that the study no longer has
-  --help-all                     every option there is
-
-Data: images (scikit-learn's digits, or a folder: root), mnist1d, solar, glyphs (a folder of fonts), cifar10, cifar100.
-mnist1d, solar and glyphs need pip install 'icnets[study]'.
-
-Example: a minute on scikit-learn's digits.
-
-  icnets study --config recipes/studies/smoke.yaml
+  icnets compare --config recipes/studies/smoke.yaml
 """
 
 REPORT = """\
@@ -330,7 +311,6 @@ COMMAND_HELP = {
     ),
     "predict": PREDICT,
     "compare": COMPARE,
-    "study": STUDY,
     "report": REPORT,
     "profile": PROFILE,
     "export": EXPORT,

@@ -16,7 +16,7 @@ __all__ = ["CLOCK", "append", "locked", "read", "rewrite", "without_clock"]
 Line = dict[str, Any]
 
 # Fields that tell of time or place; two undisturbed studies differ in nothing else.
-CLOCK = ("seconds", "epoch_seconds", "step", "step_taught", "machine")
+CLOCK = ("seconds", "epoch_seconds", "latency", "step", "step_taught", "machine")
 
 
 def read(path: Path) -> list[Line]:

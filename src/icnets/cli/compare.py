@@ -1,0 +1,75 @@
+"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON, the curves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from icnets.compare.arguments import parse
+from icnets.compare.comparison import compare
+from icnets.compare.settings import Settings
+from icnets.support.tables import show
+from icnets.training.allowed_imports import ALLOWED, FLAG, take_flag
+
+__all__ = ["main", "read_settings"]
+
+
+def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
+    """The arguments with the recipe's settings for folders right behind the recipe, so that what follows overrides."""
+    known = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
+    at = known[-1] + (2 if argv[known[-1]] == "--config" else 1) if known else 0
+    data = [f"--data.{name}={json.dumps(value)}" for name, value in folder.get("data", {}).items()]
+    rest = {name: value for name, value in folder.items() if name != "data"}
+    return [*argv[:at], "--config", json.dumps(rest), *data, *argv[at:]]
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """The settings; what the command line says holds against the recipe.
+
+    Raises:
+        ValueError: what can't be parsed, or an import path of a package that isn't allowed.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="icnets compare", description=__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
+    parser.add_class_arguments(Settings, sub_configs=True)
+    argv, everything = take_flag(argv)
+    args = parse(parser, argv)
+    if args.data.get("root") is not None and args.folder:
+        args = parse(parser, _for_folder(argv, dict(args.folder)))
+    settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
+    if everything:
+        sys.path.append(os.getcwd())  # so that the folder in which one is can hold what is imported
+    for path in settings.imports.values():
+        if not everything and path.partition(":")[0].partition(".")[0] not in ALLOWED:
+            raise ValueError(
+                f"{path} was not imported: a configuration may name classes of {', '.join(ALLOWED)} only; "
+                f"if you trust it, give {FLAG} true"
+            )
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    start = time.monotonic()
+    settings = read_settings(argv)
+    found = compare(settings, shlex.join(["icnets", "compare", *argv]))
+    out = settings.out
+    print()
+    show(found.table)
+    print("", *found.verdicts, "", sep="\n")
+    print(f"{out}/results.json    every number, run and setting; also results.md, curves.png and checkpoints/")
+    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with images")
+    if "kind" not in settings.data and settings.data.get("root") is None:
+        again = shlex.join(["icnets", "compare", *argv, "--data.root"])
+        print(f"your own images (DIR/train and DIR/val, or one folder per class in DIR): {again} DIR")
+    print(f"All in {time.monotonic() - start:.0f} s.")
+    return 0
