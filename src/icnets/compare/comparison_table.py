@@ -14,7 +14,7 @@ from icnets.compare.runs import Run
 from icnets.compare.settings import Settings
 from icnets.compare.statistics import Interval, paired_difference, t_interval
 from icnets.profile.measure import Count, Latency
-from icnets.support.tables import Table, human
+from icnets.support.tables import Table
 
 __all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "title_of", "verdicts"]
 
@@ -118,10 +118,6 @@ def rows(
     return result
 
 
-def _count(count: Count) -> str:
-    return human(count.total) + (f" ({human(count.ic)})" if count.ic else "")
-
-
 def _when(row: Row) -> str:
     hit = row.reached
     if hit.epochs is None or hit.seconds is None:
@@ -171,8 +167,8 @@ def comparison_table(rows: Sequence[Row], title: str, data: Mapping[str, Any]) -
                 row.error.format(),
                 "" if row.to_basic is None else row.to_basic.format(signed=True),
                 control,
-                _count(row.cost.parameters),
-                _count(row.cost.macs),
+                row.cost.parameters.format(),
+                row.cost.macs.format(),
                 f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})",
                 _when(row),
             )
