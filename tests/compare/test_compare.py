@@ -229,6 +229,9 @@ def test_the_demos_recipe_is_what_it_says() -> None:
         (["--config", "RECIPE", "--network.options", '{"colour": 3}'], "resnet10t doesn't take.*colour"),
         (["--config", "RECIPE", "--data.root", "nowhere"], "nowhere is not a folder"),
         (["--config", "RECIPE", "--data.train_size", "5"], "train_size is 5"),
+        (["--config", "RECIPE", "--data.image_size", "big"], "data.image_size is 'big'; it must be a whole number"),
+        (["--config", "RECIPE", "--data.sise", "5"], "unknown option --data.sise"),
+        (["--config", "RECIPE", "--imports", '{x: "os:getcwd"}'], "os:getcwd was not imported: .*--allow-imports true"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(

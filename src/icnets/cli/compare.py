@@ -14,17 +14,23 @@ from typing import Any
 from icnets.compare.arguments import parse
 from icnets.compare.comparison import compare
 from icnets.compare.settings import Settings
+from icnets.data.data_module import ImageData
 from icnets.support.tables import show
 from icnets.training.allowed_imports import ALLOWED, FLAG, take_flag
 
 __all__ = ["main", "read_settings"]
 
 
+def _options(data: dict[str, Any]) -> list[str]:
+    """Arguments of the data as options of the command line."""
+    return [f"--data.{name}={json.dumps(value)}" for name, value in data.items()]
+
+
 def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
     """The arguments with the recipe's settings for folders right behind the recipe, so that what follows overrides."""
     known = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
     at = known[-1] + (2 if argv[known[-1]] == "--config" else 1) if known else 0
-    data = [f"--data.{name}={json.dumps(value)}" for name, value in folder.get("data", {}).items()]
+    data = _options(folder.get("data", {}))
     rest = {name: value for name, value in folder.items() if name != "data"}
     return [*argv[:at], "--config", json.dumps(rest), *data, *argv[at:]]
 
@@ -39,12 +45,19 @@ def read_settings(argv: Sequence[str]) -> Settings:
 
     parser = ArgumentParser(prog="icnets compare", description=__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
-    parser.add_class_arguments(Settings, sub_configs=True)
+    images = {"nested_key": "data", "skip": {"seed", "predict_root"}, "instantiate": False}
+    if "--help" in argv:
+        parser.add_class_arguments(ImageData, **images)
+    parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
     argv, everything = take_flag(argv)
     args = parse(parser, argv)
     if args.data.get("root") is not None and args.folder:
         args = parse(parser, _for_folder(argv, dict(args.folder)))
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
+    if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
+        checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
+        checker.add_class_arguments(ImageData, **images)
+        parse(checker, _options(settings.data))
     if everything:
         sys.path.append(os.getcwd())  # so that the folder in which one is can hold what is imported
     for path in settings.imports.values():

@@ -28,22 +28,22 @@ def _parser() -> Any:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="icnets profile", description=__doc__, exit_on_error=False)
-    parser.add_argument("name", type=str)
-    for name, kind, default in (
-        ("against", str | None, None),
-        ("batch-size", int, 8),
-        ("image-size", int | None, None),
-        ("in-chans", int, 3),
-        ("num-classes", int | None, None),
-        ("options", dict[str, Any], {}),
-        ("threads", int | None, None),
-        ("rounds", int, 11),
-        ("device", str, "cpu"),
-        ("images", Path | None, None),
-        ("json", str | None, None),
+    parser.add_argument("name", type=str, help="any network that timm knows, such as resnet50")
+    for name, kind, default, text in (
+        ("against", str | None, None, "a deeper network, such as resnet101"),
+        ("batch-size", int, 8, "images in a batch"),
+        ("image-size", int | None, None, "pixels; the network's own, or 224"),
+        ("in-chans", int, 3, "channels of an image"),
+        ("num-classes", int | None, None, "outputs; the network's own"),
+        ("options", dict[str, Any], {}, "further arguments for timm, as JSON"),
+        ("threads", int | None, None, "torch's threads; its own choice"),
+        ("rounds", int, 11, "interleaved rounds of each measurement"),
+        ("device", str, "cpu", "cpu or cuda"),
+        ("images", Path | None, None, "with --layers: folder of images to show it"),
+        ("json", str | None, None, "write the numbers to this file; - for the terminal"),
     ):
-        parser.add_argument(f"--{name}", type=kind, default=default)
-    parser.add_argument("--layers", action="store_true")
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.add_argument("--layers", action="store_true", help="layer by layer; NAME can be a checkpoint then")
     return parser
 
 
