@@ -229,7 +229,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         lines.read(path)
     path.write_text(json.dumps([1]) + "\n")
-    with pytest.raises(ValueError, match="no line of a study"):
+    with pytest.raises(ValueError, match="no line of a comparison"):
         lines.read(path)
 
 

@@ -145,7 +145,7 @@ is a line of a file at once; what was stopped goes on by the same command.
   --seeds '[0,1,2]'              one training of every method for each
   --workers N                    trainings at the same time; also --threads of each, --accelerator gpu
   --prune true                   remove lines of runs that the recipe no longer has
-  --allow-imports                let the recipe's imports name data sets and networks of any package, as for fit
+  --allow-imports                import the data sets and networks that the recipe's imports name, only if you trust it
 
   --data.root DIR                folder of images, as for fit; default: scikit-learn's digits
   --data.image_size N            height and width the networks see; also --data.in_chans, --data.batch_size

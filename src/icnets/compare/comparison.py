@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from icnets.compare import lines
-from icnets.compare.comparison_table import Cost, Row, comparison_table, curves, rows, title_of, verdicts
+from icnets.compare.comparison_table import Cost, Row, comparison_table, curves, rows, verdicts
 from icnets.compare.data_kinds import make_data
 from icnets.compare.grid import run_grid, worker_count
 from icnets.compare.planned_runs import Planned, entries, plan, without_places
@@ -280,9 +280,8 @@ def _write_evidence(
     by_network = {line["name"]: _cost(line) for line in costs}
     by_row, data = {e.name: by_network[e.cell.network] for e in shown}, rest["data"]
     found = rows(shown, runs, by_row, settings.confidence, data.get("folds"))
-    title = title_of(settings, data["images"])
-    table, said = comparison_table(found, title, data), verdicts(found)
-    plot_curves(curves(shown, runs), settings.out / "curves.png", title=title, confidence=settings.confidence)
+    table, said = comparison_table(found, settings, data), verdicts(found)
+    plot_curves(curves(shown, runs), settings.out / "curves.png", title=table.title, confidence=settings.confidence)
     record = {
         "schema": SCHEMA,
         "settings": {name: value for name, value in asdict(settings).items() if name != "data"},

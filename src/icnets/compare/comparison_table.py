@@ -16,7 +16,7 @@ from icnets.compare.statistics import Interval, paired_difference, t_interval
 from icnets.profile.measure import Count, Latency
 from icnets.support.tables import Table
 
-__all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "title_of", "verdicts"]
+__all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _agreements(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def title_of(settings: Settings, sizes: Mapping[str, int]) -> str:
+def _title(settings: Settings, sizes: Mapping[str, int]) -> str:
     """What a comparison is of, in a line: the basic network, the data, and how many images and seeds there are."""
     data = settings.data
     root = data.get("root") or data.get("train_shards") or data.get("hf")
@@ -149,13 +149,14 @@ def title_of(settings: Settings, sizes: Mapping[str, int]) -> str:
     return f"{settings.network.name} on {where}, {sizes['train']} training images, {seeds} seeds"
 
 
-def comparison_table(rows: Sequence[Row], title: str, data: Mapping[str, Any]) -> Table:
+def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str, Any]) -> Table:
     """The table that a comparison prints; ``data`` is what results.json says of the data."""
-    confidence, basic = rows[0].error.confidence, rows[0].name
+    confidence, basic = rows[0].error.confidence, (settings.networks or rows)[0].name
     folds = data.get("folds")
     where = f"{data['images']['test']} test images"
     if folds:
         where += f", folds of {folds}-fold cross-validation (intervals are widened for their overlap)"
+    same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
     table, controls = [], {}
     for row in rows:
         control = "" if row.to_control is None or row.to_control == row.to_basic else row.to_control.format(signed=True)
@@ -176,7 +177,7 @@ def comparison_table(rows: Sequence[Row], title: str, data: Mapping[str, Any]) -
     latency = rows[0].cost.latency
     notes = [
         f"Error: {where}. Brackets: {100 * confidence:g} % t interval over {rows[0].error.n} seeds; differences are "
-        "paired by seed, not corrected for the number of rows.",
+        f"paired by seed, not corrected for the number of rows.{same}",
         *([f"Control: {'; '.join(f'{c} for {n}' for n, c in controls.items())}."] if controls else []),
         f"(IC): the part that collisions add. ms/image: batch {latency.batch_size}, {latency.threads} thread(s), "
         f"eager, forward; × against {basic} in the same {latency.rounds} interleaved rounds.",
@@ -185,7 +186,7 @@ def comparison_table(rows: Sequence[Row], title: str, data: Mapping[str, Any]) -
         *_agreements(rows),
     ]
     columns = ("method", "error, %", f"− {basic}, pp", "− control, pp", "parameters (IC)", "MACs (IC)", "ms/image")
-    return Table(title, (*columns, f"epochs to {basic}'s accuracy"), table, notes)
+    return Table(_title(settings, data["images"]), (*columns, f"epochs to {basic}'s accuracy"), table, notes)
 
 
 def _verdict(row: Row) -> str:

@@ -106,7 +106,7 @@ def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:
 
 def _answers(name: str, job: Job, data: Any, images: Tensor) -> Answers:
     if job.keep is None or not job.keep.is_file():
-        raise ValueError(f"there is no checkpoint {job.keep}")
+        raise ValueError(f"there is no checkpoint of {name!r}" + (f", {job.keep}" if job.keep else ""))
     network = load(job.keep, job, job.network, data).eval()
     with torch.inference_mode():
         logits = torch.cat([network(batch) for batch in images.split(256)])

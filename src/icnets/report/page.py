@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets import __version__
-from icnets.compare.comparison_table import Row, comparison_table, curves, title_of, verdicts
+from icnets.compare.comparison_table import Row, comparison_table, curves, verdicts
 from icnets.compare.planned_runs import entries, plan
 from icnets.compare.plots import Curve
 from icnets.compare.run_files import ComparisonFiles, FitFiles
@@ -67,7 +67,7 @@ def _rendered(page: dict[str, Any]) -> str:
 def _comparison(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[str, Any]:
     record, rows, settings = comparison.record, comparison.rows, comparison.settings
     data, shown = record["data"], entries(settings, plan(settings))
-    table = comparison_table(rows, title_of(settings, data["images"]), data)
+    table = comparison_table(rows, settings, data)
     remark = " With distillation the loss has another term." if any(method.wld for method in settings.methods) else ""
     errors = curve_charts(curves(shown, comparison.runs), "validation error, %")
     losses = curve_charts(curves(shown, comparison.runs, loss=True), "training loss, nats", remark=remark)
