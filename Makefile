@@ -29,7 +29,7 @@ demo: $(VENV)/.installed  ## train basic, IC and IC + WLD networks and compare t
 	$(BIN)/icnets compare --config recipes/demo.yaml $(ARGS)
 
 evidence: $(VENV)/.installed  ## docs/evidence.md and its figures, from the lines in benchmarks/results/studies
-	$(BIN)/python benchmarks/evidence.py $(ARGS)
+	$(BIN)/python benchmarks/evidence/write_evidence.py $(ARGS)
 
 docs: $(VENV)/.installed  ## the documentation as a site, into runs/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)

@@ -3,7 +3,7 @@
 demo.json is the results.json of a run of `make demo`, cpu.jsonl what benchmarks/cpu.py measured.
 
 python benchmarks/update_docs.py                      # rewrite the tables
-python benchmarks/update_docs.py runs/demo            # take the results and pictures of that run first
+python benchmarks/update_docs.py runs/demo            # take the results of that run first
 """
 
 import json
@@ -24,7 +24,6 @@ CPU_START = "<!-- cpu tables: written by benchmarks/update_docs.py from benchmar
 CPU_END = "<!-- end of cpu tables -->"
 SHORT_START = "<!-- cost table: written by benchmarks/update_docs.py from benchmarks/results/cpu.jsonl -->"
 SHORT_END = "<!-- end of cost table -->"
-PICTURES = ("decision_boundary.png",)
 
 
 def interval(value: dict[str, Any] | None, sign: str = "") -> str:
@@ -95,8 +94,6 @@ def main(argv: list[str]) -> None:
     if argv:
         run = Path(argv[0])
         shutil.copyfile(run / "results.json", RESULTS)
-        for name in PICTURES:
-            shutil.copyfile(run / name, ROOT / "docs" / "images" / name)
     readme = ROOT / "README.md"
     text = updated(readme.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
     readme.write_text(text, encoding="utf-8")

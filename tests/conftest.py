@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).resolve().parent
-# The reference and the strategies; the scripts that measure.
-sys.path[:0] = [str(TESTS), *(str(TESTS.parent / "benchmarks" / part) for part in (".", "coverage"))]
+# The reference and the strategies; our studies; the scripts that measure.
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path[:0] = [str(TESTS.parent / "benchmarks" / part) for part in (".", "coverage", "evidence")]
 
 # torch's first calls are slow, and a shared machine is slow at times: time says nothing about correctness here.
 settings.register_profile("icnets", deadline=None, suppress_health_check=[HealthCheck.too_slow])

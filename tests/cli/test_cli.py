@@ -99,7 +99,7 @@ def test_pages_of_help_are_made_from_the_parsers(command: str) -> None:
     ("argv", "hint"),
     [
         (["predict", "a.safetensors", "photos", "--topk", "3"], "unknown option --topk; did you mean --top-k?"),
-        (["study", "--worker", "2"], "unknown option --worker; did you mean --workers?"),
+        (["compare", "--worker", "2"], "unknown option --worker; did you mean --workers?"),
         (["fit", "--model.model", "resnet10t", "--trainer.max_epoch", "2"], "did you mean --trainer.max_epochs?"),
     ],
 )
@@ -283,7 +283,7 @@ def test_options_outrank_a_configuration_wherever_they_stand(
     assert (chosen["seed_everything"], chosen["model"]["model"], chosen["model"]["lr"]) == (17, "resnet18", 0.123)
 
 
-@pytest.mark.parametrize("command", ["fit", "compare", "study"])
+@pytest.mark.parametrize("command", ["fit", "compare"])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -390,7 +390,7 @@ RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
     (
         [],
-        "no command given; choose from fit, validate, test, predict, compare, study, report, profile, convert, "
+        "no command given; choose from fit, validate, test, predict, compare, report, profile, convert, "
         "export, hub, data, build",
     ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
@@ -403,7 +403,7 @@ CASES: list[tuple[list[str], str]] = [
     (["fit", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
     (["fit", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
     (["compare", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
-    (["study", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
+    (["compare", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
     (
         ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, x, 16, 16], stem_width: 8}"],
         "timm can't make resnet10t with model_options {'channels': [8, 'x', 16, 16], 'stem_width': 8}: *; check them",

@@ -6,11 +6,10 @@ import torch
 from PIL import Image
 
 import icnets
-from icnets.compare import comparison as module
-from icnets.compare.comparison import main
-from icnets.compare.datasets import make_data
-from icnets.compare.methods import Method, Settings
+from icnets.cli.compare import main, read_settings
+from icnets.compare.data_kinds import make_data
 from icnets.compare.runs import error_percent
+from icnets.compare.settings import Method, Settings
 from icnets.profile.measure import agreement
 
 RECIPE = """
@@ -71,6 +70,23 @@ def test_record_is_complete(record: dict) -> None:
         assert Path(run["checkpoint"]).is_file()
 
 
+def test_the_same_command_again_runs_nothing(
+    recipe: Path, out: Path, record: dict, capsys: pytest.CaptureFixture
+) -> None:
+    before = (out / "lines.jsonl").read_bytes()
+    assert main(["--config", str(recipe), "--out", str(out)]) == 0
+    assert "10 runs, 0 to do" in capsys.readouterr().out
+    assert (out / "lines.jsonl").read_bytes() == before
+    again = json.loads((out / "results.json").read_text())
+    clock = ("created", "seconds", "machine")
+    assert {k: v for k, v in again.items() if k not in clock} == {k: v for k, v in record.items() if k not in clock}
+
+
+def test_other_images_are_another_comparison(recipe: Path, out: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"10 of 10 runs in .* are none of this comparison.*--prune true"):
+        main(["--config", str(recipe), "--out", str(out), "--data.root", str(folder)])
+
+
 def test_intervals_are_those_of_the_runs(record: dict) -> None:
     basic, ic = _runs(record, "basic"), _runs(record, "IC")
     control = _runs(record, "basic, trained on")
@@ -119,14 +135,12 @@ def test_checkpoints_hold_the_networks_that_were_measured(record: dict, out: Pat
 
 
 def test_files(out: Path, record: dict) -> None:
-    for name in ("curves.png", "decision_boundary.png"):
-        with Image.open(out / name) as picture:
-            assert min(picture.size) > 400
+    with Image.open(out / "curves.png") as picture:
+        assert min(picture.size) > 400
     text = (out / "results.md").read_text()
     assert "| IC + WLD |" in text
     assert all(sentence in text for sentence in record["verdicts"])
     assert len(record["verdicts"]) == 2
-    assert record["neurons"]["XOR"]["ic"]["accuracy"] == 1.0
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
 
 
@@ -170,29 +184,29 @@ def test_a_folder_of_ones_own(recipe: Path, folder: Path, tmp_path: Path, capsys
     assert all(row["to_basic"]["low"] is None for row in record["methods"][1:])
     printed = capsys.readouterr().out
     assert "one seed can't tell" in printed
-    assert "Next, your own images" not in printed
+    assert "your own images" not in printed
 
 
 def test_the_command_line_overrides_the_recipes_settings_for_folders(recipe: Path, folder: Path) -> None:
-    data, settings = module._parse([f"--config={recipe}", "--data.root", str(folder), "--data.image_size", "40"])
-    assert data["image_size"] == 40
-    assert data["batch_size"] == 8
+    settings = read_settings([f"--config={recipe}", "--data.root", str(folder), "--data.image_size", "40"])
+    assert settings.data["image_size"] == 40
+    assert settings.data["batch_size"] == 8
     assert settings.seeds == [5]
-    data, settings = module._parse([f"--config={recipe}", "--seeds", "[7]"])
-    assert data["image_size"] == 16
+    settings = read_settings([f"--config={recipe}", "--seeds", "[7]"])
+    assert settings.data["image_size"] == 16
     assert settings.seeds == [7]
 
 
 def test_the_demos_recipe_is_what_it_says() -> None:
     path = Path(__file__).parents[2] / "recipes" / "demo.yaml"
-    data, settings = module._parse(["--config", str(path)])
+    settings = read_settings(["--config", str(path)])
     assert len(settings.seeds) >= 3
     names = [method.name for method in settings.methods]
     assert names[0] == "basic"
     assert any(m.ic and not m.wld for m in settings.methods)
     assert any(m.ic and m.wld for m in settings.methods)
     assert "basic, trained on" in names
-    assert data["root"] is None
+    assert settings.data.get("root") is None
     assert settings.folder is not None
 
 
@@ -215,6 +229,9 @@ def test_the_demos_recipe_is_what_it_says() -> None:
         (["--config", "RECIPE", "--network.options", '{"colour": 3}'], "resnet10t doesn't take.*colour"),
         (["--config", "RECIPE", "--data.root", "nowhere"], "nowhere is not a folder"),
         (["--config", "RECIPE", "--data.train_size", "5"], "train_size is 5"),
+        (["--config", "RECIPE", "--data.image_size", "big"], "data.image_size is 'big'; it must be a whole number"),
+        (["--config", "RECIPE", "--data.sise", "5"], "unknown option --data.sise"),
+        (["--config", "RECIPE", "--imports", '{x: "os:getcwd"}'], "os:getcwd was not imported: .*--allow-imports true"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(
@@ -238,6 +255,7 @@ def test_mistakes_are_one_line_before_any_work(
         (lambda: Settings([Method("a"), Method("a")]), "2 methods are called 'a'"),
         (lambda: Settings([Method("a"), Method("b", control="c")]), "'c'; it must be another one of a, b"),
         (lambda: Settings([Method("a")], confidence=95.0), "95.0.*such as 0.95"),
+        (lambda: Settings([Method("a")], networks=[Method("b")]), "a grid needs networks and parts"),
     ],
 )
 def test_methods_that_make_no_sense(make, message: str) -> None:

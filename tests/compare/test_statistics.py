@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from icnets.compare.statistics import Interval, holm, paired_difference, paired_p, t_interval, t_quantile
+from icnets.compare.statistics import Interval, paired_difference, t_interval, t_quantile
+from significance import holm, paired_p
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 8, 29, 200])

@@ -12,10 +12,10 @@ from PIL import Image
 
 import icnets
 from icnets.cli import main
-from icnets.compare.comparison import main as compare
+from icnets.cli.compare import main as compare
+from icnets.compare.run_files import read_run
 from icnets.report.inspection import chosen_method, inspect
 from icnets.report.pictures import confusion_counts, disagreements
-from icnets.report.records import read
 
 # Nothing that a name says may become markup, a formula or a link.
 CLASSES = ["<script>alert(1)<", 'b & "c" $x^$']
@@ -119,7 +119,7 @@ def test_the_table_is_the_comparisons(run: Path, page: str) -> None:
 
 
 def test_what_it_shows_is_what_the_networks_answer(run: Path) -> None:
-    comparison = read(run)
+    comparison = read_run(run)
     look = inspect(comparison, chosen_method(comparison, None))
     answers = {}
     for name in ("basic-b-on-b-seed0", "ic-seed0"):

@@ -1,147 +1,27 @@
-"""``icnets profile NAME``: what a network costs as basic and as IC network, beside a deeper one."""
+"""``icnets profile NAME``: what a network costs as basic and as IC network, as a whole or layer by layer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from icnets.checkpoint.image_notes import ImageNotes
+from icnets.cli.parser import parse
 from icnets.convert.surgery import ICConfig
-from icnets.profile.measure import (
-    Count,
-    Latency,
-    count_macs,
-    count_parameters,
-    measure_latency,
-    memory_for_backward,
-)
-from icnets.support.tables import Table, human, show
+from icnets.profile.layer_profile import layer_table, profile_layers
+from icnets.profile.measure import use_threads
+from icnets.profile.network_profile import conditions, kernels_note, profile, profile_table
+from icnets.support.files import atomic_write
+from icnets.support.tables import show
 from icnets.support.text import first_line
-from icnets.unit.kernels import native
 
-__all__ = ["Profile", "conditions", "kernels_note", "main", "profile", "profile_table", "require_input"]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Costs of one network: MACs and times per image, bytes per batch; ratios are to the basic network."""
-
-    name: str
-    parameters: Count
-    macs: Count
-    inference: Latency
-    training: Latency
-    memory_bytes: int
-    memory_ratio: float
-
-
-def profile(
-    models: Mapping[str, nn.Module], sample: Tensor, *, rounds: int = 11, threads: int | None = None
-) -> list[Profile]:
-    """Measures ``models`` on ``sample`` ``(N, C, H, W)``; the first is the one that ratios are taken to.
-
-    Raises ValueError as :func:`icnets.profile.measure.measure_latency` does.
-    """
-    inference = measure_latency(models, sample, rounds=rounds, threads=threads)
-    training = measure_latency(models, sample, rounds=rounds, threads=threads, training=True)
-    memory = {name: memory_for_backward(model, sample) for name, model in models.items()}
-    first = memory[next(iter(models))]
-    return [
-        Profile(
-            name,
-            count_parameters(model),
-            count_macs(model, sample),
-            inference[name],
-            training[name],
-            memory[name],
-            memory[name] / max(first, 1),
-        )
-        for name, model in models.items()
-    ]
-
-
-def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
-    """The profiles as a table; each time and each memory stands with its ratio to the first row's."""
-
-    def counted(count: Count) -> str:
-        return f"{human(count.total)} ({human(count.ic)})" if count.ic else human(count.total)
-
-    def timed(latency: Latency) -> str:
-        return f"{latency.ms_per_image:.3g} (×{latency.ratio:.2f})"
-
-    rows = [
-        (
-            p.name,
-            counted(p.parameters),
-            counted(p.macs),
-            timed(p.inference),
-            timed(p.training),
-            f"{p.memory_bytes / 2**20:.1f} (×{p.memory_ratio:.2f})",
-        )
-        for p in profiles
-    ]
-    saved = "tensors that autograd saves" if sample.device.type == "cpu" else "peak of a forward and backward pass"
-    return Table(
-        f"{profiles[0].name}: {conditions(sample, profiles[0].inference.threads)}",
-        ("network", "parameters (IC)", "MACs/image (IC)", "inference, ms/image", "training, ms/image", "memory, MiB"),
-        rows,
-        [
-            f"(×): against {profiles[0].name}, median over {profiles[0].inference.rounds} interleaved rounds in eager "
-            "mode; training is forward and backward.",
-            f"Memory for backward: {saved}, for the batch, without parameters.",
-            *kernels_note(sample),
-        ],
-    )
-
-
-def conditions(sample: Tensor, threads: int) -> str:
-    """What is measured, on what, by what: the first line of a table."""
-    n, c, h, w = sample.shape
-    device = "CPU" if sample.device.type == "cpu" else torch.cuda.get_device_name(sample.device)
-    return (
-        f"batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, {device}, "
-        f"{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
-    )
-
-
-def kernels_note(sample: Tensor) -> list[str]:
-    """What the IC units compute with, on a CPU, and what would be faster."""
-    if sample.device.type != "cpu":
-        return []
-    if native.loaded():
-        return ["IC units compute with the C++ kernels of icnets build."]
-    return ["IC units compute with PyTorch's own operators; the C++ kernels of `icnets build` are faster."]
-
-
-def build(
-    name: str,
-    against: str | None,
-    *,
-    num_classes: int | None = None,
-    in_chans: int = 3,
-    device: str = "cpu",
-    options: Mapping[str, Any] | None = None,
-) -> dict[str, nn.Module]:
-    """The basic network, its two conversions (every convolution; k×k only), and ``against`` if given."""
-    from icnets.timm_models import NETWORKS, create_model
-
-    name = NETWORKS.get(name, name)
-    kwargs: dict[str, Any] = {"in_chans": in_chans, **(options or {})}
-    if num_classes is not None:
-        kwargs["num_classes"] = num_classes
-    models = {
-        name: create_model(name, ic=None, **kwargs),
-        f"IC {name}, all convolutions": create_model(name, ic=ICConfig(), **kwargs),
-        f"IC {name}, k×k only": create_model(name, ic=ICConfig(layers="kxk"), **kwargs),
-    }
-    if against is not None and against not in models:
-        models[against] = create_model(against, ic=None, **kwargs)
-    return {key: model.to(device) for key, model in models.items()}
+__all__ = ["main"]
 
 
 def _parser() -> Any:
@@ -149,24 +29,25 @@ def _parser() -> Any:
 
     parser = ArgumentParser(prog="icnets profile", description=__doc__, exit_on_error=False)
     parser.add_argument("name", type=str, help="any network that timm knows, such as resnet50")
-    parser.add_argument("--against", type=str | None, default=None, help="a deeper network, such as resnet101")
-    parser.add_argument("--batch-size", type=int, default=8, help="images in a batch")
-    parser.add_argument("--image-size", type=int | None, default=None, help="pixels; the network's own, or 224")
-    parser.add_argument("--in-chans", type=int, default=3, help="channels of an image")
-    parser.add_argument("--num-classes", type=int | None, default=None, help="outputs; the network's own")
-    parser.add_argument("--options", type=dict[str, Any], default={}, help="further arguments for timm, as JSON")
-    parser.add_argument("--threads", type=int | None, default=None, help="torch's threads; its own choice")
-    parser.add_argument("--rounds", type=int, default=11, help="interleaved rounds of each measurement")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    for name, kind, default, text in (
+        ("against", str | None, None, "a deeper network, such as resnet101"),
+        ("batch-size", int, 8, "images in a batch"),
+        ("image-size", int | None, None, "pixels; the network's own, or 224"),
+        ("in-chans", int, 3, "channels of an image"),
+        ("num-classes", int | None, None, "outputs; the network's own"),
+        ("options", dict[str, Any], {}, "further arguments for timm, as JSON"),
+        ("threads", int | None, None, "torch's threads; its own choice"),
+        ("rounds", int, 11, "interleaved rounds of each measurement"),
+        ("device", str, "cpu", "cpu or cuda"),
+        ("images", Path | None, None, "with --layers: folder of images to show it"),
+        ("json", str | None, None, "write the numbers to this file; - for the terminal"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     parser.add_argument("--layers", action="store_true", help="layer by layer; NAME can be a checkpoint then")
-    parser.add_argument("--images", type=Path | None, default=None, help="with --layers: folder of images to show it")
-    parser.add_argument(
-        "--json", type=str | None, default=None, help="write the numbers to this file; - for the terminal"
-    )
     return parser
 
 
-def _require_positive(args: Any) -> None:
+def _check(args: Any) -> None:
     for name in ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -177,51 +58,106 @@ def _require_positive(args: Any) -> None:
         raise ValueError(f"--device is {args.device!r}, but torch finds no CUDA device here; use --device cpu")
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
+    if args.images is not None and not args.layers:
+        raise ValueError(f"--images is {args.images}; it goes with --layers")
+    if args.against is not None and args.layers:
+        raise ValueError(f"--against is {args.against}, but --layers is of one network; leave it out")
 
 
-def _sample(models: Mapping[str, nn.Module], args: Any) -> Tensor:
-    own = getattr(next(iter(models.values())), "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
-    size = own if args.image_size is None else args.image_size
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(args.batch_size, args.in_chans, size, size, generator=generator).to(args.device)
+def _networks(args: Any) -> tuple[dict[str, nn.Module], ImageNotes]:
+    """The basic network, its two conversions (every convolution; k×k only), and ``--against``, by name.
+
+    With ``--layers``, the network of a checkpoint alone, or a named one with every convolution converted.
+    """
+    from icnets.timm_models import NETWORKS, create_model
+
+    path = Path(args.name)
+    if args.layers and (path.is_file() or path.suffix in (".safetensors", ".ckpt")):
+        from icnets.training.rebuild import read_model
+
+        if args.num_classes is not None or args.options:
+            raise ValueError(f"--num-classes and --options go with a network's name, but {args.name} is a checkpoint")
+        network, notes = read_model(path)
+        return {args.name: network}, notes
+    sizes = {} if args.num_classes is None else {"num_classes": args.num_classes}
+    options = {"in_chans": args.in_chans, **sizes, **args.options}
+    name, ic = NETWORKS.get(args.name, args.name), ICConfig()
+    made: dict[str, tuple[str, ICConfig | None]] = {
+        name: (name, None),
+        f"IC {name}, all convolutions": (name, ic),
+        f"IC {name}, k×k only": (name, ICConfig(layers="kxk")),
+    }
+    if args.against is not None:
+        made.setdefault(args.against, (args.against, None))
+    if args.layers:
+        made = {args.name: (args.name, ic)}
+    networks = {key: create_model(model, ic=config, **options) for key, (model, config) in made.items()}
+    return networks, ImageNotes(in_chans=args.in_chans)
 
 
-def require_input(name: str, model: nn.Module, sample: Tensor) -> None:
-    """Raises ValueError where the network can't take such a batch."""
-    try:
-        with torch.no_grad():
-            model.eval()(sample)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{name} can't take a batch of shape {tuple(sample.shape)}: {first_line(error)}; try another --image-size"
-        ) from error
+def _sample(args: Any, network: nn.Module, notes: ImageNotes) -> tuple[Tensor, str]:
+    """A batch, and what it is in words: images of ``--images``, evenly spaced, or normal noise."""
+    from icnets.data.folders import find_images
+    from icnets.predict.preprocessing import image_data
+
+    channels, size = args.in_chans, args.image_size
+    if args.layers:
+        data, _ = image_data(args.name, notes, {"image_size": size}, network)
+        channels, size = data.in_chans, data.image_size
+    if args.images is None:
+        size = size or getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
+        noise = torch.randn(args.batch_size, channels, size, size, generator=torch.Generator().manual_seed(0))
+        return noise, "random input (normal noise)"
+    paths = find_images(args.images, classes=False).paths
+    count = min(args.batch_size, len(paths))
+    files = data.image_files([paths[i * len(paths) // count] for i in range(count)])
+    images = []
+    for index in range(count):
+        try:
+            images.append(files.evaluated(index))
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise ValueError(
+                f"can't read the image {files.name(index)}: {first_line(error)}; icnets data check lists them all"
+            ) from error
+    return torch.stack(images), f"{count} of the {len(paths):,} images in {args.images}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    from icnets.cli.parser import parse
-
     args = parse(_parser(), argv)
-    _require_positive(args)
+    _check(args)
+    networks, notes = _networks(args)
+    sample, images = _sample(args, next(iter(networks.values())), notes)
+    networks = {name: network.to(args.device) for name, network in networks.items()}
+    sample = sample.to(args.device)
+    for network in networks.values():
+        try:
+            with torch.no_grad():
+                network.eval()(sample)
+        except (RuntimeError, AssertionError) as error:
+            shape = tuple(sample.shape)
+            raise ValueError(
+                f"{args.name} can't take a batch of shape {shape}: {first_line(error)}; try another --image-size"
+            ) from error
+    options = {"rounds": args.rounds, "threads": args.threads}
     if args.layers:
-        from icnets.cli.profile_layers import run
-
-        return run(args)
-    if args.images is not None:
-        raise ValueError(f"--images is {args.images}; it goes with --layers")
-    options = {"num_classes": args.num_classes, "in_chans": args.in_chans, "options": args.options}
-    models = build(args.name, args.against, device=args.device, **options)
-    sample = _sample(models, args)
-    for model in models.values():
-        require_input(args.name, model, sample)
-    profiles = profile(models, sample, rounds=args.rounds, threads=args.threads)
+        costs = profile_layers(networks[args.name], sample, **options)
+        with use_threads(args.threads) as threads:
+            title = f"{args.name}, layer by layer: {conditions(sample, threads)}"
+        table = layer_table(costs, title, images, args.rounds, kernels_note(sample))
+        record, key = [asdict(cost) for cost in costs], "layers"
+    else:
+        profiles = profile(networks, sample, **options)
+        table = profile_table(profiles, sample)
+        record, key = [asdict(found) for found in profiles], "profiles"
     if args.json == "-":
-        print(json.dumps([asdict(p) for p in profiles], indent=1))
+        print(json.dumps(record, indent=1))
         return 0
-    show(profile_table(profiles, sample))
+    show(table)
     if args.json is not None:
-        record = {"settings": vars(args.clone()), "torch": torch.__version__, "profiles": [asdict(p) for p in profiles]}
-        record["settings"]["options"] = dict(args.options)
-        Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+        settings = {**vars(args.clone()), "options": dict(args.options), "images": args.images and str(args.images)}
+        whole = {"settings": settings, "torch": torch.__version__, "shown": images, key: record}
+        with atomic_write(Path(args.json)) as temporary:
+            temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         print(f"\nnumbers: {args.json}")
     return 0

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from icnets.compare.methods import Method
+from icnets.compare.planned_runs import Entry
 from icnets.compare.plots import Curve
 from icnets.compare.runs import Run
+from icnets.compare.settings import Settings
 from icnets.compare.statistics import Interval, paired_difference, t_interval
 from icnets.profile.measure import Count, Latency
-from icnets.support.tables import Table, human
+from icnets.support.tables import Table
 
-__all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "title_of", "verdicts"]
+__all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,10 @@ class Row:
     seconds: float
     cost: Cost
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
-
-def _reached(runs: Sequence[Run], basic: Sequence[Run]) -> Reached:
-    hits = [hit for run, base in zip(runs, basic, strict=True) if (hit := run.first_at_most(base.last_error))]
+def _reached(runs: Sequence[tuple[Run, Run]]) -> Reached:
+    """Of pairs of a run with the basic network's of the same seed."""
+    hits = [hit for run, basic in runs if (hit := run.first_at_most(basic.last_error))]
     if not hits:
         return Reached(None, None, 0, len(runs))
     epochs, seconds = zip(*hits, strict=True)
@@ -70,42 +68,54 @@ def _reached(runs: Sequence[Run], basic: Sequence[Run]) -> Reached:
 
 
 def rows(
-    methods: Sequence[Method], runs: Mapping[str, Sequence[Run]], costs: Mapping[str, Cost], confidence: float
+    entries: Sequence[Entry],
+    runs: Mapping[str, Sequence[Run]],
+    costs: Mapping[str, Cost],
+    confidence: float,
+    folds: int | None = None,
 ) -> list[Row]:
-    """One row per method.
+    """One row per entry; differences are paired over the seeds that both have.
 
     Args:
-        methods: the first is the basic network.
-        runs: for each method its runs, in the same order of seeds.
-        costs: for each method.
+        entries: the first is the basic network.
+        runs: for each entry its runs, by name.
+        costs: likewise.
         confidence: of the intervals.
+        folds: of a cross-validation, whose overlap widens the intervals; None: the seeds are independent.
     """
-    errors = {name: [run.error for run in own] for name, own in runs.items()}
-    basic = methods[0].name
+    overlap = 0.0 if folds is None else 1 / (folds - 1)
+
+    def pairs(name: str, other: str) -> list[tuple[Run, Run]]:
+        by_seed = {run.seed: run for run in runs.get(other, ())}
+        return [(run, by_seed[run.seed]) for run in runs[name] if run.seed in by_seed]
+
+    def difference(name: str, other: str) -> Interval | None:
+        found = pairs(name, other)
+        if name == other or not found:
+            return None
+        own, theirs = zip(*((a.error, b.error) for a, b in found), strict=True)
+        return paired_difference(own, theirs, confidence, overlap)
+
     result = []
-    for method in methods:
-        name, is_basic = method.name, method.name == basic
-        control = None if is_basic else method.control or basic
+    for entry in entries:
+        name = entry.name
         agreements = [run.agreement for run in runs[name] if run.agreement is not None]
+        to_control = difference(name, entry.control)
         result.append(
             Row(
                 name=name,
-                start=method.start,
-                error=t_interval(errors[name], confidence),
-                to_basic=None if is_basic else paired_difference(errors[name], errors[basic], confidence),
-                control=control,
-                to_control=None if not control else paired_difference(errors[name], errors[control], confidence),
+                start=entry.start,
+                error=t_interval([run.error for run in runs[name]], confidence, overlap),
+                to_basic=difference(name, entry.basic),
+                control=None if to_control is None else entry.control,
+                to_control=to_control,
                 agreement=(statistics.fmean(agreements), min(agreements)) if agreements else None,
-                reached=_reached(runs[name], runs[basic]),
+                reached=_reached(pairs(name, entry.basic)),
                 seconds=statistics.fmean(run.seconds for run in runs[name]),
                 cost=costs[name],
             )
         )
     return result
-
-
-def _count(count: Count) -> str:
-    return human(count.total) + (f" ({human(count.ic)})" if count.ic else "")
 
 
 def _when(row: Row) -> str:
@@ -115,7 +125,7 @@ def _when(row: Row) -> str:
     some = f", {hit.seeds} of {hit.of} seeds" if hit.seeds < hit.of else ""
     if hit.epochs == 0:
         return f"from its start{some}"
-    return f"{'+' if row.start == 'basic' else ''}{hit.epochs:g} ({hit.seconds:.1f} s){some}"
+    return f"{'+' if row.start != 'scratch' else ''}{hit.epochs:g} ({hit.seconds:.1f} s){some}"
 
 
 def _agreements(rows: Sequence[Row]) -> list[str]:
@@ -130,35 +140,44 @@ def _agreements(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def title_of(network: str, root: Path | None, train: int, seeds: int) -> str:
-    """What a comparison is of, in a line: the basic network, the images, and how many there are."""
-    where = "digits" if root is None else root.resolve().name
-    return f"{network} on {where}, {train} training images, {seeds} seeds"
+def _title(settings: Settings, sizes: Mapping[str, int]) -> str:
+    """What a comparison is of, in a line: the basic network, the data, and how many images and seeds there are."""
+    data = settings.data
+    root = data.get("root") or data.get("train_shards") or data.get("hf")
+    where = data.get("kind") or ("digits" if root is None else Path(str(root)).resolve().name)
+    seeds = max(len(part.seeds) for part in settings.parts) if settings.parts else len(settings.seeds)
+    return f"{settings.network.name} on {where}, {sizes['train']} training images, {seeds} seeds"
 
 
-def comparison_table(rows: Sequence[Row], title: str, data: str) -> Table:
-    """The table that a comparison prints; ``data`` says in a few words what the error was measured on."""
-    confidence, basic = rows[0].error.confidence, rows[0].name
-    table = []
+def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str, Any]) -> Table:
+    """The table that a comparison prints; ``data`` is what results.json says of the data."""
+    confidence, basic = rows[0].error.confidence, (settings.networks or rows)[0].name
+    folds = data.get("folds")
+    where = f"{data['images']['test']} test images"
+    if folds:
+        where += f", folds of {folds}-fold cross-validation (intervals are widened for their overlap)"
+    same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
+    table, controls = [], {}
     for row in rows:
-        same = row.control in (None, basic)
+        control = "" if row.to_control is None or row.to_control == row.to_basic else row.to_control.format(signed=True)
+        if control:
+            controls[row.name] = row.control
         table.append(
             (
                 row.name,
                 row.error.format(),
                 "" if row.to_basic is None else row.to_basic.format(signed=True),
-                "" if same or row.to_control is None else row.to_control.format(signed=True),
-                _count(row.cost.parameters),
-                _count(row.cost.macs),
+                control,
+                row.cost.parameters.format(),
+                row.cost.macs.format(),
                 f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})",
                 _when(row),
             )
         )
     latency = rows[0].cost.latency
-    controls = {row.name: row.control for row in rows if row.control not in (None, basic)}
     notes = [
-        f"Error: {data}. Brackets: {100 * confidence:g} % t interval over {rows[0].error.n} seeds; differences are "
-        "paired by seed, not corrected for the number of rows.",
+        f"Error: {where}. Brackets: {100 * confidence:g} % t interval over {rows[0].error.n} seeds; differences are "
+        f"paired by seed, not corrected for the number of rows.{same}",
         *([f"Control: {'; '.join(f'{c} for {n}' for n, c in controls.items())}."] if controls else []),
         f"(IC): the part that collisions add. ms/image: batch {latency.batch_size}, {latency.threads} thread(s), "
         f"eager, forward; × against {basic} in the same {latency.rounds} interleaved rounds.",
@@ -167,7 +186,7 @@ def comparison_table(rows: Sequence[Row], title: str, data: str) -> Table:
         *_agreements(rows),
     ]
     columns = ("method", "error, %", f"− {basic}, pp", "− control, pp", "parameters (IC)", "MACs (IC)", "ms/image")
-    return Table(title, (*columns, f"epochs to {basic}'s accuracy"), table, notes)
+    return Table(_title(settings, data["images"]), (*columns, f"epochs to {basic}'s accuracy"), table, notes)
 
 
 def _verdict(row: Row) -> str:
@@ -187,17 +206,17 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return [_verdict(row) for row in rows if row.cost.parameters.ic and row.to_control is not None]
 
 
-def curves(methods: Sequence[Method], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
+def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
     """Validation error, or the mean training ``loss`` of each epoch, while training.
 
     A warm start counts on from the end of the basic network's training.
     """
-    basic = runs[methods[0].name]
+    basic = runs[entries[0].name]
     before = len(basic[0].history)
     seconds_before = statistics.median(run.history[-1].seconds for run in basic)
     result: list[Curve] = []
-    for method in methods:
-        own, warm = runs[method.name], method.start == "basic"
+    for entry in (entry for entry in entries if entry.plotted):
+        own, warm = runs[entry.name], entry.start != "scratch"
         epochs = [e.epoch + (before if warm else 0) for e in own[0].history]
         seconds = [statistics.median(e) for e in zip(*([h.seconds for h in run.history] for run in own), strict=True)]
         seconds = [s + (seconds_before if warm else 0.0) for s in seconds]
@@ -206,9 +225,8 @@ def curves(methods: Sequence[Method], runs: Mapping[str, Sequence[Run]], *, loss
         if warm and len(starts) == len(own):
             epochs, seconds = [before, *epochs], [seconds_before, *seconds]
             errors = [[first, *error] for first, error in zip(starts, errors, strict=True)]
-        unit = method.network or ("IC" if method.ic else "basic")
-        group, dash = f"{unit}{' + WLD' if method.wld else ''}", int(warm)
-        while (group, dash) in [(curve.group, curve.dash) for curve in result]:
+        dash = int(warm)
+        while (entry.group, dash) in [(curve.group, curve.dash) for curve in result]:
             dash += 2
-        result.append(Curve(method.name, group, epochs, errors, seconds, dash))
+        result.append(Curve(entry.name, entry.group, epochs, errors, seconds, dash))
     return result

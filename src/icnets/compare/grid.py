@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from icnets.compare.runs import Job, Run, train, warm_up
 from icnets.support.processes import end_with_parent
@@ -18,6 +17,7 @@ from icnets.support.processes import end_with_parent
 __all__ = ["Progress", "run_grid", "worker_count"]
 
 _MOST_WORKERS = 8
+_PATIENCE = 20.0  # seconds after which something is said, where the first run takes longer
 
 
 def worker_count(wanted: int | None, jobs: int, accelerator: str) -> int:
@@ -31,32 +31,48 @@ def worker_count(wanted: int | None, jobs: int, accelerator: str) -> int:
     return max(1, min(wanted, jobs))
 
 
-class Progress(Protocol):
-    """Hears of every epoch and of every finished run."""
+class Progress:
+    """Prints a line for every finished run, with the time gone and to go, and one before if that takes long."""
 
-    def epoch(self) -> None: ...
+    def __init__(self, runs: int, epochs: int) -> None:
+        self.runs, self.epochs, self.done, self.seen, self.silent = runs, epochs, 0, 0, True
+        self.start = time.monotonic()
 
-    def finished(self, run: Run) -> None: ...
+    def epoch(self) -> None:
+        """Hears of a finished epoch."""
+        self.seen += 1
+        if self.silent and time.monotonic() - self.start >= _PATIENCE:
+            self._say(f"{self.seen} of {self.epochs} epochs of all runs")
+
+    def finished(self, run: Run) -> None:
+        """Hears of a finished run."""
+        self.done += 1
+        number = f"[{self.done:>{len(str(self.runs))}}/{self.runs}]"
+        self._say(f"{number} {run.method}, seed {run.seed}: error {run.error:.2f} % after {run.seconds:.0f} s")
+
+    def _say(self, what: str) -> None:
+        self.silent = False
+        gone = time.monotonic() - self.start
+        left = gone * (self.epochs - self.seen) / max(self.seen, 1)
+        times = [f"{int(seconds) // 60}:{int(seconds) % 60:02d}" for seconds in (gone, left)]
+        print(f"{what}; {times[0]} gone, about {times[1]} to go", flush=True)
 
 
-def run_grid(jobs: Sequence[Job], workers: int, progress: Progress) -> Iterator[tuple[Job, Run]]:
+def run_grid(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Run]]:
     """Trains everything, and gives each job with its run as soon as it is done. ``workers`` changes the time only.
 
-    A job waits for those among ``jobs`` that save what it needs.
+    A job waits for those among ``jobs`` that save what it needs, and stands behind them.
 
     Raises:
-        ValueError: jobs that wait for each other.
-        RuntimeError: a process ended by itself, for want of memory as a rule.
+        RuntimeError: a process ended by itself, usually out of memory.
         Exception: whatever a run raised; the runs that wait are then dropped.
     """
     if not jobs:
         return
+    progress = Progress(len(jobs), sum(job.training.epochs for job in jobs))
     if workers == 1:
         warm_up(jobs[0])
-        waiting = list(jobs)
-        while waiting:
-            job = _ready(waiting, waiting)[0]
-            waiting.remove(job)
+        for job in jobs:
             run = train(job, progress.epoch)
             progress.finished(run)
             yield job, run
@@ -67,21 +83,13 @@ def run_grid(jobs: Sequence[Job], workers: int, progress: Progress) -> Iterator[
         yield from _in_pool(list(jobs), pool, ticks, progress)
 
 
-def _ready(waiting: Sequence[Job], unfinished: Sequence[Job]) -> list[Job]:
-    """Those of ``waiting`` that need nothing which an unfinished job will save."""
-    coming = {job.keep for job in unfinished} - {None}
-    ready = [job for job in waiting if not job.needs & coming]
-    if waiting and not ready and len(waiting) == len(unfinished):
-        raise ValueError(f"{waiting[0].method!r}, seed {waiting[0].seed}, waits for a run that waits for it")
-    return ready
-
-
 def _in_pool(
     waiting: list[Job], pool: ProcessPoolExecutor, ticks: Any, progress: Progress
 ) -> Iterator[tuple[Job, Run]]:
     pending: dict[Future[Run], Job] = {}
     while waiting or pending:
-        for job in _ready(waiting, [*waiting, *pending.values()]):
+        coming = {job.keep for job in [*waiting, *pending.values()]}
+        for job in [job for job in waiting if not job.needs & coming]:
             waiting.remove(job)
             pending[pool.submit(_in_worker, job)] = job
         done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -124,77 +132,3 @@ def _begin(ticks: Any, first: Job) -> None:
 
 def _in_worker(job: Job) -> Run:
     return train(job, _tick)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-_PATIENCE = 20.0  # seconds after which something is said, where the first run takes longer
-
-
-class LineProgress:
-    """A line for every finished run, with the time gone and to go, and one before if that takes long: for logs."""
-
-    def __init__(self, runs: int, epochs: int, file: TextIO | None = None) -> None:
-        self.file = sys.stdout if file is None else file
-        self.runs, self.epochs, self.done, self.seen, self.silent = runs, epochs, 0, 0, True
-        self.start = time.monotonic()
-
-    def epoch(self) -> None:
-        self.seen += 1
-        if self.silent and time.monotonic() - self.start >= _PATIENCE:
-            self._say(f"{self.seen} of {self.epochs} epochs of all runs")
-
-    def finished(self, run: Run) -> None:
-        self.done += 1
-        number = f"[{self.done:>{len(str(self.runs))}}/{self.runs}]"
-        self._say(f"{number} {run.method}, seed {run.seed}: error {run.error:.2f} % after {run.seconds:.0f} s")
-
-    def _say(self, what: str) -> None:
-        self.silent = False
-        gone = time.monotonic() - self.start
-        left = gone * (self.epochs - self.seen) / max(self.seen, 1)
-        print(f"{what}; {_clock(gone)} gone, about {_clock(left)} to go", file=self.file, flush=True)
-
-
-class BarProgress:
-    """One bar over all epochs of all runs, with the time to go: for a terminal."""
-
-    def __init__(self, runs: int, epochs: int, file: TextIO | None = None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        self.runs, self.done = runs, 0
-        self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("to go:"),
-            TimeRemainingColumn(),
-            console=Console(file=file),
-        )
-        self.task = self.bar.add_task(f"run 0/{runs}", total=epochs)
-
-    def epoch(self) -> None:
-        self.bar.advance(self.task)
-
-    def finished(self, run: Run) -> None:
-        self.done += 1
-        self.bar.update(self.task, description=f"run {self.done}/{self.runs}")
-        self.bar.console.print(f"{run.method}, seed {run.seed}: error {run.error:.2f} %", markup=False, highlight=False)
-
-
-@contextmanager
-def showing(runs: int, epochs: int, file: TextIO | None = None) -> Iterator[Progress]:
-    """A bar on a terminal, lines elsewhere."""
-    file = sys.stdout if file is None else file
-    if not file.isatty():
-        yield LineProgress(runs, epochs, file)
-        return
-    shown = BarProgress(runs, epochs, file)
-    with shown.bar:
-        yield shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
 from icnets.compare import networks
-from icnets.compare.datasets import make_data
-from icnets.compare.methods import Network, Training, WeakDistillation
+from icnets.compare.data_kinds import make_data
+from icnets.compare.settings import Network, Training, WeakDistillation
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.distill.loss import WeakLogitDistillation
 from icnets.profile.measure import agreement, use_threads
+from icnets.support.hooks import modes_kept
 from icnets.support.quiet import silence
 from icnets.training.callbacks import WeightAverage
 from icnets.training.fit import fit
 from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
 
-__all__ = ["Epoch", "Job", "Run", "build", "distillation", "error_percent", "train", "warm_up"]
+__all__ = ["Epoch", "Job", "Run", "build", "distillation", "error_percent", "load", "train", "warm_up"]
 
 _SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
 
@@ -37,18 +38,19 @@ class Job:
     Args:
         method: name of the method, for the record.
         seed: of the split, the initial weights and the order of the images.
-        data: arguments of :func:`icnets.compare.datasets.make_data`, without the seed.
+        data: arguments of :func:`icnets.compare.data_kinds.make_data`, without the seed.
         network: the network, before any conversion.
         training: how it is trained.
         basic: the basic network, where it is needed as a start or a teacher.
-        ic: how the network is converted; nothing: it isn't.
+        ic: how the network is converted; None: it isn't.
         wld: weak logit distillation; goes with ``teacher``.
-        start: checkpoint of the trained basic network to start from; nothing: from scratch.
+        start: checkpoint of the trained basic network to start from; None: from scratch.
         teacher: checkpoint of the trained basic network that teaches.
-        keep: where the trained network is saved; nothing: nowhere.
+        keep: where the trained network is saved; None: nowhere.
         threads: of torch.
         accelerator: cpu, gpu or auto.
         cache: folder for what the data set would otherwise make anew in each run.
+        imports: import paths of data kinds and networks by name.
     """
 
     method: str
@@ -65,6 +67,7 @@ class Job:
     threads: int = 1
     accelerator: str = "cpu"
     cache: Path | None = None
+    imports: dict[str, str] = field(default_factory=dict)
 
     @property
     def needs(self) -> set[Path]:
@@ -113,6 +116,10 @@ class Run:
         return next(((e.epoch, e.seconds) for e in self.history if e.val_error <= limit), None)
 
 
+def _create(job: Job, network: Network, data: Any) -> nn.Module:
+    return networks.create(network, num_classes=data.num_classes, in_chans=data.in_chans, imports=job.imports)
+
+
 def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Module, float | None, float | None]:
     """The job's network before its first step.
 
@@ -131,7 +138,7 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         try:
-            model = networks.create(job.network, num_classes=data.num_classes, in_chans=data.in_chans)
+            model = _create(job, job.network, data)
         except (TypeError, AssertionError) as error:
             raise ValueError(f"{job.network.name} doesn't take the options of {job.method!r}: {error}") from error
     if trained is not None:
@@ -145,25 +152,21 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Mod
 
 @torch.no_grad()
 def _answers(model: nn.Module, loader: Any) -> tuple[Tensor, Tensor]:
-    training = model.training
-    model.eval()
-    pairs = [(model(x), target) for x, target in loader]
-    model.train(training)
+    with modes_kept(model):
+        model.eval()
+        pairs = [(model(x), target) for x, target in loader]
     return torch.cat([logits for logits, _ in pairs]), torch.cat([target for _, target in pairs])
-
-
-def _error(logits: Tensor, target: Tensor) -> float:
-    return 100 * int((logits.argmax(1) != target).sum()) / len(target)
 
 
 def error_percent(model: nn.Module, loader: Any) -> float:
     """Share of images, in per cent, to which the network doesn't give its own class first; in eval mode."""
-    return _error(*_answers(model, loader))
+    return _figures(model, loader)["error"]
 
 
 def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
     logits, target = _answers(model, loader)
-    figures = {"error": _error(logits, target), "loss": round(float(F.cross_entropy(logits, target)), 6)}
+    error = 100 * int((logits.argmax(1) != target).sum()) / len(target)
+    figures = {"error": error, "loss": round(float(F.cross_entropy(logits, target)), 6)}
     if logits.shape[1] == 2:
         from torchmetrics.functional.classification import binary_auroc
 
@@ -171,11 +174,9 @@ def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
     return figures
 
 
-def _load(path: Path | None, job: Job, data: Any) -> nn.Module | None:
-    if path is None:
-        return None
-    model = networks.create(job.basic, num_classes=data.num_classes, in_chans=data.in_chans)
-    return checkpoint.load(path, model)
+def load(path: Path, job: Job, network: Network, data: Any) -> nn.Module:
+    """The trained network of a checkpoint; ``network`` is what it was before its conversion."""
+    return checkpoint.load(path, _create(job, network, data))
 
 
 def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
@@ -184,26 +185,19 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
     The checkpoints that the job needs must be there already.
     """
     with use_threads(job.threads), silence():
-        data = make_data(job.data, job.seed, job.cache)
-        basic = _load(job.start, job, data)
+        data = make_data(job.data, job.seed, cache=job.cache, imports=job.imports)
+        trained: dict[Path | None, nn.Module] = {path: load(path, job, job.basic, data) for path in job.needs}
+        basic = trained.get(job.start)
         model, start_error, agreed = build(job, data, basic)
-        history = _fit(job, model, data, basic if job.teacher == job.start else _load(job.teacher, job, data), tick)
+        history = _fit(job, model, data, trained.get(job.teacher), tick, max_epochs=job.training.epochs)
         model.cpu()
         if job.keep is not None:
             notes = {"method": job.method, "seed": str(job.seed)}
             checkpoint.save(model, job.keep, metadata=notes | notes_of_data(data))
         figures = _figures(model, data.test_dataloader())
-        return Run(
-            method=job.method,
-            seed=job.seed,
-            error=figures["error"],
-            seconds=history[-1].seconds,
-            history=history,
-            start_error=start_error,
-            agreement=agreed,
-            checkpoint=None if job.keep is None else str(job.keep),
-            test=figures,
-        )
+    kept = None if job.keep is None else str(job.keep)
+    error, seconds = figures["error"], history[-1].seconds
+    return Run(job.method, job.seed, error, seconds, history, start_error, agreed, kept, figures)
 
 
 def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitDistillation | None:
@@ -215,20 +209,15 @@ def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitD
 
 
 def warm_up(job: Job) -> None:
-    """Two steps that nobody keeps: what a process does only once isn't to count for whichever method comes first."""
+    """Train two steps and forget them, so that the first method isn't charged for one-time costs."""
     with use_threads(job.threads), silence():
-        data = make_data(job.data, job.seed, job.cache)
-        limits = {"limit_train_batches": 2, "limit_val_batches": 1, "max_epochs": 1}
-        _fit(job, build(job, data)[0], data, None, limits=limits)
+        data = make_data(job.data, job.seed, cache=job.cache, imports=job.imports)
+        model = build(job, data)[0]
+        _fit(job, model, data, None, lambda: None, max_epochs=1, limit_train_batches=2, limit_val_batches=1)
 
 
 def _fit(
-    job: Job,
-    model: nn.Module,
-    data: Any,
-    teacher: nn.Module | None,
-    tick: Callable[[], None] = lambda: None,
-    limits: dict[str, Any] | None = None,
+    job: Job, model: nn.Module, data: Any, teacher: nn.Module | None, tick: Callable[[], None], **limits: int
 ) -> list[Epoch]:
     training = job.training
     torch.manual_seed(job.seed)  # for dropout and stochastic depth
@@ -238,15 +227,9 @@ def _fit(
         data.in_chans,
         teacher=teacher,
         distillation=None if teacher is None else distillation(job.wld, training),
-        optimizer=training.optimizer,
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        schedule=training.schedule,
-        warmup=training.warmup,
-        label_smoothing=training.label_smoothing,
         check_teacher=False,  # its own error stands in the table
+        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema")},
     )
-    limits = limits or {"max_epochs": training.epochs}
     average = [] if training.ema is None else [WeightAverage(training.ema)]
     history = fit(task, data, *average, accelerator=job.accelerator, tick=tick, **limits)
     return [

@@ -5,19 +5,18 @@ from __future__ import annotations
 import gc
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from icnets.profile.firing import firing_share
-from icnets.profile.measure import COUNTED, Count, layer_macs, restored, use_threads
+from icnets.profile.measure import COUNTED, Count, layer_macs, use_threads
 from icnets.profile.rounds import Ratio, interleaved, paired_ratio
-from icnets.support.hooks import watched
+from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy, made_plain_
-from icnets.support.tables import Table, human
+from icnets.support.tables import Table
 from icnets.unit.layers import IC_LAYERS
 
 __all__ = ["LayerCost", "layer_table", "profile_layers"]
@@ -69,29 +68,22 @@ def profile_layers(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     costs: list[LayerCost] = []
-    calls: Counter[str] = Counter()
+    calls: Counter[nn.Module] = Counter()
     names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, COUNTED)}
 
     def see(module: nn.Module, x: Tensor, z: Tensor) -> None:
-        calls[names[module]] += 1
-        call = calls[names[module]]
-        name = names[module] + (f", call {call}" if call > 1 else "")  # of a shared layer
+        calls[module] += 1
+        name = names[module] + (f", call {calls[module]}" if calls[module] > 1 else "")  # of a shared layer
         costs.append(_cost(name, module, x, z, rounds, min_seconds))
 
-    with watched(names, see), restored(model, training=False), use_threads(threads), torch.no_grad(), _settled():
-        model(sample)
-    return costs
-
-
-@contextmanager
-def _settled() -> Iterator[None]:
-    """Each layer's measurement collects garbage before it begins; what there is already isn't searched every time."""
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # each layer's measurement collects garbage before it begins; it needn't search what is there already
     try:
-        yield
+        with watched(names, see), undisturbed(model), use_threads(threads), torch.no_grad():
+            model(sample)
     finally:
         gc.unfreeze()
+    return costs
 
 
 def _cost(name: str, module: nn.Module, x: Tensor, z: Tensor, rounds: int, min_seconds: float) -> LayerCost:
@@ -124,7 +116,7 @@ def layer_table(costs: Sequence[LayerCost], title: str, images: str, rounds: int
             cost.name,
             cost.kind,
             "×".join(map(str, cost.output)),
-            human(cost.macs.total) + (f" ({human(cost.macs.ic)})" if cost.macs.ic else ""),
+            cost.macs.format(),
             f"{cost.ms:.3g}",
             "" if cost.basic_ms is None else f"{cost.basic_ms:.3g}",
             "" if cost.ratio is None else f"×{cost.ratio.median:.2f} ({cost.ratio.low:.2f}–{cost.ratio.high:.2f})",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from icnets.profile.rounds import interleaved, paired_ratio
-from icnets.support.hooks import watched
+from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy
+from icnets.support.tables import human
 from icnets.unit.kernels import autograd as eager
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
@@ -34,8 +35,6 @@ __all__ = [
     "layer_macs",
     "measure_latency",
     "memory_for_backward",
-    "restored",
-    "saved_for_backward",
     "use_threads",
 ]
 
@@ -55,6 +54,10 @@ class Count:
     def basic(self) -> int:
         return self.total - self.ic
 
+    def format(self) -> str:
+        """Text such as ``1.07 M (16.0 k)``: the whole, and the collisions' part where there is one."""
+        return human(self.total) + (f" ({human(self.ic)})" if self.ic else "")
+
 
 def count_parameters(model: nn.Module) -> Count:
     """Numbers of parameters; a shared one counts once, buffers don't count."""
@@ -64,46 +67,17 @@ def count_parameters(model: nn.Module) -> Count:
     )
 
 
-def layer_macs(module: nn.Module, x: Tensor, z: Tensor) -> Count:
+def layer_macs(module: Any, x: Tensor, z: Tensor) -> Count:
     """Multiply-accumulates of one of the layers ``COUNTED``, for a batch: input ``x`` and output ``z``."""
-    basic = _basic_macs(module, x, z)
-    ic = _ic_macs(module, x, z) if isinstance(module, IC_LAYERS) else 0
-    return Count(basic + ic, ic)
-
-
-def _basic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
-    if isinstance(module, _CONVS):
-        return z.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
-    if isinstance(module, _TRANSPOSED):
-        return x.numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
-    assert isinstance(module, nn.Linear)
-    return z.numel() * module.in_features
-
-
-def _ic_macs(module: nn.Module, x: Tensor, z: Tensor) -> int:
     # Channels are summed first, then a window of k² slides over one map per group; then z = y + relu(y - w's).
-    collision = 2 * z.numel()
     if isinstance(module, nn.Linear):
-        return x.numel() + collision
-    assert isinstance(module, (*_CONVS, *_TRANSPOSED))
-    windows = z.numel() // module.out_channels * module.groups * math.prod(module.kernel_size)
-    return x.numel() + windows + collision
-
-
-@contextmanager
-def restored(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode for a while; afterwards each module's mode and every buffer are what they were."""
-    modes = {m: m.training for m in model.modules()}
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        model.train(training)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        basic, sums = z.numel() * module.in_features, x.numel()
+    else:
+        window, groups = math.prod(module.kernel_size), module.groups
+        terms = z.numel() * module.in_channels if isinstance(module, _CONVS) else x.numel() * module.out_channels
+        basic, sums = terms // groups * window, x.numel() + z.numel() // module.out_channels * groups * window
+    ic = sums + 2 * z.numel() if isinstance(module, IC_LAYERS) else 0
+    return Count(basic + ic, ic)
 
 
 def count_macs(model: nn.Module, sample: Tensor) -> Count:
@@ -120,17 +94,11 @@ def count_macs(model: nn.Module, sample: Tensor) -> Count:
     """
     if sample.dim() < 2 or sample.shape[0] < 1:
         raise ValueError(f"sample has shape {tuple(sample.shape)}; it must be a batch (N, ...) with N >= 1")
-    total = ic = 0
-
-    def see(module: nn.Module, x: Tensor, z: Tensor) -> None:
-        nonlocal total, ic
-        macs = layer_macs(module, x, z)
-        total, ic = total + macs.total, ic + macs.ic
-
+    found: list[Count] = []
     counted = [m for m in model.modules() if isinstance(m, COUNTED)]
-    with watched(counted, see), restored(model, training=False), torch.no_grad():
+    with watched(counted, lambda *call: found.append(layer_macs(*call))), undisturbed(model), torch.no_grad():
         model(sample)
-    return Count(round(total / sample.shape[0]), round(ic / sample.shape[0]))
+    return Count(*(round(sum(getattr(c, part) for c in found) / sample.shape[0]) for part in ("total", "ic")))
 
 
 @dataclass(frozen=True)
@@ -192,12 +160,12 @@ def measure_latency(
         steps = {name: _step(deepcopy(model), sample, training) for name, model in models.items()}
         times = interleaved(steps, rounds, min_seconds, device=sample.device)
     first, n = next(iter(times.values())), sample.shape[0]
-    result = {}
-    for name, own in times.items():
+
+    def latency(own: list[float]) -> Latency:
         ratio = paired_ratio(own, first)
-        ms = 1000 * statistics.median(own) / n
-        result[name] = Latency(ms, ratio.median, ratio.low, ratio.high, rounds, n, used)
-    return result
+        return Latency(1000 * statistics.median(own) / n, ratio.median, ratio.low, ratio.high, rounds, n, used)
+
+    return {name: latency(own) for name, own in times.items()}
 
 
 def _step(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]:
@@ -236,33 +204,24 @@ def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
     parameters and buffers; the input counts where a layer keeps it. On CUDA it is the peak of a forward and backward
     pass above what was allocated before. Modes, buffers and gradients are left as they were.
     """
-    with restored(model, training=True):
-        if sample.device.type == "cuda":
-            return _cuda_peak(model, sample)
-        with torch.enable_grad(), saved_for_backward([*model.parameters(), *model.buffers()]) as bytes_of:
-            return bytes_of(model(sample))
+    with undisturbed(model, evaluating=False), torch.enable_grad():
+        model.train()
+        return (_cuda_peak if sample.device.type == "cuda" else _saved)(model, sample)
 
 
-@contextmanager
-def saved_for_backward(own: Iterable[Tensor]) -> Iterator[Callable[[Any], int]]:
-    """Watches what autograd saves; gives what tells the bytes that the graph of an output still holds.
-
-    Each storage counts once and at its full size, those of ``own`` don't.
-    """
-    known = {StorageWeakRef(t.untyped_storage()) for t in own}
+def _saved(model: nn.Module, sample: Tensor) -> int:
+    own = {StorageWeakRef(t.untyped_storage()) for t in [*model.parameters(), *model.buffers()]}
     saved: dict[StorageWeakRef, int] = {}  # weak: what a dead branch saved is gone by then, but its place isn't reused
 
     def pack(tensor: Tensor) -> Tensor:
         saved[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # an output itself would hold the graph that holds it
 
-    def bytes_of(output: Any) -> int:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(sample)
         for t in eager.kept(output) if isinstance(output, Tensor) else ():
             pack(t)
-        return sum(size for storage, size in saved.items() if storage not in known and not storage.expired())
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield bytes_of
+    return sum(size for storage, size in saved.items() if storage not in own and not storage.expired())
 
 
 def _cuda_peak(model: nn.Module, sample: Tensor) -> int:
@@ -270,8 +229,7 @@ def _cuda_peak(model: nn.Module, sample: Tensor) -> int:
     torch.cuda.synchronize(sample.device)
     torch.cuda.reset_peak_memory_stats(sample.device)
     before = torch.cuda.memory_allocated(sample.device)
-    with torch.enable_grad():
-        torch.autograd.grad(model(sample).sum(), trained, allow_unused=True)
+    torch.autograd.grad(model(sample).sum(), trained, allow_unused=True)
     torch.cuda.synchronize(sample.device)
     return torch.cuda.max_memory_allocated(sample.device) - before
 
@@ -288,7 +246,7 @@ def agreement(model_a: nn.Module, model_b: nn.Module, loader: Any) -> float:
         ValueError: for different numbers of classes, or a loader without images.
     """
     same = total = 0
-    with restored(model_a, training=False), restored(model_b, training=False):
+    with undisturbed(model_a), undisturbed(model_b):
         for batch in loader:
             x = batch if isinstance(batch, Tensor) else batch[0]
             a, b = model_a(x), model_b(x)

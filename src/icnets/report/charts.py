@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
-from statistics import median_high
+from statistics import fmean, median_high
 from typing import Any
 
 from icnets.compare.comparison_table import Row
-from icnets.compare.plots import COLOURS, DASHES, Curve
-from icnets.compare.statistics import t_interval
+from icnets.compare.plots import COLOURS, Curve, as_label, draw_curves
 from icnets.report.figures import INK, Figure, draw
 
 __all__ = ["confusion_chart", "cost_chart", "curve_charts", "firing_chart", "weight_chart"]
 
 MARKERS = "osD^vP*X<>hd"
 _WITH_LEGEND = (5.2, 4.6)  # inches
-
-
-def _colour(number: int) -> str:
-    return INK if number == 0 else COLOURS[number % len(COLOURS)]  # plots' black is the page's ink
 
 
 def _legend(axes: Any) -> None:
@@ -33,49 +29,31 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
     Drawn is the mean over seeds, with its 95 % interval where there are three or more: that of two would hide the rest.
     ``remark`` ends the caption.
     """
-    groups = list(dict.fromkeys(curve.group for curve in curves))
     shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].errors) - 1, 2)]
     what, _, unit = quantity.partition(", ")
-    final = {c.name: t_interval([seed[-1] for seed in c.errors]).mean for c in curves}
+    final = {c.name: fmean(seed[-1] for seed in c.errors) for c in curves}
     words = "; ".join(f"{name} ends at {error:.2f}" for name, error in final.items())
 
-    def paint(x: Callable[[Curve], Sequence[float]], label: str) -> Callable[[Any], None]:
-        def on(axes: Any) -> None:
-            drawn: list[float] = []
-            for curve in curves:
-                colour = _colour(groups.index(curve.group))
-                intervals = [t_interval(values) for values in zip(*curve.errors, strict=True)]
-                means = [i.mean for i in intervals]
-                drawn += means
-                dash = DASHES[curve.dash % len(DASHES)]
-                axes.plot(x(curve), means, color=colour, linestyle=dash, label=_short(curve.name, 40))
-                if len(curve.errors) > 2:
-                    band = ([max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high"))
-                    axes.fill_between(x(curve), *band, color=colour, alpha=0.08, linewidth=0)
-            # The lines fill the picture, not the bands, which are wide where seeds are few.
-            axes.set(xlabel=label, ylabel=quantity, ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
-            axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
-            if min(drawn) > 0:
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-            _legend(axes)
+    def paint(axes: Any, x: str, label: str) -> None:
+        drawn = draw_curves(axes, curves, x, band=3, ink=INK)
+        # The lines fill the picture, not the bands, which are wide where seeds are few.
+        axes.set(xlabel=label, ylabel=quantity, ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
+        axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
+        if min(drawn) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        _legend(axes)
 
-        return on
-
-    ways: list[tuple[str, Callable[[Curve], Sequence[float]], str]] = [
-        ("epochs", lambda c: c.epochs, "epoch"),
-        ("seconds", lambda c: c.seconds, "seconds of training"),
-    ]
     return [
         draw(
-            f"{what.replace(' ', '-')}-{name}",
-            paint(x, label),
+            f"{what.replace(' ', '-')}-{x}",
+            partial(paint, x=x, label=label),
             size=_WITH_LEGEND,
             alt=f"{what.capitalize()} in {'per cent' if unit == '%' else unit} by {label}. {words}.",
             caption=f"{what.capitalize()} by {label}{shown}.{remark}",
         )
-        for name, x, label in ways
+        for x, label in (("epochs", "epoch"), ("seconds", "seconds of training"))
     ]
 
 
@@ -91,8 +69,9 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
         for i, row in enumerate(rows):
             e, dodge = row.error, 0.008 * span * (i - len(rows) // 2)  # networks of the same cost stay apart
             bars = None if e.low is None or e.high is None else [[e.mean - e.low], [e.high - e.mean]]
-            look = {"color": _colour(i), "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
-            axes.errorbar([at(row) + dodge], [e.mean], yerr=bars, label=_short(row.name, 40), **look)
+            colour = COLOURS[i % len(COLOURS)] if i else INK
+            look = {"color": colour, "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
+            axes.errorbar([at(row) + dodge], [e.mean], yerr=bars, label=as_label(row.name), **look)
         axes.set(xlabel=label, ylabel="test error, %")
         axes.margins(x=0.15)
         _legend(axes)
@@ -111,27 +90,24 @@ def confusion_chart(counts: Sequence[Sequence[int]], names: Sequence[str], title
     """Rows: the images' classes; columns: the network's answers; shading by share of the row, off the diagonal."""
     size = len(counts)
     shares = [[c / max(sum(row), 1) for c in row] for row in counts]
-    labels = [_short(name) for name in names]
+    places = [(i, j) for i, j in product(range(size), repeat=2) if counts[i][j]]
+    labels = [as_label(name, 14) for name in names]
     most = max(0.05, *(s for i, row in enumerate(shares) for j, s in enumerate(row) if i != j))
 
     def paint(axes: Any) -> None:
         wrong = [[float("nan") if i == j else s for j, s in enumerate(row)] for i, row in enumerate(shares)]
         axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=most)
-        if size <= 12:
-            for i, j in product(range(size), repeat=2):
-                if counts[i][j]:
-                    # Off the diagonal the ground is orange in dark mode too.
-                    colour = INK if i == j else "#ffffff" if shares[i][j] > 0.6 * most else "#000000"
-                    axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=9, color=colour)
+        for i, j in places if size <= 12 else []:
+            # Off the diagonal the ground is orange in dark mode too.
+            colour = INK if i == j else "#ffffff" if shares[i][j] > 0.6 * most else "#000000"
+            axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=9, color=colour)
         step = -(-size // 30)
         axes.set_xticks(range(0, size, step), labels[::step], rotation=90, fontsize=8)
         axes.set_yticks(range(0, size, step), labels[::step], fontsize=8)
         axes.set(xlabel="answer", ylabel="class")
         axes.grid(visible=False)
 
-    pairs = sorted(
-        ((counts[i][j], i, j) for i in range(size) for j in range(size) if i != j and counts[i][j]), reverse=True
-    )
+    pairs = sorted(((counts[i][j], i, j) for i, j in places if i != j), reverse=True)
     worst = "; ".join(f"{names[i]} taken for {names[j]}: {n}" for n, i, j in pairs[:5])
     total, right = sum(map(sum, counts)), sum(counts[i][i] for i in range(size))
     return draw(
@@ -143,69 +119,54 @@ def confusion_chart(counts: Sequence[Sequence[int]], names: Sequence[str], title
     )
 
 
-def _short(name: str, limit: int = 14) -> str:
-    """A name as a label: not too long, printable, and no formula to matplotlib."""
-    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
+Values = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
-def _by_layer(
-    name: str, layers: Sequence[str], paint: Callable[[Any], None], *, label: str, alt: str, caption: str
-) -> Figure:
-    """A figure with a row for each layer; ``paint`` draws in rows 0, 1, ... from above."""
+def _layer_chart(name: str, layers: Values, *, label: str, alt: str, caption: str) -> Figure:
+    """A row for each layer with its values before training and after: median, quartiles and extremes."""
 
-    def on(axes: Any) -> None:
-        paint(axes)
-        axes.set_yticks(range(len(layers)), [_short(layer, 28) for layer in layers], fontsize=8)
+    def paint(axes: Any) -> None:
+        for when, colour, mark, shift in (
+            ("before training", COLOURS[3], "o", -0.15),
+            ("after", COLOURS[1], "D", 0.15),
+        ):
+            for i, sides in enumerate(layers.values()):
+                values = sorted(sides[shift > 0])
+                q = [values[round(p * (len(values) - 1))] for p in (0, 0.25, 0.5, 0.75, 1)]
+                axes.hlines(i + shift, q[0], q[4], color=colour, linewidth=0.8)
+                axes.hlines(i + shift, q[1], q[3], color=colour, linewidth=3)
+                axes.plot([q[2]], [i + shift], mark, color=colour, markersize=5, label="" if i else when)
+        axes.set_yticks(range(len(layers)), [as_label(layer, 28) for layer in layers], fontsize=8)
         axes.invert_yaxis()
         axes.set(xlabel=label)
         axes.legend(fontsize=9)
 
-    return draw(name, on, alt=alt, caption=caption, size=(5.2, 1.4 + 0.22 * len(layers)))
+    words = "; ".join(
+        f"{key}: {median_high(before):.3g} to {median_high(after):.3g}" for key, (before, after) in layers.items()
+    )
+    size = (5.2, 1.4 + 0.22 * len(layers))
+    return draw(
+        name, paint, alt=f"{alt}, by layer, medians before training and after: {words}.", caption=caption, size=size
+    )
 
 
 def firing_chart(rates: Mapping[str, tuple[float, float]]) -> Figure:
     """Share of places in which each layer's branch fires, before training and after."""
-
-    def paint(axes: Any) -> None:
-        y = range(len(rates))
-        before, after = ([100 * rate for rate in side] for side in zip(*rates.values(), strict=True))
-        axes.hlines(y, before, after, color=INK, alpha=0.3)
-        axes.plot(before, y, "o", color=COLOURS[3], label="before training", markersize=5)
-        axes.plot(after, y, "D", color=COLOURS[1], label="after", markersize=5)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.05)
-
-    words = "; ".join(f"{name}: {100 * b:.0f} to {100 * a:.0f}" for name, (b, a) in rates.items())
-    return _by_layer(
+    return _layer_chart(
         "firing",
-        list(rates),
-        paint,
+        {name: ([100 * before], [100 * after]) for name, (before, after) in rates.items()},
         label="places in which the branch fires, %",
-        alt=f"Per cent of places in which the branch fires, before and after training, by layer. {words}.",
+        alt="Per cent of places in which the branch fires",
         caption="How often the collision branch fires, on test images: 0 % is a plain convolution, 100 % a linear one.",
     )
 
 
-def weight_chart(weights: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """w′√n of each layer's channels, before training and after: median, quartiles and extremes."""
-
-    def paint(axes: Any) -> None:
-        for i, (before, after) in enumerate(weights.values()):
-            for values, colour, mark, shift in ((before, COLOURS[3], "o", -0.15), (after, COLOURS[1], "D", 0.15)):
-                ordered = sorted(values)
-                q = [ordered[round(p * (len(ordered) - 1))] for p in (0, 0.25, 0.5, 0.75, 1)]
-                axes.hlines(i + shift, q[0], q[4], color=colour, linewidth=0.8)
-                axes.hlines(i + shift, q[1], q[3], color=colour, linewidth=3)
-                label = ("before training" if shift < 0 else "after") if i == 0 else None
-                axes.plot([q[2]], [i + shift], mark, color=colour, markersize=5, label=label)
-
-    words = "; ".join(f"{name}: {median_high(after):.2f}" for name, (_, after) in weights.items())
-    return _by_layer(
+def weight_chart(weights: Values) -> Figure:
+    """w′√n of each layer's channels, before training and after."""
+    return _layer_chart(
         "weights",
-        list(weights),
-        paint,
+        weights,
         label="w′√n",
-        alt=f"Collision weights times the root of the fan-in, by layer; medians after training: {words}.",
+        alt="Collision weights times the root of the fan-in",
         caption="How w′ moved, in units of 1/√n, n the fan-in: median, quartiles and extremes over channels.",
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from icnets.compare.plots import COLOURS, DASHES, STYLE, new_figure, save_figure
-from icnets.compare.study.results import Cell, Results
-from icnets.compare.study.study_tables import label
+from study_results import Cell, Results
+from study_tables import label
 
 __all__ = ["plot_budgets", "plot_differences"]
 

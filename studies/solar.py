@@ -30,7 +30,7 @@ class SolarCells(TensorData):
         image_size: pixels; the images have 300.
         folds: k.
         val_fraction: part of the training folds that is watched instead of trained on.
-        limit: use only so many of the images, drawn by grade; nothing: all.
+        limit: use only so many of the images, drawn by grade; None: all.
         **options: see :class:`icnets.data.tensors.TensorData`.
     """
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from icnets.compare.statistics import Interval, holm, paired_difference, paired_p, t_interval
+from icnets.compare.statistics import Interval, paired_difference, t_interval
 from icnets.distill.loss import DistillationSchedule
+from significance import holm, paired_p
 
 __all__ = ["Cell", "Comparison", "Results"]
 
@@ -49,7 +50,7 @@ class Results:
     """The lines of one study.
 
     Args:
-        lines: as :func:`icnets.compare.study.lines.read` gives them.
+        lines: as :func:`icnets.compare.lines.read` gives them.
 
     Raises:
         ValueError: there is no header among them.
@@ -124,7 +125,7 @@ class Results:
     def _taught(self, method: str) -> float:
         """Fraction of a training in which the teacher's forward pass is needed; at most, where it may stop itself."""
         wld = next((m["wld"] for m in self.header["methods"] if m["name"] == method), None)
-        if wld is None:
+        if not wld:
             return 0.0
         schedule = DistillationSchedule(**wld["schedule"])
         return sum(schedule(i / _PLACES) > 0 for i in range(_PLACES)) / _PLACES

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from icnets.compare.study.results import Cell, Comparison, Results
 from icnets.support.tables import Table, human
+from study_results import Cell, Comparison, Results
 
-__all__ = ["budget_table", "cell_table", "cost_table", "label", "overview", "p_text"]
+__all__ = ["budget_table", "cell_table", "cost_table", "label", "p_text"]
 
 
 def label(cell: Cell, among: Sequence[Cell]) -> str:
@@ -51,7 +51,7 @@ def cell_table(
         cells: rows; those that the study lacks are left out.
         against: a column of differences for each; None is the basic network of the same recipe and budget.
         title: above the table.
-        subjects: only these rows are compared, and only their number counts in the correction; nothing: all.
+        subjects: only these rows are compared, and only their number counts in the correction; None: all.
     """
     cells = [cell for cell in cells if cell in results.runs]
     auc = any("auc" in run["test"] for cell in cells for run in results.runs[cell].values())
@@ -127,13 +127,3 @@ def budget_table(results: Results, cells: Sequence[Cell], target: Cell, title: s
     bold = f"at least {goal:.2f} %, {target.network}'s mean by its whole budget"
     note = f"Over {len(seeds)} seeds that all have. Bold: {bold}."
     return Table(title, ["", *(f"{100 * budget:g} %" for budget in budgets)], rows, [note])
-
-
-def overview(lines: Sequence[dict[str, Any]]) -> list[Table]:
-    """The costs, and all cells by recipe and budget: what ``icnets study`` prints."""
-    results = Results(lines)
-    tables = [cost_table(results, f"{results.name}: networks")]
-    for recipe, budget in dict.fromkeys((cell.recipe, cell.budget) for cell in results.runs):
-        cells = [cell for cell in results.runs if (cell.recipe, cell.budget) == (recipe, budget)]
-        tables.append(cell_table(results, cells, [None], f"{results.name}: {recipe}, {100 * budget:g} % of the epochs"))
-    return tables

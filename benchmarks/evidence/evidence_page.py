@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from icnets.compare.study import evidence_figures as figures
-from icnets.compare.study.results import Cell, Comparison, Results
-from icnets.compare.study.study_tables import budget_table, cell_table, cost_table, label
+import evidence_figures as figures
 from icnets.support.tables import Table
+from study_results import Cell, Comparison, Results
+from study_tables import budget_table, cell_table, cost_table, label
 
 __all__ = ["Question", "failures", "page"]
 
@@ -25,10 +25,10 @@ class Question:
         title: the question.
         cells: rows of its table; those that a study lacks are left out.
         against: references of the table; None is the basic network of the same recipe and budget.
-        subjects: those of ``cells`` that are compared, and that the answer speaks of; nothing: all.
+        subjects: those of ``cells`` that are compared, and that the answer speaks of; None: all.
         budgets: whether budgets are compared: a table by budget, and the smallest that is enough, as the answer.
         costs: whether the networks' costs are shown as well.
-        figure: name of the picture's file, without .png; nothing: none.
+        figure: name of the picture's file, without .png; None: none.
         note: sentences of explanation under the title.
         remarks: sentences under the answer.
     """

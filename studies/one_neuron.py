@@ -1,19 +1,24 @@
 """One IC neuron against one plain neuron where a single line is not enough: XOR and two moons.
 
-That one IC neuron solves XOR follows from the paper's formula (arXiv 2011.11271); the experiment is ours.
+That one IC neuron solves XOR follows from the paper's formula (arXiv 2011.11271).
+
+python studies/one_neuron.py            # draws docs/images/decision_boundary.png anew
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icnets.compare.plots import STYLE, new_figure, save_figure
 from icnets.unit.layers import ICLinear
 
-__all__ = ["Fit", "boundary_experiment", "fit_neuron", "two_moons", "xor"]
+__all__ = ["Fit", "boundary_experiment", "fit_neuron", "plot_boundaries", "two_moons", "xor"]
 
 
 @dataclass(frozen=True)
@@ -100,3 +105,39 @@ def boundary_experiment() -> dict[str, dict[str, tuple[Tensor, Tensor, Fit]]]:
         task: {kind: (points, target, fit_neuron(kind, points, target)) for kind in ("plain", "ic")}
         for task, (points, target) in tasks.items()
     }
+
+
+def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit]]], path: Path) -> None:
+    """Decision regions of a plain and an IC neuron, one row per task; PNG, written atomically.
+
+    Args:
+        results: what :func:`boundary_experiment` returns.
+        path: of the picture, in a folder that exists.
+    """
+    from matplotlib import rc_context
+    from matplotlib.colors import ListedColormap
+
+    names = {"plain": "one plain neuron", "ic": "one IC neuron"}
+    regions, dots = ListedColormap(["#CFE5F3", "#FBE3C0"]), ("#0072B2", "#D55E00")
+    with rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 12}):
+        rows = len(results)
+        figure, axes = new_figure(rows, 2, figsize=(8, 3.9 * rows), layout="constrained", squeeze=False)
+        for row, (task, fits) in zip(axes, results.items(), strict=True):
+            for ax, (kind, (points, target, fit)) in zip(row, fits.items(), strict=True):
+                low, high = points.min(0).values - 0.5, points.max(0).values + 0.5
+                x, y = (torch.linspace(float(a), float(b), 300) for a, b in zip(low, high, strict=True))
+                with torch.no_grad():
+                    height = fit.sign * fit.neuron(torch.cartesian_prod(x, y)).reshape(300, 300).T
+                ax.pcolormesh(x.numpy(), y.numpy(), (height > 0).int().numpy(), cmap=regions, rasterized=True)
+                ax.contour(x.numpy(), y.numpy(), height.numpy(), levels=[0], colors="#444444", linewidths=1.2)
+                size = 140 if len(points) < 10 else 22
+                for label, marker in ((0, "o"), (1, "^")):
+                    own = points[target == label]
+                    ax.scatter(*own.T.numpy(), s=size, c=dots[label], marker=marker, edgecolors="white", linewidths=0.8)
+                ax.set_title(f"{task}, {names[kind]}: {100 * fit.accuracy:.3g} % right")
+                ax.set(aspect="equal", xticks=[], yticks=[])
+        save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    plot_boundaries(boundary_experiment(), Path(__file__).parents[1] / "docs" / "images" / "decision_boundary.png")

@@ -9,8 +9,21 @@ import pytest
 import torch
 
 from datafiles import write_cifar, write_folder
-from icnets.compare.datasets import DATASETS, make_data
-from icnets.compare.datasets.glyphs import CHARACTERS, render_folder
+from icnets.compare import data_kinds
+from icnets.compare.data_kinds import imported
+from studies.glyphs import CHARACTERS, render_folder
+
+KINDS = {
+    "mnist1d": "studies.mnist1d:MNIST1D",
+    "solar": "studies.solar:SolarCells",
+    "glyphs": "studies.glyphs:Glyphs",
+    "cifar10": "studies.cifar:CIFAR10",
+    "cifar100": "studies.cifar:CIFAR100",
+}
+
+
+def make_data(arguments: dict, seed: int, cache: Path | None = None):
+    return data_kinds.make_data(arguments, seed, cache=cache, imports=KINDS)
 
 
 def _all(data, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,6 +164,12 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
 
 
 def test_every_kind_can_be_imported() -> None:
-    for kind in DATASETS:
+    for kind in ["images", *KINDS]:
         with pytest.raises(ValueError, match="doesn't take these arguments"):
             make_data({"kind": kind, "no such argument": 1}, 0)
+
+
+@pytest.mark.parametrize("path", ["studies.solar", "studies.nowhere:Data", "studies.solar:Nothing", ":Data"])
+def test_import_paths_that_lead_nowhere(path: str) -> None:
+    with pytest.raises(ValueError, match=f"'{path}' can't be imported: .*module:name"):
+        imported(path)

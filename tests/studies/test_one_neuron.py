@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from icnets.compare.boundary import boundary_experiment, fit_neuron, two_moons, xor
-from icnets.compare.plots import Curve, plot_boundaries, plot_curves
+from icnets.compare.plots import Curve, plot_curves
 from icnets.unit.layers import ICLinear
+from studies.one_neuron import boundary_experiment, fit_neuron, plot_boundaries, two_moons, xor
 
 
 def test_ic_neuron_solves_xor_and_plain_one_cannot() -> None:

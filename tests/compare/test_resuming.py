@@ -1,4 +1,4 @@
-"""A whole study, small: killed and continued, by several processes, and what its mistakes look like."""
+"""A whole grid, small: killed and continued, by several processes, and what its mistakes look like."""
 
 import json
 import os
@@ -11,18 +11,20 @@ from pathlib import Path
 import pytest
 
 from datafiles import write_cifar, write_folder
-from icnets.cli.study import main
-from icnets.compare.study import lines
-from icnets.compare.study.results import Cell, Results
+from icnets.cli.compare import main
+from icnets.compare import lines
+from study_results import Cell, Results
 
 STUDY = """
 name: tiny
 data: {train_size: 100, val_fraction: 0.2, image_size: 16, batch_size: 50}
+imports: {cifar10: "studies.cifar:CIFAR10", mnist1d: "studies.mnist1d:MNIST1D"}
+network: {name: resnet10t, options: {channels: [8, 8, 8, 8], stem_width: 8}}
 networks:
-  - {name: basic, model: resnet10t, options: {channels: [8, 8, 8, 8], stem_width: 8}}
+  - {name: basic}
   - {name: IC, ic: {}}
   - {name: wider, options: {channels: [16, 8, 8, 8]}}
-  - {name: SE, model: seresnet18, options: {channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}
+  - {name: SE, network: seresnet18, options: {channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}
 methods:
   - {name: scratch}
   - {name: WLD, teacher: 0.5, wld: {temperature: 2.0, schedule: {kind: constant}}}
@@ -40,6 +42,7 @@ parts:
   - {networks: [basic, IC], methods: [scratch, WLD], recipes: [strong], seeds: [1]}
 cost_rounds: 2
 """
+ROOT = Path(__file__).parents[2]
 RUNS = 8 + 16 + 4 + 2  # the last two: teachers at half of their training that no part names
 
 
@@ -51,11 +54,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _arguments(config: Path, out: Path, workers: int = 1) -> list[str]:
-    return ["--config", str(config), "--out", str(out), "--workers", str(workers)]
+    return ["--config", str(config), "--out", str(out), "--workers", str(workers), "--allow-imports"]
 
 
 def _lines(out: Path) -> list[dict]:
-    return [lines.without_clock(line) for line in lines.read(out / "lines.jsonl")]
+    """Without what tells of time or place: two undisturbed comparisons differ in nothing else."""
+    clock = ("seconds", "epoch_seconds", "latency", "step", "step_taught", "machine")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines.read(out / "lines.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +111,11 @@ def test_a_finished_study_does_nothing(undisturbed: Path, config: Path, capsys: 
 
 def _killed(config: Path, out: Path, workers: int, after: int) -> int:
     """Runs the study in a process of its own, kills that by SIGKILL after so many runs; the runs in the file then."""
-    command = [sys.executable, "-m", "icnets.cli", "study", *_arguments(config, out, workers)]
+    command = [sys.executable, "-m", "icnets.cli", "compare", *_arguments(config, out, workers)]
     with open(out.with_suffix(".log"), "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT
+        )
         try:
             for _ in range(2400):
                 if _count(out) >= after or process.poll() is not None:
@@ -152,7 +159,7 @@ def test_lines_of_another_study_are_not_thrown_away(undisturbed: Path, config: P
     kept.write_bytes((undisturbed / "lines.jsonl").read_bytes())
     parts = "[{networks: [basic], seeds: [0]}]"
     arguments = [*_arguments(config, tmp_path), "--parts", parts]
-    with pytest.raises(ValueError, match=f"{RUNS - 1} of {RUNS} runs in .* are none of this study.*--prune true"):
+    with pytest.raises(ValueError, match=f"{RUNS - 1} of {RUNS} runs in .* are none of this comparison.*--prune true"):
         main(arguments)
     assert kept.read_bytes() == (undisturbed / "lines.jsonl").read_bytes()
     assert main([*arguments, "--prune", "true"]) == 0
@@ -162,21 +169,20 @@ def test_lines_of_another_study_are_not_thrown_away(undisturbed: Path, config: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("name: tiny", "name: ''"), "needs a name, networks and parts"),
         (
             ("networks: [basic, IC, wider, SE]", "networks: [basis]"),
             "a part names 'basis' among its networks.*basic, IC",
         ),
-        (("start: gain", "start: middle"), "'middle'; it must be one of scratch, gain, calibrate"),
+        (("start: gain", "start: middle"), "'middle'; it must be scratch or basic, or a warm start: gain or calibrate"),
         (("teacher: 0.5", "teacher: 2"), "teacher of 'WLD' is 2.*a budget"),
         (("budgets: [1.0, 0.5]", "budgets: [0]"), "budgets of a part are"),
         (("seeds: [0, 1]", "seeds: [1, 1]"), "each once"),
         (("name: wider", "name: IC"), "2 networks are called 'IC'"),
-        (("model: seresnet18", "model: seresnet81"), "no network 'seresnet81'"),
+        (("network: seresnet18", "network: seresnet81"), "no network 'seresnet81'"),
         (("temperature: 2.0", "temperature: 0"), "temperature"),
-        (("{name: IC, ic: {}}", "{name: IC, ic: {warm_start: gain}}"), "the method's start says so"),
+        (("{name: IC, ic: {}}", "{name: IC, ic: {warm_start: gain}}"), "has warm_start: gain but starts from scratch"),
         (("networks: [basic, IC], methods: [WLD", "networks: [wider], methods: [WLD"), "can't start from it"),
-        (("train_size: 100", "kind: abacus"), "data.kind is 'abacus'; it must be one of images, mnist1d"),
+        (("train_size: 100", "kind: abacus"), "data.kind is 'abacus'; it must be one of images, cifar10, mnist1d"),
         (("train_size: 100", "kind: mnist1d, size: 3"), "mnist1d doesn't take these arguments"),
         (("ema: 0.9", "ema: 9"), "ema is 9"),
     ],
@@ -223,7 +229,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         lines.read(path)
     path.write_text(json.dumps([1]) + "\n")
-    with pytest.raises(ValueError, match="no line of a study"):
+    with pytest.raises(ValueError, match="no line of a comparison"):
         lines.read(path)
 
 

@@ -4,9 +4,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from icnets import ICConfig, convert_
-from icnets.compare.methods import Network
-from icnets.compare.networks import BEFORE_NORM, SelfCollision, create
+from icnets.compare import networks
+from icnets.compare.networks import BEFORE_NORM, SelfCollision
+from icnets.compare.settings import Network
 from icnets.unit.layers import IC_LAYERS
+
+IMPORTS = {"signal_net": "studies.networks:SignalNet", "small_resnet": "studies.networks:small_resnet"}
+
+
+def create(network: Network, **sizes: int) -> nn.Module:
+    return networks.create(network, **sizes, imports=IMPORTS)
+
 
 SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}
 

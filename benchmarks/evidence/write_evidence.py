@@ -1,18 +1,18 @@
 """Writes docs/evidence.md and its figures from the lines in benchmarks/results/studies, and from nothing else.
 
-python benchmarks/evidence.py            # or: make evidence
-python benchmarks/evidence.py --check    # say whether the page is what the lines give
+python benchmarks/evidence/write_evidence.py            # or: make evidence
+python benchmarks/evidence/write_evidence.py --check    # say whether the page is what the lines give
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from icnets.compare.study import lines
-from icnets.compare.study.evidence_page import Question, page
-from icnets.compare.study.results import Cell, Results
+from evidence_page import Question, page
+from icnets.compare import lines
+from study_results import Cell, Results
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "benchmarks" / "results" / "studies"
 PAGE = ROOT / "docs" / "evidence.md"
 IMAGES = ROOT / "docs" / "images"
@@ -105,7 +105,7 @@ QUESTIONS = (
 START = """\
 # Does it help? The evidence
 
-<!-- Written by benchmarks/evidence.py from benchmarks/results/studies/*.jsonl; don't edit: make evidence. -->
+<!-- Written by benchmarks/evidence from benchmarks/results/studies/*.jsonl; don't edit: make evidence. -->
 
 Every number here comes from lines in `benchmarks/results/studies`, one for each training. A seed decides the data's
 draw or fold, the initial weights and the order of the examples; differences are paired by seed. An answer is read off
@@ -125,9 +125,9 @@ END = """\
 ## How to repeat it
 
     make evidence                                            # this page, from the lines
-    icnets study --config recipes/studies/mnist1d.yaml       # lines for MNIST-1D; goes on where it was stopped
-    icnets study --config recipes/studies/solar.yaml         # for the solar cells
-    icnets study --config recipes/studies/glyphs.yaml        # for the glyphs; the file says where fonts come from
+    icnets compare --config recipes/studies/mnist1d.yaml --allow-imports    # goes on where it was stopped
+    icnets compare --config recipes/studies/solar.yaml --allow-imports
+    icnets compare --config recipes/studies/glyphs.yaml --allow-imports     # the file says where fonts come from
 
 They need `pip install 'icnets[study]'`. The same studies of CIFAR, Imagenette and ImageNet are in `recipes/studies`.
 """

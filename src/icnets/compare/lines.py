@@ -1,4 +1,4 @@
-"""The file of a study: one JSON object per line, appended as runs finish, so that whatever was done stays done."""
+"""The file of finished runs: one JSON object per line, appended as runs finish, so that what was done stays done."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 
 from icnets.support.files import atomic_write
 
-__all__ = ["CLOCK", "append", "locked", "read", "rewrite", "without_clock"]
+__all__ = ["Line", "append", "locked", "read", "rewrite"]
 
 Line = dict[str, Any]
-
-# Fields that tell of time or place; two undisturbed studies differ in nothing else.
-CLOCK = ("seconds", "epoch_seconds", "step", "step_taught", "machine")
 
 
 def read(path: Path) -> list[Line]:
@@ -38,7 +35,7 @@ def read(path: Path) -> list[Line]:
                 f"line {number} of {path} is damaged ({error}); remove it, and its run is done anew"
             ) from None
         if not isinstance(value, dict) or "kind" not in value:
-            raise ValueError(f"line {number} of {path} is no line of a study; is it another file?")
+            raise ValueError(f"line {number} of {path} is no line of a comparison; is it another file?")
         found.append(value)
     return found
 
@@ -63,11 +60,6 @@ def rewrite(path: Path, lines: Iterable[Line]) -> None:
         unfinished.write_text("".join(_text(line) for line in lines), encoding="utf-8")
 
 
-def without_clock(line: Line) -> Line:
-    """The line without the fields that tell of time or place."""
-    return {name: value for name, value in line.items() if name not in CLOCK}
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """No other process that asks for it has the lock meanwhile; it ends with the process, however that ends.
@@ -84,5 +76,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"another process is at work on this study ({path} is locked); wait for its end") from None
+            raise ValueError(
+                f"another process is at work on this comparison ({path} is locked); wait for its end"
+            ) from None
         yield

@@ -8,17 +8,17 @@ from types import ModuleType
 
 import pytest
 
-from icnets.compare.study import lines
-from icnets.compare.study.evidence_page import Question, page
-from icnets.compare.study.results import Cell, Results
-from icnets.compare.study.study_tables import budget_table, cell_table, label, p_text
+from evidence_page import Question, page
+from icnets.compare import lines
+from study_results import Cell, Results
+from study_tables import budget_table, cell_table, label, p_text
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
+    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence" / "write_evidence.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

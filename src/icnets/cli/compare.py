@@ -1,0 +1,85 @@
+"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON, the curves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from icnets.cli.parser import parse
+from icnets.compare.comparison import compare
+from icnets.compare.settings import Settings
+from icnets.data.data_module import ImageData
+from icnets.support.tables import show
+from icnets.training.allowed_imports import FLAG, take_flag
+
+__all__ = ["main", "read_settings"]
+
+
+def _options(data: dict[str, Any]) -> list[str]:
+    """Arguments of the data as options of the command line."""
+    return [f"--data.{name}={json.dumps(value)}" for name, value in data.items()]
+
+
+def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
+    """The arguments with the recipe's settings for folders right behind the recipe, so that what follows overrides."""
+    known = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
+    at = known[-1] + (2 if argv[known[-1]] == "--config" else 1) if known else 0
+    data = _options(folder.get("data", {}))
+    rest = {name: value for name, value in folder.items() if name != "data"}
+    return [*argv[:at], "--config", json.dumps(rest), *data, *argv[at:]]
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """The settings; what the command line says holds against the recipe.
+
+    Raises:
+        ValueError: what can't be parsed, or ``imports`` without --allow-imports.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="icnets compare", description=__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
+    images = {"nested_key": "data", "skip": {"seed", "predict_root"}, "instantiate": False}
+    if "--help" in argv:
+        parser.add_class_arguments(ImageData, **images)
+    parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
+    argv, everything = take_flag(argv)
+    args = parse(parser, argv)
+    if args.data.get("root") is not None and args.folder:
+        args = parse(parser, _for_folder(argv, dict(args.folder)))
+    settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
+    if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
+        checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
+        checker.add_class_arguments(ImageData, **images)
+        parse(checker, _options(settings.data))
+    if everything:
+        sys.path.append(os.getcwd())  # so that the folder in which one is can hold what is imported
+    elif settings.imports:
+        path = next(iter(settings.imports.values()))
+        raise ValueError(f"{path} was not imported: importing runs its code; if you trust it, give {FLAG} true")
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    start = time.monotonic()
+    settings = read_settings(argv)
+    found = compare(settings, shlex.join(["icnets", "compare", *argv]))
+    out = settings.out
+    print()
+    show(found.table)
+    print("", *found.verdicts, "", sep="\n")
+    print(f"{out}/results.json    every number, run and setting; also results.md, curves.png and checkpoints/")
+    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with images")
+    if "kind" not in settings.data and settings.data.get("root") is None:
+        again = shlex.join(["icnets", "compare", *argv, "--out", "runs/photos", "--data.root"])
+        print(f"your own images (DIR/train and DIR/val, or one folder per class in DIR): {again} DIR")
+    print(f"All in {time.monotonic() - start:.0f} s.")
+    return 0
