@@ -222,9 +222,9 @@ MISTAKES = [
     ("net.safetensors x.png --mean nan", "mean is (nan, nan, nan); its values must be numbers, on the scale *"),
     ("net.safetensors x.png ", "one of the paths is empty; give image files, folders, patterns or lists of paths"),
     ("x.png x.png", "x.png is not a whole safetensors file (*"),
-    ("resnet19 x.png", "there is no file resnet19, and timm has no network of that name; check MODEL"),
+    ("resnet19 x.png", "there is no file resnet19, and timm * has no network 'resnet19'; near it: *"),
     ("resnet18 x.png", "resnet18 has random weights; give --pretrained, or a checkpoint"),
-    ("resnet18.none x.png --pretrained", "timm has no pretrained weights of resnet18.none; see *"),
+    ("resnet18.none x.png --pretrained", "can't get timm's pretrained weights of resnet18.none: *"),
 ]
 
 

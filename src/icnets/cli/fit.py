@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.data.data_module import ImageData
+from icnets.open_network import holds_ic_network, starting_config
 from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.quiet import quiet
 from icnets.support.text import of_configuration
@@ -24,7 +25,6 @@ from icnets.training import strategies  # noqa: F401 - registers fsdp2
 from icnets.training.allowed_imports import allowed_imports, take_flag
 from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, TargetAccuracy, WeightAverage, WeightsExport, progress_bar
-from icnets.training.network import holds_ic_network, starting_config
 from icnets.training.plan import kept_bytes, plan, preflight
 from icnets.training.precision import precision_options
 from icnets.training.run_checkpoints import (

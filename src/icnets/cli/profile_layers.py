@@ -49,33 +49,27 @@ def _network(args: Any) -> tuple[nn.Module, ImageNotes]:
     """The network of a checkpoint; or a named one, every convolution converted, with random weights."""
     if args.against is not None:
         raise ValueError(f"--against is {args.against}, but --layers is of one network; leave it out")
-    path = Path(args.name)
-    if path.is_file() or path.suffix in (".safetensors", ".ckpt"):
-        from icnets.training.rebuild import read_model
+    from icnets.open_network import open_network
 
-        if args.num_classes is not None or args.options:
-            raise ValueError(f"--num-classes and --options go with a network's name, but {args.name} is a checkpoint")
-        return read_model(path)
-    from icnets.timm_models import create_model
-
-    given = {} if args.num_classes is None else {"num_classes": args.num_classes}
-    network = create_model(args.name, ic=ICConfig(), in_chans=args.in_chans, **given, **args.options)
-    return network, ImageNotes(in_chans=args.in_chans)
+    in_chans = None if args.in_chans == 3 else args.in_chans
+    sizes = {"num_classes": args.num_classes, "in_chans": in_chans}
+    opened = open_network(args.name, ic=ICConfig(), **sizes, **args.options)
+    return opened.network, opened.notes
 
 
 def _sample(args: Any, network: nn.Module, notes: ImageNotes) -> tuple[Tensor, str]:
     """A batch, and what it is in words: images of ``args.images``, evenly spaced, or normal noise."""
-    from icnets.predict.preprocessing import image_data
+    from icnets.predict.inference import evaluation_of
 
-    data, _ = image_data(args.name, notes, {"image_size": args.image_size}, network)
+    view, _ = evaluation_of(args.name, network, notes, {"image_size": args.image_size})
     if args.images is None:
-        shape = (args.batch_size, data.in_chans, data.image_size, data.image_size)
+        shape = (args.batch_size, view.in_chans, view.image_size, view.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "random input (normal noise)"
     from icnets.data.folders import find_images
 
     paths = find_images(args.images, classes=False).paths
     count = min(args.batch_size, len(paths))
-    files = data.image_files([paths[i * len(paths) // count] for i in range(count)])
+    files = view.files([paths[i * len(paths) // count] for i in range(count)])
     images = []
     for index in range(count):
         try:

@@ -5,36 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from torch import nn
 
 from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
-from icnets.hub.markdown import code_block, escaped, inline_code
+from icnets.hub.markdown import escaped, inline_code
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 __all__ = ["Card", "card_text", "evidence_of"]
 
 _SHOWN_CLASSES = 100
 
-_PAPER = """\
-## Whose idea it is
-
-The Inter-layer Collision unit, `z = y + relu(y − w′·s + b₁)` in the place of a convolution's `y`, is from "IC Networks:
-Remodeling the Basic Unit for Convolutional Neural Networks" (Junyi An, Fengshan Liu, Jian Zhao, Furao Shen,
-[arXiv 2102.03495](https://arxiv.org/abs/2102.03495)), whose code was not published. This network was made by icnets, an
-independent implementation; its authors had no part in the paper, nor the paper's in this network.
-
-```bibtex
-@article{an2021icnetworks,
-  title = {{IC} Networks: Remodeling the Basic Unit for Convolutional Neural Networks},
-  author = {An, Junyi and Liu, Fengshan and Zhao, Jian and Shen, Furao},
-  journal = {arXiv preprint arXiv:2102.03495},
-  year = {2021}
-}
-```
-"""
+_TEMPLATE = Template(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -96,18 +81,18 @@ def card_text(
         timm_name: the name by which timm can load it, if it can.
     """
     title = card.title or source
-    header = _header(card, title, evidence, timm_name is not None)
-    parts = [f"---\n{header}\n---\n", f"# {escaped(title)}\n", f"{_summary(model)}\n"]
-    if card.description:
-        parts.append(f"{card.description.strip()}\n")
-    parts.append(_loading(source, own, timm_name, notes or {}))
-    if evidence is not None:
-        parts.append(f"## Evidence\n\n{evidence.markdown}\n")
-    if classes:
-        more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
-        shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
-        parts.append(f"## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n")
-    return "\n".join([*parts, _PAPER])
+    return _TEMPLATE.substitute(
+        header=_header(card, title, evidence, timm_name is not None),
+        title=escaped(title),
+        summary=_summary(model),
+        description=f"\n{card.description.strip()}\n" if card.description else "",
+        source=repr(source),
+        basic=", basic" if own else "",
+        comment="  # your basic network: the module that convert_ was called on" if own else "",
+        more=_more(timm_name, notes or {}),
+        evidence="" if evidence is None else f"\n## Evidence\n\n{evidence.markdown}\n",
+        classes=_listed(classes),
+    )
 
 
 def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> str:
@@ -147,13 +132,21 @@ def _summary(model: nn.Module) -> str:
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 
-def _loading(source: str, own: bool, timm_name: str | None, notes: Mapping[str, str]) -> str:
-    basic = ", basic)  # your basic network: the module that convert_ was called on" if own else ")"
-    lines = ["from icnets.hub import from_pretrained", "", f"model = from_pretrained({source!r}{basic}"]
-    parts = ["## Load it\n", code_block(lines, "python")]
+def _more(timm_name: str | None, notes: Mapping[str, str]) -> str:
+    """How timm loads the network, if it can, and what is noted of its images."""
+    parts = []
     if timm_name is not None:
         call = f"model = timm.create_model({timm_name!r}, pretrained=True)"
-        parts += ["\nor by timm\n", code_block(["import icnets.timm_models", "import timm", "", call], "python")]
+        parts.append(f"\nor by timm\n\n```python\nimport icnets.timm_models\nimport timm\n\n{call}\n```\n")
     sides = {"size": "image_size", "channels": "in_chans", "mean": "mean", "standard deviation": "std"}
-    known = [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]
-    return "\n".join([*parts, *(["", f"Images: {'; '.join(known)}."] if known else [])]) + "\n"
+    if known := [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]:
+        parts.append(f"\nImages: {'; '.join(known)}.\n")
+    return "".join(parts)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    if not classes:
+        return ""
+    more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
+    shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
+    return f"\n## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n"

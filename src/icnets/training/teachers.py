@@ -13,9 +13,9 @@ from torch import nn
 
 from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg
 from icnets.distill.teacher import Normalization, Teacher
+from icnets.open_network import notes_of_start, open_network
 from icnets.support.text import differing, few, tell
 from icnets.timm_models import create_model
-from icnets.training.rebuild import notes_of_start, read_model
 
 __all__ = [
     "TeacherClasses",
@@ -92,7 +92,7 @@ def _of_file(source: str) -> TrainedNetwork:
             f"there is no checkpoint {source}; give a .safetensors or .ckpt file, a folder of save_pretrained "
             "(download a repository of the Hub first), or timm:NAME"
         )
-    network, notes = read_model(path)
+    network, notes, _, _ = open_network(path)
     return TrainedNetwork(source, network, notes, () if notes.class_names is None else (notes.class_names,))
 
 
