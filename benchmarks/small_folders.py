@@ -43,7 +43,7 @@ def last_epoch(run: Path) -> dict[str, float]:
 
 
 def _fit(name: str, root: Path, seed: int, work: Path, model: list[str]) -> dict[str, float | str]:
-    command = [sys.executable, "-m", "icnets.cli.app", "fit", "--name", name, *model, "--data.root", str(root)]
+    command = [sys.executable, "-m", "icnets.cli", "fit", "--name", name, *model, "--data.root", str(root)]
     command += [*COMMON, "--seed_everything", str(seed)]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:

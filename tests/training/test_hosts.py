@@ -44,7 +44,7 @@ class Host:
         paths = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
         environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": self.device}
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else an agent that comes back waits for an address
-        command = [*self.prefix, *agent, "-m", "icnets.cli.app", "fit", *options]
+        command = [*self.prefix, *agent, "-m", "icnets.cli", "fit", *options]
         with open(log, "ab") as file:
             self.agent = subprocess.Popen(command, env={**os.environ, **environment}, stdout=file, stderr=file)
 

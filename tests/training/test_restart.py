@@ -4,9 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.cli import LightningArgumentParser
 
-from icnets.cli import fit as lightning_cli
 from icnets.cli import main
+from icnets.cli.fit_callbacks import require_one_step
+from icnets.training.run_checkpoints import AtomicCheckpointIO
 
 COMMAND = [
     *("fit", "--name", "auto", "--ckpt_path", "auto", "--model.model", "resnet10t", "--data.train_size", "20"),
@@ -31,9 +33,9 @@ def test_auto_begins_and_goes_on_by_one_command(capsys: pytest.CaptureFixture[st
 
 def test_hosts_that_found_different_checkpoints() -> None:
     strategy = SimpleNamespace(broadcast=lambda value: 12)
-    lightning_cli._require_one_step(SimpleNamespace(strategy=strategy, global_step=12, global_rank=1))
+    require_one_step(SimpleNamespace(strategy=strategy, global_step=12, global_rank=1))
     with pytest.raises(ValueError, match="process 1 would go on at step 0 and process 0 at step 12; give --runs"):
-        lightning_cli._require_one_step(SimpleNamespace(strategy=strategy, global_step=0, global_rank=1))
+        require_one_step(SimpleNamespace(strategy=strategy, global_step=0, global_rank=1))
 
 
 def test_a_configuration_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +46,19 @@ def test_a_configuration_is_replaced_as_a_whole(monkeypatch: pytest.MonkeyPatch)
         Path(path).write_text("trainer:")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lightning_cli._Parser, "save", half)
+    monkeypatch.setattr(LightningArgumentParser, "save", half)
     assert main([*COMMAND, "2"]) == 2
     assert Path("runs/auto/config.yaml").read_bytes() == before
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, save = list[Path](), AtomicCheckpointIO.save_checkpoint
+
+    def noted(self: AtomicCheckpointIO, checkpoint: dict[str, object], path: str, storage_options: object) -> None:
+        written.append(Path(path))
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
+    assert main([*COMMAND, "1"]) == 0
+    assert {path.name for path in written} >= {path.name for path in Path("runs/auto/checkpoints").glob("*.ckpt")}
+    assert written

@@ -5,72 +5,110 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import NamedTuple
 
-from icnets.cli.help import COMMAND_HELP, HELP
+from icnets.cli.parser import Parser
 from icnets.support.text import one_line
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "Command", "main"]
 
-COMMANDS = [*COMMAND_HELP, "convert"]
+HELP = """\
+usage: icnets COMMAND [OPTIONS]
 
-# Modules whose ``main`` takes the arguments behind the command; what is neither here nor below is Lightning's.
-_PROGRAMS = {
-    "build": "icnets.cli.build",
-    "compare": "icnets.compare.comparison",
-    "convert": "icnets.cli.convert",
-    "data": "icnets.cli.data",
-    "export": "icnets.cli.export",
-    "hub": "icnets.cli.hub",
-    "predict": "icnets.cli.predict",
-    "profile": "icnets.cli.profile",
-    "report": "icnets.cli.report",
-    "study": "icnets.cli.study",
+Turn a convolutional network into an Inter-layer Collision (IC) network, train it, and compare the two.
+
+{commands}
+
+  icnets COMMAND --help     options of a command, with an example; --help-all: every option there is
+  icnets --version          the version
+
+Example, on scikit-learn's handwritten digits (nothing to download):
+
+  icnets fit --config recipes/fit_digits.yaml --name digits
+  icnets test --name digits --ckpt_path best
+
+A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
+"""
+
+
+class Command(NamedTuple):
+    """A command: the function that takes the arguments behind it and returns the exit status, and its help."""
+
+    main: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "fit": Command(
+        "icnets.cli.fit:fit",
+        "train a basic or an IC network, with or without weak logit distillation",
+        "fit --name ic --model.model resnet18 --model.ic.layers all --data.root photos \\\n"
+        "    --model.init_from runs/basic/checkpoints/best.safetensors",
+    ),
+    "validate": Command(
+        "icnets.cli.fit:validate",
+        "accuracy of a trained network on the validation images",
+        "validate --name digits --ckpt_path best",
+    ),
+    "test": Command(
+        "icnets.cli.fit:test",
+        "accuracy of a trained network on the test images",
+        "test --name digits --ckpt_path best",
+    ),
+    "predict": Command(
+        "icnets.cli.predict:main",
+        "classes of image files, by a checkpoint or an exported artefact, as CSV or JSON",
+        "predict runs/ic/checkpoints/best.safetensors new_photos --out classes.csv",
+    ),
+    "compare": Command(
+        "icnets.compare.comparison:main",
+        "basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture",
+        "compare --config recipes/demo.yaml --data.root photos --out runs/photos",
+    ),
+    "study": Command(
+        "icnets.cli.study:main",
+        "networks, methods and seeds in a grid on one data set; goes on where it was stopped",
+        "study --config recipes/studies/smoke.yaml",
+    ),
+    "report": Command(
+        "icnets.cli.report:main",
+        "a comparison, or a training, as one HTML page with figures, images and what the units do",
+        "report runs/demo",
+    ),
+    "profile": Command(
+        "icnets.cli.profile:main",
+        "parameters, MACs, measured time and memory beside the basic network",
+        "profile resnet50 --against resnet101 --batch-size 1",
+    ),
+    "convert": Command(
+        "icnets.cli.convert:main",
+        "a basic network's checkpoint in, an IC network's checkpoint out",
+        "convert resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10",
+    ),
+    "export": Command(
+        "icnets.cli.export:main",
+        "ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept",
+        "export runs/ic/checkpoints/best.safetensors --format onnx --data.root photos",
+    ),
+    "hub": Command(
+        "icnets.cli.hub:main",
+        "a network with its model card, as a folder or on the Hugging Face Hub",
+        "hub save runs/ic/checkpoints/best.safetensors shared/ic --evidence runs/ic --license mit",
+    ),
+    "data": Command(
+        "icnets.cli.data:main",
+        "data check: decode every image of a data set, and list what is broken, misfiled or double",
+        "data check photos --csv problems.csv",
+    ),
+    "build": Command(
+        "icnets.cli.build:main",
+        "compile the CPU kernels for this machine, once: IC units in eager mode then take one pass over memory",
+        "build --force",
+    ),
 }
-
-
-def _require_unique_keys(files: Sequence[str]) -> None:
-    """Raises ValueError for a configuration with a key twice in one mapping: YAML would take the last one silently."""
-    import yaml
-
-    for file in files:
-        try:
-            pending = [yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            continue  # the command's own parser says what is wrong with it
-        while pending:
-            node = pending.pop()
-            if isinstance(node, yaml.SequenceNode):
-                pending += node.value
-            if not isinstance(node, yaml.MappingNode):
-                continue
-            lines: dict[Any, int] = {}
-            for key, value in node.value:
-                pending.append(value)
-                line, name = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else key
-                if name in lines:
-                    raise ValueError(f"{file} has {name!r} twice, in lines {lines[name]} and {line}; leave one of them")
-                lines[name] = line
-
-
-def _configurations_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Move ``--config FILE`` behind the command: the parser lets the later one win, and options outrank files.
-
-    Returns:
-        The arguments, and the files.
-    """
-    options, files = list[str](), list[str]()
-    waiting = list(argv[1:])
-    while waiting:
-        arg = waiting.pop(0)
-        name, _, file = arg.partition("=")
-        if name not in ("-c", "--config") or not (file or waiting):
-            options.append(arg)
-        else:
-            files.append(file or waiting.pop(0))
-    return [*argv[:1], *(part for file in files for part in ("--config", file)), *options], files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,11 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
     is a bug of ours, and its traceback is shown.
     """
-    args, files = _configurations_first(sys.argv[1:] if argv is None else argv)
     try:
-        if files:
-            _require_unique_keys(files)
-        status = _dispatch(args)
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -110,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if args[:1] in (["-h"], ["--help"]):
-        print(HELP, end="")
+        width = max(map(len, COMMANDS))
+        commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+        print(HELP.format(commands=commands), end="")
         return 0
     if args[:1] == ["--version"]:
         from icnets import __version__
@@ -131,23 +168,34 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
-    if command in COMMAND_HELP and {"-h", "--help"} & set(rest):
-        print(COMMAND_HELP[command], end="")
+    page = Path(__file__).with_name("help") / f"{command}.txt"  # of a command whose parser takes seconds to make
+    asked = {"-h", "--help"} & set(rest)
+    if asked and page.is_file():
+        print(page.read_text(encoding="utf-8"), end="")
         return 0
+    asked |= {"--help-all"} & set(rest)
     rest = ["--help" if arg == "--help-all" else arg for arg in rest]
-    if command in _PROGRAMS:
-        return int(import_module(_PROGRAMS[command]).main(rest))
-    from icnets.cli.fit import run
+    try:
+        return int(resolve_name(COMMANDS[command].main)(_configurations_first(rest)))
+    except SystemExit as stop:
+        if asked and not stop.code:
+            print(f"\nExample:\n\n  icnets {COMMANDS[command].example}")
+        raise
 
-    run([command, *rest])
-    return 0
+
+def _configurations_first(args: Sequence[str]) -> list[str]:
+    """Move ``--config FILE`` to the front: the parser lets the later one win, and options outrank files."""
+    early = Parser(add_help=False)
+    early.add_argument("-c", "--config", action="append", default=[])
+    found, rest = early.parse_known_args(args)
+    return [*(part for file in found.config for part in ("--config", file)), *rest]
 
 
 # Errors.
 
 
 def _unread() -> bool:
-    """Whether whoever read our output has had enough, as head has; then nothing more is written to it."""
+    """Whether the reader of our output closed the pipe, as head does; then nothing more is written to it."""
     try:
         print(flush=True)  # other pipes break too, those to workers, and that is an error
     except BrokenPipeError:
@@ -157,7 +205,7 @@ def _unread() -> bool:
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether an exception tells of a mistake of the user's, by the conventions of this package and Lightning."""
+    """Whether this is a user's error, by the conventions of this package and Lightning."""
     names = {cls.__name__ for cls in type(error).__mro__}
     return bool(
         names & {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}

@@ -15,13 +15,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="icnets convert",
         usage="icnets convert IN OUT [--model NAME] [OPTIONS]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Read a basic network's checkpoint, convert the network, and write an IC network's checkpoint.",
-        epilog=(
-            "Example, for the state dict of a timm network:\n\n"
-            "  icnets convert resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10\n"
-        ),
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="file of icnets.save, or a state dict (.pth, .safetensors)")

@@ -19,7 +19,7 @@ _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": 
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="icnets export", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="icnets export", description=__doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint of icnets (.safetensors), or a network's name, such as ic_resnet50")
     add("--format", choices=list(_SUFFIX), default="onnx", help="default: onnx")

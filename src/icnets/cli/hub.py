@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 
 def _parser(verb: str) -> Parser:
-    parser = Parser(prog=f"icnets hub {verb}", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"icnets hub {verb}", description=__doc__)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="what icnets.save or icnets fit wrote (.safetensors)")
     if verb == "save":
@@ -30,6 +30,9 @@ def _parser(verb: str) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     argv = list(argv or [])
+    if argv[:1] == ["--help"]:
+        print(_parser("save").format_help(), _parser("push").format_help(), sep="\n", end="")
+        raise SystemExit
     if argv[:1] not in (["save"], ["push"]):
         raise ValueError("hub needs a verb: icnets hub save CHECKPOINT DIR, or icnets hub push CHECKPOINT OWNER/NAME")
     args = _parser(argv[0]).parse_args(argv[1:])

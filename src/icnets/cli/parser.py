@@ -1,13 +1,60 @@
-"""The parser of the commands that have their own arguments."""
+"""Parsers whose errors are a ValueError of one line: argparse's, and jsonargparse's for classes and dataclasses."""
 
 import argparse
-from typing import NoReturn
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-__all__ = ["Parser"]
+__all__ = ["Parser", "parse", "with_hint"]
+
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: (--[^\s=]+).*|unknown option (?P<known>\S+)"
+    r"|(?:Option|(?:Group '(?P<group>.+)'|Subcommand '\w+') does not accept option) '(?P<name>.+?)'.*",
+    re.DOTALL,
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ValueErrors, which ``main`` reports in one line."""
+    """argparse without abbreviations; ``main`` reports its errors in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(with_hint(message, self))
+
+
+def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
+    """The parser's ``message``; of an unknown option it says which one was probably meant."""
+    found = _UNKNOWN.fullmatch(message)
+    if found is None:
+        return message
+    name = found[1] or found["known"] or ".".join(filter(None, (found["group"], found["name"])))
+    dashes = "--" if name.startswith("--") else ""  # a key of a configuration has none
+    known = [option.replace("--", dashes, 1) for option in parser._option_string_actions]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def parse(parser: Any, argv: Sequence[str] | None) -> Any:
+    """The namespace that jsonargparse's ``parser`` makes of ``argv``, dataclasses instantiated.
+
+    ``--help`` prints and exits as usual.
+
+    Raises:
+        ValueError: an option or value that can't be parsed, a file that is no configuration, or a class that the
+            configuration may not name.
+    """
+    from icnets.cli.allowed_imports import allowed_imports
+    from icnets.cli.unique_keys import UNIQUE_KEYS
+    from icnets.support.text import of_configuration, one_line
+
+    parser.parser_mode, parser.allow_abbrev = UNIQUE_KEYS, False
+    try:
+        with allowed_imports(remedy="remove it"):
+            with of_configuration():
+                parsed = parser.parse_args(argv)
+            return parser.instantiate(parsed)
+    except argparse.ArgumentError as error:
+        raise ValueError(with_hint(one_line(error), parser)) from error

@@ -30,7 +30,12 @@ _ON_SHEET = 100
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="icnets predict", usage="icnets predict MODEL PATHS... [OPTIONS]", allow_abbrev=False)
+    parser = Parser(
+        prog="icnets predict",
+        usage="icnets predict MODEL PATHS... [OPTIONS]",
+        description="Classify image files, each read as in the network's evaluation. Those that can't be read have "
+        "their reason in the output. Exit status: 0 all predicted, 1 some can't be read, 2 a mistake in the arguments.",
+    )
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), run, artefact (.onnx, .xml, .pt2), or name")
     add("paths", metavar="PATHS", nargs="+", help="image files, folders, patterns, or lists of paths (.txt, .csv)")

@@ -199,7 +199,7 @@ def require_input(name: str, model: nn.Module, sample: Tensor) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    from icnets.compare.arguments import parse
+    from icnets.cli.parser import parse
 
     args = parse(_parser(), argv)
     _require_positive(args)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +25,17 @@ __all__ = ["main", "report"]
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="icnets report", formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--method")
-    parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--force", action="store_true")
+    parser = Parser(
+        prog="icnets report",
+        description="One HTML page about the runs, which needs no network. The images are read again from where a run "
+        "found them; without them the page says so and has the rest.",
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", type=Path, nargs="+", help="folder of icnets compare, such as runs/demo, or icnets fit")
+    add("--out", metavar="FILE", type=Path, help="the page (default: report.html in the folder of RUN)")
+    add("--method", metavar="NAME", help="the method that is looked at (default: the IC network with the least error)")
+    add("--images", metavar="N", type=int, default=12, help="images on which it and its control differ (default: 12)")
+    add("--force", action="store_true", help="replace FILE if it exists")
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from icnets.compare.arguments import parse
+from icnets.cli.parser import parse
 from icnets.compare.datasets import make_data
 from icnets.compare.grid import run_grid, showing, worker_count
 from icnets.compare.runs import Job, Run, build, distillation

@@ -53,7 +53,7 @@ def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
 
 def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], Settings]:
     """The data's arguments and everything else; what the command line says holds against the recipe."""
-    from icnets.compare.arguments import parse
+    from icnets.cli.parser import parse
 
     parser = _parser()
     args = parse(parser, argv)

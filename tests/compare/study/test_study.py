@@ -106,7 +106,7 @@ def test_a_finished_study_does_nothing(undisturbed: Path, config: Path, capsys: 
 
 def _killed(config: Path, out: Path, workers: int, after: int) -> int:
     """Runs the study in a process of its own, kills that by SIGKILL after so many runs; the runs in the file then."""
-    command = [sys.executable, "-m", "icnets.cli.app", "study", *_arguments(config, out, workers)]
+    command = [sys.executable, "-m", "icnets.cli", "study", *_arguments(config, out, workers)]
     with open(out.with_suffix(".log"), "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:

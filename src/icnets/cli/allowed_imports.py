@@ -6,16 +6,15 @@ object found there is defined, so that ``torch.os.system`` is no way round.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jsonargparse import set_parsing_settings
 from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
 
-__all__ = ["ALLOWED", "FLAG", "allowed_imports", "take_flag"]
+__all__ = ["ALLOWED", "allowed_imports"]
 
 ALLOWED = ("icnets", "lightning", "timm", "torch", "torchvision")
-FLAG = "--allow-imports"
 
 # What in these packages runs or unpickles code of others by design.
 _LOADERS = [
@@ -26,7 +25,9 @@ _LOADERS = [
 
 
 @contextmanager
-def allowed_imports(*, everything: bool = False, remedy: str = f"if you trust it, give {FLAG} true") -> Iterator[None]:
+def allowed_imports(
+    *, everything: bool = False, remedy: str = "if you trust it, give --allow-imports true"
+) -> Iterator[None]:
     """What jsonargparse parses and instantiates in this block can name objects of ``ALLOWED`` only.
 
     Values of no particular type, such as those of ``model_options``, stay plain: no class is made of them.
@@ -64,27 +65,3 @@ def _reason(name: str) -> str:
     if name.partition(".")[0] in ALLOWED:
         return "it loads or runs code from elsewhere"
     return f"a configuration may name classes of {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]} only"
-
-
-def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without ``--allow-imports [true|false]``, and whether it was given; the last one counts.
-
-    The parser never hears of it, so that no configuration can grant itself the right.
-
-    Raises:
-        ValueError: another value than true or false.
-    """
-    rest: list[str] = []
-    allowed = False
-    waiting = list(args)
-    while waiting:
-        name, equals, value = (arg := waiting.pop(0)).partition("=")
-        if name != FLAG:
-            rest.append(arg)
-            continue
-        if not equals:
-            value = waiting.pop(0) if waiting and waiting[0].lower() in ("true", "false") else "true"
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"{FLAG} is {value!r}; it must be true or false")
-        allowed = value.lower() == "true"
-    return rest, allowed

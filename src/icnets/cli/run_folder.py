@@ -1,0 +1,84 @@
+"""From the words of a command line to a run's folder, its configuration and its checkpoint."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from icnets.cli.parser import Parser
+from icnets.training.run_checkpoints import last_checkpoints, newest_whole, read_checkpoint
+
+__all__ = ["find_checkpoint", "require_empty", "run_name", "with_configuration_of_run"]
+
+_OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
+_FINISHED = ("best.ckpt", "best.safetensors", "last.safetensors")  # beside those of the last steps
+_NAMELESS = "ckpt_path is {!r}, of which run? Give --name too"
+
+
+def with_configuration_of_run(args: Sequence[str]) -> list[str]:
+    """The arguments, and before them the configuration of the run whose checkpoint they name, unless they bring one."""
+    early = Parser(add_help=False)
+    for name in ("ckpt_path", "name", "runs", "config"):
+        early.add_argument(f"--{name}")
+    given = early.parse_known_args(args)[0]
+    if given.ckpt_path is None or given.config is not None or "--help" in args:
+        return list(args)
+    folder = Path(given.ckpt_path).parent.parent
+    if given.ckpt_path in _OF_A_RUN:
+        if given.name is None:
+            raise ValueError(_NAMELESS.format(given.ckpt_path))
+        folder = Path(given.runs or "runs") / given.name
+        if not folder.is_dir() and given.ckpt_path != "auto":
+            raise ValueError(f"there is no run {folder}; check --name and --runs")
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return list(args)
+    # A run may have been moved since: it is where its checkpoint is, not where its configuration says.
+    return ["--config", str(config), "--runs", str(folder.parent), "--name", folder.name, *args]
+
+
+def run_name(chosen: Any, command: str) -> str:
+    """The name of a run that was given none: for fit, the network's with the first number that is free."""
+    if chosen.ckpt_path in _OF_A_RUN:
+        raise ValueError(_NAMELESS.format(chosen.ckpt_path))
+    if command != "fit":
+        return command
+    model = chosen.model.model
+    label = model if isinstance(model, str) else str(model.get("class_path", "model")).rpartition(".")[2]
+    label = re.sub(r"[^\w.-]", "_", label)
+    return next(n for i in range(1, sys.maxsize) if not (Path(chosen.runs) / (n := f"{label}-{i}")).exists())
+
+
+def find_checkpoint(given: Any, folder: Path) -> str | None:
+    """The path of the checkpoint ``given`` of the run in ``folder``, once it was read whole; None to begin anew."""
+    if given is None:
+        return None
+    if given in ("last", "auto"):
+        path, problems = newest_whole(folder / "checkpoints")
+        for problem in problems:
+            print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
+        if path is None and (given == "last" or problems):
+            raise ValueError(
+                f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}; begin anew without --ckpt_path"
+            )
+        return None if path is None else str(path)
+    path = folder / "checkpoints" / "best.ckpt" if given == "best" else Path(given)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}; check ckpt_path, and the run's name")
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} holds weights alone; give the .ckpt beside it, or start from it by model.init_from")
+    read_checkpoint(path)
+    return str(path)
+
+
+def require_empty(folder: Path) -> None:
+    """Raises ValueError where a run would be replaced, also one of which only the finished weights were kept."""
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("*") if path.name in _FINISHED)
+    if last_checkpoints(folder / "checkpoints"):
+        what, way = "a run already", "resume it with --ckpt_path last, "
+    elif kept:
+        what, way = f"trained weights already ({', '.join(kept)})", ""
+    else:
+        return
+    raise ValueError(f"{folder} holds {what}; give another --name, {way}or --overwrite true")
