@@ -1,6 +1,7 @@
 """int8 keeps the accuracy, or isn't kept."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from deploy.export.artefacts import IMAGE, SUFFIX, load_artefact, needs, tiny
 from icnets import ICConv2d
+from icnets.deploy.export import to_openvino
 from icnets.deploy.export.core import require_one_answer
 from icnets.deploy.export.engines import ENGINES
 from icnets.export import export
@@ -129,3 +131,10 @@ def test_int8_of_units_on_single_pixels_is_right_or_refused(tmp_path: Path) -> N
             assert not list(tmp_path.iterdir())
         else:
             assert max(p.relative for p in report.int8_parity) < 0.1
+
+
+def test_nncf_is_silenced_and_nobody_elses_handler(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("nncf")
+    to_openvino._nncf()
+    assert not logging.getLogger("nncf").isEnabledFor(logging.WARNING)
+    assert caplog.handler.level == logging.NOTSET

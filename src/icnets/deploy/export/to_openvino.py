@@ -96,7 +96,8 @@ def _nncf() -> ModuleType:
     with _environment(NNCF_CI="1", CI="true"):
         import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    # Not by nncf.set_log_level, which also changes handlers of others on this logger, such as pytest's.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 
