@@ -22,17 +22,7 @@ from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
 from icnets.deploy.export.engines import SUFFIXES, open_artefact
 from icnets.support.text import first_line
 
-__all__ = [
-    "OpenedNetwork",
-    "holds_ic_network",
-    "load_weights",
-    "network_file",
-    "noted",
-    "notes_of_start",
-    "open_network",
-    "starting_config",
-    "written_by_icnets",
-]
+__all__ = ["OpenedNetwork", "load_weights", "noted", "open_network"]
 
 _DIGITS = (0.3053, 0.3760)  # mean and deviation of scikit-learn's digits, as the data module has them
 _IN_FOLDERS = ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.ckpt")
@@ -82,7 +72,8 @@ def open_network(
     if file is None:
         return _named(str(source), pretrained, ic, given)
     if extra := [*given, *["pretrained"] * pretrained]:
-        raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is a file")
+        what = "an artefact" if file.suffix in SUFFIXES else "a checkpoint"
+        raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is {what}")
     if file.suffix == ".ckpt":
         network, notes = _of_run(file, allow_imports)
         return OpenedNetwork(network, notes, notes_of_data(notes), file)
@@ -149,15 +140,14 @@ def _of_run(path: Path, allow_imports: bool) -> tuple[nn.Module, ImageNotes]:
     content = unpickled(path)
     if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of icnets fit; give a .safetensors, or convert it by icnets convert")
-    config, names = _config(path), (content["icnets"] or {}).get("class_names")
-    own = not isinstance(config["model"].get("model"), str)
-    if not names or (own and not allow_imports):
+    (model, data), names = _config(path), (content["icnets"] or {}).get("class_names")
+    if not names or not (allow_imports or isinstance(model.get("model"), str)):
         raise ValueError(
             f"{path} is of a network or of images of your own; give the .safetensors beside it, or, where the network "
             "can be imported and you trust it, --allow-imports"
         )
-    notes = _image_notes(config["data"], list(names))
-    network = _untrained(config["model"], notes)
+    notes = _image_notes(data, list(names))
+    network = _untrained(model, notes)
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     if (problem := mismatch(shapes(network.state_dict()), shapes(state))) is not None:
@@ -166,7 +156,8 @@ def _of_run(path: Path, allow_imports: bool) -> tuple[nn.Module, ImageNotes]:
     return network.eval(), notes
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of model and data by which a run's checkpoint was trained."""
     import yaml
 
     file = path.parent.parent / "config.yaml"
@@ -174,11 +165,9 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no {file}, by which {path} is read; give the .safetensors beside it")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(config["model"], dict) and isinstance(config["data"], dict):
-            return dict(config)
+        return dict(config["model"]), dict(config["data"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        pass
-    raise ValueError(f"{file}, by which {path} is read, is damaged; give the .safetensors beside it")
+        raise ValueError(f"{file}, by which {path} is read, is damaged; give the .safetensors beside it") from None
 
 
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
@@ -234,7 +223,7 @@ def load_weights(network: nn.Module, path: Path) -> str:
     """
     path = Path(path)
     if written_by_icnets(path):
-        with _head_of(network, read_notes(_strings(path)).class_names):
+        with _head_of(network, read_notes(_strings(path) or {}).class_names):
             checkpoint.load(path, network)
         return ""
     weights = read_weights(path, network.state_dict())
@@ -265,41 +254,39 @@ def _head_of(network: nn.Module, class_names: list[str] | None) -> Iterator[None
         raise
 
 
-def _strings(path: Path) -> dict[str, str]:
-    """The strings in the header of a .safetensors file; none in any other file."""
+def _strings(path: Path) -> dict[str, str] | None:
+    """The strings in the header of a .safetensors file; None for any other file, and a damaged one."""
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError):
-        return {}
+        return None
 
 
 def written_by_icnets(path: Path) -> bool:
     """Whether ``icnets.save`` wrote a file; True for a damaged .safetensors too, which reading it explains."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "icnets" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return path.is_file() and path.suffix == ".safetensors"
+    strings = _strings(path)
+    return path.is_file() and path.suffix == ".safetensors" if strings is None else "icnets" in strings
 
 
 def holds_ic_network(path: Path) -> bool:
     """Whether a file is a checkpoint of ``icnets.save`` that has IC units; False if it is missing."""
-    return "icnets" in _strings(path) and bool(checkpoint.read(path)[0]["layers"])
+    return "icnets" in (_strings(path) or ()) and bool(checkpoint.read(path)[0]["layers"])
 
 
 def noted(path: Path) -> dict[str, str]:
     """What is noted of images and classes beside weights; nothing, where the file isn't of ``icnets``."""
     if path.suffix != ".ckpt":
-        strings = _strings(path)
-        return {key: value for key, value in strings.items() if key not in ("format", "icnets") and "icnets" in strings}
+        strings = _strings(path) or {}
+        own = strings.pop("icnets", None), strings.pop("format", None)
+        return strings if own[0] is not None else {}
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         names = content["icnets"]["class_names"]
     except Exception:  # of others, or damaged, which load_weights says
         return {}
     try:
-        return notes_of_data(_image_notes(_config(path)["data"], names))
+        return notes_of_data(_image_notes(_config(path)[1], names))
     except ValueError:  # without the configuration of its run
         return notes_of_data(ImageNotes(class_names=names))
 

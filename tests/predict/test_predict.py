@@ -209,7 +209,10 @@ MISTAKES = [
         "--class-names empty.txt has 0 names, but net.safetensors has 3*",
     ),
     ("net.safetensors x.png --class-names no.txt", "can't read --class-names no.txt: No such file or directory"),
-    ("net.safetensors x.png --pretrained", "--pretrained goes with a network's name, but net.safetensors is a file"),
+    (
+        "net.safetensors x.png --pretrained",
+        "--pretrained goes with a network's name, but net.safetensors is a checkpoint",
+    ),
     ("none.safetensors x.png", "there is no checkpoint none.safetensors; check the path"),
     ("none.ckpt x.png", "there is no checkpoint none.ckpt"),
     ("none.onnx x.png", "there is no artefact none.onnx; check the path"),

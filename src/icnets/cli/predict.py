@@ -7,7 +7,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,10 +149,8 @@ def _names(args: argparse.Namespace, noted: list[str] | None, classes: int) -> l
     try:
         text = file.read_text(encoding="utf-8-sig")
         names = json.loads(text) if file.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"can't read --class-names {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"--class-names {file} is no text in UTF-8, or no JSON: {error}") from error
+    except (OSError, ValueError) as error:  # no such file, no UTF-8, or no JSON
+        raise ValueError(f"can't read --class-names {file}: {getattr(error, 'strerror', error)}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"--class-names {file} must hold a list of names")
     if len(names) != classes:
@@ -170,49 +169,41 @@ def _predict(
 
     from icnets.predict.grad_cam import GradCam
     from icnets.predict.inference import predictions
+    from icnets.predict.output import write_csv, write_json
 
-    options = {"top_k": args.top_k, "batch_size": args.batch_size, "device": args.device}
-    found = predictions(args.model, network, view, paths, workers=_workers(args, len(paths)), **options)
+    workers = args.workers
+    if workers is None:
+        workers = 0 if args.device == "cpu" or len(paths) <= args.batch_size else min(8, os.cpu_count() or 1)
+    options = {"top_k": args.top_k, "batch_size": args.batch_size, "device": args.device, "workers": workers}
     errors: list[Prediction] = []
-    found = _counted(found, len(paths), errors, hidden=args.out is None and sys.stdout.isatty())
+    found = _counted(predictions(args.model, network, view, paths, **options), args, len(paths), errors)
     if args.grad_cam is not None:
         shape = (1, view.in_chans, view.image_size, view.image_size)
         cam = GradCam(network, torch.zeros(shape, device=args.device))
         args.grad_cam.mkdir(exist_ok=True)
         found = _with_heat_maps(found, args, cam, view)
     if args.contact_sheet is not None:
-        found = _with_sheet(found, args.contact_sheet, view, names)
-    about = {"model": args.model, "preprocessing": asdict(view)}
-    if args.out is None:
-        if hasattr(sys.stdout, "reconfigure"):  # whatever the terminal's encoding: names aren't lost to it
-            sys.stdout.reconfigure(encoding="utf-8")
-        _write(sys.stdout, found, args, names, about)
-        return errors
-    with atomic_write(args.out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        _write(file, found, args, names, about)
+        found = _with_sheet(found, args, view, names)
+    with ExitStack() as stack:
+        file = sys.stdout
+        if args.out is not None:
+            temporary = stack.enter_context(atomic_write(args.out))
+            file = stack.enter_context(open(temporary, "w", newline="", encoding="utf-8"))
+        elif hasattr(file, "reconfigure"):  # whatever the terminal's encoding: names aren't lost to it
+            file.reconfigure(encoding="utf-8")
+        if args.format == "csv":
+            write_csv(file, found, args.top_k, names)
+        else:
+            write_json(file, found, names, {"model": args.model, "preprocessing": asdict(view)})
     return errors
 
 
-def _write(file: Any, found: Iterable[Prediction], args: argparse.Namespace, names: Any, about: Any) -> None:
-    from icnets.predict.output import write_csv, write_json
-
-    if args.format == "csv":
-        write_csv(file, found, args.top_k, names)
-    else:
-        write_json(file, found, names, about)
+_Stream = Iterator["Prediction"]
 
 
-def _workers(args: argparse.Namespace, images: int) -> int:
-    if args.workers is not None:
-        return int(args.workers)
-    if args.device == "cpu" or images <= args.batch_size:
-        return 0
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _counted(found: Iterable[Prediction], total: int, errors: list[Prediction], hidden: bool) -> Iterator[Prediction]:
+def _counted(found: _Stream, args: argparse.Namespace, total: int, errors: list[Prediction]) -> _Stream:
     """Collects ``errors``, and counts on standard error if that is a terminal and not full of predictions."""
-    shown = sys.stderr.isatty() and not hidden
+    shown = sys.stderr.isatty() and not (args.out is None and sys.stdout.isatty())
     for number, prediction in enumerate(found, 1):
         if prediction.error is not None:
             errors.append(prediction)
@@ -221,9 +212,7 @@ def _counted(found: Iterable[Prediction], total: int, errors: list[Prediction], 
             print(f"\r{number}/{total} images", end="\n" if number == total else "", file=sys.stderr, flush=True)
 
 
-def _with_sheet(
-    found: Iterable[Prediction], path: Path, view: EvaluationTransform, names: Sequence[str] | None
-) -> Iterator[Prediction]:
+def _with_sheet(found: _Stream, args: argparse.Namespace, view: EvaluationTransform, names: Any) -> _Stream:
     """Saves the first images on one sheet at the end."""
     from icnets.predict.contact_sheet import picture, save_sheet
     from icnets.predict.paths import shown
@@ -239,12 +228,10 @@ def _with_sheet(
             label = f"{f'class {best}' if names is None else names[best]} {prediction.probabilities[0]:.0%}"
             image = picture(prediction.image, view.mean, view.std)
         tiles.append((image, [shown(prediction.path), label]))
-    save_sheet(tiles, path)
+    save_sheet(tiles, args.contact_sheet)
 
 
-def _with_heat_maps(
-    found: Iterable[Prediction], args: argparse.Namespace, cam: GradCam, view: EvaluationTransform
-) -> Iterator[Prediction]:
+def _with_heat_maps(found: _Stream, args: argparse.Namespace, cam: GradCam, view: EvaluationTransform) -> _Stream:
     """Saves each image with the heat map of its class, by the number of its row."""
     import torch
 
@@ -264,10 +251,11 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
 
     if errors:
         what = "have no prediction" if any(error.image is not None for error in errors) else "can't be read"
-        lines = [f"{len(errors):,} of {total:,} images {what}; they are in the output, with the reason:"]
-        lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
-        lines += [f"  and {len(errors) - _SHOWN:,} more"] * (len(errors) > _SHOWN)
-        print("\n".join(lines), file=sys.stderr)
+        print(f"{len(errors):,} of {total:,} images {what}; they are in the output, with the reason:", file=sys.stderr)
+        for error in errors[:_SHOWN]:
+            print(f"  {shown(error.path)}: {shown(error.error or '')}", file=sys.stderr)
+        if len(errors) > _SHOWN:
+            print(f"  and {len(errors) - _SHOWN:,} more", file=sys.stderr)
     outputs = {"predictions": args.out, "contact sheet": args.contact_sheet, "Grad-CAM": args.grad_cam}
     if wrote := "; ".join(f"{what}: {path}" for what, path in outputs.items() if path is not None):
         good, file = total - len(errors), sys.stderr if args.out is None else sys.stdout

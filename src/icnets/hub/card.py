@@ -98,37 +98,34 @@ def card_text(
 def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    datasets = list(dict.fromkeys([*card.datasets, *([evidence.dataset] if evidence and evidence.dataset else [])]))
+    datasets = list(card.datasets)
+    if evidence is not None and evidence.dataset and evidence.dataset not in datasets:
+        datasets.append(evidence.dataset)
     found: dict[str, Any] = {}
     if evidence is not None and evidence.measured is not None and card.pipeline_tag is not None:
+        name, accuracy, split = evidence.measured
         result = EvalResult(
             task_type=card.pipeline_tag,
             dataset_type=datasets[0] if datasets else "imagefolder",
             dataset_name=evidence.data,
-            dataset_split=evidence.measured.split,
+            dataset_split=split,
             metric_type="accuracy",
-            metric_name=evidence.measured.name,
-            metric_value=round(evidence.measured.accuracy, 4),
+            metric_name=name,
+            metric_value=round(accuracy, 4),
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
-    data = ModelCardData(
-        license=card.license,
-        library_name="icnets",
-        tags=["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"],
-        pipeline_tag=card.pipeline_tag,
-        datasets=datasets or None,
-        **found,
-    )
-    return data.to_yaml()
+    tags = ["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"]
+    found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": datasets or None}
+    return ModelCardData(license=card.license, library_name="icnets", **found).to_yaml()
 
 
 def _summary(model: nn.Module) -> str:
     units = sum(isinstance(m, IC_LAYERS) for m in model.modules())
-    total = sum(p.numel() for p in model.parameters())
-    new = sum(p.numel() for _, p in ic_parameters(model))
-    name, plural = escaped(type(model).__name__), "s" * (units != 1)
-    kind = f"An Inter-layer Collision (IC) network: {name} with {units} IC unit{plural}"
-    kind = kind if units else f"A basic network: {name} without IC units"
+    total, new = sum(p.numel() for p in model.parameters()), sum(p.numel() for _, p in ic_parameters(model))
+    kind = f"A basic network: {escaped(type(model).__name__)} without IC units"
+    if units:
+        kind = f"An Inter-layer Collision (IC) network: {escaped(type(model).__name__)} with {units} IC unit"
+    kind += "s" * (units > 1)
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 

@@ -99,8 +99,9 @@ def _write(
     if classes:
         notes.setdefault("class_names", as_text(classes))
     tensors, strings, claim = prepare(model, architecture, notes)
-    arguments, own = timm_arguments(model, claim), claim is None
+    arguments = timm_arguments(model, claim)
     timm_name = None if arguments is None else f"{scheme}:{source}"
+    own = claim is None
     text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=own, timm_name=timm_name)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments is None:
@@ -163,14 +164,8 @@ def push_to_hub(
         with _told(f"{repo_id} can't be pushed", "check the name, the connection, and hf auth login"):
             api = hub.HfApi(token=token, library_name="icnets")
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-            )
-    return str(commit)
+            where = {"repo_id": repo_id, "folder_path": folder, "revision": revision, "create_pr": create_pr}
+            return str(api.upload_folder(**where, commit_message=commit_message))
 
 
 def from_pretrained(
@@ -206,13 +201,6 @@ def from_pretrained(
         raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
     hub = _hub()
     with _told(f"{name} is no folder here, and can't be had from the Hub", "check the name and the connection"):
-        path = hub.hf_hub_download(
-            name,
-            WEIGHTS,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            library_name="icnets",
-        )
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "library_name": "icnets"}
+        path = hub.hf_hub_download(name, WEIGHTS, revision=revision, token=token, **options)
     return load(path, model)

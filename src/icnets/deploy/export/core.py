@@ -89,7 +89,12 @@ def export(
     example = _example(model, example_input)
     calibration = labelled(() if calibration_data is None else calibration_data, CALIBRATION_IMAGES)
     evaluation = calibration if evaluation_data is None else labelled(evaluation_data)
-    _check_data(example, [x for x, _ in calibration + evaluation])
+    for x, _ in calibration + evaluation:
+        if x.shape[1:] != example.shape[1:]:
+            raise ValueError(
+                f"images of the data have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}; "
+                "give an example_input like the data"
+            )
     if int8 and not any(len(x) for x, _ in calibration):
         raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     original = made_plain_(deepcopy(model).cpu().eval())
@@ -164,15 +169,6 @@ def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
     size = tuple(int(n) for n in cfg["input_size"])
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return size if first is None else (first.in_channels, *size[1:])
-
-
-def _check_data(example: Tensor, images: Sequence[Tensor]) -> None:
-    for x in images:
-        if x.shape[1:] != example.shape[1:]:
-            raise ValueError(
-                f"images of the data have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}; "
-                "give an example_input like the data"
-            )
 
 
 # The network and its program.

@@ -53,14 +53,15 @@ class Onnx(Engine):
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        CalibrationDataReader.register(_Images)
+        batches = iter([{INPUT: x.numpy()} for x in images])
+        calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
         prepared = target.with_suffix(".prepared.onnx")
         with _without_advice():
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,
                 target,
-                _Images(images),
+                calibration(),
                 op_types_to_quantize=["Conv", "Gemm", "MatMul"],
                 per_channel=True,
                 # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
@@ -90,17 +91,6 @@ def _save(proto: Any, path: Path, notes: Mapping[str, str], check: bool = True) 
     if check:
         onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
-
-
-class _Images:
-    """Calibration images, batch by batch, as ONNX Runtime asks for them."""
-
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self._rest = iter(images)
-
-    def get_next(self) -> dict[str, Any] | None:
-        x = next(self._rest, None)
-        return None if x is None else {INPUT: x.numpy()}
 
 
 @contextmanager
