@@ -1,0 +1,209 @@
+"""What version 0.1 wrote, read by this one: the same outputs, the same weights after resuming, the same tables.
+
+tests/fixtures/version_0_1/make.py made the files, and what was expected of them, with the code of commit b6b6cf9.
+Everything goes through public names and the command line, wherever the code behind them lies.
+"""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import icnets.timm_models
+from fixtures.version_0_1.shared import Own, kernels, tables_of, text_of
+from icnets import fuse_, load, save
+from icnets.cli import main
+from icnets.hub import from_pretrained
+
+BEFORE = Path(__file__).resolve().parent / "fixtures" / "version_0_1"
+MACHINE = json.loads((BEFORE / "machine.json").read_text(encoding="utf-8"))
+SAME_MACHINE = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (MACHINE["torch"], MACHINE["capability"])
+EXPECTED = BEFORE / "expected" / kernels()
+NETWORKS = ("named", "gain", "own", "basic")
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # of sums in another order, where the machine or the operators are others
+
+
+@pytest.fixture
+def files(own_run: None) -> Path:
+    """A copy of all files, in which the test is."""
+    shutil.copytree(BEFORE, Path.cwd(), dirs_exist_ok=True)
+    return Path.cwd()
+
+
+def require_same(found: Tensor, expected: Tensor, what: str, *, exact: bool = True) -> None:
+    """Bit for bit where torch and the processor are those of the fixtures; else but for rounding."""
+    if SAME_MACHINE and exact:
+        assert torch.equal(found, expected), what
+    else:
+        torch.testing.assert_close(found, expected, **ROUNDING, msg=lambda text: f"{what}: {text}")
+
+
+def network(name: str) -> nn.Module:
+    return load(BEFORE / "networks" / f"{name}.safetensors", Own() if name == "own" else None)
+
+
+def header(path: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """A checkpoint's metadata, and in it what rebuilds the network."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    return metadata, json.loads(metadata.pop("icnets"))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+# Networks.
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_computes_what_it_did(name: str) -> None:
+    x, expected = (
+        load_file(BEFORE / "networks" / "inputs.safetensors")["x"],
+        load_file(EXPECTED / "outputs.safetensors"),
+    )
+    model = network(name)
+    with torch.no_grad():
+        require_same(model(x), expected[name], name)
+        fuse_(model, x)
+        torch.testing.assert_close(model(x), expected[f"{name}, deployed"], **ROUNDING)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_has_the_weights_of_its_file_and_is_saved_as_it_was(name: str, tmp_path: Path) -> None:
+    path, again = BEFORE / "networks" / f"{name}.safetensors", tmp_path / "again.safetensors"
+    model, tensors = network(name), load_file(path)
+    state = model.state_dict()
+    assert state.keys() == tensors.keys()
+    assert all(torch.equal(state[key], tensors[key]) and state[key].dtype == tensors[key].dtype for key in tensors)
+    metadata, before = header(path)
+    save(model, again, metadata={key: value for key, value in metadata.items() if key != "format"})
+    now_metadata, now = header(again)
+    assert now_metadata == metadata
+    assert {key: now[key] for key in before if key != "checksum"} == {
+        k: v for k, v in before.items() if k != "checksum"
+    }
+    written = load_file(again)
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[key], tensors[key]) for key in tensors)
+
+
+def test_the_units_of_a_network_are_those_of_its_options() -> None:
+    kinds = {name: [type(m).__name__ for m in network(name).modules()] for name in NETWORKS}
+    assert kinds["gain"].count("ICLinear") == 1
+    assert kinds["gain"].count("ICConv2d") == kinds["named"].count("ICConv2d") - 1  # the stem's first
+    assert kinds["own"].count("ICLinear") == 2
+    assert not any(kind.startswith("IC") for kind in kinds["basic"])
+    assert sum(key.endswith(".gain") for key in network("gain").state_dict()) == kinds["gain"].count("ICConv2d") + 1
+
+
+def test_a_folder_of_the_hub(files: Path) -> None:
+    tensors = load_file("hub/model.safetensors")
+    for model in (from_pretrained("hub"), timm.create_model("local-dir:hub", pretrained=True)):
+        state = model.state_dict()
+        assert state.keys() == tensors.keys()
+        assert all(torch.equal(state[key], tensors[key]) for key in tensors)
+    assert icnets.timm_models.__name__ in sys.modules  # which timm needs for the second
+
+
+# Runs of fit.
+
+
+@pytest.mark.parametrize("name", ["plain", "taught"])
+def test_a_run_that_was_stopped_in_an_epoch_ends_with_the_same_weights(
+    name: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--runs", "trainings", "--name", name, "--ckpt_path", "last"]) == 0
+    assert f"going on from trainings/{name}/checkpoints/step-000000008.ckpt" in capsys.readouterr().out
+    found = load_file(files / "trainings" / name / "checkpoints" / "last.safetensors")
+    expected = load_file(EXPECTED / f"{name}.safetensors")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        # Of short epochs, later versions take statistics of batch norms anew; the weights are the same.
+        if not key.endswith(("running_mean", "running_var")):
+            # By torch's operators gradients are summed in another order since a path in tiles is gone.
+            require_same(found[key], value, key, exact=kernels() == "cpp")
+    assert [row["step"] for row in rows_of(files / "trainings" / name / "history.csv")] == ["6", "12", "18"]
+
+
+# Predictions.
+
+MODELS = {
+    "named.csv": "networks/named.safetensors",
+    "ckpt.csv": "trainings/plain/checkpoints/step-000000008.ckpt",
+    "onnx.csv": "named.onnx",
+    "pt2.csv": "named.pt2",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predictions(name: str, files: Path) -> None:
+    assert main(["predict", MODELS[name], "images/val", "--out", "found.csv"]) == 0
+    expected = files / "expected" / ("" if name in ("onnx.csv", "pt2.csv") else kernels()) / name
+    found, before = rows_of(Path("found.csv")), rows_of(expected)
+    assert len(found) == len(before) == 9
+    for row, old in zip(found, before, strict=True):
+        assert row.keys() == old.keys()
+        for key, value in old.items():
+            if key.startswith("probability"):  # engines have versions of their own
+                assert float(row[key]) == pytest.approx(float(value), rel=1e-4)
+            else:
+                assert row[key] == value
+
+
+# Comparisons and studies.
+
+
+def test_the_report_of_a_comparison(files: Path) -> None:
+    assert main(["report", "compare", "--out", "page.html", "--images", "2"]) == 0
+    found = text_of(Path("page.html").read_text(encoding="utf-8"))
+    expected = (files / "expected" / "report.txt").read_text(encoding="utf-8").splitlines()
+    # What is looked up in the networks anew may be rounded otherwise on another machine.
+    end = len(expected) if SAME_MACHINE else expected.index("What it confuses")
+    assert found[:end] == expected[:end]
+
+
+def test_the_card_of_a_comparison(files: Path) -> None:
+    network = "compare/checkpoints/ic-plus-wld-warm-start-seed0.safetensors"
+    evidence = ["--evidence", "compare", "--method", "IC + WLD, warm start", "--title", "small"]
+    assert main(["hub", "save", network, "again/hub", *evidence]) == 0
+    found, before = (Path(folder, "README.md").read_text(encoding="utf-8") for folder in ("again/hub", "hub"))
+    assert found.partition("## Evidence")[2] == before.partition("## Evidence")[2]  # how it is loaded stands above
+    assert found.partition("---\n\n")[0] == before.partition("---\n\n")[0]
+
+
+@pytest.mark.xfail(reason="runs of IC networks got other ids with version 2 of ICConfig", strict=True)
+def test_a_finished_study_trains_nothing_and_says_the_same(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Path("study/lines.jsonl").read_text(encoding="utf-8").splitlines()
+    assert main(["study", "--config", "study.yaml"]) == 0
+    expected = (files / "expected" / "study.txt").read_text(encoding="utf-8").splitlines()
+    assert tables_of(capsys.readouterr().out) == expected
+    assert Path("study/lines.jsonl").read_text(encoding="utf-8").splitlines()[1:] == lines[1:]
+
+
+def test_a_study_that_was_killed_trains_what_is_missing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the basic network, whose teachers and starts are in the study's folder."""
+    path, study = Path("study/lines.jsonl"), json.loads(Path("study.yaml").read_text(encoding="utf-8"))
+    study["parts"][0]["networks"] = ["basic"]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    *done, last = [line for line in lines if json.loads(line).get("network", "basic") == "basic"]
+    assert len(done) == 1 + 5  # the study's own line, and its runs but for the last
+    path.write_text("\n".join([*done, last[:40]]), encoding="utf-8")  # killed while it wrote a line
+    Path("study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    assert main(["study", "--config", "study.yaml"]) == 0
+    assert "small: 6 runs, 1 to do; lines go to" in capsys.readouterr().out
+    runs = [line for line in path.read_text(encoding="utf-8").splitlines() if '"kind":"run"' in line]
+    assert runs[:-1] == done[1:]
+    found, before = json.loads(runs[-1]), json.loads(last)
+    assert found.keys() == before.keys()
+    assert [found[key] for key in ("id", "method", "seed")] == [before[key] for key in ("id", "method", "seed")]
+    # Not what is measured afterwards: later versions take statistics of batch norms anew.
+    assert found["train_loss"] == pytest.approx(before["train_loss"], rel=1e-3)
