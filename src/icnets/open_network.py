@@ -1,10 +1,10 @@
 """Open a network from whatever names it: a checkpoint, a run, an exported artifact, or a name of timm's."""
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -171,7 +171,7 @@ def _config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
-    """How a run with these options of its data evaluated images, by the defaults of the data module."""
+    """How a run evaluated images, by its options and, where these are null, the defaults of the data module."""
     digits = not any(options.get(name) for name in ("root", "train_shards", "hf"))
     in_chans = options.get("in_chans") or (1 if digits else 3)
     known = [[value] * in_chans for value in _DIGITS]
@@ -185,7 +185,7 @@ def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
 
 
 def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
-    """The network as training built it, its weights aside: what they started from may be gone, or far away."""
+    """Builds the network as training did, its weights aside: what they started from may be gone, or far away."""
     name, source = model["model"], Path(model.get("init_from") or "")
     ic = ICConfig(**model["ic"]) if model.get("ic") else None
     if isinstance(name, str):
@@ -194,8 +194,10 @@ def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
         sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
         network = timm_models.create_model(name, ic=None, **sizes, **(model.get("model_options") or {}))
     else:
-        module, _, kind = name["class_path"].rpartition(".")
-        network = getattr(importlib.import_module(module), kind)(**name.get("init_args", {}))
+        try:
+            network = resolve_name(name["class_path"])(**name.get("init_args", {}))
+        except Exception as error:  # whatever it is that was named
+            raise ValueError(f"can't make the network {name} of the run's config.yaml: {first_line(error)}") from error
     if holds_ic_network(source):
         load_weights(network, source)
     if ic is not None:
@@ -275,7 +277,7 @@ def holds_ic_network(path: Path) -> bool:
 
 
 def noted(path: Path) -> dict[str, str]:
-    """What is noted of images and classes beside weights; nothing, where the file isn't of ``icnets``."""
+    """The strings that are noted beside weights; none where the file isn't of ``icnets``."""
     if path.suffix != ".ckpt":
         strings = _strings(path) or {}
         own = strings.pop("icnets", None), strings.pop("format", None)
@@ -292,5 +294,5 @@ def noted(path: Path) -> dict[str, str]:
 
 
 def notes_of_start(path: Path) -> ImageNotes:
-    """:func:`noted`, read. Raises ValueError where that makes no sense."""
+    """What :func:`noted` gives, as values. Raises ValueError for a note that makes no sense."""
     return _read(path, noted(path))

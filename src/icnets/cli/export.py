@@ -102,9 +102,8 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tupl
     data = ImageData(args.root, **sizes, **notes.transform)
     if names is not None and names != data.class_names:
         ours, theirs = differing(data.class_names, names)
-        raise ValueError(
-            f"{args.root} has {ours}, {args.model} was trained on {theirs}; give images of the same classes"
-        )
+        what = f"{args.root} has {ours}, {args.model} was trained on {theirs}"
+        raise ValueError(f"{what}; give images of the same classes")
     with torch.no_grad():
         outputs = opened.network(example).shape[-1]
     if outputs != data.num_classes:

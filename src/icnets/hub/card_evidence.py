@@ -63,9 +63,7 @@ def read_evidence(path: Path, method: str | None = None) -> Evidence:
             if method is None or method in names:
                 return _of_comparison(record, method)
         except _DAMAGED as error:
-            raise ValueError(
-                f"{results} is no whole results.json of icnets compare ({error!r}); give the folder that it wrote"
-            ) from None
+            raise ValueError(f"{results} is no whole results.json of icnets compare ({error!r}); {_GIVE}") from None
         raise ValueError(f"{results} has no method {method!r}; it has {few(names, 10)}")
     if method is not None:
         raise ValueError(f"method is {method!r}, but {path} is no comparison; leave method out")

@@ -71,6 +71,15 @@ def save_pretrained(
         HubError: the folder is a file or holds a network already, or huggingface_hub is missing.
         ValueError: evidence, a method or an architecture that can't be used.
         TypeError: a model that :func:`icnets.save` refuses: deployed, traced, without values.
+
+    Example:
+        >>> import icnets, tempfile
+        >>> model = icnets.create_model("resnet18", num_classes=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(model, f"{folder}/net", card=Card(license="mit"))
+        ...     again = from_pretrained(f"{folder}/net")
+        >>> type(again) is type(model)
+        True
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

@@ -122,10 +122,8 @@ def classes_of(name: str, network: nn.Module, view: EvaluationTransform, device:
     except ValueError:
         raise
     except Exception as error:  # engines have errors of their own
-        raise ValueError(
-            f"{name} can't take images of {'×'.join(map(str, shape))}: {first_line(error)}; give --image-size, "
-            "--in-chans"
-        ) from error
+        what = f"{name} can't take images of {'×'.join(map(str, shape))}: {first_line(error)}"
+        raise ValueError(f"{what}; give --image-size, --in-chans") from error
     if logits.dim() != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise ValueError(f"{name} gives {tuple(logits.shape)} for 2 images; predict needs logits (2, classes)")
     return logits.shape[1]

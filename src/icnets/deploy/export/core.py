@@ -91,10 +91,8 @@ def export(
     evaluation = calibration if evaluation_data is None else labelled(evaluation_data)
     for x, _ in calibration + evaluation:
         if x.shape[1:] != example.shape[1:]:
-            raise ValueError(
-                f"images of the data have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}; "
-                "give an example_input like the data"
-            )
+            shapes = f"{tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}"
+            raise ValueError(f"images of the data have shape {shapes}; give an example_input like the data")
     if int8 and not any(len(x) for x, _ in calibration):
         raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     original = made_plain_(deepcopy(model).cpu().eval())
@@ -178,10 +176,8 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
     try:
         eager(original)(example)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {first_line(error)}; "
-            "give another example_input"
-        ) from error
+        what = f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}"
+        raise ValueError(f"{what}: {first_line(error)}; give another example_input") from error
     network: nn.Module = deepcopy(original)
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -193,9 +189,8 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
     try:
         fuse_(network, example)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"the network can't be fused: {first_line(error)}{_own_rounding(original, example)}; or export it unfused"
-        ) from error
+        why = f"{first_line(error)}{_own_rounding(original, example)}"
+        raise ValueError(f"the network can't be fused: {why}; or export it unfused") from error
     return network
 
 
@@ -277,8 +272,7 @@ def require_one_answer(artefact: Runner, x: Tensor) -> None:
     if together.relative > 0.02:
         raise ValueError(
             f"the engine's int8 answers for an image alone differ by {together.relative:.2g} of the output's range "
-            "from those for it in a batch, which is the engine's mistake: the artefact isn't kept; export it unfused "
-            "(fuse=False, --no-fuse), or for larger images"
+            "from those in a batch: it isn't kept; export it unfused (fuse=False, --no-fuse), or for larger images"
         )
 
 

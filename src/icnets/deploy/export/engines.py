@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from icnets.deploy.export.engine_base import Engine, is_installed
+from icnets.deploy.export.parity import Runner
 from icnets.deploy.export.to_aoti import AOTInductor, holds_compiled
 from icnets.deploy.export.to_onnx import Onnx
 from icnets.deploy.export.to_openvino import OpenVino
@@ -44,17 +45,12 @@ class Artefact(nn.Module):
     ``format``: its name in :data:`ENGINES`. ``notes``: what its maker noted in it.
     """
 
-    def __init__(self, path: Path, format: str) -> None:
+    def __init__(self, format: str, notes: dict[str, str], run: Runner) -> None:
         super().__init__()
-        engine = ENGINES[format]
-        if not is_installed(engine.packages[0]):
-            raise ModuleNotFoundError(engine.packages[0])
-        self.format, self.notes = format, engine.notes(path)
-        self._run = engine.read(path) if "icnets" in self.notes else None
+        self.format, self.notes, self._run = format, notes, run
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Raises whatever the engine raises."""
-        assert self._run is not None
         outputs = self._run(x)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -68,15 +64,14 @@ def open_artefact(path: Path) -> Artefact:
     if not path.is_file():
         raise ValueError(f"there is no artefact {path}; check the path")
     format = next(name for name, engine in ENGINES.items() if engine.suffix == path.suffix)
+    if not is_installed(package := ENGINES[format].packages[0]):
+        raise ValueError(f"{path} needs {package}: pip install 'icnets[export]'")
     try:
         format = "aoti" if path.suffix == ".pt2" and holds_compiled(path) else format
-        artefact = Artefact(path, format)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{path} needs {ENGINES[format].packages[0]}: pip install 'icnets[export]'") from error
+        notes = ENGINES[format].notes(path)
+        run = ENGINES[format].read(path) if "icnets" in notes else None
     except Exception as error:  # each engine has its own
         raise ValueError(f"{path} can't be read as an artefact ({first_line(error)}); export it again") from error
-    if "icnets" not in artefact.notes:
-        raise ValueError(
-            f"{path} was not written by icnets export: it doesn't say what images it takes; export it again"
-        )
-    return artefact
+    if run is None:
+        raise ValueError(f"{path} was not written by icnets export; export the network again")
+    return Artefact(format, notes, run)
