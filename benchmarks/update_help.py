@@ -53,7 +53,12 @@ def page(command: str) -> str:
 
 def _chosen_options(parser: argparse.ArgumentParser, command: str, chosen: list[str]) -> str:
     actions = {option: action for action in parser._actions for option in action.option_strings}
-    lines = [f"usage: icnets {command} [OPTIONS]", "", *textwrap.wrap(_plain(parser.description), 120), ""]
+    lines = [
+        f"usage: icnets {command} [OPTIONS]",
+        "",
+        *textwrap.wrap(_plain(parser.description), 120, break_on_hyphens=False),
+        "",
+    ]
     for name in chosen:
         option = f"--{name}"
         start = "  " + " ".join(filter(None, (option, _value(actions[option]))))

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse._common import parsing_settings
 
 from icnets.cli import main
-from icnets.cli.allowed_imports import ALLOWED, allowed_imports
+from icnets.cli.allowed_imports import ALLOWED, allowed_imports, take_flag
 
 TRAP = """\
 from pathlib import Path
@@ -208,7 +208,9 @@ def test_the_guard_ends_with_its_block() -> None:
     assert parsing_settings == before
 
 
-def test_the_last_flag_counts(refused: Refuse) -> None:
-    config = write("run.yaml", **options("trainer.callbacks", "trap.Call"))
-    assert "trap.Call was not imported" in refused("fit", "--allow-imports", "true", "--allow-imports=false", *config)
-    assert "--allow-imports: invalid choice: 'yes' (choose from" in refused("fit", "--allow-imports=yes", *config)
+def test_the_flag() -> None:
+    assert take_flag(["fit", "--name", "a"]) == (["fit", "--name", "a"], False)
+    assert take_flag(["fit", "--allow-imports", "--name", "a"]) == (["fit", "--name", "a"], True)
+    assert take_flag(["--allow-imports", "true", "--allow-imports=false", "x"]) == (["x"], False)
+    with pytest.raises(ValueError, match=r"--allow-imports: invalid choice: 'yes' \(choose from"):
+        take_flag(["--allow-imports=yes"])

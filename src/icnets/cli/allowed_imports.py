@@ -6,15 +6,18 @@ object found there is defined, so that ``torch.os.system`` is no way round.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from jsonargparse import set_parsing_settings
 from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
 
-__all__ = ["ALLOWED", "allowed_imports"]
+from icnets.cli.parser import Parser
+
+__all__ = ["ALLOWED", "FLAG", "allowed_imports", "take_flag"]
 
 ALLOWED = ("icnets", "lightning", "timm", "torch", "torchvision")
+FLAG = "--allow-imports"
 
 # What in these packages runs or unpickles code of others by design.
 _LOADERS = [
@@ -25,10 +28,8 @@ _LOADERS = [
 
 
 @contextmanager
-def allowed_imports(
-    *, everything: bool = False, remedy: str = "if you trust it, give --allow-imports true"
-) -> Iterator[None]:
-    """What jsonargparse parses and instantiates in this block can name objects of ``ALLOWED`` only.
+def allowed_imports(*, everything: bool = False, remedy: str = f"if you trust it, give {FLAG} true") -> Iterator[None]:
+    """Lets jsonargparse parse and instantiate objects of ``ALLOWED`` only, while the block runs.
 
     Values of no particular type, such as those of ``model_options``, stay plain: no class is made of them.
 
@@ -65,3 +66,14 @@ def _reason(name: str) -> str:
     if name.partition(".")[0] in ALLOWED:
         return "it loads or runs code from elsewhere"
     return f"a configuration may name classes of {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]} only"
+
+
+def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--allow-imports [true|false]``, and whether it was given; the last one counts.
+
+    The command's own parser never hears of it, so that no configuration can grant itself the right.
+    """
+    parser = Parser(add_help=False)
+    parser.add_argument(FLAG, nargs="?", const="true", type=str.lower, choices=["true", "false"])
+    given, rest = parser.parse_known_args(args)
+    return rest, given.allow_imports == "true"

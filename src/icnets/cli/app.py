@@ -7,12 +7,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import NamedTuple
 
 from icnets.cli.parser import Parser
 from icnets.support.text import one_line
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "main"]
 
 HELP = """\
 usage: icnets COMMAND [OPTIONS]
@@ -33,81 +32,41 @@ A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_
 """
 
 
-class Command(NamedTuple):
-    """A command: the function that takes the arguments behind it and returns the exit status, and its help."""
-
-    main: str
-    summary: str
-    example: str
-
-
+# Each command with the function that takes the arguments behind it and returns the exit status.
 COMMANDS = {
-    "fit": Command(
-        "icnets.cli.fit:fit",
-        "train a basic or an IC network, with or without weak logit distillation",
-        "fit --name ic --model.model resnet18 --model.ic.layers all --data.root photos \\\n"
-        "    --model.init_from runs/basic/checkpoints/best.safetensors",
-    ),
-    "validate": Command(
-        "icnets.cli.fit:validate",
-        "accuracy of a trained network on the validation images",
-        "validate --name digits --ckpt_path best",
-    ),
-    "test": Command(
-        "icnets.cli.fit:test",
-        "accuracy of a trained network on the test images",
-        "test --name digits --ckpt_path best",
-    ),
-    "predict": Command(
-        "icnets.cli.predict:main",
-        "classes of image files, by a checkpoint or an exported artefact, as CSV or JSON",
-        "predict runs/ic/checkpoints/best.safetensors new_photos --out classes.csv",
-    ),
-    "compare": Command(
-        "icnets.compare.comparison:main",
-        "basic, IC, IC with distillation over several seeds: a table, a JSON file, a picture",
-        "compare --config recipes/demo.yaml --data.root photos --out runs/photos",
-    ),
-    "study": Command(
-        "icnets.cli.study:main",
-        "networks, methods and seeds in a grid on one data set; goes on where it was stopped",
-        "study --config recipes/studies/smoke.yaml",
-    ),
-    "report": Command(
-        "icnets.cli.report:main",
-        "a comparison, or a training, as one HTML page with figures, images and what the units do",
-        "report runs/demo",
-    ),
-    "profile": Command(
-        "icnets.cli.profile:main",
-        "parameters, MACs, measured time and memory beside the basic network",
-        "profile resnet50 --against resnet101 --batch-size 1",
-    ),
-    "convert": Command(
-        "icnets.cli.convert:main",
-        "a basic network's checkpoint in, an IC network's checkpoint out",
-        "convert resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10",
-    ),
-    "export": Command(
+    "fit": ("icnets.cli.fit:fit", "train a basic or an IC network, with or without weak logit distillation"),
+    "validate": ("icnets.cli.fit:validate", "accuracy of a trained network on the validation images"),
+    "test": ("icnets.cli.fit:test", "accuracy of a trained network on the test images, and of each class"),
+    "predict": ("icnets.cli.predict:main", "classes of image files, by a checkpoint or an exported artefact"),
+    "compare": ("icnets.compare.comparison:main", "basic, IC, IC with distillation over several seeds, in a table"),
+    "study": ("icnets.cli.study:main", "networks, methods and seeds in a grid; goes on where it was stopped"),
+    "report": ("icnets.cli.report:main", "a comparison, or a training, as one HTML page with figures and images"),
+    "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
+    "convert": ("icnets.cli.convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
+    "export": (
         "icnets.cli.export:main",
-        "ONNX, OpenVINO, torch.export or AOTInductor artefacts, each compared with PyTorch before it is kept",
-        "export runs/ic/checkpoints/best.safetensors --format onnx --data.root photos",
+        "artefacts for ONNX, OpenVINO and others, each compared with PyTorch",
     ),
-    "hub": Command(
-        "icnets.cli.hub:main",
-        "a network with its model card, as a folder or on the Hugging Face Hub",
-        "hub save runs/ic/checkpoints/best.safetensors shared/ic --evidence runs/ic --license mit",
-    ),
-    "data": Command(
-        "icnets.cli.data:main",
-        "data check: decode every image of a data set, and list what is broken, misfiled or double",
-        "data check photos --csv problems.csv",
-    ),
-    "build": Command(
-        "icnets.cli.build:main",
-        "compile the CPU kernels for this machine, once: IC units in eager mode then take one pass over memory",
-        "build --force",
-    ),
+    "hub": ("icnets.cli.hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
+    "data": ("icnets.cli.data:main", "data check: decode every image of a data set, and list what is wrong"),
+    "build": ("icnets.cli.build:main", "compile the CPU kernels for this machine, once"),
+}
+
+_BEST = "runs/ic/checkpoints/best.safetensors"
+_EXAMPLES = {
+    "fit": "--name ic --model.model ic_resnet18 --data.root photos --model.init_from runs/basic/checkpoints/best.ckpt",
+    "validate": "--name digits --ckpt_path best",
+    "test": "--name digits --ckpt_path best",
+    "predict": f"{_BEST} new_photos --out classes.csv",
+    "compare": "--config recipes/demo.yaml --data.root photos --out runs/photos",
+    "study": "--config recipes/studies/smoke.yaml",
+    "report": "runs/demo",
+    "profile": "resnet50 --against resnet101 --batch-size 1",
+    "convert": "resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10",
+    "export": f"{_BEST} --format onnx --data.root photos",
+    "hub": f"save {_BEST} shared/ic --evidence runs/ic --license mit",
+    "data": "check photos --csv problems.csv",
+    "build": "--force",
 }
 
 
@@ -146,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: list[str]) -> int:
     if args[:1] in (["-h"], ["--help"]):
         width = max(map(len, COMMANDS))
-        commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+        commands = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
         print(HELP.format(commands=commands), end="")
         return 0
     if args[:1] == ["--version"]:
@@ -169,17 +128,15 @@ def _dispatch(args: list[str]) -> int:
 
 def _run(command: str, rest: list[str]) -> int:
     page = Path(__file__).with_name("help") / f"{command}.txt"  # of a command whose parser takes seconds to make
-    asked = {"-h", "--help"} & set(rest)
-    if asked and page.is_file():
+    if {"-h", "--help"} & set(rest) and page.is_file():
         print(page.read_text(encoding="utf-8"), end="")
         return 0
-    asked |= {"--help-all"} & set(rest)
-    rest = ["--help" if arg == "--help-all" else arg for arg in rest]
+    rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
     try:
-        return int(resolve_name(COMMANDS[command].main)(_configurations_first(rest)))
+        return int(resolve_name(COMMANDS[command][0])(_configurations_first(rest)))
     except SystemExit as stop:
-        if asked and not stop.code:
-            print(f"\nExample:\n\n  icnets {COMMANDS[command].example}")
+        if "--help" in rest and not stop.code:
+            print(f"\nExample:\n\n  icnets {command} {_EXAMPLES[command]}")
         raise
 
 

@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from icnets.cli.allowed_imports import allowed_imports
+from icnets.cli.allowed_imports import allowed_imports, take_flag
+from icnets.cli.app import COMMANDS
 from icnets.cli.fit_callbacks import Announcement, SavedConfiguration, UnreadableImages
-from icnets.cli.parser import Parser, with_hint
+from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
 from icnets.cli.unique_keys import UNIQUE_KEYS
 from icnets.data.data_module import ImageData
@@ -43,14 +44,10 @@ _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module gives each process its own batches
 }
 
-_ABOUT = {
-    "fit": "Train a network. Options come from YAML files and, with the last word, from the command line.",
-    "validate": "Measure a trained network on the validation images.",
-    "test": "Measure a trained network on the test images: the protocol, the accuracy, and how each class fares.",
-}
-_GUARD = (
-    "Options may name classes of icnets, torch, lightning, timm and torchvision. With --allow-imports they may name "
-    "those of any package: what they name is imported, so only if you trust them."
+_ABOUT = (
+    "Options come from YAML files and, with the last word, from the command line. They may name classes of icnets, "
+    "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
+    "so only if you trust it."
 )
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
@@ -71,7 +68,7 @@ class _RunCLI(LightningCLI):
     """
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command = command
+        self.command, summary = command, COMMANDS[command][1]
         super().__init__(
             ClassificationTask,
             ImageData,
@@ -81,7 +78,7 @@ class _RunCLI(LightningCLI):
             parser_class=_Parser,
             parser_kwargs={
                 "prog": f"icnets {command}",
-                "description": f"{_ABOUT[command]} {_GUARD}",
+                "description": f"{summary[0].upper()}{summary[1:]}. {_ABOUT}",
                 "allow_abbrev": False,
                 "parser_mode": UNIQUE_KEYS,
             },
@@ -204,11 +201,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         ValueError, TypeError, OSError: a mistake in the arguments, the files or the images.
     """
     quiet()
-    # The parser never hears of this option, so that no configuration can grant itself the right.
-    early = Parser(add_help=False)
-    early.add_argument("--allow-imports", nargs="?", const="true", type=str.lower, choices=["true", "false"])
-    guard, args = early.parse_known_args(argv)
-    with allowed_imports(everything=guard.allow_imports == "true"):
+    args, everything = take_flag(argv)
+    with allowed_imports(everything=everything):
         _RunCLI(command, args).run()
     return 0
 

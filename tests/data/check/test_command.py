@@ -13,8 +13,8 @@ from icnets.data.check import checks as checking
 from training.folders import write_classes, write_image
 
 CASES = [
-    ([], "the following arguments are required: COMMAND"),
-    (["chek", "photos"], "argument COMMAND: invalid choice: 'chek' (choose from *"),
+    ([], "the following arguments are required: check, DIR"),
+    (["chek", "photos"], "argument check: invalid choice: 'chek' (choose from *"),
     (["check"], "the following arguments are required: DIR"),
     (["check", "nowhere"], "nowhere is not a folder: give one with train/ and val/, with class folders, or with *"),
     (["check", "empty"], "empty holds neither class folders nor tar shards; give the folder that does"),
