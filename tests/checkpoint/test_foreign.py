@@ -23,7 +23,7 @@ from torch import nn
 from icnets import CheckpointError, load
 from icnets.checkpoint.foreign import read_weights
 from icnets.checkpoint.image_notes import ImageNotes
-from icnets.training.rebuild import notes_of_start
+from icnets.open_network import notes_of_start
 from icnets.training.run_checkpoints import read_checkpoint
 
 

@@ -462,6 +462,7 @@ CASES: list[tuple[list[str], str]] = [
     (["test", "--ckpt_path", "best"], "ckpt_path is 'best', of which run? Give --name too"),
     (["test", "--name", "none", "--ckpt_path", "best"], "there is no run runs/none; check --name and --runs"),
     (["test", *RUN, "--data.root", "photos", "--data.train_size", "null"], "the checkpoint was trained on 10 classes*"),
+    (["predict", "runs/basic", "nothing"], "nothing holds no images (*"),
     (["convert"], "the following arguments are required: IN, OUT"),
     (["convert", "none.pth", "out.safetensors"], "there is no checkpoint none.pth; check the path"),
     (["convert", "bad.ckpt", "out.safetensors"], "bad.ckpt doesn't say which network it is of; give --model NAME (*"),

@@ -11,8 +11,8 @@ import icnets.timm_models
 from deploy.export.artefacts import needs
 from icnets import create_model, load
 from icnets.cli import main
-from icnets.predict.models import open_model
-from icnets.training.rebuild import rebuild
+from icnets.data.data_module import ImageData
+from icnets.open_network import open_network
 from predict.tiny import NOTES, checkpoint, network, plain_loop
 from training.folders import write_classes, write_image
 
@@ -60,28 +60,31 @@ def test_an_artefact_of_others(tmp_path: Path) -> None:
     program = torch.export.export(network(), (torch.zeros(2, 3, 32, 32),))
     torch.export.save(program, "theirs.pt2")
     with pytest.raises(ValueError, match=r"theirs\.pt2 was not written by icnets export"):
-        open_model("theirs.pt2")
+        open_network("theirs.pt2")
 
 
 def test_a_checkpoint_of_a_run_without_its_images(capsys: pytest.CaptureFixture[str]) -> None:
     write_classes(Path("photos"), ant=12, bee=12)
-    new = [write_image(Path(f"new/{i}.png"), seed=50 + i, size=(50, 41)) for i in range(4)]
+    new = [write_image(Path(f"new/{('ant', 'bee')[i // 2]}/{i}.png"), seed=50 + i, size=(50, 41)) for i in range(4)]
     fit = ["fit", "--config", str(CONF / "folder.yaml"), "--data.root", "photos", "--name", "run"]
     assert main([*fit, "--data.crop_pct", "0.7", "--data.interpolation", "bicubic"]) == 0
-    options = ["--name", "run", "--ckpt_path", "best", "--data.predict_root", "new", "--output", "run.csv"]
-    assert main(["predict", *options]) == 0
+    options = {"image_size": 32, "in_chans": 1, "crop_pct": 0.7, "interpolation": "bicubic"}
+    data = ImageData(Path("photos"), test_root=Path("new"), **options)  # as icnets test reads them
+    (images, _), *_ = data.test_dataloader()
+    with torch.no_grad():
+        expected = load("runs/run/checkpoints/best.safetensors")(images).softmax(1)
     shutil.rmtree("photos")  # rebuilding needs none of them
-    expected = rows_of("run.csv")
-    for name in ("best.ckpt", "best.safetensors"):
-        assert main(["predict", f"runs/run/checkpoints/{name}", "new", "--out", "files.csv"]) == 0
+    for name in ("checkpoints/best.ckpt", "checkpoints/best.safetensors", ""):
+        assert main(["predict", f"runs/run/{name}", "new", "--out", "files.csv"]) == 0
         rows = rows_of("files.csv")
         assert [row["path"] for row in rows] == [str(path) for path in new]
         for row, other in zip(rows, expected, strict=True):
-            assert (row["path"], row["name_1"]) == (other["image"], other["class"])
+            assert row["name_1"] == data.class_names[int(other.argmax())]
             for rank in (1, 2):
-                assert float(row[f"probability_{rank}"]) == pytest.approx(float(other[row[f"name_{rank}"]]), abs=2e-6)
+                index = data.class_names.index(row[f"name_{rank}"])
+                assert float(row[f"probability_{rank}"]) == pytest.approx(float(other[index]), abs=2e-6)
     text = "images: shorter side bicubic to 45, the centre crop of 32 pixels, grey, mean 0.449"
-    assert capsys.readouterr().err.count(text) == 2
+    assert capsys.readouterr().err.count(text) == 3
 
 
 def run_folder(change: str = "", notes: object = ("ant", "bee")) -> Path:
@@ -102,7 +105,7 @@ def run_folder(change: str = "", notes: object = ("ant", "bee")) -> Path:
 
 def test_a_network_that_began_with_pretrained_weights_is_rebuilt_without_them() -> None:
     path = run_folder()
-    model, notes = rebuild(path)
+    model, notes, _, _ = open_network(path)
     assert torch.equal(model.state_dict()["conv1.gain"], torch.zeros(64))
     assert not model.training
     assert (notes.image_size, notes.mean, notes.class_names) == (48, (0.1, 0.2, 0.3), ["ant", "bee"])
@@ -112,16 +115,38 @@ def test_a_network_that_began_with_pretrained_weights_is_rebuilt_without_them() 
 def test_checkpoints_of_runs_that_cannot_be_rebuilt() -> None:
     path = run_folder(notes=None)
     with pytest.raises(ValueError, match=r"is of a network or of images of your own; give the \.safetensors"):
-        rebuild(path)
+        open_network(path)
     with pytest.raises(ValueError, match=r"doesn't fit the network of its run's config\.yaml"):
-        rebuild(run_folder(notes=("ant", "bee", "cow")))
+        open_network(run_folder(notes=("ant", "bee", "cow")))
     config = path.parent.parent / "config.yaml"
     config.write_text("model: [")
     with pytest.raises(ValueError, match=r"config\.yaml, by which .*best\.ckpt is read, is damaged"):
-        rebuild(path)
+        open_network(path)
     config.unlink()
     with pytest.raises(ValueError, match=r"there is no .*config\.yaml"):
-        rebuild(path)
+        open_network(path)
+
+
+def test_a_run_of_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(
+        "from torch import nn\n\n\ndef net(width):\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    folder = run_folder().parent
+    import mine
+
+    model = mine.net(width=4)
+    icnets.convert_(model, icnets.ICConfig(layers="kxk"))
+    state = {f"network.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "icnets": {"class_names": ["ant", "bee"]}}, folder / "best.ckpt")
+    (folder.parent / "config.yaml").write_text(
+        "model:\n  model: {class_path: mine.net, init_args: {width: 4}}\n  ic: {layers: kxk}\ndata: {root: gone}\n"
+    )
+    with pytest.raises(ValueError, match=r"is of a network or of images of your own; .*--allow-imports"):
+        open_network("runs/a")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(open_network("runs/a", allow_imports=True).network(x), model.eval()(x))
 
 
 def test_a_named_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +157,7 @@ def test_a_named_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return create(name, **kwargs)
 
     monkeypatch.setattr(icnets.timm_models, "create_model", without_download)
-    model = open_model("resnet18.a1_in1k", pretrained=True)
+    model = open_network("resnet18.a1_in1k", pretrained=True)
     assert given == {"name": "resnet18.a1_in1k", "pretrained": True, "ic": None}
     assert (model.notes.image_size, model.notes.crop_pct, model.notes.interpolation) == (224, 0.95, "bicubic")
     assert model.notes.class_names is not None
@@ -143,7 +168,7 @@ def test_a_named_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(icnets.timm_models, "create_model", offline)
     with pytest.raises(ValueError, match="can't get timm's pretrained weights of ic_resnet18: no route to host"):
-        open_model("ic_resnet18", pretrained=True)
+        open_network("ic_resnet18", pretrained=True)
 
 
 def test_networks_that_do_not_classify(capsys: pytest.CaptureFixture[str]) -> None:

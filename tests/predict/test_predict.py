@@ -209,7 +209,10 @@ MISTAKES = [
         "--class-names empty.txt has 0 names, but net.safetensors has 3*",
     ),
     ("net.safetensors x.png --class-names no.txt", "can't read --class-names no.txt: No such file or directory"),
-    ("net.safetensors x.png --pretrained", "--pretrained goes with a network's name, but net.safetensors is a file"),
+    (
+        "net.safetensors x.png --pretrained",
+        "--pretrained goes with a network's name, but net.safetensors is a checkpoint",
+    ),
     ("none.safetensors x.png", "there is no checkpoint none.safetensors; check the path"),
     ("none.ckpt x.png", "there is no checkpoint none.ckpt"),
     ("none.onnx x.png", "there is no artefact none.onnx; check the path"),
@@ -222,9 +225,9 @@ MISTAKES = [
     ("net.safetensors x.png --mean nan", "mean is (nan, nan, nan); its values must be numbers, on the scale *"),
     ("net.safetensors x.png ", "one of the paths is empty; give image files, folders, patterns or lists of paths"),
     ("x.png x.png", "x.png is not a whole safetensors file (*"),
-    ("resnet19 x.png", "there is no file resnet19, and timm has no network of that name; check MODEL"),
+    ("resnet19 x.png", "there is no file resnet19, and timm * has no network 'resnet19'; near it: *"),
     ("resnet18 x.png", "resnet18 has random weights; give --pretrained, or a checkpoint"),
-    ("resnet18.none x.png --pretrained", "timm has no pretrained weights of resnet18.none; see *"),
+    ("resnet18.none x.png --pretrained", "can't get timm's pretrained weights of resnet18.none: *"),
 ]
 
 

@@ -9,7 +9,7 @@ import yaml
 from timm.models import get_pretrained_cfg
 
 from icnets.cli import main
-from icnets.training.network import starting_config
+from icnets.open_network import starting_config
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "imagenet"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from icnets import Teacher, WeakLogitDistillation, create_model, save
 from icnets.checkpoint.image_notes import as_text
 from icnets.data.data_module import ImageData
+from icnets.open_network import load_weights
 from icnets.support.quiet import quiet
 from icnets.support.text import differing
-from icnets.training.network import load_weights
 from icnets.training.task import ClassificationTask
 from icnets.training.teachers import class_positions, compare_start, make_teacher, open_teacher
 from training.folders import write_classes

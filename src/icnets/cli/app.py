@@ -1,6 +1,5 @@
 """The program ``icnets``. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
 
-import argparse
 import difflib
 import os
 import sys
@@ -8,11 +7,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 from icnets.cli.config_errors import explained
 from icnets.cli.parser import Parser
-from icnets.support.text import one_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -44,14 +41,14 @@ COMMANDS = {
     "compare": ("icnets.cli.compare:main", "basic, IC, IC with distillation over several seeds, in a table"),
     "report": ("icnets.cli.report:main", "a comparison, or a training, as one HTML page with figures and images"),
     "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
-    "convert": ("icnets.cli.app:_convert", "a basic network's checkpoint in, an IC network's checkpoint out"),
+    "convert": ("icnets.cli.convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
     "export": (
         "icnets.cli.export:main",
         "artefacts for ONNX, OpenVINO and others, each compared with PyTorch",
     ),
     "hub": ("icnets.cli.hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
     "data": ("icnets.cli.data:main", "data check: decode every image of a data set, and list what is wrong"),
-    "build": ("icnets.cli.app:_build", "compile the CPU kernels for this machine, once"),
+    "build": ("icnets.cli.build:main", "compile the CPU kernels for this machine, once"),
 }
 
 _BEST = "runs/ic/checkpoints/best.safetensors"
@@ -170,135 +167,3 @@ def _is_users(error: Exception) -> bool:
     """Whether this is a user's error, by the conventions of this package and Lightning."""
     users = {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
     return any(cls.__name__ in users for cls in type(error).__mro__)
-
-
-# icnets build.
-
-
-def _build(rest: list[str]) -> int:
-    parser = Parser(
-        prog="icnets build",
-        description="Compile the CPU kernels for this machine, its processor and its PyTorch: about 20 seconds, once. "
-        "It needs Linux and a C++ compiler: g++, or what CXX names. The library lies in ~/.cache/icnets, or where "
-        "ICNETS_CACHE says; ICNETS_NATIVE=0 leaves it unused.",
-    )
-    parser.add_argument("--force", action="store_true", help="build again, e.g. after the compiler was changed")
-    args = parser.parse_args(rest)
-
-    from icnets.unit.kernels import native
-
-    there = native.library().is_file() and not args.force
-    print(f"the CPU kernels {'were built already' if there else 'are built'}: {native.build(args.force)}")
-    return 0
-
-
-# icnets convert.
-
-
-def _convert_parser() -> Parser:
-    parser = Parser(
-        prog="icnets convert",
-        usage="icnets convert IN OUT [--model NAME] [OPTIONS]",
-        description="Read a basic network's checkpoint, convert the network, and write an IC network's checkpoint.",
-    )
-    parser.add_argument(
-        "source", metavar="IN", type=Path, help="file of icnets.save, or a state dict (.pth, .safetensors)"
-    )
-    parser.add_argument("target", metavar="OUT", type=Path, help="the new checkpoint, .safetensors")
-    parser.add_argument("--model", metavar="NAME", help="timm's name of the network, where IN doesn't say it")
-    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network (default: as in IN)")
-    parser.add_argument("--in-chans", metavar="N", type=int, help="image channels of the network (default: as in IN)")
-    parser.add_argument(
-        "--layers", choices=["all", "kxk", "no-stem"], default="all", help="convolutions to convert (default: all)"
-    )
-    parser.add_argument("--linear", action="store_true", help="convert fully connected layers as well")
-    parser.add_argument(
-        "--warm-start",
-        choices=["none", "gain"],
-        default="gain",
-        help="gain: exactly the same function (default); none: the paper's unit, w' from 0",
-    )
-    parser.add_argument("--no-inner-bias", action="store_true", help="leave out b1, the bias inside the rectifier")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    return parser
-
-
-def _convert(rest: list[str]) -> int:
-    if named := {arg.partition("=")[0] for arg in rest} & {"--out", "--output", "--weights", "--init-from"}:
-        raise ValueError(f"unknown option {min(named)}: both files stand without one, icnets convert IN OUT")
-    args = _convert_parser().parse_args(rest)
-    if args.source.is_dir():
-        raise ValueError(f"{args.source} is a folder; give the file of weights in it")
-    if not args.source.is_file():
-        raise ValueError(f"there is no checkpoint {args.source}; check the path")
-    if args.target.suffix != ".safetensors":
-        raise ValueError(f"OUT is {args.target}; it must end in .safetensors")
-    if not args.target.parent.is_dir():
-        raise ValueError(f"the folder {args.target.parent} of OUT doesn't exist; create it first")
-    if args.target.exists() and not args.force:
-        raise ValueError(f"{args.target} exists already; give another OUT, or --force")
-
-    from icnets import ICConfig, checkpoint, convert_, ic_parameters
-
-    config = ICConfig(
-        layers=args.layers, linear=args.linear, warm_start=args.warm_start, inner_bias=not args.no_inner_bias
-    )
-    network, notes, origin = _read_basic(args)
-    if next(iter(ic_parameters(network)), None) is not None:
-        raise ValueError(f"{args.source} holds an IC network already")
-    report = convert_(network, config, optimizers=())
-    checkpoint.save(network, args.target, metadata=notes)
-    print(*([f"read {origin} of {args.source}"] if origin else []), f"{report}\nwrote {args.target}", sep="\n")
-    return 0
-
-
-def _read_basic(args: argparse.Namespace) -> tuple[Any, dict[str, str], str]:
-    """The network of ``args.source`` with its weights, the notes on it, and where in the file the weights stand.
-
-    The network is made from the file's own header or its run's configuration, or by the name that was given.
-    """
-    from icnets import checkpoint, create_model
-    from icnets.checkpoint.foreign import read_weights
-    from icnets.training.network import load_weights, written_by_icnets
-
-    if args.model is None and written_by_icnets(args.source):
-        return *checkpoint.load_with_notes(args.source), ""
-    of_run, problem = _of_run(args.source)
-    if args.model is None:
-        if of_run is None:
-            why = f" ({problem})" if problem else ""
-            raise ValueError(f"{args.source} doesn't say which network it is of; give --model NAME{why}")
-        return *of_run, ""
-    sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
-    network = create_model(args.model, ic=None)
-    found = _sizes(network, read_weights(args.source, network.state_dict()).state)
-    known: dict[str, Any] = {k: v or found[k] for k, v in sizes.items() if v or k in found}
-    network = create_model(args.model, ic=None, **known)
-    origin = load_weights(network, args.source)
-    notes = checkpoint.read(args.source)[2] if written_by_icnets(args.source) else of_run[1] if of_run else {}
-    return network.eval(), notes, origin
-
-
-def _of_run(path: Path) -> tuple[tuple[Any, dict[str, str]] | None, str]:
-    """The network of a checkpoint of ``icnets fit`` (.ckpt) and the notes on it; None and the reason for any other."""
-    if path.suffix != ".ckpt":
-        return None, ""
-    from icnets.checkpoint.image_notes import notes_of_data
-    from icnets.training.rebuild import rebuild
-
-    try:
-        network, notes = rebuild(path)
-    except ValueError as error:
-        return None, one_line(error)
-    return (network, notes_of_data(notes)), ""
-
-
-def _sizes(network: Any, state: dict[str, Any]) -> dict[str, int]:
-    """Classes and image channels, read off the weights where timm says which layers are the first and the last."""
-    cfg = getattr(network, "pretrained_cfg", None) or {}
-    found = {}
-    for size, entry, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
-        weight = state.get(f"{cfg.get(entry)}.weight")
-        if weight is not None and weight.ndim > axis:
-            found[size] = int(weight.shape[axis])
-    return found

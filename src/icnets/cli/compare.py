@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from icnets.cli.allowed_imports import FLAG, take_flag
 from icnets.cli.parser import parse
 from icnets.compare.comparison import compare
 from icnets.compare.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.tables import show
-from icnets.training.allowed_imports import FLAG, take_flag
 
 __all__ = ["main", "read_settings"]
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, read_notes
+from icnets.cli.parser import Parser
 from icnets.support.text import differing
+
+if TYPE_CHECKING:
+    from icnets.open_network import OpenedNetwork
 
 __all__ = ["main"]
 
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
 
 
-def _parser() -> argparse.ArgumentParser:
-    from icnets.cli.parser import Parser
-
-    parser = Parser(prog="icnets export", description=__doc__, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="icnets export", description=__doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint of icnets (.safetensors), or a network's name, such as ic_resnet50")
     add("--format", choices=list(_SUFFIX), default="onnx", help="default: onnx")
@@ -52,18 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from icnets.deploy.export.core import export, own_input_size
-    from icnets.deploy.export.engines import require
+    from icnets.deploy.export.engines import Artefact, require
+    from icnets.open_network import open_network
 
     require(args.format, args.int8)
-    network, notes = _network(args)
-    own = own_input_size(network)
+    sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
+    opened = open_network(args.model, pretrained=args.pretrained, **sizes)
+    if isinstance(opened.network, Artefact):
+        raise ValueError(f"{args.model} is an artefact already; give the checkpoint that it was made of")
+    own, notes = own_input_size(opened.network), opened.notes
     side = args.image_size or notes.image_size or (own or (0,))[-1]
     if not side:
         raise ValueError(f"{args.model} doesn't say how large its images are; give --image-size N")
     example = torch.zeros(2, own[0] if own else notes.in_chans or 3, side, side)
-    metadata, calibration, evaluation = _data(args, network, notes, example)
+    metadata, calibration, evaluation = _data(args, opened, example)
     report = export(
-        network,
+        opened.network,
         out,
         args.format,
         example,
@@ -79,31 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _network(args: argparse.Namespace) -> tuple[Any, ImageNotes]:
-    """The network of MODEL, and what is known of its images."""
-    from icnets import checkpoint, create_model
-
-    named = {"num_classes": args.num_classes, "in_chans": args.in_chans}
-    given = {key: value for key, value in named.items() if value is not None}
-    if Path(args.model).suffix == ".safetensors" or Path(args.model).is_file():
-        for key in (*given, *(["pretrained"] if args.pretrained else [])):
-            raise ValueError(f"--{key.replace('_', '-')} goes with a network's name, but {args.model} is a checkpoint")
-        return checkpoint.load(args.model), read_notes(checkpoint.read(args.model)[2])
-    basic = {} if args.model.startswith("ic_") else {"ic": None}
-    network = create_model(args.model, pretrained=args.pretrained, **basic, **given)
-    if not args.pretrained:
-        return network, ImageNotes()
-    return network, replace(notes_of_cfg(getattr(network, "pretrained_cfg", {})), image_size=None, in_chans=None)
-
-
-def _data(args: argparse.Namespace, network: Any, notes: ImageNotes, example: Any) -> tuple[dict[str, Any], Any, Any]:
+def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tuple[dict[str, Any], Any, Any]:
     """What the artefact says of its images, and batches to calibrate and to measure on (None without images)."""
-    names = notes.class_names
+    notes = opened.notes
+    names = notes.class_names if opened.file is not None else None  # ImageNet's may be called otherwise in the images
     metadata: dict[str, Any] = {**notes.transform, **({"class_names": names} if names else {})}
-    if args.root is None and not _of_digits(names, notes):
+    if args.root is None and not _of_digits(names, notes.mean):
         if args.int8:
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
         return metadata, None, None
+
+    import torch
 
     from icnets.data.data_module import ImageData
     from icnets.deploy.export.core import CALIBRATION_IMAGES
@@ -112,10 +102,10 @@ def _data(args: argparse.Namespace, network: Any, notes: ImageNotes, example: An
     data = ImageData(args.root, **sizes, **notes.transform)
     if names is not None and names != data.class_names:
         ours, theirs = differing(data.class_names, names)
-        raise ValueError(
-            f"{args.root} has {ours}, {args.model} was trained on {theirs}; give images of the same classes"
-        )
-    outputs = _outputs(network, example)
+        what = f"{args.root} has {ours}, {args.model} was trained on {theirs}"
+        raise ValueError(f"{what}; give images of the same classes")
+    with torch.no_grad():
+        outputs = opened.network(example).shape[-1]
     if outputs != data.num_classes:
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
     metadata |= {name: getattr(data, name) for name in ("mean", "std", "crop_pct", "interpolation", "class_names")}
@@ -123,20 +113,13 @@ def _data(args: argparse.Namespace, network: Any, notes: ImageNotes, example: An
     return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), args.images)
 
 
-def _of_digits(names: list[str] | None, notes: ImageNotes) -> bool:
-    """Whether the checkpoint was trained on the embedded digits: their classes, and their very mean."""
-    if names != [str(i) for i in range(10)] or notes.mean is None:
+def _of_digits(names: list[str] | None, mean: Sequence[float] | None) -> bool:
+    """Whether a checkpoint was trained on the embedded digits: their classes, and their very mean."""
+    if names != [str(i) for i in range(10)] or mean is None:
         return False
     from icnets.data.data_module import ImageData
 
-    return notes.mean[0] == ImageData().mean[0]
-
-
-def _outputs(network: Any, example: Any) -> int:
-    import torch
-
-    with torch.no_grad():
-        return int(network.eval()(example).shape[-1])
+    return mean[0] == ImageData().mean[0]
 
 
 def _spread(loader: Any, limit: int) -> Any:

@@ -22,12 +22,12 @@ from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
 from icnets.cli.unique_keys import UNIQUE_KEYS
 from icnets.data.data_module import ImageData
+from icnets.open_network import holds_ic_network, starting_config
 from icnets.support.files import remove_unfinished
 from icnets.support.quiet import quiet
 from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
 from icnets.training.engine import precision_options
-from icnets.training.network import holds_ic_network, starting_config
 from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
 from icnets.training.task import ClassificationTask

@@ -1,18 +1,15 @@
 """``icnets hub save`` and ``icnets hub push``: a checkpoint with its model card, in a folder or on the Hub."""
 
-from __future__ import annotations
-
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from icnets.cli.parser import Parser
 
 __all__ = ["main"]
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
-    from icnets.cli.parser import Parser
-
-    parser = Parser(prog=f"icnets hub {verb}", description=__doc__, allow_abbrev=False)
+def _parser(verb: str) -> Parser:
+    parser = Parser(prog=f"icnets hub {verb}", description=__doc__)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="what icnets.save or icnets fit wrote (.safetensors)")
     if verb == "save":
@@ -40,18 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("hub needs a verb: icnets hub save CHECKPOINT DIR, or icnets hub push CHECKPOINT OWNER/NAME")
     args = _parser(argv[0]).parse_args(argv[1:])
 
-    from icnets.checkpoint.safetensors_file import load, read
+    from icnets.checkpoint import load_with_notes
     from icnets.hub import Card, push_to_hub, save_pretrained
 
-    notes = read(args.checkpoint)[2]
-    model = load(args.checkpoint)
-    card = Card(
-        title=args.title,
-        license=args.license,
-        datasets=args.dataset,
-        evidence=args.evidence,
-        method=args.method,
-    )
+    model, notes = load_with_notes(args.checkpoint)
+    names = ("title", "license", "evidence", "method")
+    card = Card(datasets=args.dataset, **{name: getattr(args, name) for name in names})
     if argv[0] == "save":
         save_pretrained(model, args.target, card=card, metadata=notes, overwrite=args.overwrite)
         print(f"{args.target} has the network and its card; icnets.hub.from_pretrained({str(args.target)!r}) loads it")

@@ -7,29 +7,38 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from icnets.data.data_module import ImageData
-    from icnets.predict.inference import Batch, Prediction
-    from icnets.predict.models import Model
+from icnets.cli.parser import Parser
+from icnets.support.files import atomic_write
 
-__all__ = ["main", "parser"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from icnets.data.protocol import EvaluationTransform
+    from icnets.predict.grad_cam import GradCam
+    from icnets.predict.inference import Prediction
+
+__all__ = ["main"]
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
 _TOP_K = 5
+_ON_SHEET = 100
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's options."""
-    from icnets.cli.parser import Parser
-
-    parser = Parser(prog="icnets predict", usage="icnets predict MODEL PATHS... [OPTIONS]", allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(
+        prog="icnets predict",
+        usage="icnets predict MODEL PATHS... [OPTIONS]",
+        description="Classify image files, each read as in the network's evaluation. Those that can't be read have "
+        "their reason in the output. Exit status: 0 all predicted, 1 some can't be read, 2 a mistake in the arguments.",
+    )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), artefact (.onnx, .xml, .pt2), or timm's name")
+    add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), run, artefact (.onnx, .xml, .pt2), or name")
     add("paths", metavar="PATHS", nargs="+", help="image files, folders, patterns, or lists of paths (.txt, .csv)")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for the terminal (default)")
     add("--format", choices=["csv", "json"], help="default: by the name of --out, or csv")
@@ -39,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--pretrained", action="store_true", help="with timm's name: its pretrained weights")
+    add("--allow-imports", action="store_true", help="with a .ckpt: import the network that its run's options name")
     add("--image-size", metavar="N", type=int, help="height and width the network sees (default: MODEL's)")
     add("--in-chans", metavar="N", type=int, help="1 (grey) or 3 (default: MODEL's)")
     add("--mean", metavar="X,X,X", type=_numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
@@ -63,25 +73,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: a mistake in the arguments or files.
     """
-    args = parser().parse_intermixed_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     _check(args)
 
-    from icnets.predict.models import classes_of, open_model
+    from icnets.deploy.export.engines import Artefact
+    from icnets.open_network import open_network
+    from icnets.predict.inference import classes_of, evaluation_of, require_device
     from icnets.predict.paths import find_paths
-    from icnets.predict.preprocessing import describe, image_data
 
     paths = find_paths(args.paths)
     _keep_inputs(args, paths)
-    model = open_model(args.model, pretrained=args.pretrained, device=args.device)
-    given = {key: getattr(args, key) for key in ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")}
-    data, assumed = image_data(args.model, model.notes, given, model.network, fixed=model.fixed is not None)
-    classes = classes_of(model, data.in_chans, data.image_size)
-    names = _names(args, model, classes)
+    require_device(args.device)
+    network, notes, _, file = open_network(args.model, pretrained=args.pretrained, allow_imports=args.allow_imports)
+    if file is None and not args.pretrained:
+        raise ValueError(f"{args.model} has random weights; give --pretrained, or a checkpoint")
+    if isinstance(network, Artefact) and args.device != "cpu":
+        raise ValueError(f"--device is {args.device!r}, but {args.model} is an artefact, which runs on the CPU")
+    if isinstance(network, Artefact) and args.grad_cam is not None:
+        what = f"{args.model}, exported as {network.format}"
+        raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
+    network.requires_grad_(False).to(args.device)
+    view, line = evaluation_of(args.model, network, notes, vars(args))
+    classes = classes_of(args.model, network, view, args.device)
+    names = _names(args, notes.class_names, classes)
     if args.top_k is not None and args.top_k > classes:
         raise ValueError(f"--top-k is {args.top_k}, but {args.model} has {classes} classes")
     args.top_k = args.top_k or min(_TOP_K, classes)
-    print(describe(data, assumed, args.model), file=sys.stderr)
-    errors = _predict(args, model, data, paths, names)
+    print(line, file=sys.stderr)
+    errors = _predict(args, network, view, paths, names)
     _report(args, len(paths), errors)
     return int(bool(errors))
 
@@ -94,22 +113,21 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-    out = None if args.out == "-" else Path(args.out)
-    if out is not None and out.suffix.lower() not in (".csv", ".json"):
+    args.out = None if args.out == "-" else Path(args.out)
+    suffix = "" if args.out is None else args.out.suffix.lower()[1:]
+    if args.out is not None and suffix not in ("csv", "json"):
         raise ValueError(f"--out is {args.out}; it must end in .csv or .json, or be - for the terminal")
-    if out is not None and args.format not in (None, out.suffix.lower()[1:]):
+    if suffix and args.format not in (None, suffix):
         raise ValueError(f"--out is {args.out} and --format {args.format}; leave --format out, or name the file by it")
-    args.format = args.format or ("csv" if out is None else out.suffix.lower()[1:])
-    args.out = out
+    args.format = args.format or suffix or "csv"
     if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
         raise ValueError(f"--contact-sheet is {args.contact_sheet}; it must end in .png")
-    for option, path in (("--out", out), ("--contact-sheet", args.contact_sheet), ("--grad-cam", args.grad_cam)):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder {path.parent} of {option} doesn't exist; create it first")
-        if path.exists() and path.is_dir() != (option == "--grad-cam"):
-            raise ValueError(f"{option} is {path}, which is {'a folder' if path.is_dir() else 'a file'}; give another")
+    for option in ("out", "contact_sheet", "grad_cam"):
+        path, name = getattr(args, option), f"--{option.replace('_', '-')}"
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"the folder {path.parent} of {name} doesn't exist; create it first")
+        if path is not None and path.exists() and path.is_dir() != (option == "grad_cam"):
+            raise ValueError(f"{name} is {path}, which is {'a folder' if path.is_dir() else 'a file'}; give another")
 
 
 def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
@@ -120,22 +138,19 @@ def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
             raise ValueError(f"{option} is {path}, which is read; give another name")
 
 
-def _names(args: argparse.Namespace, model: Model, classes: int) -> list[str] | None:
+def _names(args: argparse.Namespace, noted: list[str] | None, classes: int) -> list[str] | None:
     """The names of the classes; None if nobody knows them."""
-    if args.class_names is None:
-        names = model.notes.class_names
-        if names is not None and len(names) != classes:
-            print(f"{args.model} has {classes} classes and {len(names)} names; they are left out", file=sys.stderr)
-            return None
-        return names
     file = args.class_names
+    if file is None:
+        if noted is not None and len(noted) != classes:
+            print(f"{args.model} has {classes} classes and {len(noted)} names; they are left out", file=sys.stderr)
+            return None
+        return noted
     try:
         text = file.read_text(encoding="utf-8-sig")
         names = json.loads(text) if file.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"can't read --class-names {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"--class-names {file} is no text in UTF-8, or no JSON: {error}") from error
+    except (OSError, ValueError) as error:  # no such file, no UTF-8, or no JSON
+        raise ValueError(f"can't read --class-names {file}: {getattr(error, 'strerror', error)}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"--class-names {file} must hold a list of names")
     if len(names) != classes:
@@ -147,134 +162,101 @@ def _names(args: argparse.Namespace, model: Model, classes: int) -> list[str] | 
 
 
 def _predict(
-    args: argparse.Namespace, model: Model, data: ImageData, paths: Sequence[Path], names: list[str] | None
+    args: argparse.Namespace, network: nn.Module, view: EvaluationTransform, paths: Sequence[Path], names: Any
 ) -> list[Prediction]:
     """Predicts and writes everything; returns those that are errors."""
-    from icnets.predict.inference import predictions
-    from icnets.predict.output import writing
+    import torch
 
-    views = [view for view in (_contact_sheet(args, data, names), _grad_cam(args, model, data)) if view is not None]
-    keys = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
-    about = {"model": args.model, "preprocessing": {key: getattr(data, key) for key in keys}}
-    options = {"top_k": args.top_k, "batch_size": args.batch_size, "workers": _workers(args, len(paths))}
+    from icnets.predict.grad_cam import GradCam
+    from icnets.predict.inference import predictions
+    from icnets.predict.output import write_csv, write_json
+
+    workers = args.workers
+    if workers is None:
+        workers = 0 if args.device == "cpu" or len(paths) <= args.batch_size else min(8, os.cpu_count() or 1)
+    options = {"top_k": args.top_k, "batch_size": args.batch_size, "device": args.device, "workers": workers}
     errors: list[Prediction] = []
-    with (
-        writing(args.out, args.format, top_k=args.top_k, names=names, about=about) as writer,
-        _progress(len(paths), hidden=args.out is None and sys.stdout.isatty()) as advance,
-    ):
-        for batch in predictions(model, data, paths, **options):
-            for prediction in batch.predictions:
-                writer.write(prediction)
-            errors += [prediction for prediction in batch.predictions if prediction.error is not None]
-            for show, _ in views:
-                show(batch)
-            advance(len(batch.predictions), len(errors))
-        for _, end in views:
-            end()
+    found = _counted(predictions(args.model, network, view, paths, **options), args, len(paths), errors)
+    if args.grad_cam is not None:
+        shape = (1, view.in_chans, view.image_size, view.image_size)
+        cam = GradCam(network, torch.zeros(shape, device=args.device))
+        args.grad_cam.mkdir(exist_ok=True)
+        found = _with_heat_maps(found, args, cam, view)
+    if args.contact_sheet is not None:
+        found = _with_sheet(found, args, view, names)
+    with ExitStack() as stack:
+        file = sys.stdout
+        if args.out is not None:
+            temporary = stack.enter_context(atomic_write(args.out))
+            file = stack.enter_context(open(temporary, "w", newline="", encoding="utf-8"))
+        elif hasattr(file, "reconfigure"):  # whatever the terminal's encoding: names aren't lost to it
+            file.reconfigure(encoding="utf-8")
+        if args.format == "csv":
+            write_csv(file, found, args.top_k, names)
+        else:
+            write_json(file, found, names, {"model": args.model, "preprocessing": asdict(view)})
     return errors
 
 
-def _workers(args: argparse.Namespace, images: int) -> int:
-    if args.workers is not None:
-        return int(args.workers)
-    if args.device == "cpu" or images <= args.batch_size:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+_Stream = Iterator["Prediction"]
 
 
-_View = tuple[Callable[["Batch"], None], Callable[[], None]]  # of each batch, and at the end
+def _counted(found: _Stream, args: argparse.Namespace, total: int, errors: list[Prediction]) -> _Stream:
+    """Collects ``errors``, and counts on standard error if that is a terminal and not full of predictions."""
+    shown = sys.stderr.isatty() and not (args.out is None and sys.stdout.isatty())
+    for number, prediction in enumerate(found, 1):
+        if prediction.error is not None:
+            errors.append(prediction)
+        yield prediction
+        if shown:
+            print(f"\r{number}/{total} images", end="\n" if number == total else "", file=sys.stderr, flush=True)
 
 
-def _contact_sheet(args: argparse.Namespace, data: ImageData, names: list[str] | None) -> _View | None:
-    if args.contact_sheet is None:
-        return None
-    from icnets.predict.contact_sheet import ContactSheet, picture
+def _with_sheet(found: _Stream, args: argparse.Namespace, view: EvaluationTransform, names: Any) -> _Stream:
+    """Saves the first images on one sheet at the end."""
+    from icnets.predict.contact_sheet import picture, save_sheet
     from icnets.predict.paths import shown
 
-    sheet = ContactSheet()
-
-    def show(batch: Batch) -> None:
-        images = iter(batch.images)
-        for prediction in batch.predictions if not sheet.full else ():
-            path = shown(prediction.path)
-            if prediction.error is not None:
-                sheet.add(None, [path, "unreadable"])
-                continue
+    tiles: list[Any] = []
+    for prediction in found:
+        yield prediction
+        if len(tiles) == _ON_SHEET:
+            continue
+        label, image = "unreadable", None
+        if prediction.error is None and prediction.image is not None:
             best = prediction.classes[0]
-            label = f"class {best}" if names is None else names[best]
-            lines = [path, f"{label} {prediction.probabilities[0]:.0%}"]
-            sheet.add(picture(next(images), data.mean, data.std), lines)
+            label = f"{f'class {best}' if names is None else names[best]} {prediction.probabilities[0]:.0%}"
+            image = picture(prediction.image, view.mean, view.std)
+        tiles.append((image, [shown(prediction.path), label]))
+    save_sheet(tiles, args.contact_sheet)
 
-    return show, lambda: sheet.save(args.contact_sheet)
 
-
-def _grad_cam(args: argparse.Namespace, model: Model, data: ImageData) -> _View | None:
-    if args.grad_cam is None:
-        return None
-    if model.network is None:
-        raise ValueError(
-            f"--grad-cam needs gradients, which {args.model}, exported as {model.fixed}, has not; give its checkpoint"
-        )
+def _with_heat_maps(found: _Stream, args: argparse.Namespace, cam: GradCam, view: EvaluationTransform) -> _Stream:
+    """Saves each image with the heat map of its class, by the number of its row."""
     import torch
 
     from icnets.predict.contact_sheet import as_image, heated, save_png, unnormalized
-    from icnets.predict.grad_cam import GradCam
 
-    shape = (1, data.in_chans, data.image_size, data.image_size)
-    cam = GradCam(model.network, torch.zeros(shape, device=args.device))
-    args.grad_cam.mkdir(exist_ok=True)
-    number = 0
-
-    def show(batch: Batch) -> None:
-        nonlocal number
-        good = [prediction for prediction in batch.predictions if prediction.error is None]
-        classes = torch.tensor([prediction.classes[0] for prediction in good])
-        heats = iter(cam(batch.images.to(args.device), classes)) if good else iter(())
-        images = iter(batch.images)
-        for prediction in batch.predictions:
-            number += 1
-            if prediction.error is None:
-                stem = re.sub(r"[^A-Za-z0-9._-]", "_", prediction.path.stem)[:80]
-                pixels = unnormalized(next(images), data.mean, data.std)
-                save_png(as_image(heated(pixels, next(heats))), args.grad_cam / f"{number:06d}-{stem}.png")
-
-    return show, lambda: None
-
-
-@contextmanager
-def _progress(total: int, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal; takes how many more are done, and how many errors there are."""
-    if hidden or not sys.stderr.isatty():  # hidden: the terminal is full of predictions
-        yield lambda done, errors: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=total)
-
-        def advance(done: int, errors: int) -> None:
-            bar.update(task, advance=done, description=f"images, {errors:,} unreadable" if errors else "images")
-
-        yield advance
+    for number, prediction in enumerate(found, 1):
+        yield prediction
+        if prediction.error is None and prediction.image is not None:
+            heat = cam(prediction.image[None].to(args.device), torch.tensor(prediction.classes[:1]))[0]
+            pixels = unnormalized(prediction.image, view.mean, view.std)
+            stem = re.sub(r"[^A-Za-z0-9._-]", "_", prediction.path.stem)[:80]
+            save_png(as_image(heated(pixels, heat)), args.grad_cam / f"{number:06d}-{stem}.png")
 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:
     from icnets.predict.paths import shown
 
     if errors:
-        what = "have no prediction" if any(error.read for error in errors) else "can't be read"
-        lines = [f"{len(errors):,} of {total:,} images {what}; they are in the output, with the reason:"]
-        lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
+        what = "have no prediction" if any(error.image is not None for error in errors) else "can't be read"
+        print(f"{len(errors):,} of {total:,} images {what}; they are in the output, with the reason:", file=sys.stderr)
+        for error in errors[:_SHOWN]:
+            print(f"  {shown(error.path)}: {shown(error.error or '')}", file=sys.stderr)
         if len(errors) > _SHOWN:
-            lines.append(f"  and {len(errors) - _SHOWN:,} more")
-        print("\n".join(lines), file=sys.stderr)
-    outputs: dict[str, Any] = {"predictions": args.out, "contact sheet": args.contact_sheet, "Grad-CAM": args.grad_cam}
-    wrote = "; ".join(f"{what}: {path}" for what, path in outputs.items() if path is not None)
-    if wrote:
-        good = total - len(errors)
-        print(
-            f"{good:,} image{'s' * (good != 1)} predicted; {wrote}", file=sys.stderr if args.out is None else sys.stdout
-        )
+            print(f"  and {len(errors) - _SHOWN:,} more", file=sys.stderr)
+    outputs = {"predictions": args.out, "contact sheet": args.contact_sheet, "Grad-CAM": args.grad_cam}
+    if wrote := "; ".join(f"{what}: {path}" for what, path in outputs.items() if path is not None):
+        good, file = total - len(errors), sys.stderr if args.out is None else sys.stdout
+        print(f"{good:,} image{'s' * (good != 1)} predicted; {wrote}", file=file)

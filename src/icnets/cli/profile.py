@@ -73,12 +73,12 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], ImageNotes]:
 
     path = Path(args.name)
     if args.layers and (path.is_file() or path.suffix in (".safetensors", ".ckpt")):
-        from icnets.training.rebuild import read_model
+        from icnets.open_network import open_network
 
         if args.num_classes is not None or args.options:
             raise ValueError(f"--num-classes and --options go with a network's name, but {args.name} is a checkpoint")
-        network, notes = read_model(path)
-        return {args.name: network}, notes
+        opened = open_network(path)
+        return {args.name: opened.network}, opened.notes
     sizes = {} if args.num_classes is None else {"num_classes": args.num_classes}
     options = {"in_chans": args.in_chans, **sizes, **args.options}
     name, ic = NETWORKS.get(args.name, args.name), ICConfig()

@@ -5,36 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from torch import nn
 
 from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
-from icnets.hub.markdown import code_block, escaped, inline_code
+from icnets.hub.markdown import escaped, inline_code
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 __all__ = ["Card", "card_text", "evidence_of"]
 
 _SHOWN_CLASSES = 100
 
-_PAPER = """\
-## Whose idea it is
-
-The Inter-layer Collision unit, `z = y + relu(y − w′·s + b₁)` in the place of a convolution's `y`, is from "IC Networks:
-Remodeling the Basic Unit for Convolutional Neural Networks" (Junyi An, Fengshan Liu, Jian Zhao, Furao Shen,
-[arXiv 2102.03495](https://arxiv.org/abs/2102.03495)), whose code was not published. This network was made by icnets, an
-independent implementation; its authors had no part in the paper, nor the paper's in this network.
-
-```bibtex
-@article{an2021icnetworks,
-  title = {{IC} Networks: Remodeling the Basic Unit for Convolutional Neural Networks},
-  author = {An, Junyi and Liu, Fengshan and Zhao, Jian and Shen, Furao},
-  journal = {arXiv preprint arXiv:2102.03495},
-  year = {2021}
-}
-```
-"""
+_TEMPLATE = Template(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -96,64 +81,69 @@ def card_text(
         timm_name: the name by which timm can load it, if it can.
     """
     title = card.title or source
-    header = _header(card, title, evidence, timm_name is not None)
-    parts = [f"---\n{header}\n---\n", f"# {escaped(title)}\n", f"{_summary(model)}\n"]
-    if card.description:
-        parts.append(f"{card.description.strip()}\n")
-    parts.append(_loading(source, own, timm_name, notes or {}))
-    if evidence is not None:
-        parts.append(f"## Evidence\n\n{evidence.markdown}\n")
-    if classes:
-        more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
-        shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
-        parts.append(f"## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n")
-    return "\n".join([*parts, _PAPER])
+    return _TEMPLATE.substitute(
+        header=_header(card, title, evidence, timm_name is not None),
+        title=escaped(title),
+        summary=_summary(model),
+        description=f"\n{card.description.strip()}\n" if card.description else "",
+        source=repr(source),
+        basic=", basic" if own else "",
+        comment="  # your basic network: the module that convert_ was called on" if own else "",
+        more=_more(timm_name, notes or {}),
+        evidence="" if evidence is None else f"\n## Evidence\n\n{evidence.markdown}\n",
+        classes=_listed(classes),
+    )
 
 
 def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    datasets = list(dict.fromkeys([*card.datasets, *([evidence.dataset] if evidence and evidence.dataset else [])]))
+    datasets = list(card.datasets)
+    if evidence is not None and evidence.dataset and evidence.dataset not in datasets:
+        datasets.append(evidence.dataset)
     found: dict[str, Any] = {}
     if evidence is not None and evidence.measured is not None and card.pipeline_tag is not None:
+        name, accuracy, split = evidence.measured
         result = EvalResult(
             task_type=card.pipeline_tag,
             dataset_type=datasets[0] if datasets else "imagefolder",
             dataset_name=evidence.data,
-            dataset_split=evidence.measured.split,
+            dataset_split=split,
             metric_type="accuracy",
-            metric_name=evidence.measured.name,
-            metric_value=round(evidence.measured.accuracy, 4),
+            metric_name=name,
+            metric_value=round(accuracy, 4),
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
-    data = ModelCardData(
-        license=card.license,
-        library_name="icnets",
-        tags=["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"],
-        pipeline_tag=card.pipeline_tag,
-        datasets=datasets or None,
-        **found,
-    )
-    return data.to_yaml()
+    tags = ["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"]
+    found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": datasets or None}
+    return ModelCardData(license=card.license, library_name="icnets", **found).to_yaml()
 
 
 def _summary(model: nn.Module) -> str:
     units = sum(isinstance(m, IC_LAYERS) for m in model.modules())
-    total = sum(p.numel() for p in model.parameters())
-    new = sum(p.numel() for _, p in ic_parameters(model))
-    name, plural = escaped(type(model).__name__), "s" * (units != 1)
-    kind = f"An Inter-layer Collision (IC) network: {name} with {units} IC unit{plural}"
-    kind = kind if units else f"A basic network: {name} without IC units"
+    total, new = sum(p.numel() for p in model.parameters()), sum(p.numel() for _, p in ic_parameters(model))
+    kind = f"A basic network: {escaped(type(model).__name__)} without IC units"
+    if units:
+        kind = f"An Inter-layer Collision (IC) network: {escaped(type(model).__name__)} with {units} IC unit"
+    kind += "s" * (units > 1)
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 
-def _loading(source: str, own: bool, timm_name: str | None, notes: Mapping[str, str]) -> str:
-    basic = ", basic)  # your basic network: the module that convert_ was called on" if own else ")"
-    lines = ["from icnets.hub import from_pretrained", "", f"model = from_pretrained({source!r}{basic}"]
-    parts = ["## Load it\n", code_block(lines, "python")]
+def _more(timm_name: str | None, notes: Mapping[str, str]) -> str:
+    """How timm loads the network, if it can, and what is noted of its images."""
+    parts = []
     if timm_name is not None:
         call = f"model = timm.create_model({timm_name!r}, pretrained=True)"
-        parts += ["\nor by timm\n", code_block(["import icnets.timm_models", "import timm", "", call], "python")]
+        parts.append(f"\nor by timm\n\n```python\nimport icnets.timm_models\nimport timm\n\n{call}\n```\n")
     sides = {"size": "image_size", "channels": "in_chans", "mean": "mean", "standard deviation": "std"}
-    known = [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]
-    return "\n".join([*parts, *(["", f"Images: {'; '.join(known)}."] if known else [])]) + "\n"
+    if known := [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]:
+        parts.append(f"\nImages: {'; '.join(known)}.\n")
+    return "".join(parts)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    if not classes:
+        return ""
+    more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
+    shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
+    return f"\n## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n"

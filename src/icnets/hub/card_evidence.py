@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from icnets.compare.run_folder import read_history, read_results
 from icnets.compare.statistics import Interval
 from icnets.hub.markdown import escaped
 from icnets.support.text import few, first_line
 
 __all__ = ["Evidence", "read_evidence"]
 
+_GIVE = "give a folder that icnets compare or icnets fit wrote"
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
-@dataclass(frozen=True)
-class Measured:
+
+class Measured(NamedTuple):
     """An accuracy, a fraction in [0, 1], and what it is one of."""
 
     name: str
@@ -26,8 +25,7 @@ class Measured:
     split: str
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What a run shows.
 
     Attributes:
@@ -44,7 +42,7 @@ class Evidence:
     dataset: str | None
     classes: list[str]
     measured: Measured | None
-    notes: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = {}
 
 
 def read_evidence(path: Path, method: str | None = None) -> Evidence:
@@ -60,27 +58,22 @@ def read_evidence(path: Path, method: str | None = None) -> Evidence:
     results = path / "results.json" if path.is_dir() else path
     if results.is_file():
         try:
-            record = json.loads(results.read_text(encoding="utf-8"))
+            record = read_results(results)
             names = [row["name"] for row in record["methods"]]
             if method is None or method in names:
                 return _of_comparison(record, method)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(
-                f"{results} is no whole results.json of icnets compare ({error!r}); give the folder that it wrote"
-            ) from None
+        except _DAMAGED as error:
+            raise ValueError(f"{results} is no whole results.json of icnets compare ({error!r}); {_GIVE}") from None
         raise ValueError(f"{results} has no method {method!r}; it has {few(names, 10)}")
     if method is not None:
         raise ValueError(f"method is {method!r}, but {path} is no comparison; leave method out")
     if not path.exists():
-        raise ValueError(f"there is no evidence {path}; give a folder that icnets compare or icnets fit wrote")
+        raise ValueError(f"there is no evidence {path}; {_GIVE}")
     if not (path / "history.csv").is_file() or not (path / "config.yaml").is_file():
-        raise ValueError(
-            f"{path} has neither results.json nor history.csv with config.yaml; "
-            "give a folder that icnets compare or icnets fit wrote"
-        )
+        raise ValueError(f"{path} has neither results.json nor history.csv with config.yaml; {_GIVE}")
     try:
         return _of_fit(path)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is no whole run of icnets fit ({error!r}); give the run's folder") from None
 
 
@@ -98,31 +91,26 @@ def _data_name(arguments: Mapping[str, Any]) -> str:
 
 
 def _of_comparison(record: Mapping[str, Any], method: str | None) -> Evidence:
-    data, rows = record["data"], record["methods"]
-    where, seeds = _data_name(data["arguments"]), [int(seed) for seed in record["settings"]["seeds"]]
+    data, rows, settings = record["data"], record["methods"], record["settings"]
+    where, seeds = _data_name(data["arguments"]), [int(seed) for seed in settings["seeds"]]
     mine = next((row for row in rows if row["name"] == method), None)
-    images, basic = {k: int(v) for k, v in data["images"].items()}, escaped(rows[0]["name"])
-    lines = [
-        *_comparison_table(rows, method),
-        "",
-        f"`icnets compare`: {escaped(record['settings']['network']['name'])} on {escaped(where)}, {images['train']:,} "
-        f"training and {images['test']:,} test images. Mean and {100 * rows[0]['error']['confidence']:g} % t interval "
-        f"over {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}); differences are paired by "
-        f"seed and not corrected for the number of rows. Time: of the forward pass, {basic}'s being 1. "
-        + (
-            "The weights here are one seed's of the row in bold."
-            if mine
-            else "Which row the weights are of isn't said."
-        ),
-        "",
-        *(f"- {escaped(verdict, 300)}" for verdict in record["verdicts"]),
-        "",
-        f"Versions: {', '.join(f'{escaped(k)} {escaped(str(v))}' for k, v in record['versions'].items())}.",
-    ]
+    train, test = (f"{int(data['images'][split]):,}" for split in ("train", "test"))
+    which = (
+        "The weights here are one seed's of the row in bold." if mine else "Which row the weights are of isn't said."
+    )
+    text = (
+        f"`icnets compare`: {escaped(settings['network']['name'])} on {escaped(where)}, {train} training and {test} "
+        f"test images. Mean and {100 * rows[0]['error']['confidence']:g} % t interval over {len(seeds)} "
+        f"seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}); differences are paired by seed and not "
+        f"corrected for the number of rows. Time: of the forward pass, {escaped(rows[0]['name'])}'s being 1. {which}"
+    )
+    verdicts = [f"- {escaped(verdict, 300)}" for verdict in record["verdicts"]]
+    versions = ", ".join(f"{escaped(name)} {escaped(str(version))}" for name, version in record["versions"].items())
+    lines = [*_comparison_table(rows, method), "", text, "", *verdicts, "", f"Versions: {versions}."]
     label = f"accuracy, mean over {len(seeds)} seeds"
     measured = None if mine is None else Measured(label, 1 - float(mine["error"]["mean"]) / 100, "test")
-    dataset = data["arguments"].get("hf")
-    return Evidence("\n".join(lines), where, dataset, [str(name) for name in data["classes"]], measured)
+    classes = [str(name) for name in data["classes"]]
+    return Evidence("\n".join(lines), where, data["arguments"].get("hf"), classes, measured)
 
 
 def _comparison_table(rows: Sequence[Mapping[str, Any]], method: str | None) -> list[str]:
@@ -149,12 +137,11 @@ def _of_fit(folder: Path) -> Evidence:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(first_line(error)) from None
-    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    scored = [row for row in rows if not math.isnan(row.get("val/top1", math.nan))]
+    rows = read_history(folder)
+    scored = [row for row in rows if row.get("val/top1", -1) >= 0]  # neither missing nor nan
     best = max(scored, key=lambda row: row["val/top1"])
-    data = config["data"]
-    where, seed = _data_name(data), int(config["seed_everything"])
+    data, model = config["data"], config["model"]["model"]
+    where, name = _data_name(data), model if isinstance(model, str) else str(model["class_path"]).rpartition(".")[2]
     columns = [c for c in ("train/loss", "val/loss", "val/top1") if c in best]
     lines = [f"| epoch | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for label, row in (("best", best), ("last", rows[-1]))[: 1 + (best is not rows[-1])]:
@@ -162,17 +149,12 @@ def _of_fit(folder: Path) -> Evidence:
         lines.append(f"| {row['epoch']:g} ({label}) | {' | '.join(cells)} |")
     lines += [
         "",
-        f"`icnets fit`: {escaped(_network_name(config['model']['model']))} on {escaped(where)}, {len(rows)} "
-        f"epoch{'s' * (len(rows) > 1)}, seed {seed}. One run: it has no interval over seeds, and no control was "
-        "trained beside it. The best epoch was chosen on these same validation images, so its accuracy is optimistic.",
+        f"`icnets fit`: {escaped(name)} on {escaped(where)}, {len(rows)} epoch{'s' * (len(rows) > 1)}, seed "
+        f"{int(config['seed_everything'])}. One run: it has no interval over seeds, and no control was trained beside "
+        "it. The best epoch was chosen on these same validation images, so its accuracy is optimistic.",
     ]
     measured = Measured(f"accuracy on validation, best epoch of {len(scored)}", best["val/top1"], "validation")
     return Evidence("\n".join(lines), where, data.get("hf"), [], measured, _notes_of_run(folder))
-
-
-def _network_name(model: Any) -> str:
-    """A name, or what a class is called."""
-    return model if isinstance(model, str) else str(model["class_path"]).rpartition(".")[2]
 
 
 def _notes_of_run(folder: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-__all__ = ["code_block", "escaped", "inline_code"]
+__all__ = ["escaped", "inline_code"]
 
 # Markdown's punctuation anywhere, and the addresses that become links without it; what opens a list or heading, only
 # at the start.
@@ -29,8 +29,3 @@ def inline_code(text: str, longest: int = 120) -> str:
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     pad = " " if "`" in line else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"
-
-
-def code_block(lines: list[str], language: str) -> str:
-    """A fenced block of ``lines``, none of which may begin with a fence."""
-    return "\n".join([f"```{language}", *lines, "```"])

@@ -71,6 +71,15 @@ def save_pretrained(
         HubError: the folder is a file or holds a network already, or huggingface_hub is missing.
         ValueError: evidence, a method or an architecture that can't be used.
         TypeError: a model that :func:`icnets.save` refuses: deployed, traced, without values.
+
+    Example:
+        >>> import icnets, tempfile
+        >>> model = icnets.create_model("resnet18", num_classes=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(model, f"{folder}/net", card=Card(license="mit"))
+        ...     again = from_pretrained(f"{folder}/net")
+        >>> type(again) is type(model)
+        True
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -99,8 +108,9 @@ def _write(
     if classes:
         notes.setdefault("class_names", as_text(classes))
     tensors, strings, claim = prepare(model, architecture, notes)
-    arguments, own = timm_arguments(model, claim), claim is None
+    arguments = timm_arguments(model, claim)
     timm_name = None if arguments is None else f"{scheme}:{source}"
+    own = claim is None
     text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=own, timm_name=timm_name)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments is None:
@@ -163,14 +173,8 @@ def push_to_hub(
         with _told(f"{repo_id} can't be pushed", "check the name, the connection, and hf auth login"):
             api = hub.HfApi(token=token, library_name="icnets")
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-            )
-    return str(commit)
+            where = {"repo_id": repo_id, "folder_path": folder, "revision": revision, "create_pr": create_pr}
+            return str(api.upload_folder(**where, commit_message=commit_message))
 
 
 def from_pretrained(
@@ -206,13 +210,6 @@ def from_pretrained(
         raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
     hub = _hub()
     with _told(f"{name} is no folder here, and can't be had from the Hub", "check the name and the connection"):
-        path = hub.hf_hub_download(
-            name,
-            WEIGHTS,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            library_name="icnets",
-        )
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "library_name": "icnets"}
+        path = hub.hf_hub_download(name, WEIGHTS, revision=revision, token=token, **options)
     return load(path, model)

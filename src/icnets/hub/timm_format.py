@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from icnets.checkpoint.image_notes import read_notes
 from icnets.checkpoint.safetensors_file import describe_layers
-from icnets.convert.state_dicts import shapes
 from icnets.convert.surgery import ICConfig, convert_, revert_
 from icnets.support.files import atomic_write
+from icnets.support.plain import deepcopy
 
 __all__ = ["timm_arguments", "write_timm_config"]
 
@@ -26,39 +25,37 @@ _OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", 
 def timm_arguments(model: nn.Module, known: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The ``ic_`` name and the arguments by which timm makes this very network; None where there are none.
 
-    The conversion isn't remembered but found: it must give the same units and the same shapes. ``known``: the call that
-    makes the basic network.
+    Args:
+        model: the network.
+        known: the call that makes the basic network.
     """
     if known is None or known["factory"] != "timm.create_model" or not hasattr(model, "num_classes"):
         return None
-    import timm
-
     from icnets.timm_models import NETWORKS
 
     args = dict(known["args"])
-    basic_name = args.pop("model_name")
-    if f"ic_{basic_name}" not in NETWORKS or args.get("features_only"):
+    name, config = f"ic_{args.pop('model_name')}", _config_of(model)
+    if config is None or name not in NETWORKS or args.get("features_only"):
         return None
-    with torch.random.fork_rng(devices=[]):
-        basic: nn.Module = timm.create_model(basic_name, **args)
-    wanted = (describe_layers(model), shapes(model.state_dict()))
-    for config in _configs(wanted[0]):
-        convert_(basic, config, optimizers=())
-        if (describe_layers(basic), shapes(basic.state_dict())) == wanted:
-            return {"architecture": f"ic_{basic_name}", **args, "ic": config.to_dict()}
-        revert_(basic)
-    return None
+    return {"architecture": name, **args, "ic": config.to_dict()}
 
 
-def _configs(units: Mapping[str, Mapping[str, Any]]) -> list[ICConfig]:
-    """The configurations that may have made these units."""
+def _config_of(model: nn.Module) -> ICConfig | None:
+    """The configuration by which ``convert_`` makes the units of ``model``; None: there is none, as with a filter."""
+    units = describe_layers(model)
     first = next(iter(units.values()), None)
     if first is None or first["gain"] not in (None, 0.0):
-        return []
+        return None
     options: dict[str, Any] = {key: first[key] for key in ("scale", "inner_bias", "collision_weight")}
     options["warm_start"] = "none" if first["gain"] is None else "gain"
-    choices = itertools.product((False, True), ("all", "kxk", "no-stem"))
-    return [ICConfig(layers=layers, linear=linear, **options) for linear, layers in choices]
+    copy = deepcopy(model)
+    for linear, layers in itertools.product((False, True), ("all", "kxk", "no-stem")):
+        config = ICConfig(layers=layers, linear=linear, **options)
+        revert_(copy)
+        convert_(copy, config, optimizers=())
+        if describe_layers(copy) == units:
+            return config
+    return None
 
 
 def write_timm_config(

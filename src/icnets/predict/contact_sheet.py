@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from icnets.support.files import atomic_write
 
-__all__ = ["ContactSheet", "as_image", "heated", "picture", "save_png", "unnormalized"]
+__all__ = ["as_image", "heated", "picture", "save_png", "save_sheet", "unnormalized"]
+
+_COLUMNS, _SIZE, _CAPTION, _GAP = 8, 144, 26, 6  # images in a row, and the rest in pixels
 
 
 def unnormalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -48,54 +49,24 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-class ContactSheet:
-    """The first images on one sheet, each with its caption.
+def save_sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], path: Path) -> None:
+    """Writes images on one sheet, atomically: each in grey where it is None, with two lines of caption."""
+    columns, step = min(_COLUMNS, max(len(tiles), 1)), _SIZE + _GAP
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * step + _GAP, rows * (step + _CAPTION) + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, lines) in enumerate(tiles):
+        left, top = _GAP + i % columns * step, _GAP + i // columns * (step + _CAPTION)
+        tile = Image.new("RGB", (1, 1), (225, 225, 225)) if image is None else image
+        sheet.paste(tile.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR), (left, top))
+        for k, line in enumerate(lines[:2]):
+            draw.text((left, top + _SIZE + 1 + 12 * k), _fitting(draw, line), fill="black")
+    save_png(sheet, path)
 
-    Args:
-        most: images on it.
-        columns: images in a row.
-        size: of each, in pixels.
-    """
 
-    def __init__(self, most: int = 100, columns: int = 8, size: int = 144) -> None:
-        self.most, self.columns, self.size = most, columns, size
-        self._tiles: list[tuple[Tensor | None, list[str]]] = []
-
-    @property
-    def full(self) -> bool:
-        return len(self._tiles) >= self.most
-
-    def add(self, image: Image.Image | None, lines: Sequence[str]) -> None:
-        """One more image (None: unreadable) with two lines of caption, unless the sheet is full."""
-        if self.full:
-            return
-        small = None
-        if image is not None:
-            x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-            small = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)[0]
-        self._tiles.append((small, list(lines)))
-
-    def save(self, path: Path) -> None:
-        """Writes the sheet as PNG, atomically."""
-        columns, caption, gap = min(self.columns, max(len(self._tiles), 1)), 26, 6
-        rows = -(-len(self._tiles) // columns)
-        step = self.size + gap
-        sheet = Image.new("RGB", (columns * step + gap, rows * (step + caption) + gap), "white")
-        draw = ImageDraw.Draw(sheet)
-        for i, (tile, lines) in enumerate(self._tiles):
-            left, top = gap + i % columns * step, gap + i // columns * (step + caption)
-            if tile is None:
-                draw.rectangle((left, top, left + self.size - 1, top + self.size - 1), fill=(225, 225, 225))
-            else:
-                pixels = tile.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
-                sheet.paste(Image.fromarray(pixels.numpy()), (left, top))
-            for k, line in enumerate(lines[:2]):
-                draw.text((left, top + self.size + 1 + 12 * k), self._fitting(draw, line), fill="black")
-        save_png(sheet, path)
-
-    def _fitting(self, draw: ImageDraw.ImageDraw, text: str) -> str:
-        """The end of ``text``, as much as is as wide as an image: paths differ there."""
-        text = "".join(c if c.isprintable() else "?" for c in text)[-80:]
-        while text and draw.textlength(text) > self.size:
-            text = text[1:]
-        return text
+def _fitting(draw: ImageDraw.ImageDraw, text: str) -> str:
+    """The end of ``text``, as much as is as wide as an image: paths differ there."""
+    text = "".join(c if c.isprintable() else "?" for c in text)[-80:]
+    while draw.textlength(text) > _SIZE:
+        text = text[1:]
+    return text

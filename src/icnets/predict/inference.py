@@ -1,93 +1,187 @@
-"""Files in, predictions out, in order: what can't be read is a prediction too, with the reason."""
+"""Predict image files in order: one that can't be read is a prediction too, with the reason."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from icnets.data.data_module import ImageData
+from icnets.checkpoint.image_notes import ImageNotes
 from icnets.data.image_files import reason
 from icnets.data.images import ImageFiles, as_is
-from icnets.predict.models import Model
+from icnets.data.protocol import EvaluationTransform, evaluation_transform, resized
+from icnets.deploy.export.core import own_input_size
+from icnets.deploy.export.engines import Artefact
+from icnets.support.text import first_line
 
-__all__ = ["Batch", "Prediction", "predictions"]
+__all__ = ["Prediction", "classes_of", "evaluation_of", "predictions", "require_device"]
+
+_VIEW = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The most probable classes of an image, the most probable first; or the ``error`` for which there are none.
 
-    ``read``: whether the image was, and the error is the network's.
+    ``image``: (C, H, W), as the network sees it; None where the file can't be read.
     """
 
     path: Path
-    classes: tuple[int, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    error: str | None = None
-    read: bool = False
+    classes: list[int]
+    probabilities: list[float]
+    image: Tensor | None
+    error: str | None
 
 
-class Batch(NamedTuple):
-    """Predictions of consecutive files; images (N, C, H, W) of those without an error, as the network sees them."""
-
-    predictions: list[Prediction]
-    images: Tensor
+# How images become the network's input.
 
 
-class _Read(NamedTuple):
-    indices: list[int]
-    images: Tensor
-    errors: dict[int, str]
+def evaluation_of(
+    name: str, network: nn.Module, notes: ImageNotes, given: Mapping[str, Any]
+) -> tuple[EvaluationTransform, str]:
+    """The transform of the network's evaluation, and a line that says what it does and which of it is only a default.
+
+    Each of ``image_size``, ``in_chans``, ``mean``, ``std``, ``crop_pct`` and ``interpolation`` is what was ``given``
+    (None: not given), else what is noted, else the network's own size, or the default of ``icnets fit``.
+
+    Raises:
+        ValueError: an argument out of its range, an unknown size, or another than the one of an artefact.
+    """
+    known = {key: value for key in _VIEW if (value := getattr(notes, key)) is not None}
+    wanted = {key: value for key in _VIEW if (value := given.get(key)) is not None}
+    for key in ("image_size", "in_chans") if isinstance(network, Artefact) else ():
+        if wanted.get(key, known[key]) != known[key]:
+            option = f"--{key.replace('_', '-')}"
+            raise ValueError(f"{option} is {wanted[key]}, but {name} was exported for {known[key]}; leave it out")
+    values = {**_own(network), **known, **wanted}
+    if "image_size" not in values:
+        raise ValueError(f"{name} doesn't say how large its images are; give --image-size N")
+    for key in ("mean", "std"):
+        if len(wanted.get(key, ())) == 1:
+            values[key] = wanted[key] * values.get("in_chans", 3)
+    try:
+        transform = evaluation_transform(**values)
+    except ValueError as error:
+        key = str(error).split()[0]
+        raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
+    return transform, _described(name, transform, [key for key in _VIEW if key not in {**known, **wanted}])
 
 
-class _Files(Dataset[_Read]):
-    """Files read a batch at a time."""
+def _own(network: nn.Module) -> dict[str, int]:
+    """Size and channels as timm notes them on a network, or as its first convolution has them."""
+    if (size := own_input_size(network)) is not None:
+        return {"in_chans": size[0], "image_size": size[-1]}
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    return {} if first is None else {"in_chans": first.in_channels}
 
-    def __init__(self, files: ImageFiles, paths: Sequence[Path]) -> None:
-        self.files, self.paths = files, paths
+
+def _described(name: str, view: EvaluationTransform, assumed: list[str]) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (view.mean, view.std))
+    text = (
+        f"images: shorter side {view.interpolation} to {resized(view.image_size, view.crop_pct)}, the centre crop of "
+        f"{view.image_size} pixels, {'grey, ' if view.in_chans == 1 else ''}mean {mean}, std {std}"
+    )
+    options = ", ".join("--" + key.replace("_", "-") for key in assumed)
+    if not options:
+        return text
+    return f"{text}; {name} doesn't say {options}: these are defaults, give them if it was trained otherwise"
+
+
+# The network.
+
+
+def require_device(device: str) -> None:
+    """Raises ValueError for a device other than the CPU and CUDA's, or one that torch doesn't find here."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device is {device!r}; it must be cpu or cuda")
+    if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
+        raise ValueError(f"--device is {device!r}, but torch finds no such CUDA device here; use --device cpu")
+
+
+def _logits(name: str, network: nn.Module, x: Tensor, device: str) -> Tensor:
+    """Logits (N, classes), float32 on the CPU, of images (N, C, H, W)."""
+    with torch.no_grad():
+        output: Any = network(x.to(device))
+    if not isinstance(output, Tensor):
+        found = f"{len(output)} outputs" if isinstance(output, list | tuple) else f"a {type(output).__name__}"
+        raise ValueError(f"{name} gives {found}; predict needs one, logits (N, classes)")
+    return output.float().cpu()
+
+
+def classes_of(name: str, network: nn.Module, view: EvaluationTransform, device: str) -> int:
+    """The number of classes, found by a trial.
+
+    Raises:
+        ValueError: the network can't take such images, or its output isn't one row of logits per image.
+    """
+    shape = (view.in_chans, view.image_size, view.image_size)
+    try:
+        logits = _logits(name, network, torch.zeros(2, *shape), device)
+    except ValueError:
+        raise
+    except Exception as error:  # engines have errors of their own
+        what = f"{name} can't take images of {'×'.join(map(str, shape))}: {first_line(error)}"
+        raise ValueError(f"{what}; give --image-size, --in-chans") from error
+    if logits.dim() != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
+        raise ValueError(f"{name} gives {tuple(logits.shape)} for 2 images; predict needs logits (2, classes)")
+    return logits.shape[1]
+
+
+# The files.
+
+
+class _Readable(Dataset[Tensor | str]):
+    """Each file's image, or the reason why it can't be read."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
-    def __getitems__(self, indices: list[int]) -> _Read:
-        images: list[Tensor] = []
-        errors: dict[int, str] = {}
-        for index in indices:
-            try:
-                images.append(self.files.evaluated(index))
-            except Exception as error:  # decoders raise whatever they stumble over
-                errors[index] = reason(error)
-        return _Read(indices, torch.stack(images) if images else torch.empty(0), errors)
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.files.evaluated(index)
+        except Exception as error:  # decoders raise whatever they stumble over
+            return reason(error)
 
 
 def predictions(
-    model: Model, data: ImageData, paths: Sequence[Path], *, top_k: int, batch_size: int, workers: int = 0
-) -> Iterator[Batch]:
-    """The predictions of ``paths``, in their order, as the network's evaluation would have them.
+    name: str,
+    network: nn.Module,
+    view: EvaluationTransform,
+    paths: Sequence[Path],
+    *,
+    top_k: int,
+    batch_size: int,
+    workers: int = 0,
+    device: str = "cpu",
+) -> Iterator[Prediction]:
+    """Yield the prediction of each of ``paths``, in their order.
 
     Args:
-        model: whose logits these are.
-        data: whose evaluation transform the images go through.
+        name: the network's, for messages.
+        network: in eval mode, on its device.
+        view: how an image becomes its input.
+        paths: image files.
         top_k: classes of each image, at most as many as there are.
         batch_size: files at a time.
         workers: processes that read them; 0 reads them in this one.
+        device: the network's.
 
     Raises:
         ValueError: a process that reads has died, or a batch is too large for the device's memory.
     """
-    loader = DataLoader(
-        _Files(data.image_files(paths), paths),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=as_is,
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "collate_fn": as_is}
+    done = 0
     try:
-        for read in loader:
-            yield _predicted(model, paths, read, top_k)
+        for batch in DataLoader(_Readable(view.files(paths)), **options):
+            images = [image for image in batch if isinstance(image, Tensor)]
+            logits = _logits(name, network, torch.stack(images), device) if images else torch.empty(0, top_k)
+            yield from _predicted(paths[done : done + len(batch)], batch, logits.softmax(dim=1).topk(top_k))
+            done += len(batch)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"--batch-size {batch_size} is too large for the memory of the device; lower it") from error
     except RuntimeError as error:
@@ -96,20 +190,15 @@ def predictions(
         raise ValueError("a process that reads images has died; try --workers 0, which shows where") from error
 
 
-def _predicted(model: Model, paths: Sequence[Path], read: _Read, top_k: int) -> Batch:
-    errors, images = dict(read.errors), read.images
-    found: dict[int, Prediction] = {}
-    readable = [index for index in read.indices if index not in errors]
-    if readable:
-        probabilities, classes = model.logits(images).softmax(dim=1).topk(top_k)
-        finite = probabilities.isfinite().all(1)
-        for row, index in enumerate(readable):
-            if finite[row]:
-                found[index] = Prediction(
-                    paths[index], tuple(classes[row].tolist()), tuple(probabilities[row].tolist())
-                )
-            else:
-                found[index] = Prediction(paths[index], error="the network's output is not a number", read=True)
-        images = images[finite]
-    rows = [found[i] if i in found else Prediction(paths[i], error=errors[i]) for i in read.indices]
-    return Batch(rows, images)
+def _predicted(paths: Sequence[Path], batch: Sequence[Tensor | str], best: Any) -> Iterator[Prediction]:
+    """Predictions of consecutive files; ``best`` has a row for each that is an image."""
+    rows = zip(best.values.tolist(), best.indices.tolist(), best.values.isfinite().all(1).tolist(), strict=True)
+    for path, image in zip(paths, batch, strict=True):
+        if isinstance(image, str):
+            yield Prediction(path, [], [], None, image)
+            continue
+        probabilities, classes, finite = next(rows)
+        if finite:
+            yield Prediction(path, classes, probabilities, image, None)
+        else:
+            yield Prediction(path, [], [], image, "the network's output is not a number")

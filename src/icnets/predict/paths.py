@@ -77,12 +77,9 @@ def _found(pattern: str) -> list[Path]:
     rest = [part if part == "**" else re.sub(r"\*\*+", "*", part) for part in parts[first:]]
     base = Path(*parts[:first])
     hidden = any(part.startswith(".") for part in rest)
-    found = (p for p in base.glob("/".join(rest)) if hidden or not _is_hidden(p.relative_to(base)))
-    return sorted(found, key=str)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    found = base.glob("/".join(rest))
+    shows = [p for p in found if hidden or not any(part.startswith(".") for part in p.relative_to(base).parts)]
+    return sorted(shows, key=str)
 
 
 def _listed(path: Path) -> list[Path]:
@@ -91,11 +88,8 @@ def _listed(path: Path) -> list[Path]:
         text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     except OSError as error:
         raise ValueError(f"can't read the list {shown(path)}: {error.strerror}") from error
-    if path.suffix.lower() == ".csv":
-        names = _column(path, text)
-    else:
-        names = [line.removesuffix("\r") for line in text.split("\n")]
-    names = [name for name in names if name.strip()]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    names = [name for name in (_column(path, text) if path.suffix.lower() == ".csv" else lines) if name.strip()]
     if not names:
         raise ValueError(f"the list {shown(path)} names no files; give one path a line")
     if any("\0" in name for name in names):

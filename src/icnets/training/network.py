@@ -1,23 +1,19 @@
 """The network of a training run: a name or a module, its starting weights, and the conversion."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-from icnets import checkpoint
-from icnets.checkpoint.foreign import read_weights
-from icnets.checkpoint.image_notes import read_notes
-from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
+from icnets.convert.surgery import ICConfig, convert_
+from icnets.open_network import load_weights, starting_config
 from icnets.support.text import first_line
-from icnets.timm_models import NETWORKS, create_model
+from icnets.timm_models import create_model
 from icnets.unit.layers import IC_LAYERS
 
-__all__ = ["build_network", "load_weights"]
+__all__ = ["build_network", "calibrate", "calibration_batches"]
 
 _CALIBRATION_BATCHES = 4
 
@@ -84,13 +80,6 @@ def _created(model: str, pretrained: bool, options: Mapping[str, Any], args: Map
         ) from error
 
 
-def starting_config(name: str, *, trained: bool) -> ICConfig | None:
-    """How a named network is converted where nothing is said: those with ``ic_``, from trained weights by "gain"."""
-    if name.split(".")[0] not in NETWORKS:
-        return None
-    return ICConfig(warm_start="gain" if trained else "none")
-
-
 def calibrate(network: nn.Module, config: ICConfig, batches: Iterable[Any] | None) -> None:
     """The conversion that waited for data; without any (weights follow from a checkpoint), only the surgery."""
     if batches is None:
@@ -106,73 +95,3 @@ def calibration_batches(data: Any) -> Iterator[Tensor]:
     """
     for batch in islice(data.val_dataloader(), _CALIBRATION_BATCHES):
         yield batch[0]
-
-
-def load_weights(network: nn.Module, path: Path) -> str:
-    """Load trained weights into a basic network, in place.
-
-    Args:
-        network: the basic network; it becomes an IC network if the checkpoint holds one. Where the checkpoint names
-            another number of classes than a network of timm's has, the last layer stays a new one.
-        path: what ``icnets.save`` wrote, or a plain state dict of the basic network (.pth, .pt, .safetensors).
-
-    Returns:
-        Where in the file the weights are, "" if they are all of it; see
-        :func:`icnets.checkpoint.foreign.read_weights`.
-
-    Raises:
-        ValueError: the file is missing, damaged, or doesn't fit the network.
-    """
-    path = Path(path)
-    if written_by_icnets(path):
-        with _head_of(network, read_notes(strings_of(path)).class_names):
-            checkpoint.load(path, network)
-        return ""
-    weights = read_weights(path, network.state_dict())
-    try:
-        load_basic_state_dict(network, weights.state)
-    except ValueError as error:
-        of = f", of which {weights.origin} was read," if weights.origin else ""
-        raise ValueError(f"{path}{of} doesn't fit the network: {error}") from error
-    return weights.origin
-
-
-@contextmanager
-def _head_of(network: nn.Module, class_names: list[str] | None) -> Iterator[None]:
-    """A network of timm's has a last layer for ``class_names`` within, and a new one for its own classes afterwards."""
-    own, name = (
-        getattr(network, "num_classes", None),
-        (getattr(network, "pretrained_cfg", None) or {}).get("classifier"),
-    )
-    if class_names is None or len(class_names) == own or not isinstance(name, str):
-        yield
-        return
-    head, timms = network.get_submodule(name), cast(Any, network)
-    try:
-        timms.reset_classifier(len(class_names))
-        yield
-        timms.reset_classifier(own)
-    except Exception:
-        network.set_submodule(name, head)
-        timms.num_classes = own
-        raise
-
-
-def holds_ic_network(path: Path) -> bool:
-    """Whether a file is a checkpoint of ours that has IC units; False if it is missing."""
-    return written_by_icnets(path) and bool(checkpoint.read(path)[0]["layers"])
-
-
-def written_by_icnets(path: Path) -> bool:
-    """Whether a safetensors file, by whatever name, has our header; False if it is missing or too damaged to say."""
-    return path.is_file() and "icnets" in strings_of(path)
-
-
-def strings_of(path: Path) -> dict[str, str]:
-    """The strings in a safetensors file's header; none in one too damaged to say."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            return dict(json.loads(file.read(min(length, 100_000_000))).get("__metadata__", {}))
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            return {}

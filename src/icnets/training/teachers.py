@@ -12,9 +12,9 @@ from torch import nn
 
 from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg
 from icnets.distill.teacher import Normalization, Teacher
+from icnets.open_network import notes_of_start, open_network
 from icnets.support.text import differing, few, tell
 from icnets.timm_models import create_model
-from icnets.training.rebuild import notes_of_start, read_model
 
 __all__ = ["TeacherClasses", "TrainedNetwork", "class_positions", "compare_start", "make_teacher", "open_teacher"]
 
@@ -68,7 +68,7 @@ def open_teacher(
             f"there is no checkpoint {source}; give a .safetensors or .ckpt file, a folder of save_pretrained "
             "(download a repository of the Hub first), or timm:NAME"
         )
-    network, notes = read_model(path)
+    network, notes, _, _ = open_network(path)
     _require_channels(source, notes, in_chans)
     return TrainedNetwork(source, network, notes, () if notes.class_names is None else (notes.class_names,))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from icnets.deploy.export.engines import Engine, require
-from icnets.deploy.export.export_report import Agreement, ExportReport, Parity
-from icnets.deploy.export.parity import BATCHES, Runner, agreement, compare, eager, first_images, split
+from icnets.deploy.export.engine_base import Engine
+from icnets.deploy.export.engines import require
+from icnets.deploy.export.export_report import ExportReport
+from icnets.deploy.export.parity import BATCHES, Parity, Runner, agreement, compare, eager, labelled
 from icnets.support.files import move_into_place
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.support.text import first_line
@@ -73,37 +74,53 @@ def export(
             exported or whose artefact isn't equal to it.
         TypeError: an example or data that aren't tensors.
         FileNotFoundError: the folder doesn't exist.
+
+    Example:
+        >>> import icnets, tempfile, torch
+        >>> model = torch.nn.Sequential(icnets.ICConv2d(3, 4, 3), torch.nn.ReLU())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export(model, f"{folder}/net.pt2", "torch-export", torch.zeros(1, 3, 8, 8))
+        >>> report.max_relative_error < 1e-4
+        True
     """
     path = Path(path)
     engine = require(format, int8)
-    _check_arguments(path, format, engine, int8, calibration_data, tolerance, max_loss)
+    _check_arguments(path, format, engine, tolerance, max_loss)
     example = _example(model, example_input)
-    calibration = [] if calibration_data is None else list(_limited(calibration_data, CALIBRATION_IMAGES))
-    evaluation = calibration if evaluation_data is None else list(evaluation_data)
-    _check_data(example, [*calibration, *evaluation], int8)
+    calibration = labelled(() if calibration_data is None else calibration_data, CALIBRATION_IMAGES)
+    evaluation = calibration if evaluation_data is None else labelled(evaluation_data)
+    for x, _ in calibration + evaluation:
+        if x.shape[1:] != example.shape[1:]:
+            shapes = f"{tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}"
+            raise ValueError(f"images of the data have shape {shapes}; give an example_input like the data")
+    if int8 and not any(len(x) for x, _ in calibration):
+        raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     original = made_plain_(deepcopy(model).cpu().eval())
     network = _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
     program = _program(network if int8 else engine.lower(network), example)
-    reference = eager(original)
-    tests = _tests(example, evaluation)
-    agreed: Agreement | None = None
+    tests = _tests(example, [x for x, _ in evaluation])
     int8_parity: tuple[Parity, ...] = ()
+    agreed = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         artefact = Path(folder, "float32", path.name)
         artefact.parent.mkdir()
         engine.write(program, artefact, notes)
         parity = _prove(original, engine.read(artefact), tests, format, tolerance)
-        if int8 and engine.quantize is not None:
+        if int8:
             quantized = Path(folder, path.name)
-            engine.quantize(artefact, quantized, first_images(calibration, CALIBRATION_IMAGES), notes)
+            engine.quantize(artefact, quantized, [x for x, _ in calibration], notes)
             artefact, runner = quantized, engine.read(quantized)
             # Noise is outside of the range that was calibrated, so how far int8 is off on it says nothing.
-            int8_parity = tuple(compare(reference, runner, name, x) for name, x in tests if name == "real")
+            int8_parity = tuple(compare(eager(original), runner, name, x) for name, x in tests if name == "real")
             require_one_answer(runner, tests[-1][1])
-            agreed = agreement(reference, runner, evaluation)
-            _require_agreement(agreed, max_loss)
+            agreed = agreement(eager(original), runner, evaluation)
+            if agreed is not None and agreed.loss > max_loss:
+                raise ValueError(
+                    f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed}): it "
+                    "isn't kept; calibrate on more representative images, or allow more"
+                )
         size = _place(artefact, path, engine)
     return ExportReport(path, format, engine.name, size, fuse, tolerance, parity, int8, int8_parity, agreed)
 
@@ -111,17 +128,13 @@ def export(
 # Arguments.
 
 
-def _check_arguments(
-    path: Path, format: str, engine: Engine, int8: bool, calibration: object, tolerance: float, max_loss: float
-) -> None:
+def _check_arguments(path: Path, format: str, engine: Engine, tolerance: float, max_loss: float) -> None:
     if path.suffix != engine.suffix:
         raise ValueError(f"path is {path}; for the format {format} it must end in {engine.suffix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
     if path.is_dir():
         raise ValueError(f"path is {path}, which is a folder; give the name of a file")
-    if int8 and calibration is None:
-        raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; it must be positive")
     if not 0 <= max_loss <= 1:
@@ -137,13 +150,11 @@ def _example(model: nn.Module, given: Tensor | None) -> Tensor:
         shape = own_input_size(model)
         if shape is None:
             raise ValueError("the network doesn't say how large its input is; give example_input")
+    elif not isinstance(given, Tensor):
+        raise TypeError(f"example_input is a {type(given).__name__}; it must be a tensor (N, C, *L)")
+    elif given.dim() < 2 or not given.is_floating_point():
+        raise ValueError(f"example_input is {given.dtype} {tuple(given.shape)}; it must be a float32 batch (N, C, *L)")
     else:
-        if not isinstance(given, Tensor):
-            raise TypeError(f"example_input is a {type(given).__name__}; it must be a tensor (N, C, *L)")
-        if given.dim() < 2 or not given.is_floating_point():
-            raise ValueError(
-                f"example_input is {given.dtype} {tuple(given.shape)}; it must be a float32 batch (N, C, *L)"
-            )
         shape = tuple(given.shape[1:])
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
@@ -158,28 +169,6 @@ def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
     return size if first is None else (first.in_channels, *size[1:])
 
 
-def _limited(batches: Iterable[Any], images: int) -> Iterable[Any]:
-    for batch in batches:
-        if images <= 0:
-            return
-        images -= len(split(batch)[0])
-        yield batch
-
-
-def _check_data(example: Tensor, batches: list[Any], int8: bool) -> None:
-    for batch in batches:
-        x, label = split(batch)
-        if x.shape[1:] != example.shape[1:]:
-            raise ValueError(
-                f"images of the data have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}; "
-                "give an example_input like the data"
-            )
-        if label is not None and len(label) != len(x):
-            raise ValueError(f"a batch of the data has {len(x)} images and {len(label)} labels")
-    if int8 and not any(len(split(batch)[0]) for batch in batches):
-        raise ValueError("int8 is calibrated on images, and calibration_data has none")
-
-
 # The network and its program.
 
 
@@ -187,11 +176,9 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
     try:
         eager(original)(example)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}: {first_line(error)}; "
-            "give another example_input"
-        ) from error
-    network = deepcopy(original)
+        what = f"{type(original).__name__} can't take a batch of shape {tuple(example.shape)}"
+        raise ValueError(f"{what}: {first_line(error)}; give another example_input") from error
+    network: nn.Module = deepcopy(original)
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             write_out_(module)  # engines take no single number for all dimensions
@@ -202,9 +189,8 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
     try:
         fuse_(network, example)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"the network can't be fused: {first_line(error)}{_own_rounding(original, example)}; or export it unfused"
-        ) from error
+        why = f"{first_line(error)}{_own_rounding(original, example)}"
+        raise ValueError(f"the network can't be fused: {why}; or export it unfused") from error
     return network
 
 
@@ -225,8 +211,7 @@ def _notes(example: Tensor, fuse: bool, int8: bool, metadata: Mapping[str, Any] 
     from icnets import __version__
 
     notes = {"input_size": list(example.shape[1:]), "fused": fuse, "int8": int8, "icnets": __version__}
-    taken = notes.keys() & (metadata or {}).keys()
-    if taken:
+    if taken := notes.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata has {', '.join(sorted(taken))}, which export writes itself; leave it out")
     try:
         return {key: v if isinstance(v, str) else json.dumps(v) for key, v in {**notes, **(metadata or {})}.items()}
@@ -237,19 +222,19 @@ def _notes(example: Tensor, fuse: bool, int8: bool, metadata: Mapping[str, Any] 
 # Proof.
 
 
-def _tests(example: Tensor, evaluation: list[Any]) -> list[tuple[str, Tensor]]:
+def _tests(example: Tensor, images: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     tests = [("random", torch.randn(n, *example.shape[1:], generator=generator)) for n in BATCHES]
-    images = first_images(evaluation, max(BATCHES))
     if images:
-        real = torch.cat(images)
-        real = real.repeat(-(-max(BATCHES) // len(real)), *[1] * (real.dim() - 1))  # fewer than 7 come more than once
+        most = max(BATCHES)
+        real = torch.cat(list(images))[:most]
+        real = real.repeat(-(-most // len(real)), *[1] * (real.dim() - 1))  # fewer than 7 come more than once
         tests += [("real", real[:n]) for n in BATCHES]
     return tests
 
 
 def _prove(
-    original: nn.Module, artefact: Runner, tests: list[tuple[str, Tensor]], format: str, tolerance: float
+    original: nn.Module, artefact: Runner, tests: Sequence[tuple[str, Tensor]], format: str, tolerance: float
 ) -> tuple[Parity, ...]:
     parity = tuple(compare(eager(original), artefact, name, x) for name, x in tests)
     worst, x = max(zip(parity, (x for _, x in tests), strict=True), key=lambda pair: pair[0].relative)
@@ -287,16 +272,7 @@ def require_one_answer(artefact: Runner, x: Tensor) -> None:
     if together.relative > 0.02:
         raise ValueError(
             f"the engine's int8 answers for an image alone differ by {together.relative:.2g} of the output's range "
-            "from those for it in a batch, which is the engine's mistake: the artefact isn't kept; export it unfused "
-            "(fuse=False, --no-fuse), or for larger images"
-        )
-
-
-def _require_agreement(agreed: Agreement | None, max_loss: float) -> None:
-    if agreed is not None and agreed.loss > max_loss:
-        raise ValueError(
-            f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed}): it isn't "
-            "kept; calibrate on more representative images, or allow more"
+            "from those in a batch: it isn't kept; export it unfused (fuse=False, --no-fuse), or for larger images"
         )
 
 

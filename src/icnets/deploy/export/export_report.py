@@ -3,47 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ExportReport", "Parity"]
+from icnets.deploy.export.parity import Agreement, Parity
 
-
-@dataclass(frozen=True)
-class Parity:
-    """The artefact beside PyTorch on one batch: ``inputs`` is "random" or "real", ``batch`` the number of images.
-
-    ``absolute`` is the largest difference of an output; ``relative`` is that difference divided by the range (largest
-    minus smallest value) of the output it is in.
-    """
-
-    inputs: str
-    batch: int
-    absolute: float
-    relative: float
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Both networks on the same images: parts of 1. Accuracies are None for images without labels."""
-
-    images: int
-    same_class: float
-    accuracy_before: float | None
-    accuracy_after: float | None
-
-    @property
-    def loss(self) -> float:
-        """Accuracy lost; without labels, the part of the images that changed their class."""
-        if self.accuracy_before is None or self.accuracy_after is None:
-            return 1 - self.same_class
-        return self.accuracy_before - self.accuracy_after
-
-    def __str__(self) -> str:
-        changed = f"{1 - self.same_class:.2%} of {self.images} images changed their class"
-        if self.accuracy_before is None or self.accuracy_after is None:
-            return changed
-        return (
-            f"accuracy {self.accuracy_before:.2%} before, {self.accuracy_after:.2%} after "
-            f"({100 * (self.accuracy_after - self.accuracy_before):+.2f} pp); {changed}"
-        )
+__all__ = ["ExportReport"]
 
 
 @dataclass(frozen=True)
@@ -78,21 +40,15 @@ class ExportReport:
 
     def __str__(self) -> str:
         kind = f"{self.format}, {'int8' if self.int8 else 'float32'}{', fused' if self.fused else ''}"
-        lines = [
-            f"{self.path}: {kind}, {self.size / 1e6:.2f} MB, reloaded by {self.engine}",
-            f"largest error to PyTorch: {self.max_error:.2g}, {self.max_relative_error:.2g} of the output's range "
-            f"(allowed: {self.tolerance:g} of it); batches: {_batches(self.parity)}",
-        ]
-        if self.int8:
-            worst = max(self.int8_parity, key=lambda p: p.relative)
-            lines.append(
-                f"int8: largest error {worst.absolute:.2g}, {worst.relative:.2g} of the output's range; "
-                f"batches: {_batches(self.int8_parity)}"
-            )
-        if self.agreement is not None:
-            lines.append(f"int8: {self.agreement}")
+        size = f"{self.size / 1e6:.2f} MB, reloaded by {self.engine}"
+        allowed = f" (allowed: {self.tolerance:g} of it)"
+        lines = [f"{self.path}: {kind}, {size}", _errors("largest error to PyTorch", self.parity, allowed)]
+        lines += [_errors("int8: largest error", self.int8_parity)] if self.int8 else []
+        lines += [f"int8: {self.agreement}"] if self.agreement is not None else []
         return "\n".join(lines)
 
 
-def _batches(parity: tuple[Parity, ...]) -> str:
-    return ", ".join(f"{p.batch} {p.inputs}" for p in parity)
+def _errors(what: str, parity: tuple[Parity, ...], allowed: str = "") -> str:
+    absolute, relative = (max(getattr(p, name) for p in parity) for name in ("absolute", "relative"))
+    batches = ", ".join(f"{p.batch} {p.inputs}" for p in parity)
+    return f"{what}: {absolute:.2g}, {relative:.2g} of the output's range{allowed}; batches: {batches}"

@@ -1,23 +1,64 @@
-"""An artefact beside the network it was made from."""
+"""An artefact beside the network it was made from: largest errors, classes and accuracies."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree
 
-from icnets.deploy.export.export_report import Agreement, Parity
-
-__all__ = ["BATCHES", "Runner", "agreement", "compare", "eager", "first_images", "split"]
+__all__ = ["BATCHES", "Agreement", "Labelled", "Parity", "Runner", "agreement", "compare", "eager", "labelled"]
 
 # An artefact: a float32 batch (N, C, *L) in, its outputs in order, on the CPU.
 Runner = Callable[[Tensor], list[Tensor]]
 
+Labelled = tuple[Tensor, Tensor | None]  # images, and their classes (N,) int64 where they are known
+
 BATCHES = (1, 7)  # that the batch is dynamic is seen by two sizes, one of them 1
 
 
-def eager(model: nn.Module) -> Runner:
+@dataclass(frozen=True)
+class Parity:
+    """The artefact beside PyTorch on one batch: ``inputs`` is "random" or "real", ``batch`` the number of images.
+
+    ``absolute`` is the largest difference of an output; ``relative`` is that difference divided by the range (largest
+    minus smallest value) of the output it is in.
+    """
+
+    inputs: str
+    batch: int
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Both networks on the same images: parts of 1. Accuracies are None for images without labels."""
+
+    images: int
+    same_class: float
+    accuracy_before: float | None
+    accuracy_after: float | None
+
+    @property
+    def loss(self) -> float:
+        """Accuracy lost; without labels, the part of the images that changed their class."""
+        if self.accuracy_before is None or self.accuracy_after is None:
+            return 1 - self.same_class
+        return self.accuracy_before - self.accuracy_after
+
+    def __str__(self) -> str:
+        changed = f"{1 - self.same_class:.2%} of {self.images} images changed their class"
+        if self.accuracy_before is None or self.accuracy_after is None:
+            return changed
+        return (
+            f"accuracy {self.accuracy_before:.2%} before, {self.accuracy_after:.2%} after "
+            f"({100 * (self.accuracy_after - self.accuracy_before):+.2f} pp); {changed}"
+        )
+
+
+def eager(model: Callable[[Tensor], Any]) -> Runner:
     """The network in PyTorch, its outputs flattened."""
 
     def run(x: Tensor) -> list[Tensor]:
@@ -48,50 +89,37 @@ def compare(reference: Runner, artefact: Runner, inputs: str, x: Tensor) -> Pari
     return Parity(inputs, x.shape[0], absolute, relative)
 
 
-def split(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and labels ``(N,)`` int64 of a batch: a tensor, or a tuple or list that starts with one. Else TypeError.
+def labelled(batches: Iterable[Any], limit: int | None = None) -> list[Labelled]:
+    """Images and labels of batches, at most ``limit`` images in all.
 
-    Targets that aren't integers, such as those of mixup, don't count as labels.
+    A batch is a tensor, or a tuple or list that starts with one; else TypeError. Targets that aren't integers, such as
+    those of mixup, don't count as labels.
     """
-    rest: Sequence[Any] = ()
-    if isinstance(batch, tuple | list) and batch:
-        batch, rest = batch[0], batch[1:]
-    if not isinstance(batch, Tensor):
-        raise TypeError(f"a batch is a {type(batch).__name__}; it must be a tensor, or a tuple that starts with one")
-    label = rest[0] if rest and isinstance(rest[0], Tensor) else None
-    is_label = label is not None and label.dim() == 1 and not label.is_floating_point()
-    return batch.detach().cpu().float(), label.detach().cpu() if is_label and label is not None else None
-
-
-def first_images(batches: Iterable[Any], limit: int) -> list[Tensor]:
-    """Images of the first batches, ``limit`` at most in all."""
-    images: list[Tensor] = []
-    left = limit
+    found: list[Labelled] = []
     for batch in batches:
-        x = split(batch)[0][:left]
-        images.append(x)
-        left -= len(x)
-        if left <= 0:
+        left = None if limit is None else limit - sum(len(x) for x, _ in found)
+        if left is not None and left <= 0:
             break
-    return images
+        x, *rest = batch if isinstance(batch, tuple | list) and batch else (batch,)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"a batch is a {type(x).__name__}; it must be a tensor, or a tuple that starts with one")
+        label = rest[0] if rest and isinstance(rest[0], Tensor) else None
+        if label is not None and (label.dim() != 1 or label.is_floating_point()):
+            label = None
+        if label is not None and len(label) != len(x):
+            raise ValueError(f"a batch of the data has {len(x)} images and {len(label)} labels")
+        found.append((x.detach().cpu().float()[:left], None if label is None else label.detach().cpu()[:left]))
+    return found
 
 
-def agreement(reference: Runner, artefact: Runner, batches: Iterable[Any]) -> Agreement | None:
+def agreement(reference: Runner, artefact: Runner, batches: Sequence[Labelled]) -> Agreement | None:
     """Classes and accuracies of both on the same images; None where the output isn't one row of logits per image."""
-    images = same = before = after = labelled = 0
-    for batch in batches:
-        x, label = split(batch)
-        outputs = reference(x), artefact(x)
-        if any(len(o) != 1 or o[0].dim() != 2 for o in outputs):
-            return None
-        first, second = (o[0].argmax(1) for o in outputs)
-        images += len(x)
-        same += int((first == second).sum())
-        if label is not None:
-            labelled += len(x)
-            before += int((first == label).sum())
-            after += int((second == label).sum())
-    if not images:
+    outputs = [(reference(x), artefact(x)) for x, _ in batches]
+    if not sum(len(x) for x, _ in batches) or any(len(o) != 1 or o[0].dim() != 2 for pair in outputs for o in pair):
         return None
-    known = labelled == images
-    return Agreement(images, same / images, before / images if known else None, after / images if known else None)
+    before, after = (torch.cat([pair[i][0].argmax(1) for pair in outputs]) for i in (0, 1))
+    labels = [label for _, label in batches if label is not None]
+    rates: list[float | None] = [None, None]
+    if len(labels) == len(batches):
+        rates = [int((classes == torch.cat(labels)).sum()) / len(before) for classes in (before, after)]
+    return Agreement(len(before), int((before == after).sum()) / len(before), *rates)

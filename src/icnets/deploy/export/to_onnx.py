@@ -1,6 +1,7 @@
 """ONNX by PyTorch's exporter; ONNX Runtime reads it back and quantises it."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +12,100 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export import lowering
+from icnets.deploy.export.engine_base import Engine
 from icnets.deploy.export.parity import Runner
-from icnets.deploy.export.residuals import join_residuals
 
-__all__ = ["annotate", "lower", "notes", "quantize", "read", "require_standard", "to_proto", "write"]
+__all__ = ["Onnx", "require_standard", "to_proto"]
 
 INPUT = "input"
-BATCH = "batch"
 
 
-def lower(network: nn.Module) -> nn.Module:
-    """Rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
-    return lowering.lower_(network, scale_by_convolution=True)
+class Onnx(Engine):
+    """One file with the weights in it; notes as metadata_props."""
+
+    suffix = ".onnx"
+    packages = ("onnxruntime", "onnx", "onnxscript")
+    quantizes = True
+
+    def lower(self, network: nn.Module) -> nn.Module:
+        """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
+        return lowering.lower_(network, scale_by_convolution=True)
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        proto = to_proto(program)
+        join_residuals(proto)
+        _save(proto, path, notes)
+
+    def read(self, path: Path) -> Runner:
+        session = _session(path)
+        return lambda x: [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]
+
+    def notes(self, path: Path) -> dict[str, str]:
+        return dict(_session(path).get_modelmeta().custom_metadata_map)
+
+    def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
+        """Quantises statically, as Q/DQ pairs around convolutions and matrix products.
+
+        What is around them stays float32: it is a few per cent of the work, and the sums ``s`` span a range that 8 bits
+        would coarsen for every channel at once.
+        """
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        batches = iter([{INPUT: x.numpy()} for x in images])
+        calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
+        prepared = target.with_suffix(".prepared.onnx")
+        with _without_advice():
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                target,
+                calibration(),
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+                per_channel=True,
+                # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
+                # CPUs without VNNI, where the artefact may well be run, but isn't proved.
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                reduce_range=True,
+            )
+        prepared.unlink()
+        proto = onnx.load(target)
+        require_standard(proto)
+        _save(proto, target, notes, check=False)
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def _save(proto: Any, path: Path, notes: Mapping[str, str], check: bool = True) -> None:
+    """Writes a model with ``notes`` in the place of whatever it noted."""
+    import onnx
+
+    proto.ClearField("metadata_props")
+    onnx.helper.set_model_props(proto, dict(notes))
+    if check:
+        onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silences the quantiser, which logs on the root logger that it wants the preparation it has just had."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+# The model.
 
 
 def to_proto(program: ExportedProgram) -> Any:
@@ -47,112 +130,50 @@ def _clean(proto: Any) -> None:
     graph = proto.graph
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
-        value.ClearField("metadata_props")
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == symbol:
-                dim.dim_param = BATCH
+                dim.dim_param = "batch"
+    for noted in (proto, graph, *graph.input, *graph.output, *graph.value_info, *graph.node):
+        noted.ClearField("metadata_props")
     for node in graph.node:
-        node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    graph.ClearField("metadata_props")
-    proto.ClearField("metadata_props")
 
 
 def require_standard(proto: Any) -> None:
     """Raises ValueError for operators, or functions in their place, that aren't of ONNX's default domain."""
-    domains = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
-    if domains or proto.functions:
-        strange = sorted({f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain in domains})
-        strange += sorted(f"{f.domain}::{f.name}" for f in proto.functions)
+    strange = [f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain not in ("", "ai.onnx")]
+    strange = sorted(set(strange)) + sorted(f"{f.domain}::{f.name}" for f in proto.functions)
+    if strange:
         raise ValueError(f"the graph has operators outside ONNX's standard: {', '.join(dict.fromkeys(strange))}")
 
 
-def annotate(proto: Any, notes: Mapping[str, str]) -> None:
-    """Writes ``notes`` into the model's metadata, in the place of what was there."""
-    import onnx
+def join_residuals(proto: Any) -> None:
+    """Rewrites ``(z + rank_one) + shortcut`` as ``(z + shortcut) + rank_one``, in place.
 
-    proto.ClearField("metadata_props")
-    onnx.helper.set_model_props(proto, dict(notes))
-
-
-def write(program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-    """One file with the weights in it; ``notes`` as metadata_props."""
-    import onnx
-
-    proto = to_proto(program)
-    join_residuals(proto)
-    annotate(proto, notes)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
-
-
-def read(path: Path) -> Runner:
-    """Runs a file of :func:`write` or :func:`quantize` by ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]
-
-
-def notes(path: Path) -> dict[str, str]:
-    """What :func:`write` noted in the file."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return dict(session.get_modelmeta().custom_metadata_map)
-
-
-class _Images:
-    """Calibration images, batch by batch, as ONNX Runtime asks for them."""
-
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self._rest: Iterator[Tensor] = iter(images)
-
-    def get_next(self) -> dict[str, Any] | None:
-        x = next(self._rest, None)
-        return None if x is None else {INPUT: x.numpy()}
-
-
-def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
-    """ONNX Runtime's static quantisation of ``source``, as Q/DQ pairs around convolutions and matrix products.
-
-    What is around them stays float32: it is a few per cent of the work, and the sums ``s`` span a range that 8 bits
-    would coarsen for every channel at once.
+    ONNX Runtime computes a sum inside of a convolution, and the rectifier behind it, but not where the convolution has
+    an activation already, as z's own does. As it was, the rectifier behind the block was a pass over memory; now both
+    are inside of the rank-one convolution.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    CalibrationDataReader.register(_Images)
-    prepared = target.with_suffix(".prepared.onnx")
-    with _without_advice():
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            target,
-            _Images(images),
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-            per_channel=True,
-            # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
-            # CPUs without VNNI, where the artefact may well be run, but isn't proved.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            reduce_range=True,
-        )
-    prepared.unlink()
-    proto = onnx.load(target)
-    annotate(proto, notes)
-    require_standard(proto)
-    onnx.save(proto, target)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """The quantiser logs, on the root logger, that it wants the preparation which it has just had."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+    graph = proto.graph
+    kernel = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "Conv"}
+    rank_one = {name for name, weight in kernel.items() if f".{lowering.RANK_ONE}." in f".{weight}"}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    adds = [node for node in graph.node if node.op_type == "Add"]
+    inner = {node.output[0]: node for node in adds if len(rank_one.intersection(node.input)) == 1}
+    late = {}
+    for outer in adds:
+        name = next((name for name in outer.input if name in inner and readers[name] == 1), None)
+        if name is None:
+            continue
+        first = inner[name]
+        (z,) = set(first.input) - rank_one
+        (shortcut,) = set(outer.input) - {name}
+        outer.input[:] = [name, *rank_one.intersection(first.input)]
+        first.input[:] = [z, shortcut]
+        late[name] = first
+    # What the first sums read now may be made later than they stood, so they move to what reads them.
+    rest = [node for node in graph.node if node.output[0] not in late]
+    nodes = [one for node in rest for one in (*(late[name] for name in node.input if name in late), node)]
+    graph.ClearField("node")
+    graph.node.extend(nodes)

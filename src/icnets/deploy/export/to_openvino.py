@@ -14,74 +14,71 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export import lowering, to_onnx
+from icnets.deploy.export.engine_base import Engine
 from icnets.deploy.export.parity import Runner
 
-__all__ = ["lower", "notes", "quantize", "read", "write"]
+__all__ = ["OpenVino"]
 
 
-def lower(network: nn.Module) -> nn.Module:
-    """The rank-one terms as convolutions; a sign is part of the convolution before it."""
-    return lowering.lower_(network, scale_by_convolution=False)
+class OpenVino(Engine):
+    """Weights in float32; notes in the section model_info, where OpenVINO's own tools keep theirs."""
 
+    suffix = ".xml"
+    companions = (".bin",)
+    packages = ("openvino", "onnx", "onnxscript")
+    quantize_packages = ("nncf",)
+    quantizes = True
 
-def write(program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-    """Weights in float32; ``notes`` in the section model_info, where OpenVINO's own tools keep theirs."""
-    openvino = _openvino()
-    proto = to_onnx.to_proto(program)
-    # Core.read_model, not convert_model: the same reader, without the telemetry of the latter.
-    model = openvino.Core().read_model(proto.SerializeToString())
-    _save(model, path, notes)
+    def lower(self, network: nn.Module) -> nn.Module:
+        """Writes the rank-one terms as convolutions; a sign is part of the convolution before it."""
+        return lowering.lower_(network, scale_by_convolution=False)
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        proto = to_onnx.to_proto(program)
+        # Core.read_model, not convert_model: the same reader, without the telemetry of the latter.
+        _save(_openvino().Core().read_model(proto.SerializeToString()), path, notes)
+
+    def read(self, path: Path) -> Runner:
+        # Without the hint, CPUs with bfloat16 compute in it.
+        compiled = _openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+        def run(x: Tensor) -> list[Tensor]:
+            result = compiled(x.numpy())
+            return [torch.from_numpy(result[i].copy()) for i in range(len(compiled.outputs))]
+
+        return run
+
+    def notes(self, path: Path) -> dict[str, str]:
+        model = _openvino().Core().read_model(path)
+        if not model.has_rt_info(["model_info"]):
+            return {}
+        return {key: str(value.astype(str)) for key, value in model.get_rt_info(["model_info"]).astype(dict).items()}
+
+    def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
+        """Quantises by NNCF, symmetrically throughout.
+
+        With zero points (NNCF's preset for PReLU) OpenVINO 2026.4 gets units wrong that follow a unit without a
+        rectifier in between, by most of the output's range where symmetric activations cost 3 % of it.
+        """
+        nncf = _nncf()
+        from nncf.quantization.advanced_parameters import OverflowFix
+
+        with redirect_stdout(sys.stderr):  # its progress bar
+            quantized = nncf.quantize(
+                _openvino().Core().read_model(source),
+                nncf.Dataset([x.numpy() for x in images]),
+                preset=nncf.QuantizationPreset.PERFORMANCE,
+                subset_size=len(images),
+                # Half of the weights' range everywhere: without VNNI instructions products of the full one saturate.
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+            )
+        _save(quantized, target, notes)
 
 
 def _save(model: Any, path: Path, notes: Mapping[str, str]) -> None:
-    openvino = _openvino()
     for key, value in notes.items():
         model.set_rt_info(value, ["model_info", key])
-    openvino.save_model(model, path, compress_to_fp16=False)
-
-
-def read(path: Path) -> Runner:
-    """Runs a file of :func:`write` or :func:`quantize` on the CPU, in float32 where it isn't quantised."""
-    openvino = _openvino()
-    # Without the hint, CPUs with bfloat16 compute in it.
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def run(x: Tensor) -> list[Tensor]:
-        result = compiled(x.numpy())
-        return [torch.from_numpy(result[i].copy()) for i in range(len(compiled.outputs))]
-
-    return run
-
-
-def notes(path: Path) -> dict[str, str]:
-    """What :func:`write` noted in the file; OpenVINO's own tools may have added to it."""
-    model = _openvino().Core().read_model(path)
-    if not model.has_rt_info(["model_info"]):
-        return {}
-    return {key: str(value.astype(str)) for key, value in model.get_rt_info(["model_info"]).astype(dict).items()}
-
-
-def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
-    """NNCF's post-training quantisation of ``source`` to int8.
-
-    Symmetric throughout: with zero points (NNCF's preset for PReLU) OpenVINO 2026.4 gets units wrong that follow a unit
-    without a rectifier in between, by most of the output's range where symmetric activations cost 3 % of it.
-    """
-    openvino = _openvino()
-    nncf = _nncf()
-    from nncf.quantization.advanced_parameters import OverflowFix
-
-    model = openvino.Core().read_model(source)
-    with redirect_stdout(sys.stderr):  # its progress bar
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset([x.numpy() for x in images]),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(images),
-            # Half of the weights' range everywhere: without VNNI instructions the products of the full one saturate.
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
-        )
-    _save(quantized, target, notes)
+    _openvino().save_model(model, path, compress_to_fp16=False)
 
 
 # Both report their import and use to their makers, without asking, unless they believe to be in somebody's CI.
@@ -106,13 +103,11 @@ def _nncf() -> ModuleType:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in values if name in before})

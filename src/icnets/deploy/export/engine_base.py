@@ -1,0 +1,64 @@
+"""What every format can do, and what most of them do by default."""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from icnets.deploy.export.parity import Runner
+
+__all__ = ["Engine", "is_installed"]
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it isn't imported for that."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # imported, but without a spec
+        return False
+
+
+class Engine:
+    """One format.
+
+    ``suffix``: of its file; ``companions``: suffixes of the files that belong to it. ``packages``: what writing and
+    reading import; the first is the engine that runs it. ``quantize_packages``: what quantising imports beyond these.
+    ``quantizes``: whether there is int8.
+    """
+
+    suffix = ".pt2"
+    companions: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("torch",)
+    quantize_packages: tuple[str, ...] = ()
+    quantizes = False
+
+    @property
+    def name(self) -> str:
+        """The engine and its version."""
+        return f"{self.packages[0]} {importlib.metadata.version(self.packages[0])}"
+
+    def check(self) -> None:
+        """Raises ValueError for what is missing on this machine beside packages."""
+
+    def lower(self, network: nn.Module) -> nn.Module:
+        """Rewrites a deployed network, in place, into what the engine runs fastest in float32."""
+        return network
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        """Writes a program, with ``notes`` where tools of the format keep theirs."""
+        raise NotImplementedError
+
+    def read(self, path: Path) -> Runner:
+        """Runs a file of :meth:`write` or :meth:`quantize` on the CPU."""
+        raise NotImplementedError
+
+    def notes(self, path: Path) -> dict[str, str]:
+        """What :meth:`write` noted in the file."""
+        raise NotImplementedError
+
+    def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
+        """Writes an int8 artefact of the float32 artefact ``source``, calibrated on batches of images."""
+        raise NotImplementedError
