@@ -94,7 +94,7 @@ def inspect(comparison: Comparison, row: Row) -> Inspection:
     batches = list(data.test_dataloader())
     images, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
     there = target >= 0
-    names = data.predict_names() if hasattr(data, "predict_names") else [str(i) for i in range(len(target))]
+    names = data.names("test")
     assert row.control is not None
     pair = [_answers(jobs[name], data, images[there]) for name in (row.control, row.name)]
     return Inspection(
