@@ -277,6 +277,7 @@ def test_evaluation_sees_other_files_as_validation_sees_its_own(tmp_path: Path) 
     view = evaluation_transform(16, in_chans=1, crop_pct=0.7)
     x, _ = next(iter(data.val_dataloader()))
     files = view.files(paths(data, "val"))
+    assert data.names("val") == [str(path) for path in paths(data, "val")]
     assert torch.equal(x, torch.stack([files.evaluated(i) for i in range(len(x))]))
 
 

@@ -237,8 +237,7 @@ def test_hostile_files_are_counted_in_training(hostile: Path, caplog: pytest.Log
                 assert x.isfinite().all()
     names = {name.rpartition("/")[2] for name in data.unreadable()}
     assert names <= HOSTILE.keys()
-    images = data._splits["test"]
-    assert all(images.name(i).encode() for i in range(len(images)))  # each can be written
+    assert all(name.encode() for name in data.names("test"))  # each can be written
     assert lines(caplog)[0] == f"{hostile}: left out: 4 that are no files, 2 links to folders, 1 .dat, 1 .link"
     assert len(lines(caplog)) == 1 + len(names)
 

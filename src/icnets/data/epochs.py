@@ -67,6 +67,11 @@ class EpochData(L.LightningDataModule):
         self.setup("")
         return len(self._splits[split])
 
+    def names(self, split: str) -> list[str]:
+        """Name the images of "train", "val" or "test" in their order: by path, or by number where they have none."""
+        images = range(self.size(split))
+        return [self._splits[split].name(index) for index in images]
+
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and batch that come next, and the images of a batch over all processes."""
         if self.trainer is None:

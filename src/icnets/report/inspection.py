@@ -89,7 +89,7 @@ def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:
     jobs = {names[p.cell]: p.job for p in planned if p.seed == seed}
     images, target = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
     there = target >= 0
-    files = data.predict_names() if hasattr(data, "predict_names") else [str(i) for i in range(len(target))]
+    files = data.names("test")
     images = images[there]
     control, chosen = (_answers(name, jobs[name], data, images) for name in (str(row.control), row.name))
     return Inspection(
