@@ -200,6 +200,8 @@ class ICNetsCLI(LightningCLI):
         if self.subcommand == "test":
             callbacks.append(ByClass())
         if self.subcommand == "fit":
+            if chosen.target is not None and not 0 < chosen.target <= 1:
+                raise ValueError(f"target is {chosen.target}; it must be an accuracy between 0 and 1, e.g. 0.95")
             callbacks += [_Announcement(), History(self.folder / "history.csv")]
             callbacks.append(_UnreadableImages(self.folder / "unreadable.txt"))
             if chosen.ema is not None:
