@@ -195,12 +195,12 @@ def collide_backward(
 def deployed(
     v: Tensor,
     s: Tensor | None,
+    spatial_dims: int,
     slope: Tensor | None,
     uniform_slope: float,
     sign: Tensor | None,
     collision: Tensor | None,
     offset: Tensor | None,
-    spatial_dims: int,
 ) -> Tensor:
     """``sign * prelu(v) + collision * s + offset``, of ``v`` ``(N, C, *L)`` and the means ``s`` ``(N, groups, *L)``.
 
@@ -208,8 +208,9 @@ def deployed(
     result is rounded once.
     """
     own = spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and _may_overwrite(v)
-    if own and s is not None:
-        if (z := gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)) is not None:
+    if own and s is not None and gpu.serves(v):
+        z = gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)
+        if z is not None:
             return cast(Tensor, z)
     half = v.dtype in _HALF
     r = v.float() if own and half else dense(v)
@@ -321,10 +322,10 @@ def deployed_convolution(
     unpadded: tuple[Any, ...] | None = None,
 ) -> Tensor:
     """Computes a deployed IC convolution; ``post`` is what :func:`deployed` takes from the slope to the offset."""
-    if unpadded is None and not isinstance(padding, str) and _may_overwrite(x) and native.serves(x, weight):
-        if x.dim() == weight.dim() and x.numel() > 0:
-            operator = native.operator("deployed_conv")
-            return cast(Tensor, operator(x, weight, bias, stride, padding, dilation, groups, *post))
+    given = unpadded is None and not isinstance(padding, str)
+    if given and _may_overwrite(x) and native.serves(x, weight) and x.dim() == weight.dim() and x.numel() > 0:
+        operator = native.operator("deployed_conv")
+        return cast(Tensor, operator(x, weight, bias, stride, padding, dilation, groups, *post))
     s, conv, convolve = None, (x, weight, bias, stride, padding, dilation, groups), CONVOLUTIONS[len(kernel)]
     if post[3] is not None:  # before the convolution: it leaves the input in the cache
         try:
@@ -333,7 +334,7 @@ def deployed_convolution(
         except Exception:
             convolve(*conv)  # torch's own message
             raise
-    return deployed(convolve(*conv), s, *post, len(kernel))
+    return deployed(convolve(*conv), s, len(kernel), *post)
 
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
