@@ -91,7 +91,7 @@ class Collision(Colliding):
     padding: Any
     dilation: Any
     groups: int
-    bias: Tensor | None
+    bias: Any
 
     def __init_subclass__(cls, summary: str = "", **kwargs: Any) -> None:
         """Gives a class with a ``summary`` its documentation and its constructor: torch's, with our options."""

@@ -103,7 +103,7 @@ class FusedICLinear(_Fused, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, C_in)`` to ``(*, C_out)``."""
         v = F.linear(input, self.weight, self.bias)
-        return functional.deployed(v, None if self.collision is None else linear_sum(input), *self.post(), 0)
+        return functional.deployed(v, None if self.collision is None else linear_sum(input), 0, *self.post())
 
 
 class _FusedConvTranspose(_Fused):
@@ -115,7 +115,7 @@ class _FusedConvTranspose(_Fused):
         if self.collision is not None:
             window = (self.kernel_size, self.stride, self.padding, self.dilation)
             s = transposed_sum(input, *window, self.groups, list(v.shape[-nd:]))
-        return functional.deployed(v, s, *self.post(), nd)
+        return functional.deployed(v, s, nd, *self.post())
 
 
 class FusedICConvTranspose1d(_FusedConvTranspose, nn.ConvTranspose1d):

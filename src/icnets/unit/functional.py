@@ -8,14 +8,10 @@ Paper (arXiv 2011.11271, section on the IC neuron; arXiv 2102.03495): ``gain = 1
 output channel, ``inner_bias`` is b1 and ``bias`` is b2. Ours: ``gain`` (for warm starts), and learning ``w'`` on
 another scale (see :class:`icnets.ICConv2d`), which is a change of units and not of the function.
 
-Everything here is made of standard torch operators. A layer is torch's own convolution followed by two functions:
-
-* :func:`receptive_field_sum` gives ``s``, once per group of channels, for the price of one read of ``x``;
-* :func:`collide` gives ``z`` from ``y`` and ``s``.
-
-In eager mode the same formula runs in place and by compiled kernels wherever these can serve: :func:`convolution`
-decides for a unit, :func:`deployed_convolution` for its deployed form. The environment variable ``ICNETS_FUSED=0``
-turns these paths off. All of them are leaves for ``torch.fx``.
+A layer is torch's own convolution, ``s`` by :func:`receptive_field_sum` for the price of one read of ``x``, and
+:func:`collide`, all of standard torch operators. In eager mode the same formula runs in place and by compiled kernels
+wherever these can serve: :func:`convolution` decides for a unit, :func:`deployed_convolution` for its deployed form.
+The environment variable ``ICNETS_FUSED=0`` turns these paths off. All of them are leaves for ``torch.fx``.
 """
 
 from __future__ import annotations
@@ -48,8 +44,6 @@ _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _HALF = (torch.float16, torch.bfloat16)
 _TYPES = (torch.float32, torch.float64, *_HALF)
 _LEAST_GAIN = -0.5  # backward divides by 1 + gain
-
-CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 # Of y, s, collision, offset and gain.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
@@ -195,12 +189,12 @@ def collide_backward(
 def deployed(
     v: Tensor,
     s: Tensor | None,
+    spatial_dims: int,
     slope: Tensor | None,
     uniform_slope: float,
     sign: Tensor | None,
     collision: Tensor | None,
     offset: Tensor | None,
-    spatial_dims: int,
 ) -> Tensor:
     """``sign * prelu(v) + collision * s + offset``, of ``v`` ``(N, C, *L)`` and the means ``s`` ``(N, groups, *L)``.
 
@@ -208,8 +202,9 @@ def deployed(
     result is rounded once.
     """
     own = spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and _may_overwrite(v)
-    if own and s is not None:
-        if (z := gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)) is not None:
+    if own and s is not None and gpu.serves(v):
+        z = gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)
+        if z is not None:
             return cast(Tensor, z)
     half = v.dtype in _HALF
     r = v.float() if own and half else dense(v)
@@ -278,7 +273,7 @@ def convolution(
     zeros: what it was before, the padding in pairs, and its mode.
     """
     kernel, nd = list(kernel), len(kernel)
-    convolve = CONVOLUTIONS[nd]
+    convolve = autograd.CONVOLUTIONS[nd]
     if not _serves(x, weight, bias, collision, inner_bias, gain):
         source, pairs, mode = unpadded or (x, padding_pairs(padding, kernel, dilation), "zeros")
         y = convolve(x, weight, bias, stride, padding, dilation, groups)
@@ -321,11 +316,11 @@ def deployed_convolution(
     unpadded: tuple[Any, ...] | None = None,
 ) -> Tensor:
     """Computes a deployed IC convolution; ``post`` is what :func:`deployed` takes from the slope to the offset."""
-    if unpadded is None and not isinstance(padding, str) and _may_overwrite(x) and native.serves(x, weight):
-        if x.dim() == weight.dim() and x.numel() > 0:
-            operator = native.operator("deployed_conv")
-            return cast(Tensor, operator(x, weight, bias, stride, padding, dilation, groups, *post))
-    s, conv, convolve = None, (x, weight, bias, stride, padding, dilation, groups), CONVOLUTIONS[len(kernel)]
+    given = unpadded is None and not isinstance(padding, str)
+    if given and _may_overwrite(x) and native.serves(x, weight) and x.dim() == weight.dim() and x.numel() > 0:
+        operator = native.operator("deployed_conv")
+        return cast(Tensor, operator(x, weight, bias, stride, padding, dilation, groups, *post))
+    s, conv, convolve = None, (x, weight, bias, stride, padding, dilation, groups), autograd.CONVOLUTIONS[len(kernel)]
     if post[3] is not None:  # before the convolution: it leaves the input in the cache
         try:
             source, pairs, mode = unpadded or (x, padding_pairs(padding, kernel, dilation), "zeros")
@@ -333,7 +328,7 @@ def deployed_convolution(
         except Exception:
             convolve(*conv)  # torch's own message
             raise
-    return deployed(convolve(*conv), s, *post, len(kernel))
+    return deployed(convolve(*conv), s, len(kernel), *post)
 
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
@@ -360,7 +355,7 @@ def _ic_conv(nd: int, shape: str) -> Callable[..., Tensor]:
     ) -> Tensor:
         conv = (x, weight, bias, stride, padding, dilation, groups)
         if weight.dim() != nd + 2:
-            CONVOLUTIONS[nd](*conv)  # which says so
+            autograd.CONVOLUTIONS[nd](*conv)  # which says so
         return convolution(weight.shape[2:], *conv, collision_weight, inner_bias, gain)
 
     ic_conv.__name__ = ic_conv.__qualname__ = f"ic_conv{nd}d"
@@ -388,17 +383,8 @@ def ic_linear(
 ) -> Tensor:
     """Computes the IC neuron: a linear layer with a collision (paper: arXiv 2011.11271).
 
-    Args:
-        x: ``(*, C_in)``.
-        weight: ``(C_out, C_in)``.
-        collision_weight: w', ``(C_out,)``.
-        bias: b2, ``(C_out,)``, or absent.
-        inner_bias: b1, ``(C_out,)``, or absent.
-        gain: on the branch (ours), ``(C_out,)``; absent means 1.
-        scale: factor on w' (ours).
-
-    Returns:
-        ``(*, C_out)``.
+    ``x`` is ``(*, C_in)``, ``weight`` is ``(C_out, C_in)``; the vectors are those of :func:`collide`, with w' as
+    ``scale * collision_weight``. Returns ``(*, C_out)``.
 
     Example:
         >>> ic_linear(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1))

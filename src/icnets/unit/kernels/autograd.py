@@ -24,6 +24,7 @@ from icnets.unit.kernels import native
 from icnets.unit.receptive_field import channel_sum
 
 __all__ = [
+    "CONVOLUTIONS",
     "collide",
     "conv_and_sum",
     "differentiable",
@@ -36,7 +37,7 @@ __all__ = [
 
 _DEVICES = ("cpu", "cuda")
 _PLAIN = {Tensor, torch.nn.Parameter}
-_CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
 _OVERWRITTEN = "modified by an inplace operation"
 
@@ -112,9 +113,9 @@ class _ConvAndSum(torch.autograd.Function):
                 ones = [1] * nd  # windows of one place, each or each that a stride leaves
                 ctx.windows = (ones, ones if s.shape[2:] == x.shape[2:] else stride, [0] * nd, ones)
         except Exception:
-            _CONVOLUTIONS[nd](*conv)  # torch's own message
+            CONVOLUTIONS[nd](*conv)  # torch's own message
             raise
-        return _CONVOLUTIONS[nd](*conv), s
+        return CONVOLUTIONS[nd](*conv), s
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, ds: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
