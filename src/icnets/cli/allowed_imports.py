@@ -5,14 +5,13 @@ that, which this module sets: nothing but these packages, both for the path that
 object found there is defined, so that ``torch.os.system`` is no way round.
 """
 
+import argparse
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from jsonargparse import set_parsing_settings
 from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
-
-from icnets.cli.parser import Parser
 
 __all__ = ["ALLOWED", "FLAG", "allowed_imports", "take_flag"]
 
@@ -77,7 +76,7 @@ def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
         >>> take_flag(["fit", "--allow-imports", "--name", "a"])
         (['fit', '--name', 'a'], True)
     """
-    parser = Parser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(FLAG, dest="allowed", nargs="?", const="true", default="false")
     found, rest = parser.parse_known_args(args)
     if found.allowed.lower() not in ("true", "false"):

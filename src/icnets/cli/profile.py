@@ -97,20 +97,21 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], ImageNotes]:
 
 def _sample(args: Any, network: nn.Module, notes: ImageNotes) -> tuple[Tensor, str]:
     """A batch, and what it is in words: images of ``--images``, evenly spaced, or normal noise."""
-    from icnets.data.folders import find_images
-    from icnets.predict.preprocessing import image_data
-
     channels, size = args.in_chans, args.image_size
     if args.layers:
-        data, _ = image_data(args.name, notes, {"image_size": size}, network)
-        channels, size = data.in_chans, data.image_size
+        from icnets.predict.inference import evaluation_of
+
+        view, _ = evaluation_of(args.name, network, notes, {"image_size": size})
+        channels, size = view.in_chans, view.image_size
     if args.images is None:
         size = size or getattr(network, "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
         noise = torch.randn(args.batch_size, channels, size, size, generator=torch.Generator().manual_seed(0))
         return noise, "random input (normal noise)"
+    from icnets.data.folders import find_images
+
     paths = find_images(args.images, classes=False).paths
     count = min(args.batch_size, len(paths))
-    files = data.image_files([paths[i * len(paths) // count] for i in range(count)])
+    files = view.files([paths[i * len(paths) // count] for i in range(count)])
     images = []
     for index in range(count):
         try:

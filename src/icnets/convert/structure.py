@@ -103,9 +103,10 @@ def _attributes(module: nn.Module, own: bool) -> Iterator[tuple[str, str]]:
             accelerated = hasattr(module, f"_original_{name}")  # replaced by Accelerate, for another precision
             if computes and not accelerated and isinstance(value, _FUNCTIONS):
                 yield f"{name}()", _text(value) or "a function"
-        elif not name.startswith("_") and (not own or isinstance(value, _FUNCTIONS)):
-            if (text := _text(value)) is not None:
-                yield name, text
+        elif name.startswith("_") or (own and not isinstance(value, _FUNCTIONS)):
+            continue
+        elif (text := _text(value)) is not None:
+            yield name, text
 
 
 def _entry(module: nn.Module) -> dict[str, str]:

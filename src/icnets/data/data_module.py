@@ -1,6 +1,6 @@
 """Images for training: scikit-learn's handwritten digits, folders, tar shards, or a Hugging Face dataset."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,10 +213,6 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
             training=training,
             max_unreadable=len(source) // 1000 if self.max_unreadable is None else self.max_unreadable,
         )
-
-    def image_files(self, paths: Sequence[Path]) -> ImageFiles:
-        """Image files of no known class, as validation sees its images."""
-        return self.view.files(paths)
 
     def protocol(self) -> str:
         """Say in one line how the test images are evaluated."""
