@@ -162,10 +162,13 @@ def test_the_configuration_of_a_run(refused: Refuse) -> None:
     assert "trap.Call was not imported" in refused("test", "--name", "stranger", "--ckpt_path", "best")
 
 
-def test_recipes_and_studies(refused: Refuse) -> None:
+def test_recipes(refused: Refuse) -> None:
     network = {"name": "resnet10t", "options": {"act_layer": {"class_path": "trap.Net"}}}
-    for command, settings in (("compare", {"network": network}), ("study", {"networks": [network]})):
-        line = refused(command, *write("recipe.yaml", **settings))
+    for settings in (
+        {"network": network},
+        {"methods": [{"name": "basic"}, {"name": "SE", "options": network["options"]}]},
+    ):
+        line = refused("compare", *write("recipe.yaml", **settings))
         assert "trap.Net was not imported" in line
         assert line.endswith("; remove it\n")
 

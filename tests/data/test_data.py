@@ -331,7 +331,7 @@ def test_other_folders_are_left_as_they_are(tmp_path: Path, names: list[str]) ->
     ("name", "message"),
     [
         ("missing", r"missing is not a folder: data\.root must hold train/ and val/, or one folder per class"),
-        ("empty", r"no images in class folders 'bee', 'cow' of .*empty"),
+        ("empty", r"no images \(\.jpg, \.png, \.webp, \.\.\.\) in class folders 'bee', 'cow' of .*empty"),
         ("few", r"class 'ant' of .*few has 2 images: each split needs one, 3 in all"),
         ("one", r"one has 1 class folder: classification needs 2 or more"),
         ("broken", r"4 of 10 images can't be read: '.*000\.png', '.*001\.png', '.*002\.png' and 1 more"),

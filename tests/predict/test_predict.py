@@ -186,7 +186,7 @@ def test_nothing_is_left_of_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 MISTAKES = [
     ("net.safetensors", "the following arguments are required: PATHS"),
     ("net.safetensors nowhere", "there is no nowhere; check the path"),
-    ("net.safetensors empty", "empty holds no images (*"),
+    ("net.safetensors empty", "no images (.jpg, .png, .webp, ...) in empty"),
     ("net.safetensors none*.png", "the pattern none*.png finds no images; *"),
     ("net.safetensors empty.txt", "the list empty.txt names no files; give one path a line"),
     ("net.safetensors x.png --top-k 0", "--top-k is 0; it must be at least 1"),

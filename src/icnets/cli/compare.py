@@ -43,7 +43,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="icnets compare", description=__doc__, exit_on_error=False)
+    about = f"{__doc__} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
+    parser = ArgumentParser(prog="icnets compare", description=about, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
     images = {"nested_key": "data", "skip": {"seed", "predict_root"}, "instantiate": False}
     if "--help" in argv:

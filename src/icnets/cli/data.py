@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from icnets.data.check.checks import check
 
-    report = check(args.root, args.workers, args.min_size, Progress())
+    report = check(args.root, args.workers, args.min_size, CheckProgress())
     print(_text(args.root, report))
     if args.csv is not None:
         _write(args.csv, report.problems)
@@ -105,7 +105,7 @@ def _write(path: Path, problems: Sequence[Problem]) -> None:
         writer.writerows([problem.severity, problem.kind, problem.path, problem.reason] for problem in problems)
 
 
-class Progress:
+class CheckProgress:
     """Tells on standard error, every few seconds, how many files are done and how long the others will take."""
 
     def __init__(self) -> None:

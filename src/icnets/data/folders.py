@@ -83,7 +83,7 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
     if not all(per_class):
         empty = [repr(name) for name, paths in zip(names, per_class, strict=False) if not paths]
         where = f"class folder{'s' * (len(empty) > 1)} {few(empty)} of {folder}" if classes else str(folder)
-        raise ValueError(f"no images in {where}{'; ' * bool(said)}{said}")
+        raise ValueError(f"no images (.jpg, .png, .webp, ...) in {where}{'; ' * bool(said)}{said}")
     if said:
         tell(f"{folder}: {said}")
     targets = [i for i, paths in enumerate(per_class) for _ in paths]

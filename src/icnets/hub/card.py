@@ -36,6 +36,10 @@ class Card:
         description: a paragraph of your own, as Markdown.
         evidence: folder of ``icnets compare`` or ``icnets fit``, or a results.json.
         method: of a comparison, the row that this network is of.
+
+    Example:
+        >>> Card(license="mit", classes=["ant", "bee"]).pipeline_tag
+        'image-classification'
     """
 
     title: str | None = None

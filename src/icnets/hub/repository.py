@@ -163,6 +163,9 @@ def push_to_hub(
     Raises:
         HubError: no such repository, no access, or no connection; huggingface_hub is missing.
         ValueError, TypeError: as for :func:`save_pretrained`.
+
+    Example:
+        >>> address = push_to_hub(model, "me/ic_resnet18")  # doctest: +SKIP
     """
     hub = _hub()
     if not _REPOSITORY.fullmatch(repo_id):
@@ -199,6 +202,9 @@ def from_pretrained(
     Raises:
         HubError: no such folder or repository, no weights in it, no connection, or huggingface_hub is missing.
         CheckpointError: weights that ``icnets.save`` didn't write, damaged ones, or ones that don't fit ``model``.
+
+    Example:
+        >>> network = from_pretrained("me/ic_resnet18")  # doctest: +SKIP
     """
     folder, name = Path(source), os.fspath(source)
     if folder.exists():

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from icnets.unit import functional
+from icnets.unit import functional, receptive_field
 from icnets.unit.deployed_form import Affine, solve, weight_growth
 from icnets.unit.guards import Colliding
 from icnets.unit.layers import IC_LAYERS, ICLayer
-from icnets.unit.receptive_field import linear_sum, padded, transposed_sum, write_out_
+from icnets.unit.receptive_field import padded, write_out_
 from icnets.unit.recording import Convolution, convolution_of
 from icnets.unit.subclasses import FORWARD, combined, own_names
 
@@ -103,7 +103,7 @@ class FusedICLinear(_Fused, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, C_in)`` to ``(*, C_out)``."""
         v = F.linear(input, self.weight, self.bias)
-        return functional.deployed(v, None if self.collision is None else linear_sum(input), 0, *self.post())
+        return functional.deployed(v, None if self.collision is None else functional.linear_sum(input), 0, *self.post())
 
 
 class _FusedConvTranspose(_Fused):
@@ -114,7 +114,7 @@ class _FusedConvTranspose(_Fused):
         s = None
         if self.collision is not None:
             window = (self.kernel_size, self.stride, self.padding, self.dilation)
-            s = transposed_sum(input, *window, self.groups, list(v.shape[-nd:]))
+            s = receptive_field.transposed_sum(input, *window, self.groups, [v.size(i - nd) for i in range(nd)])
         return functional.deployed(v, s, nd, *self.post())
 
 

@@ -364,6 +364,12 @@ def _ic_conv(nd: int, shape: str) -> Callable[..., Tensor]:
     Takes the arguments of :func:`torch.nn.functional.conv{nd}d` and the unit's own, each of shape ``(C_out,)``:
     ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (ours; absent means 1).
     Returns ``(N, C_out, *L_out)``. Raises ValueError for an unknown padding string.
+
+    Example:
+        >>> import icnets.functional, torch
+        >>> x, weight = torch.ones(1, 2{", 5" * nd}), torch.ones(4, 2{", 3" * nd})
+        >>> tuple(icnets.functional.ic_conv{nd}d(x, weight, collision_weight=torch.zeros(4)).shape)
+        (1, 4{", 3" * nd})
     """
     return ic_conv
 

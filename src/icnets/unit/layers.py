@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.unit import functional
+from icnets.unit import functional, receptive_field
 from icnets.unit.collision import Collision
-from icnets.unit.receptive_field import padded, per_dimension, transposed_sum
+from icnets.unit.receptive_field import padded, per_dimension
 
 __all__ = [
     "IC_LAYERS",
@@ -69,8 +69,9 @@ class _ICConvTranspose(Collision):
         window = (self.stride, self.padding, self.kernel_size, nd, self.dilation)
         extra = self._output_padding(input, output_size, *window)  # type: ignore[operator]
         y = _TRANSPOSED[nd](input, self.weight, bias, self.stride, self.padding, extra, self.groups, self.dilation)
-        field = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, list(y.shape[-nd:]))
-        s = transposed_sum(input, *field, self.sum_scale)
+        field = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        size = [y.size(i - nd) for i in range(nd)]
+        s = receptive_field.transposed_sum(input, *field, size, self.sum_scale)
         return functional.collide(y, s, self.collision, self.inner_bias, bias, self.gain, nd)
 
 
@@ -139,6 +140,10 @@ def ic_parameters(model: nn.Module, remove_duplicate: bool = True) -> Iterator[t
     something of its own. Of one that is pruned or parametrised, what is trained in its place comes:
     ``*.collision_orig``, ``*.parametrizations.collision.original``. A shared unit comes once, under its first name,
     unless ``remove_duplicate`` is False, as in a state dict.
+
+    Example:
+        >>> [name for name, _ in ic_parameters(nn.Sequential(ICConv2d(3, 8, 3), nn.ReLU()))]
+        ['0.collision', '0.inner_bias']
     """
     for prefix, module in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, IC_LAYERS):

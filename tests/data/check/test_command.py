@@ -118,7 +118,7 @@ def test_interrupted() -> None:
         "import sys; from icnets.cli import main; from icnets.cli import data\n"
         "def progress(self, done, total, problems):\n"
         "    __import__('time').sleep(60) if done else print('begun', flush=True)\n"
-        "data.Progress.__call__ = progress\n"
+        "data.CheckProgress.__call__ = progress\n"
         "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
     )
     Path("program.py").write_text(code)

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from icnets.data.check.decode import Inspection, Item, inspect
+from icnets.data.check.decode import Checked, Item, inspect
 from icnets.data.check.problems import Problem, printable
 from icnets.data.check.workers import each
 from icnets.data.folders import class_names, split_folders
@@ -174,8 +174,8 @@ def read_shard(shard: ShardFile) -> tuple[list[Item], list[Problem]]:
 
 def _inspect(
     items: Sequence[Item], workers: int, min_size: int, progress: Callable[[int, int, int], None]
-) -> list[Inspection]:
-    inspections = [Inspection([("crash", "the process that decoded it died")])] * len(items)
+) -> list[Checked]:
+    inspections = [Checked([("crash", "the process that decoded it died")])] * len(items)
     problems = 0
     progress(0, len(items), 0)
     with closing(each(partial(inspect, min_size=min_size), items, workers)) as results:
@@ -186,7 +186,7 @@ def _inspect(
     return inspections
 
 
-def _duplicates(items: Sequence[Item], inspections: Sequence[Inspection]) -> Iterator[Problem]:
+def _duplicates(items: Sequence[Item], inspections: Sequence[Checked]) -> Iterator[Problem]:
     """Of every further file with the same bytes, in the order of ``items``, what sets it apart from the first."""
     first: dict[bytes, Item] = {}
     for item, (_, digest) in zip(items, inspections, strict=True):

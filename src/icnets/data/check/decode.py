@@ -11,7 +11,7 @@ from PIL import Image
 
 from icnets.data.image_files import read_header, reason, slenderness, without_warnings
 
-__all__ = ["Inspection", "Item", "inspect"]
+__all__ = ["Checked", "Item", "inspect"]
 
 # What training makes of these is what the eye sees.
 _PLAIN_MODES = ("RGB", "L")
@@ -45,30 +45,30 @@ class Item(NamedTuple):
             return file.read(self.size)
 
 
-class Inspection(NamedTuple):
+class Checked(NamedTuple):
     """(kind, reason) of what is wrong, and a digest of the bytes of an image that training would read."""
 
     found: list[tuple[str, str]]
     digest: bytes | None = None
 
 
-def inspect(item: Item, min_size: int = 0) -> Inspection:
+def inspect(item: Item, min_size: int = 0) -> Checked:
     """Decode ``item`` fully. ``min_size``: the side in pixels below which an image is reported as small."""
     extension = PurePosixPath(item.name).suffix.lower()
     with without_warnings():
         try:
             if not stat.S_ISREG(os.stat(item.path).st_mode):  # a pipe would be waited for
-                return Inspection([("unreadable", "no file")])
+                return Checked([("unreadable", "no file")])
             if not item.listed:
-                return Inspection(_unlisted(item, extension))
+                return Checked(_unlisted(item, extension))
             if (size := os.path.getsize(item.path) if item.size < 0 else item.size) > _MOST_BYTES:
-                return Inspection([("unreadable", f"{size:,} bytes, more than {_MOST_BYTES:,}")])
+                return Checked([("unreadable", f"{size:,} bytes, more than {_MOST_BYTES:,}")])
             content = item.read()
         except OSError as error:
-            return Inspection([("unreadable", reason(error))])
+            return Checked([("unreadable", reason(error))])
         if not content:
-            return Inspection([("empty-file", "0 bytes")])
-        return Inspection(_decode(content, extension, min_size), hashlib.blake2b(content, digest_size=16).digest())
+            return Checked([("empty-file", "0 bytes")])
+        return Checked(_decode(content, extension, min_size), hashlib.blake2b(content, digest_size=16).digest())
 
 
 def _unlisted(item: Item, extension: str) -> list[tuple[str, str]]:
