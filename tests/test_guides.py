@@ -100,6 +100,7 @@ def script(source: str, variable: str, stand_in: str) -> list[Path]:
     return [Path(checkout)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["stand-in", "real"])
 def test_timm(source):
     for checkout in script(source, "ICNETS_TIMM_SOURCE", "timm_train.py"):
@@ -111,6 +112,7 @@ def test_timm(source):
     assert saved.keys() == kxk.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["stand-in", "real"])
 def test_torchvision(source):
     for checkout in script(source, "ICNETS_VISION_SOURCE", "vision_train.py"):
@@ -153,7 +155,7 @@ def logged(tracker: str) -> bool:
 
 # The others are the same training with another line of YAML.
 @pytest.mark.parametrize(
-    "tracker", ["csv", "tensorboard", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlflow", "wandb"))]
+    "tracker", ["csv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tensorboard", "mlflow", "wandb"))]
 )
 def test_trackers(tracker, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

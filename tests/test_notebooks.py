@@ -23,6 +23,7 @@ def test_without_outputs(path: Path) -> None:
             assert cell.execution_count is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")

@@ -32,6 +32,7 @@ def shake(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASIC)
 def test_gain_keeps_the_function_and_every_new_parameter_learns(name):
     basic = shake(BASIC[name]()).eval()
@@ -153,6 +154,7 @@ def test_an_unknown_name_says_what_is_near():
         icnets.create_model("resnet51")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_twenty_steps_under_autocast_are_finite(dtype):
     model = timm.create_model("ic_resnet18", num_classes=10, channels=(16, 32, 64, 128))  # CPUs compute it slowly

@@ -52,6 +52,7 @@ def test_a_row_for_every_network_engine_and_batch(run, capsys):
     assert "IC, every conv, to resnet34" in printed
 
 
+@pytest.mark.slow
 def test_what_is_there_is_skipped_unless_asked_for_again(run, monkeypatch):
     args = ("--engines", "eager", "--batches", "1")
     first = run(*args, "--variants", "ic-all")
@@ -73,6 +74,7 @@ def test_rows_of_other_sources_are_kept_and_named(run, capsys, monkeypatch):
     assert "1 rows are of other sources" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_artefacts_are_made_once_and_belong_to_their_sources(run, tmp_path):
     args = ("--engines", "onnx", "--variants", "basic")
 

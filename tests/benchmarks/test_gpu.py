@@ -28,6 +28,7 @@ def run(monkeypatch, tmp_path):
     return main
 
 
+@pytest.mark.slow
 def test_a_row_for_every_variant_mode_and_batch(run, capsys):
     args = ("--engines", "eager", "triton", "--batches", "1", "2", "--variants", "basic", "ic-all", "deeper")
     rows = [row for row in run(*args) if "kernel" not in row]
@@ -44,6 +45,7 @@ def test_a_row_for_every_variant_mode_and_batch(run, capsys):
     assert "resnet50 train eager 2: basic 1.000, ic-all " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(run, capsys):
     args = ("--engines", "eager", "--batches", "1", "--variants", "basic")
     first = run(*args, "--modes", "train")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TIMM = """
 import pytest, timm
@@ -76,6 +78,7 @@ def run(project: str, source: str, tmp_path: Path, *options: str) -> dict:
     return json.loads(written.read_text()) | {"file": written.name}
 
 
+@pytest.mark.slow
 def test_timms_tests_get_ic_networks(tmp_path):
     found = run("timm", TIMM, tmp_path, "-n", "2")
     assert found["tests"] == {"test_fails": {"failed": 1}, "test_listed": {"passed": 1}, "test_named": {"skipped": 1}}
@@ -85,6 +88,7 @@ def test_timms_tests_get_ic_networks(tmp_path):
     assert (found["file"], found["networks"]) == ("upstream_timm.json", "IC")
 
 
+@pytest.mark.slow
 def test_torchvisions_tests_get_ic_networks_of_the_same_function(tmp_path):
     assert run("torchvision", VISION, tmp_path)["total"] == {"passed": 1}
 
@@ -99,6 +103,7 @@ def test_without_us_torchs_layers_are_torchs(tmp_path):
     assert run("torch", TORCH, tmp_path, "--basic")["total"] == {"failed": 1, "passed": 1}
 
 
+@pytest.mark.slow
 def test_without_us_nothing_is_changed(tmp_path):
     found = run("torchvision", VISION, tmp_path, "--basic")
     assert (found["total"], found["file"]) == ({"failed": 1}, "upstream_torchvision_basic.json")

@@ -25,6 +25,7 @@ def _read(path: Path) -> Settings:
     return read_settings(["--config", str(path), "--allow-imports"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_network_trains_a_step(path: Path) -> None:
     study = _read(path)

@@ -133,6 +133,7 @@ def _count(out: Path) -> int:
     return path.read_text().count('"kind":"run"') if path.is_file() else 0
 
 
+@pytest.mark.slow
 def test_killed_and_continued_it_ends_with_the_same_lines(undisturbed: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     done = _killed(config, out, workers=1, after=5)
@@ -197,6 +198,7 @@ def test_mistakes_are_one_line_before_any_work(change: tuple[str, str], message:
     assert not (tmp_path / "out" / "lines.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_same_study_of_other_data(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On CIFAR-10's format and on a folder of class folders; where the data lies makes no other study of it."""
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)  # not the true set's digests

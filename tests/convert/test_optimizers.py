@@ -444,6 +444,7 @@ def options_over_time(make, converted_at):
     return history[max(converted_at, 0) :]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_goes_on_over_the_vectors(name):

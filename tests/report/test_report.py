@@ -75,6 +75,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_names_stay_names(page: str) -> None:
     found = Elements(page)
     assert not [tag for tag, _ in found.elements if tag in ("script", "b", "iframe")]

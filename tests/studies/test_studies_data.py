@@ -61,6 +61,7 @@ def test_mnist1d_can_be_told_apart() -> None:
     assert right > 0.18
 
 
+@pytest.mark.slow
 def test_solar_cells(tmp_path: Path) -> None:
     pytest.importorskip("elpv_dataset")
     arguments = {"kind": "solar", "image_size": 16, "limit": 500, "batch_size": 32, "hflip": True, "vflip": True}

@@ -62,7 +62,9 @@ def test_gain_keeps_the_function(trained: Trained) -> None:
     assert torch.equal(values(model(x[:4])), values(basic(x[:4])))
 
 
-@pytest.mark.parametrize("trained", ["lite0", pytest.param("mobilenet", marks=pytest.mark.slow), *SMALL], indirect=True)
+@pytest.mark.parametrize(
+    "trained", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("lite0", "mobilenet")), *SMALL], indirect=True
+)
 def test_calibrate_keeps_the_function_on_other_data(trained: Trained) -> None:
     """Even and odd images are of two photographs, so what is unseen is unlike what was seen."""
     basic, x = trained
@@ -80,6 +82,7 @@ def test_calibrate_keeps_the_function_on_other_data(trained: Trained) -> None:
     assert sum(learning) / len(learning) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", EVERY, indirect=True)
 @pytest.mark.parametrize("warm_start", ["gain", "calibrate"])
 def test_trains_saves_and_loads(trained: Trained, warm_start: str, tmp_path: Path) -> None:

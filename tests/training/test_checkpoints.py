@@ -119,6 +119,7 @@ def test_a_training_that_dies_within_an_epoch_ends_as_if_it_had_not(
     assert equal(whole, fit(tmp_path / "parts", resume=start))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulate", "average"), [(2, 1, 0.9), (0, 3, 0.9), (0, 1, None)])
 def test_resuming_by_workers_and_with_accumulated_gradients(
     tmp_path: Path, workers: int, accumulate: int, average: float | None

@@ -42,6 +42,7 @@ def check(found: dict[str, Any], precision: str, folder: Path, *, exactly: bool)
         assert torch.equal(value, weights[f"network.{name}"]), name
 
 
+@pytest.mark.slow
 def test_sharded_in_half_precision(tmp_path: Path) -> None:
     check(launch("fsdp2", "16-mixed", tmp_path), "16-mixed", tmp_path, exactly=False)
 

@@ -47,6 +47,7 @@ def then_ic(root: Path, name: str, basic: str, *options: str) -> dict[str, float
     return train(root, name, *ic, *options)
 
 
+@pytest.mark.slow
 def test_textures_with_a_narrow_network(tmp_path: Path) -> None:
     root = write_textures(tmp_path / "textures")
     rows = [train(root, "basic", *NARROW), then_ic(root, "ic", "basic", *NARROW)]

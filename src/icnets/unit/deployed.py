@@ -103,7 +103,9 @@ class FusedICLinear(_Fused, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, C_in)`` to ``(*, C_out)``."""
         v = F.linear(input, self.weight, self.bias)
-        return functional.deployed(v, None if self.collision is None else functional.linear_sum(input), 0, *self.post())
+        return functional.deployed(
+            v, None if self.collision is None else receptive_field.linear_sum(input), 0, *self.post()
+        )
 
 
 class _FusedConvTranspose(_Fused):

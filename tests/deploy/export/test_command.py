@@ -52,6 +52,7 @@ def test_command_exports_a_checkpoint(
         main([str(digits_checkpoint)])
 
 
+@pytest.mark.slow
 def test_command_exports_a_named_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "net.pt2"
     sizes = ["--image-size", "32", "--num-classes", "3", "--in-chans", "1"]

@@ -88,6 +88,7 @@ def test_residual_sums_are_computed_inside_of_convolutions(tmp_path: Path) -> No
     assert after["Add"] == after["Relu"] == after["LeakyRelu"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "name"), [("onnx", "a.onnx"), ("openvino", "a.xml"), ("torch-export", "a.pt2")])
 def test_one_number_for_all_dimensions_reaches_no_engine(tmp_path: Path, format: str, name: str) -> None:
     needs(format)

@@ -41,6 +41,7 @@ def test_artefact_equals_the_network_at_any_batch(name: str, format: str, tmp_pa
     assert f"{report.max_error:.2g}" in str(report)
 
 
+@pytest.mark.slow
 def test_compiled_package_equals_the_network_at_any_batch(tmp_path: Path) -> None:
     model, path = tiny(), tmp_path / "net.pt2"
     export(model, path, "aoti", IMAGE, metadata={"mean": [0.5, 0.5]})
@@ -50,6 +51,7 @@ def test_compiled_package_equals_the_network_at_any_batch(tmp_path: Path) -> Non
     assert json.loads(notes["input_size"]) == [2, 12, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", BUILT_QUICKLY)
 def test_own_graph_equals_the_network_too(format: str, tmp_path: Path) -> None:
     needs(format)

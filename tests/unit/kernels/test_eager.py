@@ -146,6 +146,7 @@ def test_backward_within_autocast_sums_exactly():
     assert torch.equal(inside[0], outside[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.0, -0.4, 0.7])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_second_derivatives_with_a_gain(gain, groups):

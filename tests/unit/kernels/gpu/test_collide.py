@@ -60,6 +60,7 @@ def on(device, *arguments):
     return [a.to(device, copy=True) if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
+@pytest.mark.slow
 @MANY
 @given(units())
 def test_forward(device, drawn):
@@ -72,6 +73,7 @@ def test_forward(device, drawn):
     close(z, expected, y.dtype)
 
 
+@pytest.mark.slow
 @MANY
 @given(units(), st.booleans())
 def test_backward(device, drawn, from_y):

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_and_keep_to_registers(capability):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
