@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--again", action="store_true", help="measure what has a row, too")
     add("--quick", action="store_true", help="the short form: ResNet-50 and ResNet-101, 3 rounds, into runs/")
     add("--out", type=Path, default=RESULTS, metavar="FILE", help="default: benchmarks/results/cpu.jsonl")
-    add("--cache", type=Path, default=CACHE, metavar="DIR", help="for artefacts; default: runs/bench-cache")
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help="for artifacts; default: runs/bench-cache")
     return parser
 
 

@@ -39,7 +39,7 @@ class Case:
         size = self.family.image_size
         return torch.randn(self.batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
-    def artefact(self, format: str, suffix: str) -> Path:
+    def artifact(self, format: str, suffix: str) -> Path:
         """The network's deployed form as :func:`icnets.export.export` writes it, made where it isn't there yet."""
         path = self.cache / f"{self.family.name}-{self.variant}{suffix}"
         if not path.exists():
@@ -100,7 +100,7 @@ def _deployed_compiled(case: Case) -> Step:
 
 
 def _aot_inductor(case: Case) -> Step:
-    package = torch._inductor.aoti_load_package(str(case.artefact("aoti", ".pt2")))
+    package = torch._inductor.aoti_load_package(str(case.artifact("aoti", ".pt2")))
     return _run(package, case.images())
 
 
@@ -109,7 +109,7 @@ def _onnx_runtime(case: Case) -> Step:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = case.threads
-    path = case.artefact("onnx", ".onnx")
+    path = case.artifact("onnx", ".onnx")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {"input": case.images().numpy()}
     return lambda: session.run(None, feed)
@@ -121,7 +121,7 @@ def _openvino(case: Case) -> Step:
 
     # Without the first, CPUs with bfloat16 compute in it.
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": case.threads}
-    compiled = openvino.Core().compile_model(case.artefact("openvino", ".xml"), "CPU", options)
+    compiled = openvino.Core().compile_model(case.artifact("openvino", ".xml"), "CPU", options)
     x = case.images().numpy()
     return lambda: compiled(x)
 

@@ -60,7 +60,7 @@ FAMILIES = {
 def build(family: Family, variant: str, seed: int = 0) -> nn.Module:
     """The network in eval mode, with weights, norms and collisions as random as a training leaves them.
 
-    The same ``seed`` gives the same network: an artefact made of it earlier is still the network's.
+    The same ``seed`` gives the same network: an artifact made of it earlier is still the network's.
 
     Raises:
         ValueError: an unknown variant, or one that timm doesn't have for this family.

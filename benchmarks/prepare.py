@@ -20,7 +20,7 @@ __all__ = ["forget", "prepare"]
 
 @dataclass(frozen=True)
 class _Job:
-    """One network in the engines that need something made; these share artefacts, so one process makes them."""
+    """One network in the engines that need something made; these share artifacts, so one process makes them."""
 
     cases: tuple[tuple[str, Case], ...]
 

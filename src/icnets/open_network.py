@@ -19,7 +19,7 @@ from icnets.checkpoint.foreign import read_weights, unpickled
 from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
-from icnets.deploy.export.engines import SUFFIXES, open_artefact
+from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.support.text import first_line
 
 __all__ = ["OpenedNetwork", "load_weights", "noted", "open_network"]
@@ -72,13 +72,13 @@ def open_network(
     if file is None:
         return _named(str(source), pretrained, ic, given)
     if extra := [*given, *["pretrained"] * pretrained]:
-        what = "an artefact" if file.suffix in SUFFIXES else "a checkpoint"
+        what = "an artifact" if file.suffix in SUFFIXES else "a checkpoint"
         raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is {what}")
     if file.suffix == ".ckpt":
         network, notes = _of_run(file, allow_imports)
         return OpenedNetwork(network, notes, notes_of_data(notes), file)
     if file.suffix in SUFFIXES:
-        network = open_artefact(file)
+        network = open_artifact(file)
         return OpenedNetwork(network, _read(file, network.notes), network.notes, file)
     network, strings = checkpoint.load_with_notes(file)
     return OpenedNetwork(network, _read(file, strings), strings, file)

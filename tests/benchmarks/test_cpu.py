@@ -75,17 +75,17 @@ def test_rows_of_other_sources_are_kept_and_named(run, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_artefacts_are_made_once_and_belong_to_their_sources(run, tmp_path):
+def test_artifacts_are_made_once_and_belong_to_their_sources(run, tmp_path):
     args = ("--engines", "onnx", "--variants", "basic")
 
-    def artefacts() -> dict:
+    def artifacts() -> dict:
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.onnx")}
 
     assert run(*args, "--prepare") == []
-    made = artefacts()
+    made = artifacts()
     assert {path.name for path in made} == {"resnet18-basic.onnx"}
     assert [(r["engine"], r["batch"]) for r in map(json.loads, run(*args))] == [("onnx", 1), ("onnx", 8)]
-    assert artefacts() == made
+    assert artifacts() == made
     here = Environment.here(1)
     folder = cpu._cache(tmp_path / "cache", here)
     assert all(path.parent == folder for path in made)

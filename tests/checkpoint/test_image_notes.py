@@ -15,7 +15,7 @@ def test_class_names_come_back(names: list[str]) -> None:
     assert read_notes({"class_names": as_text(names)}).class_names == names
 
 
-def test_notes_of_an_artefact() -> None:
+def test_notes_of_an_artifact() -> None:
     found = read_notes({"input_size": "[3, 32, 32]", "mean": "[0.5, 0.4, 0.3]", "class_names": '["a", "b, c"]'})
     assert found == ImageNotes(32, 3, mean=(0.5, 0.4, 0.3), class_names=["a", "b, c"])
     assert found.transform == {"mean": (0.5, 0.4, 0.3)}

@@ -1,4 +1,4 @@
-"""What MODEL can be: an artefact, a checkpoint of a run, a named network; each predicts as its evaluation does."""
+"""What MODEL can be: an artifact, a checkpoint of a run, a named network; each predicts as its evaluation does."""
 
 import csv
 import shutil
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import icnets.timm_models
-from deploy.export.artefacts import needs
+from deploy.export.artifacts import needs
 from icnets import create_model, load
 from icnets.cli import main
 from icnets.data.data_module import ImageData
@@ -33,13 +33,13 @@ def rows_of(path: str) -> list[dict[str, str]]:
     "format",
     ["onnx", pytest.param("openvino", marks=pytest.mark.slow), pytest.param("torch-export", marks=pytest.mark.slow)],
 )
-def test_an_artefact_predicts_as_its_checkpoint(format: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artifact_predicts_as_its_checkpoint(format: str, capsys: pytest.CaptureFixture[str]) -> None:
     needs(format)
     checkpoint(Path("net.safetensors"))
     paths = [write_image(Path(f"photos/{i}.png"), seed=i) for i in range(5)]
     assert main(["export", "net.safetensors", "--format", format]) == 0
-    (artefact,) = [str(p) for p in Path().glob("net.*") if p.suffix in (".onnx", ".xml", ".pt2")]
-    assert main(["predict", artefact, "photos", "--out", "a.csv", "--top-k", "1"]) == 0
+    (artifact,) = [str(p) for p in Path().glob("net.*") if p.suffix in (".onnx", ".xml", ".pt2")]
+    assert main(["predict", artifact, "photos", "--out", "a.csv", "--top-k", "1"]) == 0
     assert "doesn't say" not in capsys.readouterr().err  # crop and interpolation went along
     expected = plain_loop(network(), paths).max(1)
     rows = rows_of("a.csv")
@@ -47,16 +47,16 @@ def test_an_artefact_predicts_as_its_checkpoint(format: str, capsys: pytest.Capt
     found = torch.tensor([float(row["probability_1"]) for row in rows])
     torch.testing.assert_close(found, expected.values, rtol=0, atol=1e-3)
     for options, message in (
-        (["--grad-cam", "heat"], f"--grad-cam needs gradients, which {artefact}, exported as {format}, has not"),
-        (["--image-size", "48"], f"--image-size is 48, but {artefact} was exported for 32; leave it out"),
+        (["--grad-cam", "heat"], f"--grad-cam needs gradients, which {artifact}, exported as {format}, has not"),
+        (["--image-size", "48"], f"--image-size is 48, but {artifact} was exported for 32; leave it out"),
         (["--device", "cuda"], "--device is 'cuda'"),
     ):
-        assert main(["predict", artefact, "photos", *options]) == 2
+        assert main(["predict", artifact, "photos", *options]) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"icnets: error: {message}")
     assert not Path("heat").exists()
 
 
-def test_an_artefact_of_others(tmp_path: Path) -> None:
+def test_an_artifact_of_others(tmp_path: Path) -> None:
     program = torch.export.export(network(), (torch.zeros(2, 3, 32, 32),))
     torch.export.save(program, "theirs.pt2")
     with pytest.raises(ValueError, match=r"theirs\.pt2 was not written by icnets export"):

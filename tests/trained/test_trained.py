@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploy.export.artefacts import SUFFIX, load_artefact, load_outputs, needs
+from deploy.export.artifacts import SUFFIX, load_artifact, load_outputs, needs
 from icnets import ICConfig, convert_, fuse_, ic_parameters, load, revert_, save
 from icnets.export import export
 from icnets.unit.layers import IC_LAYERS
@@ -158,5 +158,5 @@ def test_int8_agrees_as_well_as_the_basic_network_does(
         export(network, path, format, x[:1], int8=True, calibration_data=[x[::2]], evaluation_data=[x], max_loss=1.0)
         with torch.no_grad():
             expected = values(network(x)).argmax(1)
-        agreed[name] = float((values(load_artefact(path, format)(x)).argmax(1) == expected).float().mean())
+        agreed[name] = float((values(load_artifact(path, format)(x)).argmax(1) == expected).float().mean())
     assert agreed["ic"] >= agreed["basic"] - 0.02, agreed

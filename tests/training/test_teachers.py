@@ -230,7 +230,7 @@ def test_data_that_knows_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"")
     options = {"num_classes": 3, "in_chans": 3}
-    with pytest.raises(ValueError, match="is an artefact of icnets export; give the checkpoint that it was made of"):
+    with pytest.raises(ValueError, match="is an artifact of icnets export; give the checkpoint that it was made of"):
         open_teacher(str(tmp_path / "net.onnx"), **options)
     with pytest.raises(
         ValueError, match=r"there is no checkpoint resnet50; timm's pretrained network .* timm:resnet50"

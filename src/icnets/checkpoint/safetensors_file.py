@@ -106,7 +106,7 @@ def save(
             "torchvision.models.get_model", "args": {...}}``; known by itself for networks from
             :func:`icnets.create_model` and timm's ``ic_`` names. Without it, ``load`` needs ``model=``.
         metadata: strings to keep in the header under names of your own.
-        state: what to write in the place of the model's own state dict, such as an average or gathered shards; the
+        state: what to write instead of the model's own state dict, such as an average or gathered shards; the
             prefixes of such wrappers are taken off.
 
     A network that isn't any more what the noted call makes is compared when it is saved: where other arguments make it
@@ -304,7 +304,7 @@ def load(path: File, model: nn.Module | None = None, *, optimizers: Optimizers =
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, foreign, or doesn't fit ``model``: other keys,
-            shapes, or another structure (a ReLU in the place of a GELU, another stride).
+            shapes, or another structure (a ReLU instead of a GELU, another stride).
         TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, and isn't this very IC network.
         RuntimeError: an optimizer that trains ``model`` exists and wasn't passed.
 

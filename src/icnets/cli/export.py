@@ -1,4 +1,4 @@
-"""``icnets export MODEL --format F``: from a checkpoint, or a network's name, to an artefact that was proved."""
+"""``icnets export MODEL --format F``: from a checkpoint, or a network's name, to an artifact that was proved."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint of icnets (.safetensors), or a network's name, such as ic_resnet50")
     add("--format", choices=list(_SUFFIX), default="onnx", help="default: onnx")
-    add("--out", metavar="PATH", type=Path, help="the artefact (default: MODEL's name, with the format's suffix)")
-    add("--force", action="store_true", help="replace the artefact if it exists")
+    add("--out", metavar="PATH", type=Path, help="the artifact (default: MODEL's name, with the format's suffix)")
+    add("--force", action="store_true", help="replace the artifact if it exists")
     add("--no-fuse", action="store_true", help="the network's own graph, not its deployed form")
     add("--int8", action="store_true", help="quantise, calibrated on images (onnx, openvino)")
     add("--image-size", metavar="N", type=int, help="height and width (default: the checkpoint's, or the network's)")
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from icnets.deploy.export.core import export, own_input_size
-    from icnets.deploy.export.engines import Artefact, require
+    from icnets.deploy.export.engines import Artifact, require
     from icnets.open_network import open_network
 
     require(args.format, args.int8)
     sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
     opened = open_network(args.model, pretrained=args.pretrained, **sizes)
-    if isinstance(opened.network, Artefact):
-        raise ValueError(f"{args.model} is an artefact already; give the checkpoint that it was made of")
+    if isinstance(opened.network, Artifact):
+        raise ValueError(f"{args.model} is an artifact already; give the checkpoint that it was made of")
     own, notes = own_input_size(opened.network), opened.notes
     side = args.image_size or notes.image_size or (own or (0,))[-1]
     if not side:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tuple[dict[str, Any], Any, Any]:
-    """What the artefact says of its images, and batches to calibrate and to measure on (None without images)."""
+    """What the artifact says of its images, and batches to calibrate and to measure on (None without images)."""
     notes = opened.notes
     names = notes.class_names if opened.file is not None else None  # ImageNet's may be called otherwise in the images
     metadata: dict[str, Any] = {**notes.transform, **({"class_names": names} if names else {})}
@@ -109,7 +109,7 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tupl
     if outputs != data.num_classes:
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
     metadata |= {name: getattr(data, name) for name in ("mean", "std", "crop_pct", "interpolation", "class_names")}
-    # Neither is augmented; and the artefact is measured on images that it wasn't calibrated on.
+    # Neither is augmented; and the artifact is measured on images that it wasn't calibrated on.
     return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), args.images)
 
 

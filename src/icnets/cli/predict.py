@@ -38,7 +38,7 @@ def _parser() -> Parser:
         "their reason in the output. Exit status: 0 all predicted, 1 some can't be read, 2 a mistake in the arguments.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), run, artefact (.onnx, .xml, .pt2), or name")
+    add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), run, artifact (.onnx, .xml, .pt2), or name")
     add("paths", metavar="PATHS", nargs="+", help="image files, folders, patterns, or lists of paths (.txt, .csv)")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for the terminal (default)")
     add("--format", choices=["csv", "json"], help="default: by the name of --out, or csv")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     _check(args)
 
-    from icnets.deploy.export.engines import Artefact
+    from icnets.deploy.export.engines import Artifact
     from icnets.open_network import open_network
     from icnets.predict.inference import classes_of, evaluation_of, require_device
     from icnets.predict.paths import find_paths
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     network, notes, _, file = open_network(args.model, pretrained=args.pretrained, allow_imports=args.allow_imports)
     if file is None and not args.pretrained:
         raise ValueError(f"{args.model} has random weights; give --pretrained, or a checkpoint")
-    if isinstance(network, Artefact) and args.device != "cpu":
-        raise ValueError(f"--device is {args.device!r}, but {args.model} is an artefact, which runs on the CPU")
-    if isinstance(network, Artefact) and args.grad_cam is not None:
+    if isinstance(network, Artifact) and args.device != "cpu":
+        raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
+    if isinstance(network, Artifact) and args.grad_cam is not None:
         what = f"{args.model}, exported as {network.format}"
         raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
     network.requires_grad_(False).to(args.device)

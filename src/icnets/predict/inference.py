@@ -13,7 +13,7 @@ from icnets.data.image_files import reason
 from icnets.data.images import ImageFiles, as_is
 from icnets.data.protocol import EvaluationTransform, evaluation_transform, resized
 from icnets.deploy.export.core import own_input_size
-from icnets.deploy.export.engines import Artefact
+from icnets.deploy.export.engines import Artifact
 from icnets.support.text import first_line
 
 __all__ = ["Prediction", "classes_of", "evaluation_of", "predictions", "require_device"]
@@ -46,11 +46,11 @@ def evaluation_of(
     (None: not given), else what is noted, else the network's own size, or the default of ``icnets fit``.
 
     Raises:
-        ValueError: an argument out of its range, an unknown size, or another than the one of an artefact.
+        ValueError: an argument out of its range, an unknown size, or another than the one of an artifact.
     """
     known = {key: value for key in _VIEW if (value := getattr(notes, key)) is not None}
     wanted = {key: value for key in _VIEW if (value := given.get(key)) is not None}
-    for key in ("image_size", "in_chans") if isinstance(network, Artefact) else ():
+    for key in ("image_size", "in_chans") if isinstance(network, Artifact) else ():
         if wanted.get(key, known[key]) != known[key]:
             option = f"--{key.replace('_', '-')}"
             raise ValueError(f"{option} is {wanted[key]}, but {name} was exported for {known[key]}; leave it out")

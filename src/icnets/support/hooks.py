@@ -91,7 +91,7 @@ def _forward_as(module: nn.Module, forward: Any) -> Iterator[None]:
 
 @contextmanager
 def forward_through(modules: Iterable[nn.Module], around: Callable[..., Any]) -> Iterator[None]:
-    """Runs ``around(module, forward, *args, **kwargs)`` in the place of each module's forward pass, for a while.
+    """Runs ``around(module, forward, *args, **kwargs)`` instead of each module's forward pass, for a while.
 
     Unlike a hook this sees ``module.forward(x)`` as well as ``module(x)``.
     """

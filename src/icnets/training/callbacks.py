@@ -214,7 +214,7 @@ def _network(module: L.LightningModule) -> Any:
 
 
 def _weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor] | None:
-    """What to export in the place of the network's own state: the average, or gathered shards. None: its own state."""
+    """What to export instead of the network's own state: the average, or gathered shards. None: its own state."""
     network = _network(module)
     if sharded(network):
         return gathered_state(network)

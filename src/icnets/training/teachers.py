@@ -59,7 +59,7 @@ def open_teacher(
     path = Path(source)
     if path.suffix in SUFFIXES and path.is_file():
         raise ValueError(
-            f"the teacher {source} is an artefact of icnets export; give the checkpoint that it was made of"
+            f"the teacher {source} is an artifact of icnets export; give the checkpoint that it was made of"
         )
     if not path.exists() and is_model(source.split(".")[0]):
         raise ValueError(f"there is no checkpoint {source}; timm's pretrained network is called timm:{source}")

@@ -38,7 +38,7 @@ def _make_plain_(layer: nn.Module, name: str) -> None:
 
 
 def fan_in_scale(scale: str, fan_in: int) -> float:
-    """Returns the factor between the plain sum ``s`` and the one a learned collision weight multiplies (ours).
+    """Returns the factor between the plain sum ``s`` and the one a learned collision weight multiplies.
 
     ``"sum"`` is the paper's 1, ``"sqrt"`` is 1/√n and ``"mean"`` is 1/n, n being the fan-in. Raises ValueError for
     any other word.
@@ -58,9 +58,9 @@ class Collision(Colliding):
     Args:
         inner_bias: learn b1, the bias inside the rectifier, from 0 (paper: arXiv 2011.11271). A layer's own
             ``bias`` is b2 and stays outside.
-        gain: initial value of a learned gain on the branch, per output channel; None, as in the paper: 1. Ours.
-        collision_weight: initial w' in the paper's units; 0 is ours.
-        scale: units in which w' is learned: "sqrt" (ours) learns w' x sqrt(n), n being the fan-in, "sum" w' itself
+        gain: initial value of a learned gain on the branch, per output channel; None, as in the paper: 1.
+        collision_weight: initial w' in the paper's units.
+        scale: units in which w' is learned: "sqrt" learns w' x sqrt(n), n being the fan-in, "sum" w' itself
             as in the paper, "mean" w' x n. The function is the same; the conditioning isn't.
 
     Shapes: as torch's layer, batched or not. New parameters: ``collision``, ``inner_bias`` and ``gain``, ``(C_out,)``
@@ -150,7 +150,7 @@ class Collision(Colliding):
         return gain is None or gain.is_meta or bool((gain != 0).any())
 
     def reset_collision(self) -> None:
-        """Puts w', b1 and the gain back to the values they were made with (ours: w' = 0, b1 = 0)."""
+        """Puts w', b1 and the gain back to the values they were made with (w' = 0, b1 = 0)."""
         starts = (self.initial_collision_weight / self.sum_scale, 0.0, self.initial_gain or 0.0)
         present = [n for n, vector in zip(self.vector_names, self.vectors(), strict=True) if vector is not None]
         vectors = {name: self._settable(name) for name in present}  # all of them, or none

@@ -1,4 +1,4 @@
-"""The numbers of a deployed layer: an IC unit, and what follows it, as a convolution with a plain post-op (ours).
+"""The numbers of a deployed layer: an IC unit, and what follows it, as a convolution with a plain post-op.
 
 With ``u = conv(x, W - w' * 1) + b1``, the unit is ``z = u + gain * relu(u) + w' * s - b1 + b2``: two slopes
 in ``u``, so a scaled convolution followed by PReLU. A batch norm behind it, ``scale * z + shift`` per

@@ -362,7 +362,7 @@ def _ic_conv(nd: int, shape: str) -> Callable[..., Tensor]:
     ic_conv.__doc__ = f"""Computes an IC convolution over ``x`` of shape ``(N, C_in, {shape})`` (arXiv 2102.03495).
 
     Takes the arguments of :func:`torch.nn.functional.conv{nd}d` and the unit's own, each of shape ``(C_out,)``:
-    ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (ours; absent means 1).
+    ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (absent means 1).
     Returns ``(N, C_out, *L_out)``. Raises ValueError for an unknown padding string.
 
     Example:

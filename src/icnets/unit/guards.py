@@ -1,4 +1,4 @@
-"""Who would take an IC unit for its weight and bias alone, refused where it can be noticed (ours).
+"""Who would take an IC unit for its weight and bias alone, refused where it can be noticed.
 
 Other tools know torch's convolutions, and an IC unit is one. Those that make another layer of a unit's weight lose its
 collision, and so another function comes out. Three ways are noticed: a method that merges branches (shadowed, on the

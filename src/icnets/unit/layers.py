@@ -88,19 +88,19 @@ class ICConv3d(_ICConv, nn.Conv3d, summary="3-D convolution with inter-layer col
 
 
 class ICConvTranspose1d(
-    _ICConvTranspose, nn.ConvTranspose1d, summary="1-D transposed convolution with inter-layer collision (ours)."
+    _ICConvTranspose, nn.ConvTranspose1d, summary="1-D transposed convolution with inter-layer collision."
 ):
     pass
 
 
 class ICConvTranspose2d(
-    _ICConvTranspose, nn.ConvTranspose2d, summary="2-D transposed convolution with inter-layer collision (ours)."
+    _ICConvTranspose, nn.ConvTranspose2d, summary="2-D transposed convolution with inter-layer collision."
 ):
     pass
 
 
 class ICConvTranspose3d(
-    _ICConvTranspose, nn.ConvTranspose3d, summary="3-D transposed convolution with inter-layer collision (ours)."
+    _ICConvTranspose, nn.ConvTranspose3d, summary="3-D transposed convolution with inter-layer collision."
 ):
     pass
 

@@ -1,4 +1,4 @@
-"""Who reads a layer's weight without calling the layer: on an IC unit that would leave the collision out (ours).
+"""Who reads a layer's weight without calling the layer: on an IC unit that would leave the collision out.
 
 ``F.conv2d(x, self.conv.weight)`` in a parent's forward pass is found in two ways: by reading the source of what the
 forward pass calls (:func:`declared`), which sees the usual way of writing it and needs no input, and by running the

@@ -1,4 +1,4 @@
-"""The sum of the inputs in each receptive field: ``s``, once per group of channels, for one read of the input (ours).
+"""The sum of the inputs in each receptive field: ``s``, once per group of channels, for one read of the input.
 
 It equals a convolution with an all-ones kernel, which would cost as much as the layer's own. Here the channels are
 summed first and the window second, on a map that is 1/C of the input.
@@ -184,7 +184,7 @@ def transposed_sum(
     output_size: list[int],
     scale: float = 1.0,
 ) -> Tensor:
-    """Sums the inputs that a transposed convolution brings to each place of its output, times ``scale`` (ours).
+    """Sums the inputs that a transposed convolution brings to each place of its output, times ``scale``.
 
     It equals a transposed convolution with an all-ones kernel. Transposing one is a convolution of step 1 over the
     input with ``stride - 1`` zeros between its places, so the sum is over windows of that.

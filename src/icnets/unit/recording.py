@@ -1,4 +1,4 @@
-"""What a layer convolves, and with what: observed in a call of its forward pass, whatever its class is (ours)."""
+"""What a layer convolves, and with what: observed in a call of its forward pass, whatever its class is."""
 
 import copy
 from collections.abc import Callable

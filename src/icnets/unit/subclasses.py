@@ -1,4 +1,4 @@
-"""Subclasses of torch's layers: what they do beside the convolution stays theirs, and the convolution collides (ours).
+"""Subclasses of torch's layers: what they do beside the convolution stays theirs, and the convolution collides.
 
 Some pad in a way of their own or standardise their weight before they convolve; some have their weight computed by
 torch's parametrisations. Their class stays among the bases of the unit's class. Where the forward pass is their own, it

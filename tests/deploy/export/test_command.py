@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.export.artefacts import load_artefact, needs
+from deploy.export.artifacts import load_artifact, needs
 from icnets import create_model, save
 from icnets.cli.export import main
 
@@ -59,7 +59,7 @@ def test_command_exports_a_named_network(tmp_path: Path, capsys: pytest.CaptureF
     arguments = ["ic_resnet18", "--format", "torch-export", *sizes]
     assert main([*arguments, "--out", str(out)]) == 0
     assert "torch-export, float32, fused" in capsys.readouterr().out
-    assert load_artefact(out, "torch-export")(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    assert load_artifact(out, "torch-export")(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
     assert main([*arguments, "--out", str(out), "--force", "--no-fuse"]) == 0
     assert "torch-export, float32," in capsys.readouterr().out
 

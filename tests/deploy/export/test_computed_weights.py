@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
-from deploy.export.artefacts import assert_equal_outputs, needs, randomised
+from deploy.export.artifacts import assert_equal_outputs, needs, randomised
 from icnets import convert_
 from icnets.export import export
 from icnets.profile.firing import firing_rates
@@ -67,7 +67,7 @@ def network(form):
     ids=lambda f: str(f) if isinstance(f, bool) else f"{f.__module__.rpartition('.')[2]}.{f.__name__}",
 )
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
-def test_artefact_has_the_function_of_the_moment(form, fuse, tmp_path: Path) -> None:
+def test_artifact_has_the_function_of_the_moment(form, fuse, tmp_path: Path) -> None:
     model = network(form)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploy.export.artefacts import IMAGE, SUFFIX, load_artefact, needs, tiny
+from deploy.export.artifacts import IMAGE, SUFFIX, load_artifact, needs, tiny
 from icnets import ICConv2d
 from icnets.deploy.export import to_openvino
 from icnets.deploy.export.core import require_one_answer
@@ -48,7 +48,7 @@ def test_int8_keeps_the_accuracy(trained: nn.Module, format: str, tmp_path: Path
     report = export(
         trained, path, format, IMAGE, int8=True, calibration_data=patterns(128, seed=1), evaluation_data=test
     )
-    run = load_artefact(path, format)
+    run = load_artifact(path, format)
     x, label = torch.cat([x for x, _ in test]), torch.cat([y for _, y in test])
     with torch.no_grad():
         before = float((trained(x).argmax(1) == label).float().mean())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.export.artefacts import needs, small_network
+from deploy.export.artifacts import needs, small_network
 from icnets import ICConv2d, fuse_, ic_parameters
 from icnets.deploy.export.lowering import lower_
 from icnets.export import export

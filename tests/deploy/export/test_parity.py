@@ -1,4 +1,4 @@
-"""Artefacts equal the network at any batch."""
+"""Artifacts equal the network at any batch."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy.export.artefacts import (
+from deploy.export.artifacts import (
     BUILT_QUICKLY,
     IMAGE,
     SUFFIX,
@@ -29,7 +29,7 @@ EXPORTED = sorted(f"ic_{names.split()[0]}" for names in FAMILIES.values())
 
 @pytest.mark.parametrize("format", BUILT_QUICKLY)
 @pytest.mark.parametrize("name", ["ic_resnet18", pytest.param("ic_mobilenetv2_100", marks=pytest.mark.slow)])
-def test_artefact_equals_the_network_at_any_batch(name: str, format: str, tmp_path: Path) -> None:
+def test_artifact_equals_the_network_at_any_batch(name: str, format: str, tmp_path: Path) -> None:
     needs(format)
     model, path = small_network(name), tmp_path / f"net{SUFFIX[format]}"
     report = export(model, path, format, torch.zeros(1, 3, 32, 32))

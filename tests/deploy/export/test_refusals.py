@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploy.export.artefacts import IMAGE, SUFFIX, needs, tiny
+from deploy.export.artifacts import IMAGE, SUFFIX, needs, tiny
 from icnets import create_model
 from icnets.export import export
 
 
-def test_artefact_beyond_the_tolerance_is_not_kept(tmp_path: Path) -> None:
+def test_artifact_beyond_the_tolerance_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
     with pytest.raises(ValueError, match=r"differs from the network by .* allowed is 1e-12: it isn't kept"):
         export(tiny(), path, "torch-export", IMAGE, tolerance=1e-12)
@@ -120,7 +120,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
             export(tiny(), tmp_path / "net.onnx", "onnx", IMAGE, int8=True, calibration_data=data)
 
 
-def test_unsteady_network_is_told_from_a_bad_artefact(tmp_path: Path) -> None:
+def test_unsteady_network_is_told_from_a_bad_artifact(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_model("ic_mobilenetv2_100", num_classes=5)  # untrained: its float32 rounding is 1 % of its output
     with pytest.raises(ValueError, match="in float32 the network itself is off by"):

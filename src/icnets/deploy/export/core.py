@@ -41,9 +41,9 @@ def export(
     max_loss: float = 0.05,
     metadata: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Writes ``model`` for another engine, in eval mode and with a dynamic batch, and proves the artefact.
+    """Writes ``model`` for another engine, in eval mode and with a dynamic batch, and proves the artifact.
 
-    The artefact is reloaded by its engine and compared with ``model`` in PyTorch, on random and, where there are data,
+    The artifact is reloaded by its engine and compared with ``model`` in PyTorch, on random and, where there are data,
     on real images, in batches of 1 and 7. It appears at ``path`` only when that went well; a file that was there
     before is replaced then, and kept otherwise.
 
@@ -52,7 +52,7 @@ def export(
         path: ends in .onnx, .xml ("openvino", with a .bin beside it) or .pt2; its folder must exist.
         format: "onnx", "openvino", "torch-export" (``torch.export.load``), or "aoti": compiled for this machine's CPU
             by AOTInductor (``torch._inductor.aoti_load_package``).
-        example_input: float32 ``(N, C, *L)``; its shape but for N is the artefact's. By default the network's own, as
+        example_input: float32 ``(N, C, *L)``; its shape but for N is the artifact's. By default the network's own, as
             timm notes it.
         fuse: export the deployed form, :func:`icnets.deploy.fuse.fuse_`; False exports the network's own graph.
         int8: quantise by the engine's own post-training quantisation ("onnx", "openvino").
@@ -63,7 +63,7 @@ def export(
         tolerance: largest error allowed in float32, relative to the range of the output.
         max_loss: with ``int8``, largest accuracy lost on the evaluation data (without labels: part of the images that
             change their class), as a part of 1.
-        metadata: more of what a user of the artefact must know (``mean``, ``std``, ``class_names``, ...): plain data,
+        metadata: more of what a user of the artifact must know (``mean``, ``std``, ``class_names``, ...): plain data,
             written into it as JSON beside ``input_size``, ``fused`` and ``icnets``, the version.
 
     Returns:
@@ -71,7 +71,7 @@ def export(
 
     Raises:
         ValueError: an argument that doesn't fit, a missing package (``icnets[export]``), a network that can't be
-            exported or whose artefact isn't equal to it.
+            exported or whose artifact isn't equal to it.
         TypeError: an example or data that aren't tensors.
         FileNotFoundError: the folder doesn't exist.
 
@@ -104,14 +104,14 @@ def export(
     int8_parity: tuple[Parity, ...] = ()
     agreed = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        artefact = Path(folder, "float32", path.name)
-        artefact.parent.mkdir()
-        engine.write(program, artefact, notes)
-        parity = _prove(original, engine.read(artefact), tests, format, tolerance)
+        artifact = Path(folder, "float32", path.name)
+        artifact.parent.mkdir()
+        engine.write(program, artifact, notes)
+        parity = _prove(original, engine.read(artifact), tests, format, tolerance)
         if int8:
             quantized = Path(folder, path.name)
-            engine.quantize(artefact, quantized, [x for x, _ in calibration], notes)
-            artefact, runner = quantized, engine.read(quantized)
+            engine.quantize(artifact, quantized, [x for x, _ in calibration], notes)
+            artifact, runner = quantized, engine.read(quantized)
             # Noise is outside of the range that was calibrated, so how far int8 is off on it says nothing.
             int8_parity = tuple(compare(eager(original), runner, name, x) for name, x in tests if name == "real")
             require_one_answer(runner, tests[-1][1])
@@ -121,7 +121,7 @@ def export(
                     f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed}): it "
                     "isn't kept; calibrate on more representative images, or allow more"
                 )
-        size = _place(artefact, path, engine)
+        size = _place(artifact, path, engine)
     return ExportReport(path, format, engine.name, size, fuse, tolerance, parity, int8, int8_parity, agreed)
 
 
@@ -203,7 +203,7 @@ def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
         # torch.export raises whatever the network's code runs into; all of it means that this network can't be taken.
         raise ValueError(f"torch.export can't take {type(network).__name__}: {first_line(error)}") from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it would carry the paths of this machine into the artefact
+        node.meta.pop("stack_trace", None)  # it would carry the paths of this machine into the artifact
     return program
 
 
@@ -234,13 +234,13 @@ def _tests(example: Tensor, images: Sequence[Tensor]) -> list[tuple[str, Tensor]
 
 
 def _prove(
-    original: nn.Module, artefact: Runner, tests: Sequence[tuple[str, Tensor]], format: str, tolerance: float
+    original: nn.Module, artifact: Runner, tests: Sequence[tuple[str, Tensor]], format: str, tolerance: float
 ) -> tuple[Parity, ...]:
-    parity = tuple(compare(eager(original), artefact, name, x) for name, x in tests)
+    parity = tuple(compare(eager(original), artifact, name, x) for name, x in tests)
     worst, x = max(zip(parity, (x for _, x in tests), strict=True), key=lambda pair: pair[0].relative)
     if worst.relative > tolerance:
         raise ValueError(
-            f"the {format} artefact differs from the network by {worst.absolute:.2g}, {worst.relative:.2g} of the "
+            f"the {format} artifact differs from the network by {worst.absolute:.2g}, {worst.relative:.2g} of the "
             f"output's range, on {worst.batch} {worst.inputs} image{'s' * (worst.batch > 1)}; allowed is "
             f"{tolerance:g}: it isn't kept{_own_rounding(original, x)}"
         )
@@ -262,13 +262,13 @@ def _own_rounding(original: nn.Module, x: Tensor) -> str:
     )
 
 
-def require_one_answer(artefact: Runner, x: Tensor) -> None:
-    """Raises ValueError if ``artefact`` says something else of an image alone than of it among the others of ``x``.
+def require_one_answer(artifact: Runner, x: Tensor) -> None:
+    """Raises ValueError if ``artifact`` says something else of an image alone than of it among the others of ``x``.
 
     OpenVINO 2026.4 does for int8 units, fused, on maps of 1x1: at batch 1 it is wrong, at all others right.
     """
-    apart = [artefact(image) for image in x.split(1)]
-    together = compare(artefact, lambda _: [torch.cat(parts) for parts in zip(*apart, strict=True)], "calibration", x)
+    apart = [artifact(image) for image in x.split(1)]
+    together = compare(artifact, lambda _: [torch.cat(parts) for parts in zip(*apart, strict=True)], "calibration", x)
     if together.relative > 0.02:
         raise ValueError(
             f"the engine's int8 answers for an image alone differ by {together.relative:.2g} of the output's range "
@@ -276,11 +276,11 @@ def require_one_answer(artefact: Runner, x: Tensor) -> None:
         )
 
 
-def _place(artefact: Path, path: Path, engine: Engine) -> int:
-    """Moves the artefact to ``path``, what belongs to it first; returns its size in bytes."""
+def _place(artifact: Path, path: Path, engine: Engine) -> int:
+    """Moves the artifact to ``path``, what belongs to it first; returns its size in bytes."""
     size = 0
     for suffix in (*engine.companions, engine.suffix):
-        part = artefact.with_suffix(suffix)
+        part = artifact.with_suffix(suffix)
         size += part.stat().st_size
         move_into_place(part, path.with_suffix(suffix))
     return size

@@ -60,5 +60,5 @@ class Engine:
         raise NotImplementedError
 
     def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
-        """Writes an int8 artefact of the float32 artefact ``source``, calibrated on batches of images."""
+        """Writes an int8 artifact of the float32 artifact ``source``, calibrated on batches of images."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The formats by name, and artefacts of any of them."""
+"""The formats by name, and artifacts of any of them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from icnets.deploy.export.to_openvino import OpenVino
 from icnets.deploy.export.to_torch_export import TorchExport
 from icnets.support.text import first_line
 
-__all__ = ["ENGINES", "SUFFIXES", "Artefact", "open_artefact", "require"]
+__all__ = ["ENGINES", "SUFFIXES", "Artifact", "open_artifact", "require"]
 
 ENGINES: dict[str, Engine] = {
     "onnx": Onnx(),
@@ -39,8 +39,8 @@ def require(format: str, int8: bool) -> Engine:
     return engine
 
 
-class Artefact(nn.Module):
-    """An artefact as a network: float32 images (N, C, *L) on the CPU to its output, or to a list of several.
+class Artifact(nn.Module):
+    """An artifact as a network: float32 images (N, C, *L) on the CPU to its output, or to a list of several.
 
     ``format``: its name in :data:`ENGINES`. ``notes``: what its maker noted in it.
     """
@@ -55,14 +55,14 @@ class Artefact(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-def open_artefact(path: Path) -> Artefact:
-    """Opens an artefact of ``icnets export``. It is a program: it does what its maker wants.
+def open_artifact(path: Path) -> Artifact:
+    """Opens an artifact of ``icnets export``. It is a program: it does what its maker wants.
 
     Raises:
-        ValueError: the file is missing, damaged or no artefact of ours, or its engine isn't installed.
+        ValueError: the file is missing, damaged or no artifact of ours, or its engine isn't installed.
     """
     if not path.is_file():
-        raise ValueError(f"there is no artefact {path}; check the path")
+        raise ValueError(f"there is no artifact {path}; check the path")
     format = next(name for name, engine in ENGINES.items() if engine.suffix == path.suffix)
     if not is_installed(package := ENGINES[format].packages[0]):
         raise ValueError(f"{path} needs {package}: pip install 'icnets[export]'")
@@ -71,7 +71,7 @@ def open_artefact(path: Path) -> Artefact:
         notes = ENGINES[format].notes(path)
         run = ENGINES[format].read(path) if "icnets" in notes else None
     except Exception as error:  # each engine has its own
-        raise ValueError(f"{path} can't be read as an artefact ({first_line(error)}); export it again") from error
+        raise ValueError(f"{path} can't be read as an artifact ({first_line(error)}); export it again") from error
     if run is None:
         raise ValueError(f"{path} was not written by icnets export; export the network again")
-    return Artefact(format, notes, run)
+    return Artifact(format, notes, run)

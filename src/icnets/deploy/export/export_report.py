@@ -10,10 +10,10 @@ __all__ = ["ExportReport"]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """An artefact that was reloaded by its engine and compared with PyTorch.
+    """An artifact that was reloaded by its engine and compared with PyTorch.
 
-    ``parity`` holds the comparisons of the artefact in float32 with the network that was given. With ``int8`` the file
-    at ``path`` is the quantised artefact; ``int8_parity`` is its own distance, and ``agreement`` what it does to
+    ``parity`` holds the comparisons of the artifact in float32 with the network that was given. With ``int8`` the file
+    at ``path`` is the quantised artifact; ``int8_parity`` is its own distance, and ``agreement`` what it does to
     classes and accuracy (None for networks that aren't classifiers).
     """
 

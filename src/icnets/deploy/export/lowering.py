@@ -1,4 +1,4 @@
-"""Deployed units as engines like them: everything a convolution, or what an engine computes inside of one (ours).
+"""Deployed units as engines like them: everything a convolution, or what an engine computes inside of one.
 
 A deployed unit is ``sign * prelu(v, slope) + collision * s + offset``. As written, the rank-one term is a product and
 two sums that broadcast: engines take a pass over memory for each, and leave their blocked layout for them. Here ``s``

@@ -1,4 +1,4 @@
-"""An artefact beside the network it was made from: largest errors, classes and accuracies."""
+"""An artifact beside the network it was made from: largest errors, classes and accuracies."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 __all__ = ["BATCHES", "Agreement", "Labelled", "Parity", "Runner", "agreement", "compare", "eager", "labelled"]
 
-# An artefact: a float32 batch (N, C, *L) in, its outputs in order, on the CPU.
+# An artifact: a float32 batch (N, C, *L) in, its outputs in order, on the CPU.
 Runner = Callable[[Tensor], list[Tensor]]
 
 Labelled = tuple[Tensor, Tensor | None]  # images, and their classes (N,) int64 where they are known
@@ -20,7 +20,7 @@ BATCHES = (1, 7)  # that the batch is dynamic is seen by two sizes, one of them 
 
 @dataclass(frozen=True)
 class Parity:
-    """The artefact beside PyTorch on one batch: ``inputs`` is "random" or "real", ``batch`` the number of images.
+    """The artifact beside PyTorch on one batch: ``inputs`` is "random" or "real", ``batch`` the number of images.
 
     ``absolute`` is the largest difference of an output; ``relative`` is that difference divided by the range (largest
     minus smallest value) of the output it is in.
@@ -68,21 +68,21 @@ def eager(model: Callable[[Tensor], Any]) -> Runner:
     return run
 
 
-def compare(reference: Runner, artefact: Runner, inputs: str, x: Tensor) -> Parity:
-    """The largest error of ``artefact`` on the batch ``x``.
+def compare(reference: Runner, artifact: Runner, inputs: str, x: Tensor) -> Parity:
+    """The largest error of ``artifact`` on the batch ``x``.
 
     Raises ValueError where the two differ in number or shape of outputs, or one of them isn't finite.
     """
-    expected, found = reference(x), artefact(x)
+    expected, found = reference(x), artifact(x)
     shapes = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in found]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"the artefact's outputs have shapes {shapes[1]}, the network's {shapes[0]}; it isn't kept")
+        raise ValueError(f"the artifact's outputs have shapes {shapes[1]}, the network's {shapes[0]}; it isn't kept")
     absolute = relative = 0.0
     for one, other in zip(expected, found, strict=True):
         if not torch.isfinite(one).all():
             raise ValueError(f"the network's own output on {inputs} inputs isn't finite; give it usable weights first")
         if not torch.isfinite(other).all():
-            raise ValueError(f"the artefact's output on {inputs} inputs isn't finite, the network's is; it isn't kept")
+            raise ValueError(f"the artifact's output on {inputs} inputs isn't finite, the network's is; it isn't kept")
         difference = float((one.double() - other.double()).abs().max())
         span = float(one.max() - one.min()) or float(one.abs().max()) or 1.0
         absolute, relative = max(absolute, difference), max(relative, difference / span)
@@ -112,9 +112,9 @@ def labelled(batches: Iterable[Any], limit: int | None = None) -> list[Labelled]
     return found
 
 
-def agreement(reference: Runner, artefact: Runner, batches: Sequence[Labelled]) -> Agreement | None:
+def agreement(reference: Runner, artifact: Runner, batches: Sequence[Labelled]) -> Agreement | None:
     """Classes and accuracies of both on the same images; None where the output isn't one row of logits per image."""
-    outputs = [(reference(x), artefact(x)) for x, _ in batches]
+    outputs = [(reference(x), artifact(x)) for x, _ in batches]
     if not sum(len(x) for x, _ in batches) or any(len(o) != 1 or o[0].dim() != 2 for pair in outputs for o in pair):
         return None
     before, after = (torch.cat([pair[i][0].argmax(1) for pair in outputs]) for i in (0, 1))

@@ -65,7 +65,7 @@ class Onnx(Engine):
                 op_types_to_quantize=["Conv", "Gemm", "MatMul"],
                 per_channel=True,
                 # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
-                # CPUs without VNNI, where the artefact may well be run, but isn't proved.
+                # CPUs without VNNI, where the artifact may well be run, but isn't proved.
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 reduce_range=True,
@@ -83,7 +83,7 @@ def _session(path: Path) -> Any:
 
 
 def _save(proto: Any, path: Path, notes: Mapping[str, str], check: bool = True) -> None:
-    """Writes a model with ``notes`` in the place of whatever it noted."""
+    """Writes a model with ``notes`` instead of whatever it noted."""
     import onnx
 
     proto.ClearField("metadata_props")

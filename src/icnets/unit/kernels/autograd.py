@@ -1,6 +1,6 @@
 """What a unit's training keeps for backward: as little, in as few passes, as torch's calls allow.
 
-Derived from the formula (ours): with u = y - w' s + b1 - b2, where the branch is silent z = y, and elsewhere
+Derived from the formula: with u = y - w' s + b1 - b2, where the branch is silent z = y, and elsewhere
 z - w' s + b1 - b2 = (1 + gain) u, so for a gain above -1 the sign of u, and u itself where it is positive, can be read
 off the output. So z overwrites y, and backward needs z, which a batch norm behind the layer keeps anyway, and s, which
 is 1/C of an activation, but neither y nor the branch.

@@ -1,4 +1,4 @@
-"""The collision of an activation in place, and its backward: one pass over memory each (ours).
+"""The collision of an activation in place, and its backward: one pass over memory each.
 
 Backward reads the output and its gradient once and gives every gradient: the activation's, that of the sums, added up
 over each group's channels, and those of the vectors, added up over all places. The last are partial sums, one for each
@@ -65,7 +65,7 @@ def _forward(
     P: tl.constexpr, DEPLOYED: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, SIGN: tl.constexpr,
     BG: tl.constexpr, BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """The unit's output, or with DEPLOYED that of its deployed form, whose slopes are in the place of the gain."""
+    """The unit's output, or with DEPLOYED that of its deployed form, whose slopes are instead of the gain."""
     example, group, place, sums = _place(s_ptr, L, G, sn, sl, sg, BG, BL)
     channel, known, at = _channels(tl.program_id(2) * BC, example, group, place, L, G, sc, sp, P, BC)
     inside = known & (place < L)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy.export.artefacts import IMAGE, needs, tiny
+from deploy.export.artifacts import IMAGE, needs, tiny
 from icnets.export import export
 
 

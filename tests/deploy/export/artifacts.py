@@ -73,8 +73,8 @@ def small_network(name: str) -> nn.Module:
 IMAGE = torch.zeros(1, 2, 12, 12)
 
 
-def load_artefact(path: Path, format: str) -> Callable[[Tensor], Tensor]:
-    """The artefact as a user of the engine loads it, apart from the library's own way."""
+def load_artifact(path: Path, format: str) -> Callable[[Tensor], Tensor]:
+    """The artifact as a user of the engine loads it, apart from the library's own way."""
     if format == "onnx":
         import onnxruntime
 
@@ -91,7 +91,7 @@ def load_artefact(path: Path, format: str) -> Callable[[Tensor], Tensor]:
 
 
 def load_outputs(path: Path, format: str) -> Callable[[Tensor], list[Tensor]]:
-    """As :func:`load_artefact`, for networks of several outputs."""
+    """As :func:`load_artifact`, for networks of several outputs."""
     if format == "onnx":
         import onnxruntime
 
@@ -102,12 +102,12 @@ def load_outputs(path: Path, format: str) -> Callable[[Tensor], list[Tensor]]:
 
         compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda x: [torch.from_numpy(part.copy()) for part in compiled(x.numpy()).values()]
-    run = load_artefact(path, format)
+    run = load_artifact(path, format)
     return lambda x: [part for part in tree_leaves(run(x)) if isinstance(part, Tensor)]
 
 
 def assert_equal_outputs(model: nn.Module, path: Path, format: str, shape: tuple[int, ...]) -> None:
-    run = load_artefact(path, format)
+    run = load_artifact(path, format)
     for batch in (1, 7, 3):
         x = torch.randn(batch, *shape)
         with torch.no_grad():
