@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from icnets.compare.comparison import SCHEMA
 from icnets.compare.comparison_table import Row
+from icnets.compare.records import read_history, read_results
 from icnets.compare.runs import Run
 from icnets.compare.settings import Settings
 from icnets.support.text import first_line
@@ -80,7 +80,7 @@ def read_run(folder: Path) -> ComparisonFiles | FitFiles:
 
 def _comparison(folder: Path, path: Path) -> ComparisonFiles:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_results(path)
         if record["schema"] != SCHEMA:
             raise ValueError(
                 f"{path} has schema {record['schema']}, and this version reads {SCHEMA}; make the report with its own"
@@ -98,11 +98,10 @@ def _comparison(folder: Path, path: Path) -> ComparisonFiles:
 
 
 def _fit(folder: Path, path: Path) -> FitFiles:
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no history of icnets fit, or damaged: {first_line(error)}") from error
+    try:
+        history = read_history(folder)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no history of icnets fit, or damaged: {first_line(error)}") from error
     if not history or "epoch" not in history[0]:
         raise ValueError(f"{path} has no epochs; a report needs a run with at least one finished epoch")
     config = folder / "config.yaml"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from icnets.compare.run_folder import read_history, read_results
+from icnets.compare.records import read_history, read_results
 from icnets.compare.statistics import Interval
 from icnets.hub.markdown import escaped
 from icnets.support.text import few, first_line
