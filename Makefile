@@ -47,7 +47,7 @@ test-all: $(VENV)/.trained lint  ## lint, then every test that this machine can 
 trained: $(VENV)/.trained  ## conversions of trained networks that packages ship; a skipped test fails
 	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/trained $(ARGS)
 
-lint: $(VENV)/.installed  ## ruff, mypy, and that rooms import downwards only
+lint: $(VENV)/.installed  ## ruff, mypy, and that packages import downwards only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

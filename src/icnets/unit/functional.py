@@ -8,7 +8,7 @@ Paper (arXiv 2011.11271, section on the IC neuron; arXiv 2102.03495): ``gain = 1
 output channel, ``inner_bias`` is b1 and ``bias`` is b2. Ours: ``gain`` (for warm starts), and learning ``w'`` on
 another scale (see :class:`icnets.ICConv2d`), which is a change of units and not of the function.
 
-A layer is torch's own convolution, ``s`` by :func:`receptive_field_sum` for the price of one read of ``x``, and
+A layer is torch's own convolution, ``s`` by :func:`receptive_field_sum` which reads ``x`` once, and
 :func:`collide`, all of standard torch operators. In eager mode the same formula runs in place and by compiled kernels
 wherever these can serve: :func:`convolution` decides for a unit, :func:`deployed_convolution` for its deployed form.
 The environment variable ``ICNETS_FUSED=0`` turns these paths off. All of them are leaves for ``torch.fx``.
@@ -29,10 +29,12 @@ from torch import Tensor
 
 from icnets.unit.kernels import autograd, gpu, native
 from icnets.unit.receptive_field import (
+    column,
     dense,
     linear_sum,
     padding_pairs,
     per_dimension,
+    plus_sums,
     receptive_field_mean,
     receptive_field_sum,
     window_mean,
@@ -43,30 +45,13 @@ __all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "recep
 _ENABLED = os.environ.get("ICNETS_FUSED", "1") != "0"
 _HALF = (torch.float16, torch.bfloat16)
 _TYPES = (torch.float32, torch.float64, *_HALF)
-_LEAST_GAIN = -0.5  # backward divides by 1 + gain
+_LEAST_GAIN = -0.5  # backward divides by 1 + gain, and needs it to be positive
 
 # Of y, s, collision, offset and gain.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 # -- the formula -----------------------------------------------------------------------------------------------------
-
-
-def _column(vector: Tensor, spatial_dims: int) -> Tensor:
-    """A vector ``(C,)`` in the shape that broadcasts against ``(N, C, *L)``."""
-    return vector.view([-1] + [1] * spatial_dims)
-
-
-def _plus(y: Tensor, vector: Tensor, s: Tensor, spatial_dims: int, factor: float = 1.0, own: bool = False) -> Tensor:
-    """``y + factor * vector * s``, each channel with its group's sums; ``own``: y may be overwritten."""
-    channel = -spatial_dims - 1
-    groups = s.size(channel)
-    # addcmul reads y once and keeps its memory format; a product made first would be another full-size tensor.
-    if groups == 1 or groups == y.size(channel):
-        return torch.addcmul(y, _column(vector, spatial_dims), s, value=factor, out=y if own else None)
-    wide, vector = y.unflatten(channel, [groups, -1]), vector.view([groups, -1] + [1] * spatial_dims)
-    wide = torch.addcmul(wide, vector, s.unsqueeze(channel), value=factor, out=wide if own else None)
-    return wide.flatten(channel - 1, channel)
 
 
 def _collided(
@@ -80,12 +65,12 @@ def _collided(
     own: bool = False,
 ) -> Tensor:
     """``y + gain * relu(y - factor * collision * s + offset)``; ``own``: in the memory of y."""
-    u = _plus(y, collision, s, spatial_dims, -factor)
+    u = plus_sums(y, collision, s, spatial_dims, -factor)
     if offset is not None:
-        u = torch.add(u, _column(offset, spatial_dims), out=u if own else None)
+        u = torch.add(u, column(offset, spatial_dims), out=u if own else None)
     u = F.relu(u, inplace=own)
     if gain is not None:
-        u = torch.mul(u, _column(gain, spatial_dims), out=u if own else None)
+        u = torch.mul(u, column(gain, spatial_dims), out=u if own else None)
     return torch.add(y, u, out=y if own else None).type_as(y)
 
 
@@ -158,8 +143,9 @@ def collide_backward(
 ) -> Gradients:
     """Gradients of the arguments of :func:`collide_`, from its result z (or from y, with ``z_is_y``) and dz.
 
-    With t = z - w' s + offset: z isn't y only where the branch fires, and there t is (1 + gain) u, of u's sign.
-    ``followed``: by autograd, for second derivatives, or by vmap, so by torch's operators alone.
+    Let u = y - w' s + offset, and t = z - w' s + offset. Where the branch is silent (u <= 0), z is y and t is u. Where
+    it fires, t is (1 + gain) u, which has the sign of u. So t tells where the branch fires.
+    ``followed``: autograd (for second derivatives) or vmap follows this call, so it uses torch's operators alone.
     """
     if not followed:
         if native.serves(z, s) and native.serves(z, dz):
@@ -172,9 +158,9 @@ def collide_backward(
     work = torch.promote_types(z.dtype, s.dtype)  # single precision for half
     collision, offset, gain = (None if v is None else v.to(work) for v in (collision, offset, gain))  # type: ignore[assignment]
     nd, dz, over = z.dim() - 2, dz.to(work), [0, *range(2, z.dim())]
-    t = _plus(z, collision, s, nd, -factor)
+    t = plus_sums(z, collision, s, nd, -factor)
     if offset is not None:
-        t = t + _column(offset, nd)
+        t = t + column(offset, nd)
     m = torch.ops.aten.threshold_backward.default(dz, t, 0)  # the branch's gradient, without the gain
     ds, dv = autograd.weighted_sums(m, s, (collision if gain is None else collision * gain) * -factor)
     dg = None
@@ -182,7 +168,7 @@ def collide_backward(
         dg = (m * t).sum(over) if z_is_y else (m * t).sum(over) / (1 + gain)
     do = None if offset is None else m.sum(over)
     if gain is not None:
-        m, dv, do = m * _column(gain, nd), dv * gain, None if do is None else do * gain
+        m, dv, do = m * column(gain, nd), dv * gain, None if do is None else do * gain
     return (dz + m).to(z.dtype), ds, dv * -factor, do, dg
 
 
@@ -198,7 +184,7 @@ def deployed(
 ) -> Tensor:
     """``sign * prelu(v) + collision * s + offset``, of ``v`` ``(N, C, *L)`` and the means ``s`` ``(N, groups, *L)``.
 
-    ``v`` is the convolution's own output, which nobody else has seen: it may be overwritten. In half precision the
+    ``v`` is the convolution's own output and is used nowhere else, so it may be overwritten. In half precision the
     result is rounded once.
     """
     own = spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and _may_overwrite(v)
@@ -217,11 +203,11 @@ def deployed(
     if half:
         r = r.float()
     if sign is not None:
-        r = torch.mul(r, _column(sign, spatial_dims), out=r if own else None)
+        r = torch.mul(r, column(sign, spatial_dims), out=r if own else None)
     if offset is not None:
-        r = torch.add(r, _column(offset, spatial_dims), out=r if own else None)
+        r = torch.add(r, column(offset, spatial_dims), out=r if own else None)
     if collision is not None and s is not None:
-        r = _plus(r, collision, s, spatial_dims, own=own)
+        r = plus_sums(r, collision, s, spatial_dims, own=own)
     r = r.to(v.dtype) if half else r
     return r.to_mkldnn() if v.is_mkldnn else r
 
@@ -242,12 +228,12 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None, collision: Tensor, *
         return False
     if not autograd.differentiable(x, weight, bias, collision, *others):
         return True
-    # Only behind a differentiable convolution can y be had again.
+    # Backward may have to compute y again, which it can only do if the convolution is differentiated too.
     if not autograd.differentiable(x, weight, bias) or x.dtype not in _TYPES:
         return False
     if (gain := others[-1]) is None or gpu.serves(x):
         return True
-    # On other devices the look at the gain would wait for the whole queue.
+    # On other devices, reading the gain would force a device sync.
     return x.device.type == "cpu" and bool((gain > _LEAST_GAIN).all())
 
 

@@ -220,6 +220,25 @@ def linear_sum(x: Tensor, scale: float = 1.0) -> Tensor:
     return dense(x).sum([-1], keepdim=True, dtype=dtype) * scale
 
 
+def column(vector: Tensor, spatial_dims: int) -> Tensor:
+    """View a vector ``(C,)`` in the shape that broadcasts against ``(N, C, *L)``."""
+    return vector.view([-1] + [1] * spatial_dims)
+
+
+def plus_sums(
+    y: Tensor, vector: Tensor, s: Tensor, spatial_dims: int, factor: float = 1.0, own: bool = False
+) -> Tensor:
+    """Compute ``y + factor * vector * s``, each channel with its group's sums; ``own``: y may be overwritten."""
+    channel = -spatial_dims - 1
+    groups = s.size(channel)
+    # addcmul reads y once and keeps its memory format; a product made first would be another full-size tensor.
+    if groups == 1 or groups == y.size(channel):
+        return torch.addcmul(y, column(vector, spatial_dims), s, value=factor, out=y if own else None)
+    wide, vector = y.unflatten(channel, [groups, -1]), vector.view([groups, -1] + [1] * spatial_dims)
+    wide = torch.addcmul(wide, vector, s.unsqueeze(channel), value=factor, out=wide if own else None)
+    return wide.flatten(channel - 1, channel)
+
+
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
 torch.fx.wrap("receptive_field_sum")
 torch.fx.wrap("transposed_sum")
