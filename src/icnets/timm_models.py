@@ -103,8 +103,9 @@ def _unknown(name: str) -> str:
     if basic != name and timm.is_model(stem.removeprefix("ic_")):
         how = f"--model.model {basic} --model.ic.layers all in icnets fit, icnets.create_model({basic!r}) in Python"
         return f"{basic} has no ic_ name of its own; convert it by its name: {how}"
-    near = ", ".join(get_close_matches(stem, timm.list_models(), n=3)) or "see timm.list_models()"
-    return f"timm {timm.__version__} has no network {name!r}; near it: {near}"
+    near = ", ".join(get_close_matches(stem, timm.list_models(), n=3))
+    hint = f"near it: {near}" if near else "timm.list_models() lists its names"
+    return f"timm {timm.__version__} has no network {name!r}; {hint}"
 
 
 def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _DEFAULT, **kwargs: Any) -> nn.Module:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from PIL import Image
 
 import icnets
 from icnets.cli.compare import main, read_settings
+from icnets.compare.comparison_table import comparison_table
 from icnets.compare.data_kinds import make_data
+from icnets.compare.run_files import read_run
 from icnets.compare.runs import error_percent
 from icnets.compare.settings import Method, Settings
 from icnets.profile.measure import agreement
@@ -99,6 +102,15 @@ def test_intervals_are_those_of_the_runs(record: dict) -> None:
         # Two values: t = 12.706 standard errors, each half the distance of the values.
         half = 12.7062 * abs(differences[0] - differences[1]) / 2
         assert row[key]["high"] - row[key]["mean"] == pytest.approx(half, rel=1e-4)
+
+
+def test_a_control_is_named_even_where_its_difference_is_the_one_to_basic(record: dict, out: Path) -> None:
+    run = read_run(out)
+    rows = [replace(row, to_control=row.to_basic) if row.name == "IC" else row for row in run.rows]
+    table = comparison_table(rows, run.settings, record["data"])
+    cells = next(cells for cells in table.rows if cells[0] == "IC")
+    assert cells[3] == cells[2] != ""
+    assert any("basic, trained on for IC" in note for note in table.notes)
 
 
 def test_costs_tell_the_unit_apart(record: dict) -> None:

@@ -186,6 +186,8 @@ def test_lines_of_another_study_are_not_thrown_away(undisturbed: Path, config: P
         (("train_size: 100", "kind: abacus"), "data.kind is 'abacus'; it must be one of images, cifar10, mnist1d"),
         (("train_size: 100", "kind: mnist1d, size: 3"), "mnist1d doesn't take these arguments"),
         (("ema: 0.9", "ema: 9"), "ema is 9"),
+        (("parts:", "seeds: [4]\nparts:"), "seeds is given, but the parts and recipes of this grid say it"),
+        (("parts:", "training: {lr: 0.5}\nparts:"), "training is given, but the parts and recipes of this grid"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(change: tuple[str, str], message: str, tmp_path: Path) -> None:

@@ -69,12 +69,12 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], ImageNotes]:
 
     With ``--layers``, the network of a checkpoint alone, or a named one with every convolution converted.
     """
+    from icnets.open_network import network_file, open_network
     from icnets.timm_models import NETWORKS, create_model
 
-    path = Path(args.name)
-    if args.layers and (path.is_file() or path.suffix in (".safetensors", ".ckpt")):
-        from icnets.open_network import open_network
-
+    if (path := network_file(args.name)) is not None:
+        if not args.layers:
+            raise ValueError(f"{args.name} is no network's name; of the network in a file there is --layers alone")
         if args.num_classes is not None or args.options:
             raise ValueError(f"--num-classes and --options go with a network's name, but {args.name} is a checkpoint")
         opened = open_network(path)

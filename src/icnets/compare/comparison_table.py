@@ -157,9 +157,9 @@ def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str,
     if folds:
         where += f", folds of {folds}-fold cross-validation (intervals are widened for their overlap)"
     same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
-    table, controls = [], {}
+    table, controls, basics = [], {}, {row.name for row in rows if row.to_basic is None}
     for row in rows:
-        control = "" if row.to_control is None or row.to_control == row.to_basic else row.to_control.format(signed=True)
+        control = "" if row.to_control is None or row.control in basics else row.to_control.format(signed=True)
         if control:
             controls[row.name] = row.control
         table.append(

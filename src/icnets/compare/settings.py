@@ -272,6 +272,8 @@ class Settings:
         _check_methods("methods", self.methods)
         if self.networks:
             _check_methods("networks", self.networks)
+        if self.parts:
+            self._refuse_what_parts_say()
         for part in [Part([], self.seeds), *self.parts]:
             self._check_part(part)
         if not 0 < self.confidence < 1:
@@ -282,6 +284,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+
+    def _refuse_what_parts_say(self) -> None:
+        used = {"seeds": False, "training": not self.recipes, "wld": any(m.wld is True for m in self.methods)}
+        defaults: dict[str, Any] = {"seeds": [0, 1, 2], "training": ComparedTraining(), "wld": WeakDistillation()}
+        for name, needed in used.items():
+            if not needed and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is given, but the parts and recipes of this grid say it; change it there")
 
     def _check_part(self, part: Part) -> None:
         for kind in ("networks", "methods", "recipes") if part.networks else ():
