@@ -90,6 +90,7 @@ def test_behaves_as_any_timm_model():
     assert final.shape[1] == 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("create", "name", "fx"),
     [

@@ -27,6 +27,7 @@ def run(tiny, tmp_path, monkeypatch):
     return main
 
 
+@pytest.mark.slow
 def test_a_row_for_every_network_engine_and_batch(run, capsys):
     lines = run("--engines", "eager", "training", "--variants", "basic", "ic-all", "deeper")
     assert len(lines) == 3 * (2 + 2)

@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz_inputs.py"
 CLEAN = Outcome(0, "", "", "abc")
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.timeout(1800))])
 def test_no_damaged_file_is_a_failure(tmp_path: Path, count: int) -> None:
     # In a process without threads, which it can fork.
     command = [

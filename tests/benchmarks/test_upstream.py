@@ -93,12 +93,14 @@ def test_torchvisions_tests_get_ic_networks_of_the_same_function(tmp_path):
     assert run("torchvision", VISION, tmp_path)["total"] == {"passed": 1}
 
 
+@pytest.mark.slow
 def test_torchs_tests_get_silent_units(tmp_path):
     found = run("torch", TORCH, tmp_path)
     assert found["failures"] == {}
     assert found["tests"] == {"test_silent_conv": {"passed": 2}}
 
 
+@pytest.mark.slow
 def test_without_us_torchs_layers_are_torchs(tmp_path):
     assert run("torch", TORCH, tmp_path, "--basic")["total"] == {"failed": 1, "passed": 1}
 

@@ -70,6 +70,7 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_run_is_a_line(undisturbed: Path) -> None:
     header, *rest = lines.read(undisturbed / "lines.jsonl")
     assert header["kind"] == "study"

@@ -184,6 +184,7 @@ def test_a_training(tmp_path: Path) -> None:
     assert "seed: <0>" in text
 
 
+@pytest.mark.slow
 def test_several_runs_on_one_page(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "both.html"
     assert main(["report", str(run), str(run), "--out", str(out)]) == 0

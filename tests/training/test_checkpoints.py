@@ -104,6 +104,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> ClassificationTask:
     return fit(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (0, 7), (1, 0), (2, 6)])
 def test_a_training_that_dies_within_an_epoch_ends_as_if_it_had_not(
     tmp_path: Path, epoch: int, batch: int, whole: ClassificationTask
@@ -190,6 +191,7 @@ def test_what_a_killed_process_left_is_removed_even_if_nothing_is_left_to_train(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000021.ckpt", "step-000000024.ckpt"]
 
 
+@pytest.mark.slow
 def test_means_of_an_epoch_are_over_all_of_it(tmp_path: Path) -> None:
     whole, parts = History(), History()
     fit(tmp_path / "whole", whole)

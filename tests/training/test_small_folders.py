@@ -56,6 +56,7 @@ def test_textures_with_a_narrow_network(tmp_path: Path) -> None:
         assert row["val/loss"] < math.log(4)
 
 
+@pytest.mark.slow
 def test_batches_so_large_that_an_epoch_has_three_steps(tmp_path: Path) -> None:
     root = write_textures(tmp_path / "textures")
     row = train(root, "large", *NARROW, "--data.batch_size", "64", "--model.lr", "0.1")

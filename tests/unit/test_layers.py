@@ -76,6 +76,7 @@ def test_functional_refuses_an_unknown_padding():
         functional.ic_conv1d(torch.ones(1, 1, 3), torch.ones(1, 1, 1), torch.ones(1), padding="full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "shape"), UNITS)
 def test_gradcheck_and_gradgradcheck(make, shape):
     reference.assert_gradients(randomise(make(dtype=torch.float64), 3), torch.randn(shape, dtype=torch.float64))

@@ -41,6 +41,7 @@ def trained() -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_keeps_the_accuracy(trained: nn.Module, format: str, tmp_path: Path) -> None:
     needs(format)
@@ -116,6 +117,7 @@ def test_int8_must_not_depend_on_the_batch() -> None:
         require_one_answer(lambda x: [x.mean((2, 3)) * (1 if len(x) > 1 else 0.5)], x)
 
 
+@pytest.mark.slow
 def test_int8_of_units_on_single_pixels_is_right_or_refused(tmp_path: Path) -> None:
     needs("openvino")
     torch.manual_seed(0)

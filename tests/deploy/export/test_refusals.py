@@ -120,6 +120,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
             export(tiny(), tmp_path / "net.onnx", "onnx", IMAGE, int8=True, calibration_data=data)
 
 
+@pytest.mark.slow
 def test_unsteady_network_is_told_from_a_bad_artifact(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_model("ic_mobilenetv2_100", num_classes=5)  # untrained: its float32 rounding is 1 % of its output

@@ -130,6 +130,7 @@ def test_profilers_and_counters_see_torchs_convolution(called):
     assert not called
 
 
+@pytest.mark.slow
 def test_can_be_turned_off():
     code = "from icnets.unit.kernels import native; print(native.loaded())"
     assert in_new_process(code).stdout.split() == ["True"]
