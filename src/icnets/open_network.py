@@ -9,14 +9,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model
 from torch import nn
 
 from icnets import checkpoint, timm_models
 from icnets.checkpoint.foreign import read_weights, unpickled
-from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes
+from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes, usual_statistics
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
@@ -24,7 +23,6 @@ from icnets.support.text import first_line
 
 __all__ = ["OpenedNetwork", "load_weights", "noted", "open_network"]
 
-_DIGITS = (0.3053, 0.3760)  # mean and deviation of scikit-learn's digits, as the data module has them
 _IN_FOLDERS = ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.ckpt")
 
 
@@ -174,11 +172,9 @@ def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
     """How a run evaluated images, by its options and, where these are null, the defaults of the data module."""
     digits = not any(options.get(name) for name in ("root", "train_shards", "hf"))
     in_chans = options.get("in_chans") or (1 if digits else 3)
-    known = [[value] * in_chans for value in _DIGITS]
-    if not digits:
-        imagenet = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        known = [list(values) if in_chans == 3 else [sum(values) / 3] for values in imagenet]
-    mean, std = (tuple(options.get(name) or default) for name, default in zip(("mean", "std"), known, strict=True))
+    mean, std = (
+        tuple(options.get(name) or usual_statistics(name, in_chans, digits=digits)) for name in ("mean", "std")
+    )
     size = options.get("image_size") or (8 if digits else 224)
     crop_pct = 1.0 if digits else options.get("crop_pct", 0.95)
     return ImageNotes(size, in_chans, mean, std, crop_pct, options.get("interpolation", "bilinear"), names)

@@ -5,7 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ImageNotes", "as_text", "notes_of_cfg", "notes_of_data", "read_notes"]
+__all__ = ["ImageNotes", "as_text", "notes_of_cfg", "notes_of_data", "read_notes", "usual_statistics"]
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_DIGITS = {"mean": 0.3053, "std": 0.3760}  # of all 1,797 of scikit-learn's
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,15 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "class_names": lambda text: [str(item) for item in _items(text)],
     "input_size": lambda text: [int(item) for item in _items(text)],
 }
+
+
+def usual_statistics(name: str, in_chans: int, *, digits: bool) -> tuple[float, ...]:
+    """The ``"mean"`` or ``"std"`` per channel, on the scale from 0 to 1, of a run that was given none.
+
+    Example:
+        >>> usual_statistics("mean", 3, digits=False)
+        (0.485, 0.456, 0.406)
+    """
+    if digits:
+        return (_DIGITS[name],) * in_chans
+    return _IMAGENET[name] if in_chans == 3 else (sum(_IMAGENET[name]) / 3,)

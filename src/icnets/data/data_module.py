@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from icnets.checkpoint.image_notes import usual_statistics
 from icnets.data.augmentation import Augmentation
 from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, processes, require_at_least
 from icnets.data.folders import take, train_and_val
@@ -19,7 +20,6 @@ __all__ = ["ImageData"]
 
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
-_DIGITS_MEAN, _DIGITS_STD = 0.3053, 0.3760  # of all 1,797 images, on the scale from 0 to 1
 _CHOSEN: Any = None  # an option that is None is chosen by the images
 
 
@@ -122,7 +122,7 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         known: dict[str, Any] = {"image_size": 224, "in_chans": 3}
         if self.digits:
             channels = 1 if self.in_chans is None else self.in_chans
-            known = {"image_size": 8, "mean": (_DIGITS_MEAN,) * channels, "std": (_DIGITS_STD,) * channels}
+            known = {"image_size": 8, **{n: usual_statistics(n, channels, digits=True) for n in ("mean", "std")}}
             known["in_chans"] = channels
         names = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
         view = evaluation_transform(**known | {n: v for n in names if (v := getattr(self, n)) is not None})

@@ -14,6 +14,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
+from icnets.checkpoint.image_notes import usual_statistics
 from icnets.data.folders import Listing, find_images
 from icnets.data.images import ImageFiles, Normalization
 from icnets.data.sources import Paths
@@ -34,7 +35,6 @@ __all__ = [
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 transforms: Any = v2  # which torchvision doesn't export as type checkers want it
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _REAL_NAME = "ILSVRC2012_val_{:08d}"  # image i of the validation set, from 1
 
 
@@ -108,8 +108,7 @@ def evaluation_transform(
 
 
 def _per_channel(name: str, given: Sequence[float] | None, in_chans: int) -> tuple[float, ...]:
-    known = _IMAGENET[name] if in_chans == 3 else (sum(_IMAGENET[name]) / 3,)
-    values = known if given is None else tuple(float(value) for value in given)
+    values = usual_statistics(name, in_chans, digits=False) if given is None else tuple(float(value) for value in given)
     if len(values) != in_chans:
         raise ValueError(f"{name} has {len(values)} values for {in_chans} channels; give one per channel")
     if not all(math.isfinite(value) for value in values):
