@@ -21,8 +21,6 @@ from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.support.text import first_line
 
-__all__ = ["OpenedNetwork", "load_weights", "noted", "open_network"]
-
 _IN_FOLDERS = ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.ckpt")
 
 

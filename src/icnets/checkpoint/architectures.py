@@ -15,8 +15,6 @@ from icnets.convert.state_dicts import Shape, mismatch, plain_name, shapes
 from icnets.convert.structure import Structure, difference, structure_of, vector_keys
 from icnets.support.text import few, first_line
 
-__all__ = ["FACTORIES", "confirmed", "make", "remember_architecture"]
-
 # A checkpoint names one of these and its arguments; nothing else is imported on a file's say-so.
 FACTORIES = {
     "timm.create_model": ("timm", "create_model"),

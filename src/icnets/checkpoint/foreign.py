@@ -15,8 +15,6 @@ from torch import Tensor
 from icnets.convert.state_dicts import plain_name
 from icnets.support.text import few, first_line
 
-__all__ = ["Weights", "foreign", "foreign_objects", "read_weights", "unpickled"]
-
 # Where trainers keep weights in a checkpoint, those that timm would take first.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
 _ENTRIES = (*_AVERAGES, "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights")

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ImageNotes", "as_text", "notes_of_cfg", "notes_of_data", "read_notes", "usual_statistics"]
-
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _DIGITS = {"mean": 0.3053, "std": 0.3760}  # of all 1,797 of scikit-learn's
 

@@ -35,8 +35,6 @@ from icnets.unit.deployed import FUSED_LAYERS
 from icnets.unit.guards import guard_
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
-__all__ = ["CheckpointError", "load", "load_with_notes", "read", "save"]
-
 VERSION = 1
 File = str | os.PathLike[str]
 Optimizers = Iterable[torch.optim.Optimizer] | None

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from jsonargparse import set_parsing_settings
 from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
 
-__all__ = ["ALLOWED", "FLAG", "allowed_imports", "take_flag"]
-
 ALLOWED = ("icnets", "lightning", "timm", "torch", "torchvision")
 FLAG = "--allow-imports"
 

@@ -11,8 +11,6 @@ from pkgutil import resolve_name
 from icnets.cli.config_errors import explained
 from icnets.cli.parser import Parser
 
-__all__ = ["COMMANDS", "main"]
-
 HELP = """\
 usage: icnets COMMAND [OPTIONS]
 

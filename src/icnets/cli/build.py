@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from icnets.cli.parser import Parser
 
-__all__ = ["main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""

@@ -1,7 +1,5 @@
 """``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON, the curves."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -17,8 +15,6 @@ from icnets.compare.comparison import compare
 from icnets.compare.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.tables import show
-
-__all__ = ["main", "read_settings"]
 
 
 def _options(data: dict[str, Any]) -> list[str]:

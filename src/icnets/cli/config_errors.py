@@ -6,8 +6,6 @@ from contextlib import contextmanager
 
 from icnets.support.text import one_line
 
-__all__ = ["explained", "of_configuration"]
-
 # Lines of jsonargparse's explanations that say how it searched, not what it found.
 _SCAFFOLD = re.compile(
     r"^(Parser key |Does not validate against|Subtypes: |Errors:|Given value|Expected a path but |$)|NoneType"

@@ -8,8 +8,6 @@ from typing import Any
 from icnets.cli.parser import Parser
 from icnets.support.text import one_line
 
-__all__ = ["main"]
-
 
 def _parser() -> Parser:
     parser = Parser(

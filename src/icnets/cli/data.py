@@ -17,8 +17,6 @@ from icnets.support.files import atomic_write
 if TYPE_CHECKING:
     from icnets.data.check.checks import Report
 
-__all__ = ["main"]
-
 _SHOWN = 5  # problems of each kind
 _SECONDS = 10  # between two lines of progress
 

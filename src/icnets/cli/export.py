@@ -13,8 +13,6 @@ from icnets.support.text import differing
 if TYPE_CHECKING:
     from icnets.open_network import OpenedNetwork
 
-__all__ = ["main"]
-
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
 
 

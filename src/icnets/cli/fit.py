@@ -32,8 +32,6 @@ from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
 from icnets.training.task import ClassificationTask
 
-__all__ = ["fit", "test", "validate"]
-
 _TRAINER_DEFAULTS = {
     "max_epochs": 30,
     "num_sanity_val_steps": 0,

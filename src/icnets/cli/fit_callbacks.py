@@ -9,8 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from icnets.support.files import atomic_write
 from icnets.unit.layers import IC_LAYERS
 
-__all__ = ["Announcement", "SavedConfiguration", "UnreadableImages", "require_one_step"]
-
 
 class SavedConfiguration(Callback):
     """Writes config.yaml into the run's folder, with what was chosen by default, and without a checkpoint to resume.

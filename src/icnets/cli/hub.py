@@ -5,8 +5,6 @@ from pathlib import Path
 
 from icnets.cli.parser import Parser
 
-__all__ = ["main"]
-
 
 def _parser(verb: str) -> Parser:
     parser = Parser(prog=f"icnets hub {verb}", description=__doc__)

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "parse", "with_hint"]
-
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--[^\s=]+).*|unknown option (?P<known>\S+)"
     r"|(?:Option|(?:Group '(?P<group>.+)'|Subcommand '\w+') does not accept option) '(?P<name>.+?)'.*",

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from icnets.predict.grad_cam import GradCam
     from icnets.predict.inference import Prediction
 
-__all__ = ["main"]
-
 _SHOWN = 20  # unreadable files on the terminal; the output has all
 _TOP_K = 5
 _ON_SHEET = 100

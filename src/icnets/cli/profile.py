@@ -1,7 +1,5 @@
 """``icnets profile NAME``: what a network costs as basic and as IC network, as a whole or layer by layer."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,8 +18,6 @@ from icnets.profile.network_profile import conditions, kernels_note, profile, pr
 from icnets.support.files import atomic_write
 from icnets.support.tables import show
 from icnets.support.text import first_line
-
-__all__ = ["main"]
 
 
 def _parser() -> Any:

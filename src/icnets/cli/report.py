@@ -1,15 +1,11 @@
 """``icnets report``: reads the folders of runs, looks at their networks, and writes one page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
 from icnets.cli.parser import Parser
 from icnets.compare.run_files import read_run
 from icnets.report.page import write_report
-
-__all__ = ["main"]
 
 
 def _parser() -> Parser:

@@ -9,8 +9,6 @@ from typing import Any
 from icnets.cli.parser import Parser
 from icnets.training.run_checkpoints import last_checkpoints, newest_whole, read_checkpoint
 
-__all__ = ["find_checkpoint", "require_empty", "run_name", "with_configuration_of_run"]
-
 _OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
 _FINISHED = ("best.ckpt", "best.safetensors", "last.safetensors")  # beside those of the last steps
 _NAMELESS = "ckpt_path is {!r}, of which run? Give --name too"

@@ -5,8 +5,6 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-__all__ = ["UNIQUE_KEYS"]
-
 UNIQUE_KEYS = "yaml-unique-keys"  # a parser's ``parser_mode``
 
 _yaml = get_loader("yaml")

@@ -1,7 +1,5 @@
 """The engine of ``icnets compare``: runs what is missing, keeps each run as a line, and writes the evidence."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence
@@ -25,8 +23,6 @@ from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, Taught, count_macs, count_parameters, measure_latency
 from icnets.support.files import atomic_write
 from icnets.support.tables import Table
-
-__all__ = ["SCHEMA", "Compared", "compare"]
 
 SCHEMA = 1  # of the lines and of results.json
 _STEP_SECONDS = 0.05  # at least, for each measurement of a training step

@@ -1,7 +1,5 @@
 """From the runs of a comparison to its rows: intervals over seeds, paired differences, a verdict in words."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +13,6 @@ from icnets.compare.settings import Settings
 from icnets.compare.statistics import Interval, paired_difference, t_interval
 from icnets.profile.measure import Count, Latency
 from icnets.support.tables import Table
-
-__all__ = ["Cost", "Reached", "Row", "comparison_table", "curves", "rows", "verdicts"]
 
 
 @dataclass(frozen=True)

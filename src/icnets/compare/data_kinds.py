@@ -1,7 +1,5 @@
 """The data of comparisons: images by default, or any data module by its import path."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -9,8 +7,6 @@ from typing import Any
 
 from icnets.data.data_module import ImageData
 from icnets.data.tensors import TensorData
-
-__all__ = ["imported", "make_data"]
 
 
 def imported(path: str) -> Any:

@@ -1,7 +1,5 @@
 """Many runs: which waits for which, several processes at a time, and how far it has come."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import time
@@ -13,8 +11,6 @@ from typing import Any
 
 from icnets.compare.runs import Job, Run, train, warm_up
 from icnets.support.processes import end_with_parent
-
-__all__ = ["Progress", "run_grid", "worker_count"]
 
 _MOST_WORKERS = 8
 _PATIENCE = 20.0  # seconds after which something is said, where the first run takes longer

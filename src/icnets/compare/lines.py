@@ -1,7 +1,5 @@
 """The file of finished runs: one JSON object per line, appended as runs finish, so that what was done stays done."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -10,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from icnets.support.files import atomic_write
-
-__all__ = ["Line", "append", "locked", "read", "rewrite"]
 
 Line = dict[str, Any]
 

@@ -1,7 +1,5 @@
 """The networks of comparisons: timm's, those of import paths, and controls with a function before each norm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -11,8 +9,6 @@ from torch import Tensor, nn
 from icnets.compare.data_kinds import imported
 from icnets.compare.settings import Network
 from icnets.timm_models import create_model
-
-__all__ = ["BEFORE_NORM", "SelfCollision", "create"]
 
 
 class SelfCollision(nn.Module):

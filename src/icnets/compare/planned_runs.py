@@ -1,7 +1,5 @@
 """From the settings to the runs: each with its place in the table, the job that trains it, and an id."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -12,8 +10,6 @@ from typing import Any
 
 from icnets.compare.runs import Job
 from icnets.compare.settings import Method, Network, Settings
-
-__all__ = ["Cell", "Entry", "Planned", "entries", "plan", "without_places"]
 
 _PLACES = ("root", "fonts", "download", "workers")
 

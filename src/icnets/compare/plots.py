@@ -1,7 +1,5 @@
 """The picture of a comparison: error while training."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +8,6 @@ from typing import Any
 
 from icnets.compare.statistics import t_interval
 from icnets.support.files import atomic_write
-
-__all__ = ["Curve", "as_label", "draw_curves", "new_figure", "plot_curves", "save_figure"]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. A colour is a unit with its way of training; a dash
 # tells those apart that share it.

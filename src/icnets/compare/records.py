@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_history", "read_results"]
-
 
 def read_results(path: Path) -> dict[str, Any]:
     """The results.json of ``icnets compare``. Raises ValueError for anything but a JSON object."""

@@ -1,7 +1,5 @@
 """What the folders of runs hold: a comparison's results.json, or the history of a single training."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -13,8 +11,6 @@ from icnets.compare.records import read_history, read_results
 from icnets.compare.runs import Run
 from icnets.compare.settings import Settings
 from icnets.support.text import first_line
-
-__all__ = ["ComparisonFiles", "FitFiles", "read_run", "rebuilt"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """One run: one network trained by one method with one seed, in whichever process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +23,6 @@ from icnets.training.callbacks import WeightAverage
 from icnets.training.fit import fit
 from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
-
-__all__ = ["Epoch", "Job", "Run", "build", "distillation", "error_percent", "load", "train", "warm_up"]
 
 _SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
 

@@ -1,7 +1,5 @@
 """What a comparison consists of: networks, ways to train them, seeds; as one plain record that YAML can hold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,17 +8,6 @@ from typing import Any
 from icnets.convert.surgery import ICConfig
 from icnets.distill.loss import DistillationSchedule
 from icnets.training.optimization import Optimization
-
-__all__ = [
-    "ComparedTraining",
-    "Method",
-    "Network",
-    "Part",
-    "Recipe",
-    "Settings",
-    "Training",
-    "WeakDistillation",
-]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,9 @@
 """Means with Student's t intervals, and differences paired by seed."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-__all__ = ["Interval", "differences", "paired_difference", "t_interval", "t_quantile"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from icnets.support.text import few
 from icnets.unit.layers import ic_parameters
 
-__all__ = ["checked", "extend_", "weights_of"]
-
 Site = tuple[Any, int]  # an optimizer and the index of one of its groups
 
 _DECAY = ("weight_decay", "initial_weight_decay", "weight_decay_rate", "wd")

@@ -10,17 +10,6 @@ from torch import Tensor, nn
 
 from icnets.support.text import few
 
-__all__ = [
-    "mismatch",
-    "plain_name",
-    "plain_tensor",
-    "refuse_without_values",
-    "shapes",
-    "unloadable",
-    "whole_tensor",
-    "without_wrapper",
-]
-
 Shape = tuple[int, ...] | None  # None: a module's extra state, which is no tensor
 
 _WRAPPED_PART = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(\.|$)")

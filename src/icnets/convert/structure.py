@@ -22,8 +22,6 @@ from icnets.support.hooks import is_own_forward
 from icnets.unit.layers import IC_LAYERS
 from icnets.unit.subclasses import STATE
 
-__all__ = ["Structure", "difference", "structure_of", "unwrapped", "vector_keys", "versions"]
-
 Structure = dict[str, dict[str, str]]  # of each module, by name: its class under "", and its attributes, all as text
 
 LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch")

@@ -27,8 +27,6 @@ from icnets.unit.guards import Colliding, adapters, guard_, unguard_
 from icnets.unit.layers import IC_LAYERS, unit_of
 from icnets.unit.readers import declared, observed
 
-__all__ = ["ConversionReport", "ICConfig", "convert_", "load_basic_state_dict", "revert_"]
-
 FilterFn = Callable[[nn.Module, str], bool]
 
 _CHOICES = {

@@ -24,8 +24,6 @@ from icnets.support.hooks import undisturbed, watched
 from icnets.unit import receptive_field
 from icnets.unit.subclasses import convolved
 
-__all__ = ["Calibration", "calibrated"]
-
 _PLACES = 4096  # kept per layer and call: of these, 1 % are 41, known to about a sixth
 _HELD_BACK = 256  # samples at most, because they and the network's outputs for them are kept
 _SMALLEST_GAIN = 2.0**-20

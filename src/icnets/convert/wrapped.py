@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-__all__ = ["refuse_wrapped"]
-
 
 def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
     """Raises TypeError for a model that a wrapper has copied, hooked or compiled already."""

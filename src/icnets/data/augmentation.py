@@ -10,8 +10,6 @@ from timm.data.transforms_factory import create_transform
 from icnets.data.images import Normalization, mixing
 from icnets.data.protocol import EvaluationTransform, transforms
 
-__all__ = ["Augmentation"]
-
 
 @dataclass(eq=False, repr=False)
 class Augmentation:

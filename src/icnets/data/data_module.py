@@ -16,8 +16,6 @@ from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform, describe, evaluation_transform, ten_crops
 from icnets.data.splits import Sources
 
-__all__ = ["ImageData"]
-
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
 _CHOSEN: Any = None  # an option that is None is chosen by the images

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader, Sampler
 from icnets.data.images import Images, as_is
 from icnets.data.order import EpochBatches, EvaluationBatches
 
-__all__ = ["LARGEST_BATCH", "EpochData", "default_batch", "processes", "read_again", "require_at_least"]
-
 LARGEST_BATCH = 64  # by default
 _SMALLEST_BATCH, _STEPS = 8, 20
 

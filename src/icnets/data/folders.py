@@ -10,17 +10,6 @@ import numpy as np
 from icnets.data.image_files import LeftOut, images_below, left_out_line, open_image, reason, without_warnings
 from icnets.support.text import few, tell
 
-__all__ = [
-    "Listing",
-    "class_names",
-    "find_images",
-    "folder_splits",
-    "require_readable",
-    "split_folders",
-    "take",
-    "train_and_val",
-]
-
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
 _LIKE_SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
 _LIKE_SPLITS |= {"training": "train", "dev": "val", "eval": "val", "testing": "test"}

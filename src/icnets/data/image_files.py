@@ -12,20 +12,6 @@ from typing import IO, Any
 
 from PIL import Image
 
-__all__ = [
-    "LINK",
-    "LeftOut",
-    "chosen",
-    "image_extensions",
-    "images_below",
-    "left_out_line",
-    "open_image",
-    "read_header",
-    "reason",
-    "slenderness",
-    "without_warnings",
-]
-
 LINK = "links to folders"
 LeftOut = Counter[str]  # how many files of a kind aren't read: ".txt", "without an extension", ...
 

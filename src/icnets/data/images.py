@@ -25,8 +25,6 @@ from icnets.data.order import PADDING, Key, key_parts
 from icnets.data.sources import Source
 from icnets.support.text import few
 
-__all__ = ["IGNORED", "ImageFiles", "Images", "Normalization", "TensorImages", "as_is", "mixing", "seed_all"]
-
 Batch = tuple[Tensor, Tensor]
 Mix = Callable[[Tensor, Tensor], Batch]
 IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out

@@ -11,8 +11,6 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-__all__ = ["PADDING", "EpochBatches", "EvaluationBatches", "Key", "epoch_order", "key_parts"]
-
 Key = tuple[int, ...]  # (epoch, index of the image), and with repeated augmentation the number of the copy
 PADDING = -1  # index of no image, which evens out the batches of several processes
 

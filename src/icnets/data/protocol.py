@@ -20,19 +20,6 @@ from icnets.data.images import ImageFiles, Normalization
 from icnets.data.sources import Paths
 from icnets.support.text import few
 
-__all__ = [
-    "INTERPOLATIONS",
-    "EvaluationTransform",
-    "average_crops",
-    "best_label",
-    "describe",
-    "evaluation_transform",
-    "find_test_images",
-    "read_real_labels",
-    "resized",
-    "ten_crops",
-]
-
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 transforms: Any = v2  # which torchvision doesn't export as type checkers want it
 _REAL_NAME = "ILSVRC2012_val_{:08d}"  # image i of the validation set, from 1

@@ -24,8 +24,6 @@ from icnets.data.cache import cached
 from icnets.data.image_files import image_extensions
 from icnets.support.text import few, first_line, tell
 
-__all__ = ["Shards", "expand", "find_shards", "read_members", "read_sample", "split_key"]
-
 LABELS = ("cls", "json")  # extensions of what holds a class
 _USUAL = ("jpg", "jpeg", "png", "webp")  # of several images of a key, the one that is meant
 _LONGEST_LABEL = 1 << 20  # bytes

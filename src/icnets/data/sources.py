@@ -7,8 +7,6 @@ from typing import Any, BinaryIO, Protocol
 
 from icnets.support.text import first_line
 
-__all__ = ["HuggingFace", "Paths", "Source"]
-
 
 class Source(Protocol):
     """Encoded images by index; pickled to the processes that read."""

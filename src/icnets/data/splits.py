@@ -12,8 +12,6 @@ from icnets.data.shards import Shards, expand, find_shards
 from icnets.data.sources import HuggingFace, Paths, Source
 from icnets.support.files import cache_folder
 
-__all__ = ["Located", "Sources"]
-
 # Of each split, the images and their classes: indices, or for ImageNet-ReaL ``(N, classes)`` bool.
 Located = dict[str, tuple[Source, Sequence[int] | Tensor]]
 

@@ -1,7 +1,5 @@
 """Data that fits in memory: splits of tensors, augmented a batch at a time, without a file being read."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

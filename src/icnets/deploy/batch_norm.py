@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_leaves
 from icnets.support.hooks import removed_after
 from icnets.unit.deployed_form import Affine
 
-__all__ = ["Consumers", "FoldedNormAct", "affine_of", "is_norm", "obstacle_to_folding", "remove_norm_"]
-
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")  # torchvision's and timm's: known by name, not imported
 

@@ -19,8 +19,6 @@ from icnets.support.undo import remember
 from icnets.unit.deployed import FUSED_LAYERS, fold_, growth_of, obstacle_to_deploying
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
-__all__ = ["FuseReport", "fuse_", "random_like"]
-
 _EXACT = 1e-9  # of the largest output, in double precision
 _SPREAD = 30  # how much more a deployed network may be off by rounding than the network itself
 

@@ -1,7 +1,5 @@
 """What logits and targets must be, and what is computed from logits of which -inf masks some."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -10,9 +8,6 @@ from torch import Tensor
 
 from icnets.distill.teacher import require_same_shape
 from icnets.support.text import described
-
-__all__ = ["check_logits", "check_target", "check_values", "check_values_of_teacher"]
-__all__ += ["cross_entropy", "readable", "z_score"]
 
 IGNORED_LABEL = -100  # F.cross_entropy's own marker of places without a label
 # Logits flatter than this count as this wide: a zero-initialised head has std 0, and 1 / std would be its gradient.

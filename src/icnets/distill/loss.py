@@ -12,8 +12,6 @@ Three pieces that work alone: :class:`DistillationSchedule` is lambda(t), :class
 :class:`Teacher` (in ``teacher.py``) a frozen network.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass

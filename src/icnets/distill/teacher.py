@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from icnets.support.hooks import modes_kept
 from icnets.support.text import described, first_line
 
-__all__ = ["Teacher", "require_independent", "require_same_shape"]
-
 Normalization = Sequence[float] | Tensor
 
 

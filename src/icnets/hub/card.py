@@ -1,7 +1,5 @@
 """The model card: YAML for the Hub, then how to load the network, its evidence, and whose idea it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,6 @@ from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
 from icnets.hub.markdown import escaped, inline_code
 from icnets.unit.layers import IC_LAYERS, ic_parameters
-
-__all__ = ["Card", "card_text", "evidence_of"]
 
 _SHOWN_CLASSES = 100
 

@@ -1,7 +1,5 @@
 """What a run of ``icnets compare`` or ``icnets fit`` shows, for a model card: the table, seeds, intervals, controls."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +8,6 @@ from icnets.compare.records import read_history, read_results
 from icnets.compare.statistics import Interval
 from icnets.hub.markdown import escaped
 from icnets.support.text import few, first_line
-
-__all__ = ["Evidence", "read_evidence"]
 
 _GIVE = "give a folder that icnets compare or icnets fit wrote"
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError)

@@ -3,8 +3,6 @@
 import re
 import unicodedata
 
-__all__ = ["escaped", "inline_code"]
-
 # Markdown's punctuation anywhere, and the addresses that become links without it; what opens a list or heading, only
 # at the start.
 _ANYWHERE = re.compile(r"([\\`*_{}\[\]<>|~&$@]|(?<=www)\.|:(?=/))", re.IGNORECASE)

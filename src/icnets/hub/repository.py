@@ -1,7 +1,5 @@
 """The files of a repository: written to a folder, pushed by huggingface_hub, and loaded from either."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,8 +18,6 @@ from icnets.hub.card_evidence import Evidence
 from icnets.hub.timm_format import timm_arguments, write_timm_config
 from icnets.support.files import atomic_write
 from icnets.support.text import first_line
-
-__all__ = ["HubError", "from_pretrained", "push_to_hub", "save_pretrained"]
 
 WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
 

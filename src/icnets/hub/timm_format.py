@@ -1,7 +1,5 @@
 """config.json as timm writes it, so that ``timm.create_model("local-dir:...")`` builds the same IC network."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -15,8 +13,6 @@ from icnets.checkpoint.safetensors_file import describe_layers
 from icnets.convert.surgery import ICConfig, convert_, revert_
 from icnets.support.files import atomic_write
 from icnets.support.plain import deepcopy
-
-__all__ = ["timm_arguments", "write_timm_config"]
 
 # What timm says of its own pretrained weights, which these aren't.
 _OF_OTHER_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "description", "notes")

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from icnets.support.files import atomic_write
 
-__all__ = ["as_image", "heated", "picture", "save_png", "save_sheet", "unnormalized"]
-
 _COLUMNS, _SIZE, _CAPTION, _GAP = 8, 144, 26, 6  # images in a row, and the rest in pixels
 
 

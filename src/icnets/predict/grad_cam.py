@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from icnets.support.hooks import removed_after
 
-__all__ = ["GradCam"]
-
 
 class GradCam:
     """Heat maps of a network, from the last maps (N, C, h, w) with more than one place that any of its modules gives.

@@ -16,8 +16,6 @@ from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import Artifact
 from icnets.support.text import first_line
 
-__all__ = ["Prediction", "classes_of", "evaluation_of", "predictions", "require_device"]
-
 _VIEW = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
 
 

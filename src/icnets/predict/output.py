@@ -8,8 +8,6 @@ from typing import Any, TextIO
 from icnets.predict.inference import Prediction
 from icnets.predict.paths import written
 
-__all__ = ["write_csv", "write_json"]
-
 
 def _ranked(prediction: Prediction, names: Sequence[str] | None) -> list[tuple[int, str | None, str]]:
     """Class, name and probability of each rank; the probability has all digits of float32."""

@@ -12,8 +12,6 @@ from icnets.data.folders import find_images
 from icnets.data.image_files import LINK, LeftOut, chosen, images_below, left_out_line
 from icnets.support.text import tell
 
-__all__ = ["LISTS", "find_paths", "shown", "written"]
-
 LISTS = (".txt", ".csv")
 _COLUMNS = ("path", "image", "file", "filename")  # that a list's header may call its paths
 

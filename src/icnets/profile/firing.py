@@ -1,15 +1,11 @@
 """How often the collision of a unit fires."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.unit.layers import IC_LAYERS
-
-__all__ = ["firing_rates", "firing_share"]
 
 _ROUNDING = 1e-12  # of float64, relative to the largest output
 

@@ -1,7 +1,5 @@
 """``icnets profile --layers``: what each layer costs, beside the basic one, and how often its collision fires."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 from collections import Counter
@@ -18,8 +16,6 @@ from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.support.tables import Table
 from icnets.unit.layers import IC_LAYERS
-
-__all__ = ["LayerCost", "layer_table", "profile_layers"]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """Where and with what something was measured, for the record; and whether it can be done here."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib.metadata import version
 from typing import Any
 
 import torch
-
-__all__ = ["machine", "require_accelerator", "versions"]
 
 
 def versions(*packages: str) -> dict[str, str]:

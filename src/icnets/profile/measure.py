@@ -3,8 +3,6 @@
 All counts are ours, by hooks on torch's modules; what IC adds stands apart in each.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -23,20 +21,6 @@ from icnets.support.plain import deepcopy
 from icnets.support.tables import human
 from icnets.unit.kernels import autograd as eager
 from icnets.unit.layers import IC_LAYERS, ic_parameters
-
-__all__ = [
-    "COUNTED",
-    "Count",
-    "Latency",
-    "Taught",
-    "agreement",
-    "count_macs",
-    "count_parameters",
-    "layer_macs",
-    "measure_latency",
-    "memory_for_backward",
-    "use_threads",
-]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

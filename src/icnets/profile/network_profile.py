@@ -1,7 +1,5 @@
 """What whole networks cost beside the first of them, and the table that shows it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +16,6 @@ from icnets.profile.measure import (
 )
 from icnets.support.tables import Table
 from icnets.unit.kernels import native
-
-__all__ = ["Profile", "conditions", "kernels_note", "profile", "profile_table"]
 
 
 @dataclass(frozen=True)

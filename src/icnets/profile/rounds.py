@@ -1,7 +1,5 @@
 """Timing on a machine that does other things as well: interleaved rounds, and ratios within each round."""
 
-from __future__ import annotations
-
 import gc
 import math
 import random
@@ -13,9 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-__all__ = ["Ratio", "interleaved", "paired_ratio"]
-
 
 _CPU = torch.device("cpu")
 

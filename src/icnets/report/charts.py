@@ -1,7 +1,5 @@
 """The figures of a report that are made from numbers alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -11,8 +9,6 @@ from typing import Any
 from icnets.compare.comparison_table import Row
 from icnets.compare.plots import COLOURS, Curve, as_label, draw_curves
 from icnets.report.figures import INK, Figure, draw
-
-__all__ = ["confusion_chart", "cost_chart", "curve_charts", "firing_chart", "weight_chart"]
 
 MARKERS = "osD^vP*X<>hd"
 _WITH_LEGEND = (5.2, 4.6)  # inches

@@ -1,7 +1,5 @@
 """Figures as SVG inside a page: their ink follows the page's text colour, light or dark."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -10,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from icnets.compare.plots import STYLE, new_figure
-
-__all__ = ["INK", "Figure", "draw"]
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 _STYLE: Any = {

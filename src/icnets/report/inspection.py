@@ -1,7 +1,5 @@
 """A look at two trained networks of a comparison: what they answer to the test images, and what the units do."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +15,6 @@ from icnets.compare.runs import Job, build, load
 from icnets.profile.firing import firing_rates
 from icnets.support.text import differing
 from icnets.unit.layers import IC_LAYERS
-
-__all__ = ["Answers", "Inspection", "Units", "chosen_method", "inspect"]
 
 _FIRING_IMAGES = 256
 

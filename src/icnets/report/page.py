@@ -1,7 +1,5 @@
 """One HTML file from what runs left; everything that comes from files or users is escaped."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,8 +17,6 @@ from icnets.report.inspection import chosen_method, inspect
 from icnets.report.pictures import confusion_counts, confusions, disagreements
 from icnets.support.files import atomic_write
 from icnets.support.text import one_line
-
-__all__ = ["write_report"]
 
 
 def write_report(

@@ -1,7 +1,5 @@
 """Test images on the page: those that two networks answer differently, and the worst confusions."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections import Counter
@@ -14,8 +12,6 @@ from torch import Tensor
 from icnets.predict.contact_sheet import as_image, heated, unnormalized
 from icnets.predict.grad_cam import GradCam
 from icnets.report.inspection import Answers, Inspection
-
-__all__ = ["confusion_counts", "confusions", "disagreements"]
 
 _SIDE = 96  # pixels that an image has at least, so that a heat map over a small one is smooth
 _MOST = 160

@@ -11,17 +11,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-__all__ = [
-    "Call",
-    "as_call",
-    "forward_through",
-    "is_own_forward",
-    "modes_kept",
-    "removed_after",
-    "undisturbed",
-    "watched",
-]
-
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model, and those by keyword
 
 

@@ -9,8 +9,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["deepcopy", "made_plain_"]
-
 
 def deepcopy(module: nn.Module, *more: Any) -> Any:
     """Copies as ``copy.deepcopy``, also modules that hold results of autograd (a pruned weight): these are detached.

@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import threading
 
-__all__ = ["end_with_parent"]
-
 
 def end_with_parent() -> None:
     """Makes the calling process of multiprocessing end when its parent does, however that ends.

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet", "silence"]
-
 _HARMLESS = [
     r".*does not have many workers",  # small images are read faster in the main process
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the teacher

@@ -5,8 +5,6 @@ import os
 import re
 from collections.abc import Sequence
 
-__all__ = ["described", "differing", "few", "first_line", "one_line", "tell"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from itertools import chain
 import torch
 from torch import nn
 
-__all__ = ["remember", "remember_all"]
-
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 

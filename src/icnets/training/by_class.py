@@ -1,7 +1,5 @@
 """Per-class accuracy and the most common confusions, printed after a test."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +10,6 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from icnets.data.images import IGNORED
 from icnets.support.tables import Table, show
-
-__all__ = ["ByClass", "table_by_class"]
 
 _SHOWN = 20
 

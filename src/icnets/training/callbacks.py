@@ -17,8 +17,6 @@ from icnets.checkpoint.image_notes import notes_of_data
 from icnets.support.files import atomic_write
 from icnets.training.engine import gathered_state, sharded
 
-__all__ = ["History", "ProgressLines", "WeightAverage", "WeightsExport", "progress_bar", "validates_within_fit"]
-
 
 def validates_within_fit(trainer: L.Trainer) -> bool:
     """Whether a validation belongs to a training, and isn't its sanity check."""

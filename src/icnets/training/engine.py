@@ -15,17 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-__all__ = [
-    "FSDP2Strategy",
-    "blocks",
-    "compile_",
-    "gathered_state",
-    "precision_options",
-    "recompute_activations_",
-    "shard_",
-    "sharded",
-]
-
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """The children of the outermost sequences (nn.Sequential, nn.ModuleList) that have parameters.

@@ -8,8 +8,6 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback
 
 from icnets.training.callbacks import History
 
-__all__ = ["fit"]
-
 
 def fit(
     task: L.LightningModule,

@@ -14,8 +14,6 @@ from icnets.distill.teacher import Teacher
 from icnets.support.hooks import modes_kept
 from icnets.support.text import few, first_line
 
-__all__ = ["BadLoss", "LossWatch", "check_first_batch", "require_better_than_guessing"]
-
 _IMAGES = 200  # that a teacher answers
 _FEWEST = 100  # that say something
 _DOUBT = 0.05  # probability that guessing does as well

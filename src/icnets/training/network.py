@@ -13,8 +13,6 @@ from icnets.support.text import first_line
 from icnets.timm_models import create_model
 from icnets.unit.layers import IC_LAYERS
 
-__all__ = ["build_network", "calibrate", "calibration_batches"]
-
 _CALIBRATION_BATCHES = 4
 
 

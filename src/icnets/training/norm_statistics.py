@@ -19,8 +19,6 @@ from icnets.data.epochs import read_again
 from icnets.support.hooks import modes_kept
 from icnets.training.callbacks import WeightAverage, validates_within_fit
 
-__all__ = ["FreshStatistics", "lagging", "take_anew"]
-
 _IMAGES = 512  # of one process, from which statistics are taken
 _PATIENCE = 10.0  # an average with momentum m follows after so many times 1/m steps
 

@@ -14,17 +14,6 @@ from torch import nn
 from icnets.distill.loss import WeakLogitDistillation
 from icnets.unit.layers import ic_parameters
 
-__all__ = [
-    "LossName",
-    "Optimization",
-    "learning_rate_factor",
-    "make_criterion",
-    "make_optimizer",
-    "parameter_groups",
-    "scaled_lr",
-    "with_lr",
-]
-
 OptimizerName = Literal["sgd", "adamw", "lamb"]
 ScheduleName = Literal["one-cycle", "cosine", "step"]
 ScalingName = Literal["linear", "sqrt"]

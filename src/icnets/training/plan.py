@@ -22,8 +22,6 @@ from icnets.training.optimization import Optimization, scaled_lr, with_lr
 from icnets.training.teachers import class_positions, open_teacher
 from icnets.unit.layers import ic_parameters
 
-__all__ = ["checkpoint_bytes", "devices_of", "plan", "preflight"]
-
 _IMAGENET = (1_281_167, 50_000, 1_000)
 _STATES = {"sgd": 1, "adamw": 2, "lamb": 2}  # tensors of a parameter's size that the optimizer keeps
 

@@ -16,17 +16,6 @@ from icnets.checkpoint.foreign import foreign_objects
 from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.text import few, first_line
 
-__all__ = [
-    "STOPPED",
-    "AtomicCheckpointIO",
-    "BestCheckpoint",
-    "LastCheckpoints",
-    "Stopped",
-    "last_checkpoints",
-    "newest_whole",
-    "read_checkpoint",
-]
-
 STOPPED = 143  # exit status: 128 + SIGTERM
 _ASK_EVERY = 10  # steps on a GPU between two all-reductions, each of which waits for the queue
 _NAME = re.compile(r"step-(\d+)\.ckpt")

@@ -28,8 +28,6 @@ from icnets.training.run_checkpoints import LastCheckpoints
 from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher
 from icnets.unit.layers import IC_LAYERS
 
-__all__ = ["ClassificationTask"]
-
 _CLIP = 1.0  # the norm of gradients in fine-tuning
 
 

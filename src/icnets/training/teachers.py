@@ -1,7 +1,5 @@
 """A network that teaches: where it comes from, and what its file says of classes and images beside the data's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,8 +13,6 @@ from icnets.distill.teacher import Normalization, Teacher
 from icnets.open_network import notes_of_start, open_network
 from icnets.support.text import differing, few, tell
 from icnets.timm_models import create_model
-
-__all__ = ["TeacherClasses", "TrainedNetwork", "class_positions", "compare_start", "make_teacher", "open_teacher"]
 
 TeacherClasses = Literal["same", "by-name", "by-index"]
 

@@ -25,8 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
 
-__all__ = ["WeakLogitDistillationTask"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ from icnets.support.hooks import is_own_forward
 from icnets.unit.guards import Colliding
 from icnets.unit.subclasses import STATE, basic_of, unit_class
 
-__all__ = ["Collision", "output_channels"]
-
 _HOOKED = ("orig", "mask", "g", "v")  # what pruning and weight normalisation by hooks put in a tensor's place
 
 

@@ -1,7 +1,5 @@
 """The deployed layers, and how a layer becomes one in place; :mod:`icnets.unit.deployed_form` has the numbers."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -17,19 +15,6 @@ from icnets.unit.layers import IC_LAYERS, ICLayer
 from icnets.unit.receptive_field import padded, write_out_
 from icnets.unit.recording import Convolution, convolution_of
 from icnets.unit.subclasses import FORWARD, combined, own_names
-
-__all__ = [
-    "FUSED_LAYERS",
-    "FusedICConv1d",
-    "FusedICConv2d",
-    "FusedICConv3d",
-    "FusedICConvTranspose1d",
-    "FusedICConvTranspose2d",
-    "FusedICConvTranspose3d",
-    "FusedICLinear",
-    "deploy_",
-    "obstacle_to_deploying",
-]
 
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 

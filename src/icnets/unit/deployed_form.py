@@ -5,8 +5,6 @@ in ``u``, so a scaled convolution followed by PReLU. A batch norm behind it, ``s
 channel, folds in exactly, whatever the sign of ``scale``. Computed in float64 and rounded once.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +15,6 @@ from torch import Tensor, nn
 from icnets.unit.collision import output_channels
 from icnets.unit.layers import IC_LAYERS, ICLayer
 from icnets.unit.recording import Convolution
-
-__all__ = ["Affine", "Deployed", "solve", "weight_growth"]
 
 _DEAD = 1e-2  # part of a layer's range of weights below which a filter is dead
 

@@ -14,8 +14,6 @@ wherever these can serve: :func:`convolution` decides for a unit, :func:`deploye
 The environment variable ``ICNETS_FUSED=0`` turns these paths off. All of them are leaves for ``torch.fx``.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence

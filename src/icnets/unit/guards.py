@@ -16,8 +16,6 @@ from torch.utils._pytree import tree_leaves
 from icnets.support.plain import deepcopy
 from icnets.unit.readers import computes_with_weight, merging, owners, repeats
 
-__all__ = ["Colliding", "adapters", "guard_", "unguard_"]
-
 _REMEDY = "call icnets.fuse_(model), or icnets.revert_(model) before it"
 
 

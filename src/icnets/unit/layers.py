@@ -11,18 +11,6 @@ from icnets.unit import functional, receptive_field
 from icnets.unit.collision import Collision
 from icnets.unit.receptive_field import padded, per_dimension
 
-__all__ = [
-    "IC_LAYERS",
-    "ICConv1d",
-    "ICConv2d",
-    "ICConv3d",
-    "ICConvTranspose1d",
-    "ICConvTranspose2d",
-    "ICConvTranspose3d",
-    "ICLinear",
-    "ic_parameters",
-]
-
 _TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 

@@ -21,8 +21,6 @@ from torch.utils._pytree import tree_leaves
 
 from icnets.support.hooks import as_call, forward_through, undisturbed
 
-__all__ = ["computes_with_weight", "declared", "merging", "observed", "owners", "repeats"]
-
 # `.weight.dtype` and its like read no value.
 _FACTS = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "size", "dim", "numel", "layout", "grad"}
 # What torch calls by itself.

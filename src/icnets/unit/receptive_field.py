@@ -4,8 +4,6 @@ It equals a convolution with an all-ones kernel, which would cost as much as the
 summed first and the window second, on a map that is 1/C of the input.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,19 +12,6 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = [
-    "channel_sum",
-    "linear_sum",
-    "padded",
-    "padding_pairs",
-    "per_dimension",
-    "receptive_field_mean",
-    "receptive_field_sum",
-    "sum_padding",
-    "transposed_sum",
-    "window_mean",
-]
 
 _POOLING: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 

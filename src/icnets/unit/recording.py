@@ -14,8 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from icnets.support.text import first_line
 from icnets.unit.receptive_field import padding_pairs, per_dimension
 
-__all__ = ["CONVOLUTIONS", "Convolution", "Record", "convolution_of", "trial_input", "twin_of"]
-
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
 

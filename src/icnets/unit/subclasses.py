@@ -20,19 +20,6 @@ from icnets.unit import functional
 from icnets.unit.receptive_field import padding_pairs, per_dimension, sum_padding
 from icnets.unit.recording import CONVOLUTIONS, Record, trial_input, twin_of
 
-__all__ = [
-    "FORWARD",
-    "Replaced",
-    "basic_of",
-    "combined",
-    "convolved",
-    "has_own_forward",
-    "obstacle",
-    "own_names",
-    "unit_class",
-    "vector_names",
-]
-
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OF_TORCH = tuple(layer.forward for layer in _LAYERS)
 _HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__firstlineno__"}

@@ -17,8 +17,6 @@ from icnets.data.image_files import images_below
 from icnets.data.shards import read_members, read_sample
 from icnets.support.text import few
 
-__all__ = ["Report", "check"]
-
 _ORDER = ["train", "val", "test", "all"]
 _PREFIXES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

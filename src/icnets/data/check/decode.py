@@ -11,8 +11,6 @@ from PIL import Image
 
 from icnets.data.image_files import read_header, reason, slenderness, without_warnings
 
-__all__ = ["Checked", "Item", "inspect"]
-
 # What training makes of these is what the eye sees.
 _PLAIN_MODES = ("RGB", "L")
 _SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG with a second picture for the camera's own use

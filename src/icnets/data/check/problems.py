@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "Problem", "printable"]
-
 # Kind: its severity, and what it means. An error stops a training or makes it silently wrong; a warning works.
 KINDS: dict[str, tuple[str, str]] = {
     "empty-file": ("error", "files of zero bytes"),

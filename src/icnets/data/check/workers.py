@@ -10,8 +10,6 @@ from typing import TypeVar
 
 from icnets.support.processes import end_with_parent
 
-__all__ = ["each"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

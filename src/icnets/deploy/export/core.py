@@ -1,7 +1,5 @@
 """``export``: write, reload, compare, and only then keep."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -21,8 +19,6 @@ from icnets.support.files import move_into_place
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.support.text import first_line
 from icnets.unit.receptive_field import write_out_
-
-__all__ = ["export"]
 
 CALIBRATION_IMAGES = 512
 

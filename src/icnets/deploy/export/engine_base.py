@@ -10,8 +10,6 @@ from torch.export import ExportedProgram
 
 from icnets.deploy.export.parity import Runner
 
-__all__ = ["Engine", "is_installed"]
-
 
 def is_installed(package: str) -> bool:
     """Whether a package can be imported; it isn't imported for that."""

@@ -12,8 +12,6 @@ from icnets.deploy.export.to_openvino import OpenVino
 from icnets.deploy.export.to_torch_export import TorchExport
 from icnets.support.text import first_line
 
-__all__ = ["ENGINES", "SUFFIXES", "Artifact", "open_artifact", "require"]
-
 ENGINES: dict[str, Engine] = {
     "onnx": Onnx(),
     "openvino": OpenVino(),

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from icnets.deploy.export.parity import Agreement, Parity
 
-__all__ = ["ExportReport"]
-
 
 @dataclass(frozen=True)
 class ExportReport:

@@ -6,8 +6,6 @@ is a convolution with a kernel of ones and one output channel per group, and the
 bias is the offset. Engines add the rest to its result in place.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, cast
 
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 from icnets.unit.deployed import FusedICConv1d, FusedICConv2d, FusedICConv3d
 from icnets.unit.recording import Convolution, convolution_of
 from icnets.unit.subclasses import Replaced, has_own_forward
-
-__all__ = ["RANK_ONE", "lower_"]
 
 RANK_ONE = "rank_one"  # the name of a module, and so part of its weights' names
 

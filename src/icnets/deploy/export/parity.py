@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["BATCHES", "Agreement", "Labelled", "Parity", "Runner", "agreement", "compare", "eager", "labelled"]
-
 # An artifact: a float32 batch (N, C, *L) in, its outputs in order, on the CPU.
 Runner = Callable[[Tensor], list[Tensor]]
 

@@ -10,8 +10,6 @@ from torch.export import ExportedProgram
 from icnets.deploy.export.engine_base import Engine
 from icnets.deploy.export.parity import Runner, eager
 
-__all__ = ["AOTInductor", "holds_compiled"]
-
 
 def holds_compiled(path: Path) -> bool:
     """Whether a .pt2 file is a compiled one."""

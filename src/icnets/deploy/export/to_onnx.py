@@ -15,8 +15,6 @@ from icnets.deploy.export import lowering
 from icnets.deploy.export.engine_base import Engine
 from icnets.deploy.export.parity import Runner
 
-__all__ = ["Onnx", "require_standard", "to_proto"]
-
 INPUT = "input"
 
 

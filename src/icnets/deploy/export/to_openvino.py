@@ -17,8 +17,6 @@ from icnets.deploy.export import lowering, to_onnx
 from icnets.deploy.export.engine_base import Engine
 from icnets.deploy.export.parity import Runner
 
-__all__ = ["OpenVino"]
-
 
 class OpenVino(Engine):
     """Weights in float32; notes in the section model_info, where OpenVINO's own tools keep theirs."""

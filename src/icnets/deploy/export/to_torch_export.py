@@ -11,8 +11,6 @@ from torch.export import ExportedProgram
 from icnets.deploy.export.engine_base import Engine
 from icnets.deploy.export.parity import Runner, eager
 
-__all__ = ["TorchExport"]
-
 NOTES = "icnets.json"  # the extra file in a program's archive
 
 

@@ -11,8 +11,6 @@ single precision and z is rounded once; a branch whose argument is smaller than 
 backward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,18 +20,6 @@ from torch import Tensor
 
 from icnets.unit.kernels import native
 from icnets.unit.receptive_field import channel_sum
-
-__all__ = [
-    "CONVOLUTIONS",
-    "collide",
-    "conv_and_sum",
-    "differentiable",
-    "kept",
-    "lowered",
-    "plain_mode",
-    "weighted_sums",
-    "without_autocast",
-]
 
 _DEVICES = ("cpu", "cuda")
 _PLAIN = {Tensor, torch.nn.Parameter}

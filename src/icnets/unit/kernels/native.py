@@ -9,8 +9,6 @@ Each operator checks all its arguments before it computes: it raises RuntimeErro
 torch's convolution refuses them too, and leaves them as they were.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform
@@ -28,8 +26,6 @@ import torch
 from torch import Tensor
 
 from icnets.support.files import cache_folder, move_into_place
-
-__all__ = ["build", "library", "load", "loaded", "operator", "serves"]
 
 _SOURCES = Path(__file__).with_name("cpu")
 _INSTRUCTIONS = {

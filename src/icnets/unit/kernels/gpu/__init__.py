@@ -4,8 +4,6 @@ Off by default: no GPU has yet shown them faster than torch's own operators, whi
 ``ICNETS_TRITON=1`` turns them on. Triton's interpreter (``TRITON_INTERPRET=1``) runs them on the CPU, for tests.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from importlib import import_module

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from icnets.unit.kernels.gpu.layout import Layout, blocks
 
-__all__ = ["collide_", "collide_backward", "post_"]
-
 
 @triton.jit
 def _vector(ptr, channel, known, PRESENT: tl.constexpr, OTHERWISE: tl.constexpr):

@@ -1,14 +1,10 @@
 """How the kernels see an activation ``(N, C, *L)`` and its sums ``(N, groups, *L)``, and in tiles of which size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
-
-__all__ = ["Layout", "blocks"]
 
 _TILE = 2048  # elements of the activation that a program of 4 warps holds at a time: 16 a thread, three such at a time
 
