@@ -1,81 +1,50 @@
 """IC networks: any CNN becomes an Inter-layer Collision network (arXiv 2102.03495) in one call."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from icnets.checkpoint import CheckpointError, load, save
-    from icnets.convert.surgery import ConversionReport, ICConfig, convert_, load_basic_state_dict, revert_
-    from icnets.deploy.fuse import FuseReport, fuse_
-    from icnets.distill import DistillationSchedule, Teacher, WeakLogitDistillation
-    from icnets.timm_models import create_model
-    from icnets.unit.layers import (
-        ICConv1d,
-        ICConv2d,
-        ICConv3d,
-        ICConvTranspose1d,
-        ICConvTranspose2d,
-        ICConvTranspose3d,
-        ICLinear,
-        ic_parameters,
-    )
+    from icnets.checkpoint import CheckpointError as CheckpointError
+    from icnets.checkpoint import load as load
+    from icnets.checkpoint import save as save
+    from icnets.convert.surgery import ConversionReport as ConversionReport
+    from icnets.convert.surgery import ICConfig as ICConfig
+    from icnets.convert.surgery import convert_ as convert_
+    from icnets.convert.surgery import load_basic_state_dict as load_basic_state_dict
+    from icnets.convert.surgery import revert_ as revert_
+    from icnets.deploy.fuse import FuseReport as FuseReport
+    from icnets.deploy.fuse import fuse_ as fuse_
+    from icnets.distill import DistillationSchedule as DistillationSchedule
+    from icnets.distill import Teacher as Teacher
+    from icnets.distill import WeakLogitDistillation as WeakLogitDistillation
+    from icnets.timm_models import create_model as create_model
+    from icnets.unit.layers import ICConv1d as ICConv1d
+    from icnets.unit.layers import ICConv2d as ICConv2d
+    from icnets.unit.layers import ICConv3d as ICConv3d
+    from icnets.unit.layers import ICConvTranspose1d as ICConvTranspose1d
+    from icnets.unit.layers import ICConvTranspose2d as ICConvTranspose2d
+    from icnets.unit.layers import ICConvTranspose3d as ICConvTranspose3d
+    from icnets.unit.layers import ICLinear as ICLinear
+    from icnets.unit.layers import ic_parameters as ic_parameters
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CheckpointError",
-    "ConversionReport",
-    "DistillationSchedule",
-    "FuseReport",
-    "ICConfig",
-    "ICConv1d",
-    "ICConv2d",
-    "ICConv3d",
-    "ICConvTranspose1d",
-    "ICConvTranspose2d",
-    "ICConvTranspose3d",
-    "ICLinear",
-    "Teacher",
-    "WeakLogitDistillation",
-    "convert_",
-    "create_model",
-    "fuse_",
+# Public names by module, imported when first asked for: `icnets --help` must not wait for torch.
+_NAMES = {
+    "checkpoint": "CheckpointError load save",
+    "convert.surgery": "ConversionReport ICConfig convert_ load_basic_state_dict revert_",
+    "distill": "DistillationSchedule Teacher WeakLogitDistillation",
+    "deploy.fuse": "FuseReport fuse_",
+    "unit.layers": "ICConv1d ICConv2d ICConv3d ICConvTranspose1d ICConvTranspose2d ICConvTranspose3d ICLinear "
     "ic_parameters",
-    "load",
-    "load_basic_state_dict",
-    "revert_",
-    "save",
-]
-
-# Imported when first asked for: `icnets --help` must not wait for torch.
-_LATER = {
-    "CheckpointError": "checkpoint",
-    "load": "checkpoint",
-    "save": "checkpoint",
-    "ConversionReport": "convert.surgery",
-    "ICConfig": "convert.surgery",
-    "convert_": "convert.surgery",
-    "load_basic_state_dict": "convert.surgery",
-    "revert_": "convert.surgery",
-    "DistillationSchedule": "distill",
-    "Teacher": "distill",
-    "WeakLogitDistillation": "distill",
-    "FuseReport": "deploy.fuse",
-    "fuse_": "deploy.fuse",
-    "ICConv1d": "unit.layers",
-    "ICConv2d": "unit.layers",
-    "ICConv3d": "unit.layers",
-    "ICConvTranspose1d": "unit.layers",
-    "ICConvTranspose2d": "unit.layers",
-    "ICConvTranspose3d": "unit.layers",
-    "ICLinear": "unit.layers",
-    "ic_parameters": "unit.layers",
-    "create_model": "timm_models",
+    "timm_models": "create_model",
 }
+_LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_LATER)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'icnets' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"icnets.{_LATER[name]}"), name)
