@@ -29,7 +29,7 @@ CHOSEN: dict[str, str | None] = {
     "data.max_unreadable data.auto_augment data.mixup data.cutmix "
     "trainer.max_epochs trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy trainer.precision",
     "validate": _EVALUATION,
-    "test": f"{_EVALUATION} data.test_crops data.test_root data.real_labels",
+    "test": _EVALUATION,
     "compare": "config out lines seeds methods workers threads accelerator prune data.root data.image_size "
     "data.in_chans data.batch_size network.name network.options "
     "training.epochs training.lr training.extra_epochs wld.temperature",

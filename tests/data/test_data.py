@@ -15,7 +15,7 @@ from torch import Tensor
 from icnets.data.data_module import ImageData
 from icnets.data.folders import folder_splits, take
 from icnets.data.images import ImageFiles, Normalization, TensorImages, seed_all
-from icnets.data.protocol import evaluation_transform
+from icnets.data.protocol import EvaluationTransform
 from icnets.data.sources import Paths
 from training.folders import write_classes
 
@@ -274,7 +274,7 @@ def test_an_image_is_what_timms_transform_makes_of_it(tmp_path: Path, erase: flo
 
 def test_evaluation_sees_other_files_as_validation_sees_its_own(tmp_path: Path) -> None:
     data = ImageData(write_classes(tmp_path, ant=4, bee=4), image_size=16, in_chans=1, crop_pct=0.7)
-    view = evaluation_transform(16, in_chans=1, crop_pct=0.7)
+    view = EvaluationTransform(16, in_chans=1, crop_pct=0.7)
     x, _ = next(iter(data.val_dataloader()))
     files = view.files(paths(data, "val"))
     assert data.names("val") == [str(path) for path in paths(data, "val")]

@@ -7,8 +7,15 @@ from typing import Any
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 
-from icnets.data.images import Normalization, mixing
+from icnets.data.images import Normalization
 from icnets.data.protocol import EvaluationTransform, transforms
+
+
+def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
+    """Make what mixes the images of a batch. None: neither mixup nor CutMix is wanted."""
+    if not (mixup or cutmix):
+        return None
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
 @dataclass(eq=False, repr=False)
@@ -33,28 +40,16 @@ class Augmentation:
             ValueError: an ``auto_augment`` that timm doesn't understand.
         """
         erases = self.erase > 0  # what is erased is filled with normalised noise
-        options: dict[str, Any] = {"mean": (view.mean * 3)[:3], "std": (view.std * 3)[:3]}
+        options: dict[str, Any] = {"hflip": self.hflip, "color_jitter": self.color_jitter, "re_prob": self.erase}
+        options |= {"mean": (view.mean * 3)[:3], "std": (view.std * 3)[:3], "interpolation": "bilinear"}
+        options |= {"scale": (self.min_scale, 1.0), "auto_augment": self.auto_augment, "normalize": erases}
         try:
-            seen = create_transform(
-                view.image_size,
-                is_training=True,
-                scale=(self.min_scale, 1.0),
-                hflip=self.hflip,
-                color_jitter=self.color_jitter,
-                auto_augment=self.auto_augment,
-                re_prob=self.erase,
-                interpolation="bilinear",
-                normalize=erases,
-                **options,
-            )
+            seen = create_transform(view.image_size, is_training=True, **options)
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise ValueError(
                 f"auto_augment is {self.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
             ) from error
-        steps = [seen] if erases else [seen, Normalization(view.mean, view.std)]
-        augment: Callable[[Any], Any] = transforms.Compose(steps)
+        augment: Callable[[Any], Any] = (
+            seen if erases else transforms.Compose([seen, Normalization(view.mean, view.std)])
+        )
         return augment
-
-    def mix(self, classes: int) -> Mixup | None:
-        """Make what mixes the images of a training batch. None: neither mixup nor CutMix is wanted."""
-        return mixing(self.mixup, self.cutmix, self.mix_smoothing, classes)

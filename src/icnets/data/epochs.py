@@ -67,8 +67,7 @@ class EpochData(L.LightningDataModule):
 
     def names(self, split: str) -> list[str]:
         """Name the images of "train", "val" or "test" in their order: by path, or by number where they have none."""
-        images = range(self.size(split))
-        return [self._splits[split].name(index) for index in images]
+        return [self._splits[split].name(index) for index in range(self.size(split))]
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and batch that come next, and the images of a batch over all processes."""
@@ -124,14 +123,12 @@ class EpochData(L.LightningDataModule):
             size -= size % 2
         if size == 0:
             raise ValueError(f"{len(images)} training images are too few for {world} processes")
-        shards: dict[str, Any] = {"groups": images.groups, "window": self.shuffle_shards}
-        order: dict[str, Any] = {"rank": rank, "world": world, "repeats": self.repeats, **shards}
-        return EpochBatches(len(images), size, self.seed, self._position, **order)
+        order: dict[str, Any] = {"repeats": self.repeats, "groups": images.groups, "window": self.shuffle_shards}
+        return EpochBatches(len(images), size, self.seed, self._position, rank=rank, world=world, **order)
 
     def training_batch(self, epoch: int, number: int) -> Any:
         """Read (again) what this process trains on in a batch; the course of the training stays as it is."""
-        keys = self.train_batches().batch(epoch, number)
-        return self._splits["train"].__getitems__(keys)
+        return self._splits["train"].__getitems__(self.train_batches().batch(epoch, number))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Give its batches: x (N, C, ...) float32; target (N,) int64, or (N, classes) float32 where mixed."""

@@ -1,0 +1,43 @@
+"""Options of earlier versions, which stand in the configurations and records of their runs with their defaults."""
+
+from typing import Any
+
+# By group and name: the default, which is dropped where it is read, and what to do instead of giving another value.
+_GONE: dict[str, tuple[Any, str]] = {
+    "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
+    "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
+    "data.test_crops": (1, "the centre crop is tested; leave it out"),
+    "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
+}
+
+
+def instead_of(option: str) -> str | None:
+    """Says what to do instead of giving an option, such as ``--data.test_crops``, that is gone; None: it isn't.
+
+    Example:
+        >>> instead_of("--data.predict_root")
+        'data.predict_root is an option of earlier versions: icnets predict MODEL PATHS reads folders'
+    """
+    name = option.removeprefix("--")
+    return f"{name} is an option of earlier versions: {_GONE[name][1]}" if name in _GONE else None
+
+
+def without_gone(options: Any) -> Any:
+    """Returns options, which are mappings by group, without those that are gone.
+
+    Raises:
+        ValueError: one of them has another value than its default.
+
+    Example:
+        >>> without_gone({"data": {"root": "photos", "test_crops": 1}})
+        {'data': {'root': 'photos'}}
+    """
+    kept = dict(options) if isinstance(options, dict) else options
+    for option, (default, _) in _GONE.items():
+        group, name = option.split(".")
+        values = kept.get(group) if isinstance(kept, dict) else None
+        if isinstance(values, dict) and name in values:
+            if values[name] != default:
+                raise ValueError(f"{option} is {values[name]!r}; {instead_of(option)}")
+            kept[group] = {key: value for key, value in values.items() if key != name}
+    return kept
