@@ -10,7 +10,9 @@ def test_defaults_of_options_that_are_gone_are_dropped() -> None:
 
 
 def test_another_value_says_what_to_do_instead() -> None:
-    with pytest.raises(ValueError, match=r"data\.test_crops is 10; .* an option of earlier versions: the centre crop"):
+    with pytest.raises(
+        ValueError, match=r"data\.test_crops is 10, but there is no option .* any more: the centre crop"
+    ):
         without_gone({"data": {"test_crops": 10}})
 
 

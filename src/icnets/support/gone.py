@@ -16,10 +16,10 @@ def instead_of(option: str) -> str | None:
 
     Example:
         >>> instead_of("--data.predict_root")
-        'data.predict_root is an option of earlier versions: icnets predict MODEL PATHS reads folders'
+        'there is no option data.predict_root any more: icnets predict MODEL PATHS reads folders'
     """
-    name = option.removeprefix("--")
-    return f"{name} is an option of earlier versions: {_GONE[name][1]}" if name in _GONE else None
+    name = option.removeprefix("--").partition("=")[0]
+    return f"there is no option {name} any more: {_GONE[name][1]}" if name in _GONE else None
 
 
 def without_gone(options: Any) -> Any:
@@ -38,6 +38,6 @@ def without_gone(options: Any) -> Any:
         values = kept.get(group) if isinstance(kept, dict) else None
         if isinstance(values, dict) and name in values:
             if values[name] != default:
-                raise ValueError(f"{option} is {values[name]!r}; {instead_of(option)}")
+                raise ValueError(f"{option} is {values[name]!r}, but {instead_of(option)}")
             kept[group] = {key: value for key, value in values.items() if key != name}
     return kept
