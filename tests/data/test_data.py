@@ -14,7 +14,7 @@ from torch import Tensor
 
 from icnets.data.data_module import ImageData
 from icnets.data.folders import folder_splits, take
-from icnets.data.images import ImageFiles, Normalization, TensorImages, seed_all
+from icnets.data.images import ImageFiles, TensorImages, seed_all
 from icnets.data.protocol import EvaluationTransform
 from icnets.data.sources import Paths
 from training.folders import write_classes
@@ -249,14 +249,6 @@ def test_folder_images_are_normalised(tmp_path: Path, in_chans: int) -> None:
     expected = torch.tensor([(v / 255 - m) / s for v, m, s in zip(values, mean, std, strict=True)])
     assert x.shape[1:] == (in_chans, 16, 16)
     assert torch.allclose(x, expected.view(1, -1, 1, 1).expand_as(x), atol=1e-5)
-
-
-def test_normalization_is_timms_to_the_bit() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 2, 1)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    channels_last = Image.fromarray(pixels.permute(1, 2, 0).numpy().copy())
-    expected = create_transform((2, 256), no_aug=True, is_training=True, mean=mean, std=std)(channels_last)
-    assert torch.equal(Normalization(mean, std)(pixels), expected)
 
 
 @pytest.mark.parametrize("erase", [0.0, 1.0])

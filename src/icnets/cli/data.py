@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from icnets.cli.parser import Parser
 from icnets.support.files import atomic_write
 
 _SHOWN = 5  # problems of each kind
-_SECONDS = 10  # between two lines of progress
+_EVERY = 5000  # images a line of progress
 
 
 def _parser() -> Any:
@@ -48,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"the folder {args.csv.parent} of --csv doesn't exist; create it first")
     from icnets.data.check import KINDS, check
 
-    report = check(args.root, args.workers, Progress())
+    report = check(args.root, args.workers, progress)
     images = " and ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in report.images.items())
     shards = f", {report.shards} shards" if report.shards else ""
-    counts = [f"{(n := report.severe(kind)):,} {kind}{'s' * (n != 1)}" for kind in ("error", "warning")]
+    severities = Counter(KINDS[problem.kind][0] for problem in report.problems)
+    counts = [f"{(n := severities[kind]):,} {kind}{'s' * (n != 1)}" for kind in ("error", "warning")]
     print(f"{args.root}: {images or 'no'} images in {report.classes} classes{shards}; {', '.join(counts)}")
     for kind, (severity, meaning) in KINDS.items():
         if lines := [f"  {p.path}: {p.reason}" for p in report.problems if p.kind == kind]:
@@ -64,18 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             writer.writerow(["severity", "kind", "path", "reason"])
             writer.writerows([KINDS[p.kind][0], p.kind, p.path, p.reason] for p in report.problems)
         print(f"\nall problems: {args.csv}")
-    return int(report.severe("error") > 0)
+    return int(severities["error"] > 0)
 
 
-class Progress:
-    """Tells on standard error, every few seconds, how many images are done and how long the others will take."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.last >= _SECONDS:
-            self.last = now
-            left = (now - self.start) / done * (total - done)
-            print(f"{done:,} of {total:,} images; about {left:.0f} s to go", file=sys.stderr, flush=True)
+def progress(done: int, total: int) -> None:
+    """Tell on standard error, now and then, how many images are done."""
+    if done % _EVERY == 0:
+        print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)

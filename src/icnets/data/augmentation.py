@@ -7,8 +7,7 @@ from typing import Any
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 
-from icnets.data.images import Normalization
-from icnets.data.protocol import EvaluationTransform, transforms
+from icnets.data.protocol import EvaluationTransform
 
 
 def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
@@ -39,17 +38,11 @@ class Augmentation:
         Raises:
             ValueError: an ``auto_augment`` that timm doesn't understand.
         """
-        erases = self.erase > 0  # what is erased is filled with normalised noise
         options: dict[str, Any] = {"hflip": self.hflip, "color_jitter": self.color_jitter, "re_prob": self.erase}
-        options |= {"mean": (view.mean * 3)[:3], "std": (view.std * 3)[:3], "interpolation": "bilinear"}
-        options |= {"scale": (self.min_scale, 1.0), "auto_augment": self.auto_augment, "normalize": erases}
+        options |= {"scale": (self.min_scale, 1.0), "auto_augment": self.auto_augment, "interpolation": "bilinear"}
         try:
-            seen = create_transform(view.image_size, is_training=True, **options)
+            return create_transform(view.image_size, is_training=True, **options, **view.statistics)
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise ValueError(
                 f"auto_augment is {self.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
             ) from error
-        augment: Callable[[Any], Any] = (
-            seen if erases else transforms.Compose([seen, Normalization(view.mean, view.std)])
-        )
-        return augment

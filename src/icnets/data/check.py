@@ -49,10 +49,6 @@ class Report(NamedTuple):
     classes: int
     shards: int
 
-    def severe(self, severity: str) -> int:
-        """Return the number of problems of "error" or "warning"."""
-        return sum(KINDS[problem.kind][0] == severity for problem in self.problems)
-
 
 class _Image(NamedTuple):
     """The number of an image's source, its index there, its split and its class."""
@@ -163,11 +159,8 @@ def _inspected(found: _Found, workers: int) -> Iterator[tuple[_Image, tuple[str 
     """Decode the images; yield each with why it can't be read, or None and a digest of its bytes."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(found.sources,))
     done = -1
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes begun meanwhile leave Ctrl-C to this one
     try:
-        results = pool.map(_inspect, found.images, chunksize=_CHUNK if workers > 1 else 1)
-        signal.signal(signal.SIGINT, before)
-        for done, result in enumerate(results):
+        for done, result in enumerate(pool.map(_inspect, found.images, chunksize=_CHUNK if workers > 1 else 1)):
             yield found.images[done], result
     except BrokenProcessPool as error:
         raise ValueError(
@@ -175,7 +168,6 @@ def _inspected(found: _Found, workers: int) -> Iterator[tuple[_Image, tuple[str 
             "want of memory; --workers 1 takes the least, and names the very file"
         ) from error
     finally:
-        signal.signal(signal.SIGINT, before)
         pool.shutdown(cancel_futures=True)
 
 
@@ -185,6 +177,7 @@ _sources: Sequence[Source] = ()  # of this process
 def _begin(sources: Sequence[Source]) -> None:
     global _sources
     _sources = sources
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
     end_with_parent()
 
 

@@ -1,4 +1,4 @@
-"""Images for training: scikit-learn's handwritten digits, folders, tar shards, or a Hugging Face dataset."""
+"""Images for training: scikit-learn's handwritten digits, folders, or tar shards."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -30,8 +30,6 @@ class _Reading:
     batch_size: int = _CHOSEN
     eval_batch_size: int = _CHOSEN
     workers: int = 0
-    prefetch: int = 2
-    shuffle_shards: int = 64
     crop_pct: float = 0.95
     interpolation: str = "bilinear"
 
@@ -56,8 +54,6 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         train_shards: tar shards in WebDataset's layout, as paths or URLs with braces: train-{000000..000146}.tar. Those
             in root (train/*.tar or train*.tar, val likewise) are found without.
         val_shards: likewise, for validation.
-        hf: Hugging Face dataset, by its name on the hub or its local folder; needs the package datasets.
-        hf_val: its split for validation and test.
         max_unreadable: so many images may be unreadable, and are skipped, before that is an error; one in a thousand
             of a split by default.
         cache: folder for what is kept of the data, such as where images lie in shards; ~/.cache/icnets, or where
@@ -80,8 +76,6 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
             steps (of all processes, accumulated batches counted once).
         eval_batch_size: images at a time in evaluation; batch_size by default, or 64.
         workers: processes that read images; 0 reads them in the main process, which is faster for small images.
-        prefetch: batches that each worker reads ahead.
-        shuffle_shards: so many shards, drawn at random, are shuffled together; 0 shuffles all images at once.
         crop_pct: folder: side of what validation and test see, as a fraction of the image's shorter side.
         interpolation: folder: of resizing for validation and test: bilinear, bicubic, ...
 
@@ -117,8 +111,8 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         return replace(EvaluationTransform(**{"image_size": 8, **usual, **given}), crop_pct=1.0)
 
     def _check_arguments(self) -> None:
-        positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size", "prefetch"), 1)
-        least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix", "check_limit", "shuffle_shards")
+        positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size"), 1)
+        least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix", "check_limit")
         require_at_least(self, **positive, **dict.fromkeys((*least, "max_unreadable"), 0))
         for name in ("hflip", "erase", "min_scale", "val_fraction", "test_fraction", "mix_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
@@ -128,8 +122,8 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
             raise ValueError(f"{parts}: validation needs images, and their sum must be less than 1")
         if (self.train_shards is None) != (self.val_shards is None):
             raise ValueError("train_shards and val_shards go together; give both, or a root that holds both")
-        if sum(given is not None for given in (self.root, self.train_shards, self.hf)) > 1:
-            raise ValueError("root, train_shards and hf each name the images; give one of them")
+        if self.root is not None and self.train_shards is not None:
+            raise ValueError("root and train_shards each name the images; give one of them")
         if (self.mixup or self.cutmix) and self._batch_size is not None and self._batch_size % 2:
             raise ValueError(f"batch_size is {self._batch_size}; mixup and cutmix pair images, so make it even")
 
@@ -195,7 +189,7 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
 
     def protocol(self) -> str:
         """Say in one line how the test images are evaluated."""
-        seen, where = self.view.describe(), f" {self.root or self.hf or self.val_shards},"
+        seen, where = self.view.describe(), f" {self.root or self.val_shards},"
         if self.digits:
             seen, where = f"handwritten digits, whole, {self.image_size} pixels", ""
         return f"protocol: {seen};{where} {self.size('test'):,} images, one label an image"

@@ -38,9 +38,7 @@ class EpochData(L.LightningDataModule):
     batch_size: int
     eval_batch_size: int
     workers = 0
-    prefetch = 2
     repeats = 1
-    shuffle_shards = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,8 +121,8 @@ class EpochData(L.LightningDataModule):
             size -= size % 2
         if size == 0:
             raise ValueError(f"{len(images)} training images are too few for {world} processes")
-        order: dict[str, Any] = {"repeats": self.repeats, "groups": images.groups, "window": self.shuffle_shards}
-        return EpochBatches(len(images), size, self.seed, self._position, rank=rank, world=world, **order)
+        order: dict[str, Any] = {"rank": rank, "world": world, "repeats": self.repeats}
+        return EpochBatches(len(images), size, self.seed, self._position, **order)
 
     def training_batch(self, epoch: int, number: int) -> Any:
         """Read (again) what this process trains on in a batch; the course of the training stays as it is."""
@@ -155,7 +153,6 @@ class EpochData(L.LightningDataModule):
             batch_sampler=batches,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             collate_fn=as_is,
         )

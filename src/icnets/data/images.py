@@ -62,15 +62,11 @@ def apart(*entropy: int) -> Iterator[None]:
 
 
 class Images(Dataset[Batch]):
-    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted.
-
-    ``groups``: first index and the one behind the last, of images that lie in one file.
-    """
+    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted."""
 
     targets: Tensor
     seed: int
     mix: Mix | None
-    groups: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -159,20 +155,6 @@ class TensorImages(Images):
         return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
 
 
-class Normalization:
-    """Turns uint8 (C, H, W) into float32 by mean and deviation per channel, which are on the scale from 0 to 1.
-
-    Of more channels than there are means, the first are kept. The numbers are those of timm's transforms to the bit,
-    with fewer copies in between.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image[: len(self.mean)].contiguous().div(255).sub_(self.mean).div_(self.std)
-
-
 @dataclass(eq=False)
 class ImageFiles(Images):
     """Encoded images, decoded when asked for, each through ``transform`` (PIL image in RGB -> (3, H, W)).
@@ -204,7 +186,6 @@ class ImageFiles(Images):
 
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
-        self.groups = getattr(self.source, "groups", ())
         self._unreadable = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
 
     def name(self, index: int) -> str:

@@ -9,14 +9,12 @@ from typing import Any
 
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import v2
 
 from icnets.checkpoint.image_notes import usual_statistics
-from icnets.data.images import ImageFiles, Normalization
+from icnets.data.images import ImageFiles
 from icnets.data.sources import Paths
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
-transforms: Any = v2  # which torchvision doesn't export as type checkers want it
 _USUAL: Any = None  # ImageNet's
 
 
@@ -75,15 +73,17 @@ class EvaluationTransform:
         return values
 
     def __call__(self, image: Any) -> Tensor:
-        x: Tensor = self._steps(image)
-        return x
+        return self._steps(image)[: self.in_chans]
 
     @cached_property
     def _steps(self) -> Callable[[Any], Tensor]:
-        options: dict[str, Any] = {"crop_pct": self.crop_pct, "interpolation": self.interpolation, "normalize": False}
-        seen: Any = create_transform(self.image_size, **options)
-        steps: Callable[[Any], Tensor] = transforms.Compose([seen, Normalization(self.mean, self.std)])
-        return steps
+        options: dict[str, Any] = {"crop_pct": self.crop_pct, "interpolation": self.interpolation, **self.statistics}
+        return create_transform(self.image_size, **options)
+
+    @property
+    def statistics(self) -> dict[str, tuple[float, ...]]:
+        """Mean and standard deviation of an image in RGB; of a grey one the channels are equal."""
+        return {"mean": (self.mean * 3)[:3], "std": (self.std * 3)[:3]}
 
     def files(self, paths: Sequence[Path]) -> ImageFiles:
         """Image files of no known class, each through this transform: see ``ImageFiles.evaluated``."""

@@ -55,7 +55,6 @@ class Shards:
 
     Attributes:
         targets: class index of each image.
-        groups: for each shard, its first image and the one behind its last.
 
     Raises:
         ValueError: a shard that is missing, damaged or truncated, or has an image without a class, a class that is no
@@ -71,8 +70,6 @@ class Shards:
             np.concatenate([index[column] for index in indices]) for column in ("offsets", "sizes", "targets")
         )
         self.targets: list[int] = targets.tolist()
-        ends = np.cumsum(counts).tolist()
-        self.groups = list(zip([0, *ends[:-1]], ends, strict=True))
         if left_out := Counter(kind for index in indices for kind in index["left_out"].tolist()):
             kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(left_out.items()))
             tell(f"{few(self.shards, 1)}: left out samples without an image that is read: {kinds}")
@@ -91,7 +88,7 @@ class Shards:
     def _read(self, index: int, offset: int, size: int) -> bytes:
         shard = self.shards[int(self._shard[index])]
         system, path = fsspec.core.url_to_fs(shard)
-        content: bytes = system.cat_file(path, start=offset, end=offset + size)
+        content = system.cat_file(path, start=offset, end=offset + size)
         if len(content) != size:
             raise OSError(f"{shard} has become shorter: {len(content)} bytes at {offset} where there were {size}")
         return content

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from icnets.data.folders import folder_splits, require_readable
 from icnets.data.shards import Shards, expand, find_shards
-from icnets.data.sources import HuggingFace, Paths, Source
+from icnets.data.sources import Paths, Source
 from icnets.support.files import cache_folder
 
 Located = dict[str, tuple[Source, Sequence[int]]]  # of each split, the images and their classes
@@ -24,8 +24,6 @@ class Sources:
     check_limit: int = 20_000
     train_shards: str | None = None
     val_shards: str | None = None
-    hf: str | None = None
-    hf_val: str = "validation"
     max_unreadable: int | None = None
     cache: Path | None = None
 
@@ -35,7 +33,7 @@ class Sources:
     @property
     def digits(self) -> bool:
         """Whether the images are scikit-learn's digits."""
-        return self.root is None and self.train_shards is None and self.hf is None
+        return self.root is None and self.train_shards is None
 
     def shards(self) -> dict[str, Shards]:
         """The shards of each split, by their patterns or found in ``root``; none where the images are elsewhere.
@@ -60,9 +58,6 @@ class Sources:
         Raises:
             ValueError: images or classes that can't be used.
         """
-        if self.hf is not None:
-            train, val = HuggingFace(self.hf, "train"), HuggingFace(self.hf, self.hf_val)
-            return train.class_names, {s: (d, d.targets) for s, d in (("train", train), ("val", val), ("test", val))}
         if shards := self.shards():
             names = shard_classes(self.root, {split: found.targets for split, found in shards.items()})
             splits: Located = {split: (found, found.targets) for split, found in shards.items()}

@@ -4,8 +4,12 @@ from typing import Any
 
 # By group and name: the default, which is dropped where it is read, and what to do instead of giving another value.
 _GONE: dict[str, tuple[Any, str]] = {
+    "data.hf": (None, "folders and tar shards are read; shards of the hub by hf:// URLs in data.train_shards"),
+    "data.hf_val": ("validation", "data.val_shards names the shards of validation"),
     "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
+    "data.prefetch": (2, "each worker reads two batches ahead; leave it out"),
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
+    "data.shuffle_shards": (64, "all images are shuffled at once, whatever their shards; leave it out"),
     "data.test_crops": (1, "the centre crop is tested; leave it out"),
     "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
 }
