@@ -131,8 +131,9 @@ class TensorData(EpochData):
         mix = mixing(self.mixup, 0.0, self.mix_smoothing, len(self._names))
         options: dict[str, Any] = {"shift": self.shift, "flips": self.flips, "seed": self.seed, "mix": mix}
         if self.randaugment is None:  # then all is normalised once, and black is no longer 0
-            black = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-            return AugmentedImages(finish(images), target.tolist(), fill=black, **options)
+            black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+            options["fill"] = black.view(-1, *[1] * (images.dim() - 2))
+            return AugmentedImages(finish(images), target.tolist(), **options)
         transform = v2.RandAugment(2, self.randaugment)  # type: ignore[attr-defined]  # torchvision exports it so
         return AugmentedImages(images, target.tolist(), transform=transform, finish=finish, **options)
 

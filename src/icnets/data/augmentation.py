@@ -1,11 +1,11 @@
 """How training images are varied: crops, flips, colours, erased rectangles, and batches that are mixed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
+from torch import Tensor
 
 from icnets.data.protocol import EvaluationTransform
 
@@ -17,32 +17,21 @@ def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup
     return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
-@dataclass(eq=False, repr=False)
-class Augmentation:
-    """The options of :class:`icnets.data.data_module.ImageData` that vary what training sees."""
+def training_transform(options: Any, view: EvaluationTransform) -> Callable[[Any], Tensor]:
+    """Make the transform from a PIL image in RGB to the augmented input, of the size and statistics of ``view``.
 
-    shift: int = 1
-    min_scale: float = 0.35
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str | None = None
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_smoothing: float = 0.0
-    repeats: int = 1
+    Args:
+        options: an :class:`icnets.data.data_module.ImageData`.
+        view: how evaluation sees the images.
 
-    def training_transform(self, view: EvaluationTransform) -> Callable[[Any], Any]:
-        """Make the transform from a PIL image in RGB to the augmented input, of the size and statistics of ``view``.
-
-        Raises:
-            ValueError: an ``auto_augment`` that timm doesn't understand.
-        """
-        options: dict[str, Any] = {"hflip": self.hflip, "color_jitter": self.color_jitter, "re_prob": self.erase}
-        options |= {"scale": (self.min_scale, 1.0), "auto_augment": self.auto_augment, "interpolation": "bilinear"}
-        try:
-            return create_transform(view.image_size, is_training=True, **options, **view.statistics)
-        except (AssertionError, KeyError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"auto_augment is {self.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
-            ) from error
+    Raises:
+        ValueError: an ``auto_augment`` that timm doesn't understand.
+    """
+    own: dict[str, Any] = {name: getattr(options, name) for name in ("hflip", "color_jitter", "auto_augment")}
+    own |= {"scale": (options.min_scale, 1.0), "re_prob": options.erase, "interpolation": "bilinear"}
+    try:
+        return create_transform(view.image_size, is_training=True, **own, **view.statistics)
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"auto_augment is {options.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
+        ) from error

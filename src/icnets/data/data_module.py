@@ -7,35 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from icnets.checkpoint.image_notes import usual_statistics
-from icnets.data.augmentation import Augmentation, mixing
+from icnets.data.augmentation import mixing, training_transform
 from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, processes, require_at_least
 from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform
-from icnets.data.splits import Sources
+from icnets.data.splits import ImageOptions
 
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
-_CHOSEN: Any = None  # an option that is None is chosen by the images
 
 
 @dataclass(eq=False, repr=False)
-class _Reading:
-    """How images are read, and how evaluation sees them."""
-
-    image_size: int = _CHOSEN
-    in_chans: int = _CHOSEN
-    mean: tuple[float, ...] = _CHOSEN
-    std: tuple[float, ...] = _CHOSEN
-    batch_size: int = _CHOSEN
-    eval_batch_size: int = _CHOSEN
-    workers: int = 0
-    crop_pct: float = 0.95
-    interpolation: str = "bilinear"
-
-
-@dataclass(eq=False, repr=False)
-class ImageData(_Reading, Augmentation, Sources, EpochData):
+class ImageData(ImageOptions, EpochData):
     """Training, validation and test images.
 
     Everything random is drawn by ``seed`` (and epoch): the same seed gives the same images in the same order, however
@@ -93,7 +77,7 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
 
     def __post_init__(self) -> None:
         EpochData.__init__(self)
-        Sources.__post_init__(self)
+        ImageOptions.__post_init__(self)
         if self.eval_batch_size is None:
             self.eval_batch_size = self._batch_size or LARGEST_BATCH
         self._check_arguments()
@@ -165,24 +149,25 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         images = torch.cat([(images - m) / s for m, s in zip(self.mean, self.std, strict=True)], dim=1)
         if self.image_size != 8:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
-        black = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         test, pool = take(labels, _DIGITS_TEST, _DIGITS_TEST_SEED)
         train, val = train_and_val(labels[pool], self.train_size, self.val_fraction, self.seed)
         splits: dict[str, Images] = {}
         for name, indices in (("train", [pool[i] for i in train]), ("val", [pool[i] for i in val]), ("test", test)):
-            splits[name] = TensorImages(images[indices], labels[indices], fill=black, **self._varied(name))
+            splits[name] = TensorImages(images[indices], labels[indices], **self._varied(name))
         return splits
 
     def _varied(self, split: str) -> dict[str, Any]:
         """The options of a split's images that make them random, in training."""
         if split != "train":
             return {"seed": self.seed}
-        shift = {"shift": round(self.shift * self.image_size / 8)} if self.digits else {"training": True}
         mix = mixing(self.mixup, self.cutmix, self.mix_smoothing, len(self._names))
-        return {"seed": self.seed, "mix": mix, **shift}
+        if not self.digits:
+            return {"seed": self.seed, "mix": mix, "training": True}
+        black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
+        return {"seed": self.seed, "mix": mix, "shift": round(self.shift * self.image_size / 8), "fill": black}
 
     def _files(self, source: Any, targets: Any, split: str) -> ImageFiles:
-        transform: Any = self.training_transform(self.view) if split == "train" else self.view
+        transform: Any = training_transform(self, self.view) if split == "train" else self.view
         allowed = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
         options: dict[str, Any] = {"in_chans": self.in_chans, "max_unreadable": allowed, **self._varied(split)}
         return ImageFiles(source, targets, transform, **options)

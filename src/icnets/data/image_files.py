@@ -42,10 +42,7 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     found: list[Path] = []
     others: LeftOut = Counter() if left_out is None else left_out
 
-    def refused(error: OSError) -> None:
-        others["folders that can't be opened"] += 1
-
-    for where, folders, names in os.walk(folder, onerror=refused):
+    for where, folders, names in os.walk(folder, onerror=lambda _: others.update(["folders that can't be opened"])):
         found += chosen([Path(where, name) for name in names if not name.startswith(".")], others)
         others[LINK] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
     return sorted(found)

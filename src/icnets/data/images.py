@@ -114,7 +114,7 @@ class TensorImages(Images):
         images: of any dtype, float32 as a rule.
         targets: class indices.
         shift: images are shifted at random by up to so many pixels along both axes.
-        fill: per channel, what moves in: the background's value. None: 0.
+        fill: what moves in, such as a value per channel (C, 1, 1).
         seed: of everything random.
         mix: mixes a batch.
     """
@@ -123,15 +123,12 @@ class TensorImages(Images):
     targets: Any
     _: KW_ONLY
     shift: int = 0
-    fill: Sequence[float] | None = None
+    fill: Tensor | int = 0
     seed: int = 0
     mix: Mix | None = None
 
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
-        shape = (1, -1, *[1] * (self.images.dim() - 2))
-        fill = self.fill or [0.0] * self.images.shape[1]
-        self.background = torch.tensor(fill, dtype=self.images.dtype).view(shape)
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         return self.read(epoch, indices), self.targets[indices]
@@ -145,14 +142,10 @@ class TensorImages(Images):
         if not self.shift:
             return x
         # There is one table for the epoch, so that a draw depends on neither the batch nor the worker.
-        rng = np.random.default_rng((self.seed, epoch))
-        table = torch.from_numpy(rng.integers(0, 2 * self.shift + 1, size=(len(self), 2)))[indices]
-        height, width = x.shape[-2:]
-        padded = F.pad(x - self.background, (self.shift,) * 4) + self.background
-        rows = (table[:, 0, None] + torch.arange(height))[:, None, :, None]
-        columns = (table[:, 1, None] + torch.arange(width))[:, None, None, :]
-        channel = torch.arange(x.shape[1])[None, :, None, None]
-        return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
+        table = np.random.default_rng((self.seed, epoch)).integers(0, 2 * self.shift + 1, size=(len(self), 2))[indices]
+        padded = F.pad(x - self.fill, (self.shift,) * 4) + self.fill
+        moved = zip(padded, table.tolist(), strict=True)
+        return torch.stack([image[:, top:, left:][:, : x.shape[2], : x.shape[3]] for image, (top, left) in moved])
 
 
 @dataclass(eq=False)

@@ -22,11 +22,6 @@ def key_parts(key: int | Key) -> tuple[int, int, int]:
     return key[0], key[1], key[2] if len(key) > 2 else 0
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """Return all indices from 0 to length - 1 in the order of an epoch."""
-    return np.random.default_rng((seed, epoch, length)).permutation(length)
-
-
 @dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
     """The batches of one process in a training epoch: lists of (epoch, index[, copy]).
@@ -59,7 +54,7 @@ class EpochBatches(Sampler[list[Key]]):
         yield from self._from(*self.position())  # asked for with the first batch: a loader makes iterators it drops
 
     def _from(self, epoch: int, first: int) -> Iterator[list[Key]]:
-        order = epoch_order(self.length, self.seed, epoch)
+        order = np.random.default_rng((self.seed, epoch, self.length)).permutation(self.length)
         size = self.batch_size * self.world
         for start in range(first * size, len(self) * size, size):
             places = range(start + self.rank, start + size, self.world)

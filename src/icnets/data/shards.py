@@ -64,12 +64,9 @@ class Shards:
     def __init__(self, shards: Sequence[str], cache: Path | None) -> None:
         self.shards = list(shards)
         indices = [cached(cache, f"shard-{_digest(shard)}", partial(_index, shard)) for shard in self.shards]
-        counts = [len(index["offsets"]) for index in indices]
-        self._shard = np.repeat(np.arange(len(counts)), counts)
-        self._offsets, self._sizes, targets = (
-            np.concatenate([index[column] for index in indices]) for column in ("offsets", "sizes", "targets")
-        )
-        self.targets: list[int] = targets.tolist()
+        self._shard = np.repeat(np.arange(len(indices)), [len(index["images"]) for index in indices])
+        self._images = np.concatenate([index["images"] for index in indices])
+        self.targets: list[int] = self._images[:, 2].tolist()
         if left_out := Counter(kind for index in indices for kind in index["left_out"].tolist()):
             kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(left_out.items()))
             tell(f"{few(self.shards, 1)}: left out samples without an image that is read: {kinds}")
@@ -78,10 +75,10 @@ class Shards:
         return len(self.targets)
 
     def open(self, index: int) -> BinaryIO:
-        return io.BytesIO(self._read(index, int(self._offsets[index]), int(self._sizes[index])))
+        return io.BytesIO(self._read(index, *self._images[index, :2].tolist()))
 
     def name(self, index: int) -> str:
-        header = self._read(index, int(self._offsets[index]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        header = self._read(index, int(self._images[index, 0]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         member = header[:100].rstrip(b"\0").decode(errors="replace")
         return f"{self.shards[int(self._shard[index])]}: {member}"
 
@@ -115,7 +112,7 @@ class _Member(NamedTuple):
 
 
 def _index(shard: str) -> dict[str, np.ndarray]:
-    """Read offsets, sizes and classes of a shard's images, and what the other samples have in place of an image.
+    """Read offset, size and class of a shard's images, and what the other samples have in place of an image.
 
     Raises:
         ValueError: with what is wrong first, and the number of further things.
@@ -143,8 +140,7 @@ def _index(shard: str) -> dict[str, np.ndarray]:
     if not rows:
         what = f": {few(left_out)}" if left_out else ""
         raise ValueError(f"the shard {shard} holds no images ({', '.join(_USUAL)}, ...){what}")
-    columns = np.array(sorted(rows), dtype=np.int64).T
-    return {**dict(zip(("offsets", "sizes", "targets"), columns, strict=True)), "left_out": np.array(left_out, str)}
+    return {"images": np.array(sorted(rows), dtype=np.int64), "left_out": np.array(left_out, dtype=str)}
 
 
 def _by_key(shard: str, wrong: list[str]) -> dict[str, list[_Member]]:
@@ -184,10 +180,8 @@ def _require_end(archive: tarfile.TarFile) -> None:
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it is cut off at byte {archive.offset:,}")
-    if block.strip(b"\0"):
-        raise tarfile.ReadError(f"the header at byte {archive.offset:,} is damaged")
+    if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+        raise tarfile.ReadError(f"it is cut off, or its header is damaged, at byte {archive.offset:,}")
 
 
 def _class_index(member: _Member) -> int:
@@ -197,11 +191,10 @@ def _class_index(member: _Member) -> int:
     text = member.content.decode("utf-8", "replace").strip()
     if member.suffix == "json":
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ValueError("it is no JSON") from None
-        index = value.get("label") if isinstance(value, dict) else None
-        if isinstance(index, bool) or not isinstance(index, int):
+            index = json.loads(text)["label"]
+        except (ValueError, RecursionError, TypeError, LookupError):
+            index = None
+        if type(index) is not int:
             raise ValueError(f"its label is {repr(index)[:40]}; it must be a whole number")
         text = str(index)
     if not (text.isascii() and text.isdecimal() and len(text) < 10):

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from icnets.data.folders import folder_splits, require_readable
 from icnets.data.shards import Shards, expand, find_shards
 from icnets.data.sources import Paths, Source
 from icnets.support.files import cache_folder
 
+_CHOSEN: Any = None  # an option that is None is chosen by the images
 Located = dict[str, tuple[Source, Sequence[int]]]  # of each split, the images and their classes
 
 
 @dataclass(eq=False, repr=False)
-class Sources:
-    """The options of :class:`icnets.data.data_module.ImageData` that say which images there are."""
+class ImageOptions:
+    """The options of :class:`icnets.data.data_module.ImageData`, and from them the images of each split."""
 
     root: Path | None = None
     train_size: int | None = None
@@ -26,6 +28,27 @@ class Sources:
     val_shards: str | None = None
     max_unreadable: int | None = None
     cache: Path | None = None
+    # How training varies them.
+    shift: int = 1
+    min_scale: float = 0.35
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_smoothing: float = 0.0
+    repeats: int = 1
+    # How they are read, and seen by evaluation.
+    image_size: int = _CHOSEN
+    in_chans: int = _CHOSEN
+    mean: tuple[float, ...] = _CHOSEN
+    std: tuple[float, ...] = _CHOSEN
+    batch_size: int = _CHOSEN
+    eval_batch_size: int = _CHOSEN
+    workers: int = 0
+    crop_pct: float = 0.95
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         self.root, self.cache = (None if path is None else Path(path) for path in (self.root, self.cache))
