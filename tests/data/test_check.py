@@ -160,30 +160,24 @@ def test_the_list_is_short_and_the_file_is_whole(capsys: pytest.CaptureFixture[s
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_classes(Path("photos"), ant=2, bee=2)
-    monkeypatch.setattr("icnets.cli.data._EVERY", 4)
+    monkeypatch.setattr("icnets.cli.data._SECONDS", 0)
     problems("photos")
-    assert capsys.readouterr().err == "4 of 4 images\n"
+    assert capsys.readouterr().err == "2 of 4 images\n4 of 4 images\n"
 
 
-class Deadly:
-    """A source that ends the process that reads its second image."""
-
-    def __len__(self) -> int:
-        return 3
+class Deadly(Paths):
+    """Images of which one ends the process that reads it."""
 
     def open(self, index: int) -> Path:
-        return os._exit(1) if index == 1 else Path("photos/ant/000.png")  # type: ignore[return-value]
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
+        return os._exit(1) if self.paths[index].name == "001.png" else self.paths[index]  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(("workers", "named"), [(1, "image 1"), (2, "image 0")])  # by chunks with several
-def test_a_decoder_that_dies(monkeypatch: pytest.MonkeyPatch, workers: int, named: str) -> None:
-    write_classes(Path("photos"), ant=3, bee=0)
-    monkeypatch.setattr(checking, "Paths", lambda paths: Deadly() if paths else Paths([]))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_decoder_that_dies(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    write_classes(Path("photos"), ant=3, bee=1)
+    monkeypatch.setattr(checking, "Paths", Deadly)
     with pytest.raises(
-        ValueError, match=rf"a process that decodes images died at {named} or soon .*; --workers 1 takes"
+        ValueError, match=r"a process that decodes images died, perhaps .*; --workers 1 takes the least"
     ):
         check(Path("photos"), workers)
 
@@ -198,9 +192,9 @@ def test_interrupted() -> None:
     os.mkfifo(root / "ant" / "fifo.png")  # is no file, and not listed
     code = (
         "import signal, sys; from icnets.cli import main; from icnets.cli import data\n"
-        "def progress(done, total):\n"
+        "def progress(self, done, total):\n"
         "    print('begun', flush=True); __import__('time').sleep(60)\n"
-        "data.progress = progress\n"
+        "data.Progress.__call__ = progress\n"
         # Where tests run in the background of a shell, SIGINT is ignored, and so in what they start.
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"

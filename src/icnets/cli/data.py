@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from icnets.cli.parser import Parser
 from icnets.support.files import atomic_write
 
 _SHOWN = 5  # problems of each kind
-_EVERY = 5000  # images a line of progress
+_SECONDS = 10  # between two lines of progress
 
 
 def _parser() -> Any:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"the folder {args.csv.parent} of --csv doesn't exist; create it first")
     from icnets.data.check import KINDS, check
 
-    report = check(args.root, args.workers, progress)
+    report = check(args.root, args.workers, Progress())
     images = " and ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in report.images.items())
     shards = f", {report.shards} shards" if report.shards else ""
     severities = Counter(KINDS[problem.kind][0] for problem in report.problems)
@@ -68,7 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(severities["error"] > 0)
 
 
-def progress(done: int, total: int) -> None:
-    """Tell on standard error, now and then, how many images are done."""
-    if done % _EVERY == 0:
-        print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
+class Progress:
+    """Tells on standard error, every few seconds, how many images are done."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last >= _SECONDS:
+            self.last = time.monotonic()
+            print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)

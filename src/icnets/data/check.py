@@ -3,10 +3,9 @@
 import hashlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "duplicate": ("warning", "the same file twice in one class of a split"),
     "ignored": ("warning", "files in class folders that training doesn't read"),
 }
-_CHUNK = 32  # images that a process is given at a time
+_TOGETHER = 64  # files of a folder that one process decodes at a time
 
 
 class Problem(NamedTuple):
@@ -50,32 +49,12 @@ class Report(NamedTuple):
     shards: int
 
 
-class _Image(NamedTuple):
-    """The number of an image's source, its index there, its split and its class."""
+class _Group(NamedTuple):
+    """Images of a split that are decoded together, and their classes."""
 
-    source: int
-    index: int
+    source: Source
     split: str
-    label: str
-
-
-@dataclass
-class _Found:
-    """Images, the sources that they are in, and what is wrong, by whole paths."""
-
-    images: list[_Image] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def add(self, source: Source, split: str, labels: Sequence[str]) -> None:
-        self.images += [_Image(len(self.sources), i, split, label) for i, label in enumerate(labels)]
-        self.sources.append(source)
-
-    def wrong(self, where: object, kind: str, why: str) -> None:
-        self.problems.append(Problem(str(where), kind, why))
-
-    def name(self, image: _Image) -> str:
-        return self.sources[image.source].name(image.index)
+    labels: list[str]
 
 
 def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambda *_: None) -> Report:
@@ -84,7 +63,7 @@ def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambd
     Args:
         root: DIR/train, DIR/val (and DIR/test), or class folders in DIR; or tar shards in their place.
         workers: processes that decode.
-        progress: is told of every image how many are done, and how many there are.
+        progress: is told now and then how many images are done, and how many there are.
 
     Raises:
         ValueError: the folder is missing, or holds neither class folders nor shards; or a process that decodes died.
@@ -93,101 +72,102 @@ def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambd
         raise ValueError(
             f"{root} is not a folder: give one with train/ and val/, with class folders, or with tar shards"
         )
-    found = _Found()
     shards = {split: find_shards(root, split) for split in ("train", "val", "test")}
     if not any(shards.values()) and not class_names(root):
         shards = {"all": find_shards(root, "")}
-    if any(shards.values()):
-        _list_shards(root, shards, found)
-    elif class_names(root):
-        _list_folders(root, found)
-    else:
-        raise ValueError(f"{root} holds neither class folders nor tar shards; give the folder that does")
-    first: dict[str, _Image] = {}
-    for done, (image, (why, digest)) in enumerate(_inspected(found, workers), start=1):
-        progress(done, len(found.images))
-        other = first.setdefault(digest, image)
-        if why is not None:
-            found.wrong(found.name(image), "unreadable", why)
-        elif other is not image:
-            kinds = {"duplicate-class": image.label != other.label, "duplicate-split": image.split != other.split}
-            for kind in [kind for kind, differs in kinds.items() if differs] or ["duplicate"]:
-                found.wrong(found.name(image), kind, f"same bytes as {found.name(other)}")
-    problems = [Problem(*(printable(text.replace(f"{root}/", "")) for text in each)) for each in found.problems]
-    images = Counter(image.split for image in found.images)
-    classes = {image.label for image in found.images}
+    problems: list[Problem] = []
+    groups = _shards(root, shards, problems) if any(shards.values()) else _folders(root, problems)
+    images: Counter[str] = Counter()
+    for group in groups:
+        images[group.split] += len(group.labels)
+    first: dict[str, tuple[str, str, str]] = {}
+    done = 0
+    for group, found in zip(groups, _inspected(groups, workers), strict=True):
+        for label, (name, why, digest) in zip(group.labels, found, strict=True):
+            other, its_label, its_split = first.setdefault(digest, (name, label, group.split))
+            kinds = {"unreadable": True}
+            if why is None:
+                why = f"same bytes as {other}"
+                kinds = {"duplicate-class": label != its_label, "duplicate-split": group.split != its_split}
+                kinds["duplicate"] = name != other and not any(kinds.values())
+            problems += [Problem(name, kind, why) for kind, holds in kinds.items() if holds]
+        done += len(found)
+        progress(done, images.total())
+    problems = [Problem(*(printable(text.replace(f"{root}/", "")) for text in each)) for each in problems]
+    classes = {label for group in groups for label in group.labels}
     return Report(sorted(problems), dict(images), len(classes), sum(map(len, shards.values())))
 
 
-def _list_folders(root: Path, found: _Found) -> None:
+def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
     folders = split_folders(root) or {"all": root}
     labels = {split: class_names(folder) for split, folder in folders.items()}
+    if not any(labels.values()):
+        raise ValueError(f"{root} holds neither class folders nor tar shards; give the folder that does")
+    groups: list[_Group] = []
     for split, label in ((split, label) for split, names in labels.items() for label in names):
         folder, left_out = folders[split] / label, LeftOut()
         paths = images_below(folder, left_out)
-        found.add(Paths(paths), split, [label] * len(paths))
+        chunks = [paths[start : start + _TOGETHER] for start in range(0, len(paths), _TOGETHER)]
+        groups += [_Group(Paths(chunk), split, [label] * len(chunk)) for chunk in chunks]
         if not paths:
-            found.wrong(folder, "empty-class", "no images")
+            problems.append(Problem(str(folder), "empty-class", "no images"))
         if left_out.total():
-            found.wrong(folder, "ignored", left_out_line(left_out))
+            problems.append(Problem(str(folder), "ignored", left_out_line(left_out)))
         for other in folders:
             if label not in labels[other] and "train" in (split, other):
-                found.wrong(folder, "class-difference", f"there is no {folders[other] / label}")
+                problems.append(Problem(str(folder), "class-difference", f"there is no {folders[other] / label}"))
+    return groups
 
 
-def _list_shards(root: Path, shards: dict[str, list[str]], found: _Found) -> None:
+def _shards(root: Path, shards: dict[str, list[str]], problems: list[Problem]) -> list[_Group]:
+    groups: list[_Group] = []
     targets: dict[str, list[int]] = {}
     for split, name in ((split, name) for split, names in shards.items() for name in names):
         try:
             source = Shards([name], cache=None)
         except ValueError as error:
-            found.wrong(name, "shard", str(error))
-            continue
-        found.add(source, split, [str(target) for target in source.targets])
-        targets.setdefault(split, []).extend(source.targets)
-    if "train" in targets:
-        try:
+            problems.append(Problem(name, "shard", str(error)))
+        else:
+            groups.append(_Group(source, split, [str(target) for target in source.targets]))
+            targets.setdefault(split, []).extend(source.targets)
+    try:
+        if "train" in targets:
             shard_classes(root, targets)
-        except ValueError as error:
-            found.wrong(root, "class-difference", str(error))
+    except ValueError as error:
+        problems.append(Problem(str(root), "class-difference", str(error)))
+    return groups
 
 
 # In processes of their own.
 
 
-def _inspected(found: _Found, workers: int) -> Iterator[tuple[_Image, tuple[str | None, str]]]:
-    """Decode the images; yield each with why it can't be read, or None and a digest of its bytes."""
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(found.sources,))
-    done = -1
+def _inspected(groups: list[_Group], workers: int) -> Iterator[list[tuple[str, str | None, str]]]:
+    """Decode the images of each group: the name of each, why it can't be read (or None), a digest of its bytes."""
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
     try:
-        for done, result in enumerate(pool.map(_inspect, found.images, chunksize=_CHUNK if workers > 1 else 1)):
-            yield found.images[done], result
+        yield from pool.map(_inspect, [group.source for group in groups])
     except BrokenProcessPool as error:
         raise ValueError(
-            f"a process that decodes images died at {found.name(found.images[done + 1])} or soon after it, perhaps for "
-            "want of memory; --workers 1 takes the least, and names the very file"
+            "a process that decodes images died, perhaps for want of memory; --workers 1 takes the least of it"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_sources: Sequence[Source] = ()  # of this process
-
-
-def _begin(sources: Sequence[Source]) -> None:
-    global _sources
-    _sources = sources
+def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
     end_with_parent()
 
 
-def _inspect(image: _Image) -> tuple[str | None, str]:
-    source = _sources[image.source]
-    try:
-        with without_warnings():
-            decode(source.open(image.index))
-        found = source.open(image.index)
-        with open(found, "rb") if isinstance(found, Path) else found as file:
-            return None, hashlib.file_digest(file, "blake2b").hexdigest()
-    except Exception as error:  # decoders raise whatever they stumble over
-        return reason(error), ""
+def _inspect(source: Source) -> list[tuple[str, str | None, str]]:
+    found: list[tuple[str, str | None, str]] = []
+    for index in range(len(source)):
+        try:
+            with without_warnings():
+                decode(source.open(index))
+            again = source.open(index)
+            with open(again, "rb") if isinstance(again, Path) else again as file:
+                found.append((source.name(index), None, hashlib.file_digest(file, "blake2b").hexdigest()))
+        except Exception as error:  # decoders raise whatever they stumble over
+            found.append((source.name(index), reason(error), ""))
+    return found

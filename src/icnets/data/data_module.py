@@ -34,7 +34,6 @@ class ImageData(ImageOptions, EpochData):
         test_fraction: part that becomes the test set where DIR has no splits (with DIR/train but no DIR/test, the
             validation images serve as test images).
         seed: of splits, order and augmentation.
-        check_limit: folders of at most this many images have each image's header read before training starts.
         train_shards: tar shards in WebDataset's layout, as paths or URLs with braces: train-{000000..000146}.tar. Those
             in root (train/*.tar or train*.tar, val likewise) are found without.
         val_shards: likewise, for validation.
@@ -96,7 +95,7 @@ class ImageData(ImageOptions, EpochData):
 
     def _check_arguments(self) -> None:
         positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size"), 1)
-        least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix", "check_limit")
+        least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix")
         require_at_least(self, **positive, **dict.fromkeys((*least, "max_unreadable"), 0))
         for name in ("hflip", "erase", "min_scale", "val_fraction", "test_fraction", "mix_smoothing"):
             if not 0 <= getattr(self, name) <= 1:

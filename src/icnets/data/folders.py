@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnets.data.image_files import LeftOut, images_below, left_out_line, open_image, reason, without_warnings
+from icnets.data.image_files import LeftOut, images_below, left_out_line, reason
 from icnets.support.text import few, tell
 
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
@@ -83,24 +83,6 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
         tell(f"{folder}: {said}")
     targets = [i for i, paths in enumerate(per_class) for _ in paths]
     return Listing([p for paths in per_class for p in paths], targets, names if classes else [])
-
-
-def require_readable(paths: Sequence[Path]) -> None:
-    """Open the header of every image.
-
-    Raises:
-        ValueError: with the number and the first few of those that can't be opened.
-    """
-    broken = []
-    with without_warnings():
-        for path in paths:
-            try:
-                open_image(path).close()
-            except Exception as error:  # decoders raise whatever they stumble over
-                why = reason(error)
-                broken.append(repr(str(path)) + ("" if "it is no image" in why else f" ({why})"))
-    if broken:
-        raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {few(broken)}; repair or remove them")
 
 
 def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tuple[list[int], list[int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from icnets.data.folders import folder_splits, require_readable
+from icnets.data.folders import folder_splits
 from icnets.data.shards import Shards, expand, find_shards
 from icnets.data.sources import Paths, Source
 from icnets.support.files import cache_folder
@@ -23,7 +23,6 @@ class ImageOptions:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     seed: int = 0
-    check_limit: int = 20_000
     train_shards: str | None = None
     val_shards: str | None = None
     max_unreadable: int | None = None
@@ -88,9 +87,6 @@ class ImageOptions:
         assert self.root is not None
         parts = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
         listings = folder_splits(self.root, train_size=self.train_size, seed=self.seed, **parts)
-        every = sorted({path for listing in listings.values() for path in listing.paths})
-        if len(every) <= self.check_limit and not self.max_unreadable:
-            require_readable(every)
         found = {split: (Paths(listing.paths), listing.targets) for split, listing in listings.items()}
         return listings["train"].class_names, found
 

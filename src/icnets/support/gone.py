@@ -4,6 +4,7 @@ from typing import Any
 
 # By group and name: the default, which is dropped where it is read, and what to do instead of giving another value.
 _GONE: dict[str, tuple[Any, str]] = {
+    "data.check_limit": (20_000, "icnets data check DIR looks for images that can't be read"),
     "data.hf": (None, "folders and tar shards are read; shards of the hub by hf:// URLs in data.train_shards"),
     "data.hf_val": ("validation", "data.val_shards names the shards of validation"),
     "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
