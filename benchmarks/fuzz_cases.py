@@ -25,7 +25,7 @@ import icnets
 from icnets.checkpoint.safetensors_file import CheckpointError
 from icnets.cli import fit as lightning_cli  # noqa: F401
 from icnets.cli import main
-from icnets.data.check import checks as check  # noqa: F401
+from icnets.data import check  # noqa: F401
 from imagenet_like import add_member
 
 __all__ = ["CASES", "Case", "prepare"]

@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the images' sides; 1: around 500x375")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=8, help="training shards; those of validation in proportion")
-    parser.add_argument("--broken", type=int, default=0, help="files of each kind that `icnets data check` knows")
+    parser.add_argument("--broken", type=int, default=0, help="files of each kind that `icnets data check` should find")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     try:

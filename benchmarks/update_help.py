@@ -25,11 +25,11 @@ CHOSEN: dict[str, str | None] = {
     "fit": "config name runs plan ckpt_path save_every keep ema overwrite print_config "
     "model.model model.ic model.pretrained model.init_from model.teacher model.optimizer model.lr model.lr_batch "
     "model.weight_decay model.schedule model.warmup model.loss model.compile "
-    "data.root data.image_size data.in_chans data.batch_size data.workers data.train_shards data.val_shards data.hf "
+    "data.root data.image_size data.in_chans data.batch_size data.workers data.train_shards data.val_shards "
     "data.max_unreadable data.auto_augment data.mixup data.cutmix "
     "trainer.max_epochs trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy trainer.precision",
     "validate": _EVALUATION,
-    "test": f"{_EVALUATION} data.test_crops data.test_root data.real_labels",
+    "test": _EVALUATION,
     "compare": "config out lines seeds methods workers threads accelerator prune data.root data.image_size "
     "data.in_chans data.batch_size network.name network.options "
     "training.epochs training.lr training.extra_epochs wld.temperature",

@@ -9,7 +9,7 @@ import torch
 from torchvision import datasets
 
 from icnets.data.folders import take
-from icnets.data.tensors import Part, Splits, TensorData
+from studies.tensors import Part, Splits, TensorData
 
 __all__ = ["CIFAR10", "CIFAR100"]
 
@@ -22,7 +22,7 @@ class CIFAR10(TensorData):
         val: number of training images that are watched instead of trained on, drawn by class and seed.
         train: number of training images; all that are left by default.
         download: let torchvision fetch them to ``root`` if they are not there.
-        **options: see :class:`icnets.data.tensors.TensorData`; usual are shift 4 and hflip.
+        **options: see :class:`studies.tensors.TensorData`; usual are shift 4 and hflip.
     """
 
     reader = datasets.CIFAR10

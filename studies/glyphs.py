@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from icnets.data.folders import take
-from icnets.data.tensors import Splits, TensorData, cached
+from studies.tensors import Splits, TensorData, cached
 
 __all__ = ["CHARACTERS", "Glyphs", "render_folder"]
 
@@ -39,7 +39,8 @@ class Glyphs(TensorData):
         test: number of test images; likewise.
         val_fraction: of the families' images, for validation.
         test_fraction: likewise, for the test.
-        **options: see :class:`icnets.data.tensors.TensorData`.
+        cache: see :class:`studies.tensors.TensorData`.
+        **options: see :class:`studies.tensors.TensorData`.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Glyphs(TensorData):
         test: int = 10_000,
         val_fraction: float = 0.07,
         test_fraction: float = 0.2,
+        cache: Path | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(cache=cache, **options)
         if image_size < 8:
             raise ValueError(f"image_size is {image_size}; it must be at least 8")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from icnets.data.tensors import Splits, TensorData, cached
+from studies.tensors import Splits, TensorData, cached
 
 __all__ = ["MNIST1D"]
 
@@ -20,11 +21,14 @@ class MNIST1D(TensorData):
         train: number of training signals (the package's own set has 4,000).
         val: number of signals watched during training.
         test: number of signals that the error is measured on; many, so that the test set adds little noise.
-        **options: see :class:`icnets.data.tensors.TensorData`.
+        cache: see :class:`studies.tensors.TensorData`.
+        **options: see :class:`studies.tensors.TensorData`.
     """
 
-    def __init__(self, train: int = 4000, val: int = 2000, test: int = 10_000, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, train: int = 4000, val: int = 2000, test: int = 10_000, cache: Path | None = None, **options: Any
+    ) -> None:
+        super().__init__(cache=cache, **options)
         for name, value in (("train", train), ("val", val), ("test", test)):
             if value < 10:
                 raise ValueError(f"{name} is {value}; ten classes need at least 10 signals")

@@ -6,6 +6,7 @@ EU PVSEC 2018; Deitsch et al., Solar Energy 185, 2019.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from icnets.data.folders import take
-from icnets.data.tensors import Splits, TensorData, cached
+from studies.tensors import Splits, TensorData, cached
 
 __all__ = ["SolarCells"]
 
@@ -31,13 +32,20 @@ class SolarCells(TensorData):
         folds: k.
         val_fraction: part of the training folds that is watched instead of trained on.
         limit: use only so many of the images, drawn by grade; None: all.
-        **options: see :class:`icnets.data.tensors.TensorData`.
+        cache: see :class:`studies.tensors.TensorData`.
+        **options: see :class:`studies.tensors.TensorData`.
     """
 
     def __init__(
-        self, image_size: int = 64, folds: int = 5, val_fraction: float = 0.1, limit: int | None = None, **options: Any
+        self,
+        image_size: int = 64,
+        folds: int = 5,
+        val_fraction: float = 0.1,
+        limit: int | None = None,
+        cache: Path | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(cache=cache, **options)
         for name, value, low in (("image_size", image_size, 8), ("folds", folds, 2), ("limit", limit, 100)):
             if value is not None and value < low:
                 raise ValueError(f"{name} is {value}; it must be at least {low}")

@@ -12,11 +12,12 @@ from PIL import Image
 
 import imagenet_like
 from icnets.cli import main
-from icnets.data.check.problems import KINDS
+from icnets.data.check import KINDS
 from imagenet_like import Sample, Settings, encoded, samples, write
 from imagenet_like_broken import add_broken
 
 SETTINGS = Settings(classes=4, train=6, val=2, scale=0.1, shards=2)
+MANY = Settings(classes=4, train=24, val=2, scale=0.1, shards=2)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sets") / "broken"
-    write(out, SETTINGS)
-    add_broken(out, SETTINGS, 2)
+    write(out, MANY)
+    add_broken(out, MANY, 8)
     return out
 
 
@@ -120,7 +121,7 @@ def test_a_broken_set_has_exactly_the_listed_problems(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = [(entry["path"], entry["kind"]) for entry in json.loads((broken / "broken.json").read_text())]
-    assert {kind for _, kind in listed} == KINDS.keys() - {"crash"}
+    assert {kind for _, kind in listed} == KINDS.keys()
     in_folders = sorted(entry for entry in listed if not entry[0].startswith("shards/"))
     assert checked(broken, tmp_path / "folders.csv", "--workers", "1") == (1, in_folders)
     report = capsys.readouterr().out
@@ -135,7 +136,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     sizes = ["--classes", "2", "--train", "3", "--val", "1", "--scale", "0.05", "--shards", "1", "--workers", "1"]
     imagenet_like.main([str(tmp_path / "set"), *sizes, "--broken", "1"])
     assert "3 of 8 images" in capsys.readouterr().err
-    assert len(json.loads((tmp_path / "set" / "broken.json").read_text())) == 14 + 3 + 3 + 6 + 1
+    assert len(json.loads((tmp_path / "set" / "broken.json").read_text())) == 6 + 1 + 3 + 3 + 2
     with pytest.raises(SystemExit, match="2"):
         imagenet_like.main([str(tmp_path / "other"), "--classes", "0"])
     assert "classes is 0; it must be at least 1" in capsys.readouterr().err

@@ -1,9 +1,8 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icnets.data.order import PADDING, EpochBatches, EvaluationBatches, epoch_order
+from icnets.data.order import PADDING, EpochBatches, EvaluationBatches
 
 lengths, batch_sizes, worlds = st.integers(1, 60), st.integers(1, 7), st.integers(1, 5)
 
@@ -48,20 +47,6 @@ def test_repeated_augmentation(world: int) -> None:
         for batches in processes:
             indices = [index for batch in batches for _, index, _ in batch]
             assert len(indices) == len(set(indices))
-
-
-@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=9), window=st.integers(0, 10), seed=st.integers(0, 3))
-def test_windows_of_shards_hold_every_image_once(counts: list[int], window: int, seed: int) -> None:
-    ends = np.cumsum(counts).tolist()
-    groups = list(zip([0, *ends[:-1]], ends, strict=True))
-    order = epoch_order(ends[-1], seed, 1, groups, window)
-    assert sorted(order.tolist()) == list(range(ends[-1]))
-    shard = np.repeat(np.arange(len(counts)), counts)[order]
-    if 0 < window < len(counts):
-        # An image of the last window never comes before one of the first.
-        first = len(set(shard[:1])) and shard[0]
-        last = int(np.flatnonzero(shard == first).max())
-        assert len(set(shard[: last + 1].tolist())) <= window
 
 
 @given(length=lengths, size=batch_sizes, world=worlds)

@@ -42,7 +42,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     about = f"{__doc__} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
     parser = ArgumentParser(prog="icnets compare", description=about, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
-    images = {"nested_key": "data", "skip": {"seed", "predict_root"}, "instantiate": False}
+    images = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
     if "--help" in argv:
         parser.add_class_arguments(ImageData, **images)
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())

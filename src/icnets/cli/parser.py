@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from icnets.support.gone import instead_of
+
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--[^\s=]+).*|unknown option (?P<known>\S+)"
     r"|(?:Option|(?:Group '(?P<group>.+)'|Subcommand '\w+') does not accept option) '(?P<name>.+?)'.*",
@@ -36,6 +38,8 @@ def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
     if found is None:
         return message
     name = found[1] or found["known"] or ".".join(filter(None, (found["group"], found["name"])))
+    if (gone := instead_of(name)) is not None:
+        return gone
     dashes = "--" if name.startswith("--") else ""  # a key of a configuration has none
     known = [option.replace("--", dashes, 1) for option in parser._option_string_actions]
     near = difflib.get_close_matches(name, known, n=1)

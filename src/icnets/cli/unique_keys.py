@@ -1,9 +1,14 @@
-"""jsonargparse's YAML, but a key that stands twice in one mapping is an error: YAML takes the last one silently."""
+"""jsonargparse's YAML, but a key that stands twice in one mapping is an error: YAML takes the last one silently.
+
+Options of earlier versions are dropped, or an error: see :mod:`icnets.support.gone`.
+"""
 
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
+
+from icnets.support.gone import without_gone
 
 UNIQUE_KEYS = "yaml-unique-keys"  # a parser's ``parser_mode``
 
@@ -26,7 +31,7 @@ def _load(text: str, path: str = "") -> Any:
                 where = f"{path or 'the configuration'} has {name!r} twice, in lines {lines[name]} and {line}"
                 raise ValueError(f"{where}; leave one of them")
             lines[name] = line
-    return _yaml(text)
+    return without_gone(_yaml(text))
 
 
 set_loader(UNIQUE_KEYS, _load, (yaml.YAMLError,))

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from icnets.data.data_module import ImageData
-from icnets.data.tensors import TensorData
+from icnets.support.gone import without_gone
 
 
 def imported(path: str) -> Any:
@@ -39,8 +40,8 @@ def make_data(
             the arguments of its class.
         seed: of splits or folds, order and augmentation.
         cache: folder for data that takes long to make.
-        imports: import paths of classes by kind. Every class takes ``seed``; a
-            :class:`icnets.data.tensors.TensorData` takes ``cache`` as well.
+        imports: import paths of classes by kind. Every class takes ``seed``; one with an argument ``cache`` is given
+            that as well.
 
     Raises:
         ValueError: an unknown kind, arguments it doesn't take, or data that can't be used.
@@ -53,7 +54,9 @@ def make_data(
             "imports gives other kinds their import paths"
         )
     make: type[Any] = ImageData if kind == "images" else imported(imports[kind])
-    if cache is not None and issubclass(make, TensorData):
+    if kind == "images":
+        rest = without_gone({"data": rest})["data"]
+    elif cache is not None and "cache" in signature(make).parameters:
         rest["cache"] = cache
     try:
         data = make(**rest, seed=seed)

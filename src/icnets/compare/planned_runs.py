@@ -214,8 +214,7 @@ def _job(settings: Settings, cell: Cell, seed: int, checkpoints: dict[str, Path 
     job = Job(
         method=str(cell) if settings.parts else cell.method,
         seed=seed,
-        # The images have been looked at by now; a run needn't read every header again.
-        data=data if "kind" in data else {**data, "check_limit": 0},
+        data=data,
         network=network,
         training=training,
         basic=settings.network,

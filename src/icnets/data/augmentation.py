@@ -1,60 +1,37 @@
 """How training images are varied: crops, flips, colours, erased rectangles, and batches that are mixed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
+from torch import Tensor
 
-from icnets.data.images import Normalization, mixing
-from icnets.data.protocol import EvaluationTransform, transforms
+from icnets.data.protocol import EvaluationTransform
 
 
-@dataclass(eq=False, repr=False)
-class Augmentation:
-    """The options of :class:`icnets.data.data_module.ImageData` that vary what training sees."""
+def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
+    """Make what mixes the images of a batch. None: neither mixup nor CutMix is wanted."""
+    if not (mixup or cutmix):
+        return None
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
-    shift: int = 1
-    min_scale: float = 0.35
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str | None = None
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_smoothing: float = 0.0
-    repeats: int = 1
 
-    def training_transform(self, view: EvaluationTransform) -> Callable[[Any], Any]:
-        """Make the transform from a PIL image in RGB to the augmented input, of the size and statistics of ``view``.
+def training_transform(options: Any, view: EvaluationTransform) -> Callable[[Any], Tensor]:
+    """Make the transform from a PIL image in RGB to the augmented input, of the size and statistics of ``view``.
 
-        Raises:
-            ValueError: an ``auto_augment`` that timm doesn't understand.
-        """
-        erases = self.erase > 0  # what is erased is filled with normalised noise
-        options: dict[str, Any] = {"mean": (view.mean * 3)[:3], "std": (view.std * 3)[:3]}
-        try:
-            seen = create_transform(
-                view.image_size,
-                is_training=True,
-                scale=(self.min_scale, 1.0),
-                hflip=self.hflip,
-                color_jitter=self.color_jitter,
-                auto_augment=self.auto_augment,
-                re_prob=self.erase,
-                interpolation="bilinear",
-                normalize=erases,
-                **options,
-            )
-        except (AssertionError, KeyError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"auto_augment is {self.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
-            ) from error
-        steps = [seen] if erases else [seen, Normalization(view.mean, view.std)]
-        augment: Callable[[Any], Any] = transforms.Compose(steps)
-        return augment
+    Args:
+        options: an :class:`icnets.data.data_module.ImageData`.
+        view: how evaluation sees the images.
 
-    def mix(self, classes: int) -> Mixup | None:
-        """Make what mixes the images of a training batch. None: neither mixup nor CutMix is wanted."""
-        return mixing(self.mixup, self.cutmix, self.mix_smoothing, classes)
+    Raises:
+        ValueError: an ``auto_augment`` that timm doesn't understand.
+    """
+    own: dict[str, Any] = {name: getattr(options, name) for name in ("hflip", "color_jitter", "auto_augment")}
+    own |= {"scale": (options.min_scale, 1.0), "re_prob": options.erase, "interpolation": "bilinear"}
+    try:
+        return create_transform(view.image_size, is_training=True, **own, **view.statistics)
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"auto_augment is {options.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
+        ) from error

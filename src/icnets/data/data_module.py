@@ -1,47 +1,25 @@
-"""Images for training: scikit-learn's handwritten digits, folders, tar shards, or a Hugging Face dataset."""
+"""Images for training: scikit-learn's handwritten digits, folders, or tar shards."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from icnets.checkpoint.image_notes import usual_statistics
-from icnets.data.augmentation import Augmentation
+from icnets.data.augmentation import mixing, training_transform
 from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, processes, require_at_least
 from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
-from icnets.data.protocol import EvaluationTransform, describe, evaluation_transform, ten_crops
-from icnets.data.splits import Sources
+from icnets.data.protocol import EvaluationTransform
+from icnets.data.splits import ImageOptions
 
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
-_CHOSEN: Any = None  # an option that is None is chosen by the images
 
 
 @dataclass(eq=False, repr=False)
-class _Reading:
-    """How images are read, and how evaluation sees them."""
-
-    image_size: int = _CHOSEN
-    in_chans: int = _CHOSEN
-    mean: tuple[float, ...] = _CHOSEN
-    std: tuple[float, ...] = _CHOSEN
-    batch_size: int = _CHOSEN
-    eval_batch_size: int = _CHOSEN
-    workers: int = 0
-    prefetch: int = 2
-    shuffle_shards: int = 64
-    crop_pct: float = 0.95
-    interpolation: str = "bilinear"
-    test_crops: int = 1
-    predict_root: Path | None = None
-
-
-@dataclass(eq=False, repr=False)
-class ImageData(_Reading, Augmentation, Sources, EpochData):
+class ImageData(ImageOptions, EpochData):
     """Training, validation and test images.
 
     Everything random is drawn by ``seed`` (and epoch): the same seed gives the same images in the same order, however
@@ -56,18 +34,13 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         test_fraction: part that becomes the test set where DIR has no splits (with DIR/train but no DIR/test, the
             validation images serve as test images).
         seed: of splits, order and augmentation.
-        check_limit: folders of at most this many images have each image's header read before training starts.
         train_shards: tar shards in WebDataset's layout, as paths or URLs with braces: train-{000000..000146}.tar. Those
             in root (train/*.tar or train*.tar, val likewise) are found without.
         val_shards: likewise, for validation.
-        hf: Hugging Face dataset, by its name on the hub or its local folder; needs the package datasets.
-        hf_val: its split for validation and test.
         max_unreadable: so many images may be unreadable, and are skipped, before that is an error; one in a thousand
             of a split by default.
         cache: folder for what is kept of the data, such as where images lie in shards; ~/.cache/icnets, or where
             ICNETS_CACHE says.
-        test_root: folder of other images to test on, one subfolder per class, or subfolders 0, 1, ... (ImageNetV2).
-        real_labels: ImageNet-ReaL's real.json for test: a prediction is right if it is among an image's labels.
         shift: digits: largest random shift, in pixels of the 8x8 image.
         min_scale: folder: smallest part of an image's area that a random crop keeps.
         hflip: folder: probability of a horizontal flip.
@@ -86,12 +59,8 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
             steps (of all processes, accumulated batches counted once).
         eval_batch_size: images at a time in evaluation; batch_size by default, or 64.
         workers: processes that read images; 0 reads them in the main process, which is faster for small images.
-        prefetch: batches that each worker reads ahead.
-        shuffle_shards: so many shards, drawn at random, are shuffled together; 0 shuffles all images at once.
         crop_pct: folder: side of what validation and test see, as a fraction of the image's shorter side.
         interpolation: folder: of resizing for validation and test: bilinear, bicubic, ...
-        test_crops: folder: 1 (the centre), or 10 for test, whose probabilities are averaged.
-        predict_root: not used: icnets predict MODEL PATHS reads folders. Configurations of earlier versions name it.
 
     Raises:
         ValueError: for an argument out of its range; by ``setup``, for a folder that can't be used.
@@ -107,7 +76,7 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
 
     def __post_init__(self) -> None:
         EpochData.__init__(self)
-        Sources.__post_init__(self)
+        ImageOptions.__post_init__(self)
         if self.eval_batch_size is None:
             self.eval_batch_size = self._batch_size or LARGEST_BATCH
         self._check_arguments()
@@ -117,18 +86,16 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
 
     def _evaluation(self) -> EvaluationTransform:
         """Make the transform of the options; digits are seen whole, by default with their own size and statistics."""
-        known: dict[str, Any] = {"image_size": 224, "in_chans": 3}
-        if self.digits:
-            channels = 1 if self.in_chans is None else self.in_chans
-            known = {"image_size": 8, **{n: usual_statistics(n, channels, digits=True) for n in ("mean", "std")}}
-            known["in_chans"] = channels
-        names = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
-        view = evaluation_transform(**known | {n: v for n in names if (v := getattr(self, n)) is not None})
-        return replace(view, crop_pct=1.0) if self.digits else view
+        given = {f.name: v for f in fields(EvaluationTransform) if (v := getattr(self, f.name)) is not None}
+        if not self.digits:
+            return EvaluationTransform(**given)
+        channels = given.setdefault("in_chans", 1)
+        usual = {name: usual_statistics(name, channels, digits=True) for name in ("mean", "std")}
+        return replace(EvaluationTransform(**{"image_size": 8, **usual, **given}), crop_pct=1.0)
 
     def _check_arguments(self) -> None:
-        positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size", "prefetch"), 1)
-        least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix", "check_limit", "shuffle_shards")
+        positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size"), 1)
+        least = ("workers", "seed", "shift", "color_jitter", "mixup", "cutmix")
         require_at_least(self, **positive, **dict.fromkeys((*least, "max_unreadable"), 0))
         for name in ("hflip", "erase", "min_scale", "val_fraction", "test_fraction", "mix_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
@@ -136,16 +103,12 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         if self.val_fraction == 0 or self.val_fraction + self.test_fraction >= 1:
             parts = f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}"
             raise ValueError(f"{parts}: validation needs images, and their sum must be less than 1")
-        if self.test_crops not in (1, 10) or (self.digits and self.test_crops == 10):
-            raise ValueError(f"test_crops is {self.test_crops}; it must be 1, or 10 for a folder of images")
         if (self.train_shards is None) != (self.val_shards is None):
             raise ValueError("train_shards and val_shards go together; give both, or a root that holds both")
-        if sum(given is not None for given in (self.root, self.train_shards, self.hf)) > 1:
-            raise ValueError("root, train_shards and hf each name the images; give one of them")
+        if self.root is not None and self.train_shards is not None:
+            raise ValueError("root and train_shards each name the images; give one of them")
         if (self.mixup or self.cutmix) and self._batch_size is not None and self._batch_size % 2:
             raise ValueError(f"batch_size is {self._batch_size}; mixup and cutmix pair images, so make it even")
-        if self.predict_root is not None:
-            raise ValueError(f"predict_root is {self.predict_root}; icnets predict MODEL {self.predict_root} reads it")
 
     @property  # type: ignore[misc]  # of an option
     def batch_size(self) -> int:
@@ -181,47 +144,45 @@ class ImageData(_Reading, Augmentation, Sources, EpochData):
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        targets: list[int] = labels.tolist()
         images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
         images = torch.cat([(images - m) / s for m, s in zip(self.mean, self.std, strict=True)], dim=1)
         if self.image_size != 8:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
-        black = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-        test, pool = take(targets, _DIGITS_TEST, _DIGITS_TEST_SEED)
-        train, val = train_and_val([targets[i] for i in pool], self.train_size, self.val_fraction, self.seed)
+        test, pool = take(labels, _DIGITS_TEST, _DIGITS_TEST_SEED)
+        train, val = train_and_val(labels[pool], self.train_size, self.val_fraction, self.seed)
         splits: dict[str, Images] = {}
         for name, indices in (("train", [pool[i] for i in train]), ("val", [pool[i] for i in val]), ("test", test)):
-            augmented: dict[str, Any] = {}
-            if name == "train":
-                augmented = {"shift": round(self.shift * self.image_size / 8), "mix": self.mix(10)}
-            classes = [targets[i] for i in indices]
-            splits[name] = TensorImages(images[indices], classes, fill=black, seed=self.seed, **augmented)
+            splits[name] = TensorImages(images[indices], labels[indices], **self._varied(name))
         return splits
 
-    def _files(self, source: Any, targets: Any, name: str) -> ImageFiles:
-        training = name == "train"
-        transform: Callable[[Any], Any] = self.training_transform(self.view) if training else self.view
-        return ImageFiles(
-            source,
-            targets,
-            ten_crops(self.view) if name == "test" and self.test_crops == 10 else transform,
-            in_chans=self.in_chans,
-            seed=self.seed,
-            mix=self.mix(len(self._names)) if training else None,
-            training=training,
-            max_unreadable=len(source) // 1000 if self.max_unreadable is None else self.max_unreadable,
-        )
+    def _varied(self, split: str) -> dict[str, Any]:
+        """The options of a split's images that make them random, in training."""
+        if split != "train":
+            return {"seed": self.seed}
+        mix = mixing(self.mixup, self.cutmix, self.mix_smoothing, len(self._names))
+        if not self.digits:
+            return {"seed": self.seed, "mix": mix, "training": True}
+        black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
+        return {"seed": self.seed, "mix": mix, "shift": round(self.shift * self.image_size / 8), "fill": black}
+
+    def _files(self, source: Any, targets: Any, split: str) -> ImageFiles:
+        transform: Any = training_transform(self, self.view) if split == "train" else self.view
+        allowed = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
+        options: dict[str, Any] = {"in_chans": self.in_chans, "max_unreadable": allowed, **self._varied(split)}
+        return ImageFiles(source, targets, transform, **options)
 
     def protocol(self) -> str:
         """Say in one line how the test images are evaluated."""
-        return describe(self, self.size("test"))
+        seen, where = self.view.describe(), f" {self.root or self.val_shards},"
+        if self.digits:
+            seen, where = f"handwritten digits, whole, {self.image_size} pixels", ""
+        return f"protocol: {seen};{where} {self.size('test'):,} images, one label an image"
 
     def unreadable(self) -> list[str]:
         """Name the images that can't be read, found so far by this process and those that read for it."""
-        found = {id(images): images for images in self._splits.values() if isinstance(images, ImageFiles)}
-        return [name for images in found.values() for name in images.unreadable()]
+        files = [images for images in self._splits.values() if isinstance(images, ImageFiles)]
+        return list(dict.fromkeys(name for images in files for name in images.unreadable()))
 
     def names_of_batch(self, epoch: int, batch: int) -> list[str]:
         """Name the images that this process reads for a batch of training, in order."""
-        keys = self.train_batches().batch(epoch, batch)
-        return [self._splits["train"].name(key[1]) for key in keys]
+        return [self._splits["train"].name(key[1]) for key in self.train_batches().batch(epoch, batch)]

@@ -38,9 +38,7 @@ class EpochData(L.LightningDataModule):
     batch_size: int
     eval_batch_size: int
     workers = 0
-    prefetch = 2
     repeats = 1
-    shuffle_shards = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,8 +65,7 @@ class EpochData(L.LightningDataModule):
 
     def names(self, split: str) -> list[str]:
         """Name the images of "train", "val" or "test" in their order: by path, or by number where they have none."""
-        images = range(self.size(split))
-        return [self._splits[split].name(index) for index in images]
+        return [self._splits[split].name(index) for index in range(self.size(split))]
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and batch that come next, and the images of a batch over all processes."""
@@ -124,14 +121,12 @@ class EpochData(L.LightningDataModule):
             size -= size % 2
         if size == 0:
             raise ValueError(f"{len(images)} training images are too few for {world} processes")
-        shards: dict[str, Any] = {"groups": images.groups, "window": self.shuffle_shards}
-        order: dict[str, Any] = {"rank": rank, "world": world, "repeats": self.repeats, **shards}
+        order: dict[str, Any] = {"rank": rank, "world": world, "repeats": self.repeats}
         return EpochBatches(len(images), size, self.seed, self._position, **order)
 
     def training_batch(self, epoch: int, number: int) -> Any:
         """Read (again) what this process trains on in a batch; the course of the training stays as it is."""
-        keys = self.train_batches().batch(epoch, number)
-        return self._splits["train"].__getitems__(keys)
+        return self._splits["train"].__getitems__(self.train_batches().batch(epoch, number))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Give its batches: x (N, C, ...) float32; target (N,) int64, or (N, classes) float32 where mixed."""
@@ -158,7 +153,6 @@ class EpochData(L.LightningDataModule):
             batch_sampler=batches,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             collate_fn=as_is,
         )

@@ -1,13 +1,14 @@
 """Folders whose subfolders are the classes: finding their images, checking them, drawing splits."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from icnets.data.image_files import LeftOut, images_below, left_out_line, open_image, reason, without_warnings
+from icnets.data.image_files import LeftOut, images_below, left_out_line, reason
 from icnets.support.text import few, tell
 
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
@@ -30,22 +31,18 @@ def split_folders(root: Path) -> dict[str, Path]:
         ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
             classes, or be passed over.
     """
-    found = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in _SPLITS.items()}
-    folders = {split: folder for split, folder in found.items() if folder is not None}
-    folders = folders if "train" in folders else {}
-    _refuse_look_alikes(root, folders)
-    return folders
-
-
-def _refuse_look_alikes(root: Path, found: Mapping[str, Path]) -> None:
     names = class_names(root) if root.is_dir() and os.access(root, os.R_OK) else []
+    # Of several names of a split, the first counts, which comes last here.
+    found = {split: root / name for split, usual in _SPLITS.items() for name in reversed(usual) if name in names}
+    folders = found if "train" in found else {}
     like = {name: _LIKE_SPLITS[name.lower()] for name in names if name.lower() in _LIKE_SPLITS}
-    like = {n: split for n, split in like.items() if split not in found and not any((root / n).glob("*.tar"))}
-    if like and (found or len(set(like.values())) > 1 or len(like) == len(names)):
+    like = {n: split for n, split in like.items() if split not in folders and not any((root / n).glob("*.tar"))}
+    if like and (folders or len(set(like.values())) > 1 or len(like) == len(names)):
         raise ValueError(
             f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes; "
             "splits are called train/, val/ and test/, and train/ must be there"
         )
+    return folders
 
 
 def class_names(folder: Path) -> list[str]:
@@ -66,50 +63,26 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
-    names, left_out = _usable_class_names(folder) if classes else [], LeftOut()
-    per_class = [images_below(folder / name, left_out) for name in names or [""]]
-    said = left_out_line(left_out) if left_out.total() else ""
-    if not all(per_class):
-        empty = [repr(name) for name, paths in zip(names, per_class, strict=False) if not paths]
-        where = f"class folder{'s' * (len(empty) > 1)} {few(empty)} of {folder}" if classes else str(folder)
-        raise ValueError(f"no images (.jpg, .png, .webp, ...) in {where}{'; ' * bool(said)}{said}")
-    if said:
-        tell(f"{folder}: {said}")
-    targets = [i for i, paths in enumerate(per_class) for _ in paths]
-    return Listing([p for paths in per_class for p in paths], targets, names)
-
-
-def _usable_class_names(folder: Path) -> list[str]:
     try:
-        names = class_names(folder)
+        names, left_out = class_names(folder) if classes else [""], LeftOut()
     except OSError as error:
         raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
     if strange := [ascii(name) for name in names if os.fsencode(name).decode("utf-8", "replace") != name]:
         raise ValueError(
             f"the names of {len(strange)} class folders of {folder} are no UTF-8: {few(strange)}; rename them"
         )
-    if len(names) < 2:
+    if classes and len(names) < 2:
         found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
         raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
-    return names
-
-
-def require_readable(paths: Sequence[Path]) -> None:
-    """Open the header of every image.
-
-    Raises:
-        ValueError: with the number and the first few of those that can't be opened.
-    """
-    broken = []
-    with without_warnings():
-        for path in paths:
-            try:
-                open_image(path).close()
-            except Exception as error:  # decoders raise whatever they stumble over
-                why = reason(error)
-                broken.append(repr(str(path)) + ("" if "it is no image" in why else f" ({why})"))
-    if broken:
-        raise ValueError(f"{len(broken)} of {len(paths)} images can't be read: {few(broken)}; repair or remove them")
+    per_class = [images_below(folder / name, left_out) for name in names]
+    said = left_out_line(left_out) if left_out.total() else ""
+    if empty := [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]:
+        where = f"class folder{'s' * (len(empty) > 1)} {few(empty)} of {folder}" if classes else str(folder)
+        raise ValueError(f"no images (.jpg, .png, .webp, ...) in {where}{'; ' * bool(said)}{said}")
+    if said:
+        tell(f"{folder}: {said}")
+    targets = [i for i, paths in enumerate(per_class) for _ in paths]
+    return Listing([p for paths in per_class for p in paths], targets, names if classes else [])
 
 
 def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tuple[list[int], list[int]]:
@@ -162,17 +135,26 @@ def train_and_val(
 def folder_splits(
     root: Path, *, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Listing]:
-    """List the images of train, val and test in a folder; see :class:`icnets.data.data_module.ImageData`."""
-    listings = _split_folders(root)
-    if "train" not in listings:
-        everything = listings.pop("all")
-        _require_per_class(everything, 3 if test_fraction else 2, root)
-        wanted = max(len(everything.class_names), round(test_fraction * len(everything.paths)))
-        test, rest = take(everything.targets, wanted if test_fraction else 0, seed, leave=2)
-        listings["train"] = _subset(everything, rest)
-        if test:
-            listings["test"] = _subset(everything, test)
+    """List the images of train, val and test in a folder; see :class:`icnets.data.data_module.ImageData`.
+
+    Raises:
+        ValueError: no folder, too few images of a class, or splits with other classes than the training set's.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
+    folders = split_folders(root)
+    listings = {split: find_images(folder) for split, folder in (folders or {"train": root}).items()}
     pool = listings["train"]
+    for split, listing in listings.items():
+        known, names = set(pool.class_names), set(listing.class_names)
+        differences = {"lacks": known - names, "adds": names - known}
+        if parts := [f"{verb} {few(sorted(map(repr, each)))}" for verb, each in differences.items() if each]:
+            raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
+    if test_fraction and not folders:
+        _require_per_class(pool, 3, root)
+        wanted = max(len(pool.class_names), round(test_fraction * len(pool.paths)))
+        test, rest = take(pool.targets, wanted, seed, leave=2)
+        listings["test"], pool = _subset(pool, test), _subset(pool, rest)
     if "val" not in listings:
         _require_per_class(pool, 2, root)
         train, val = train_and_val(pool.targets, train_size, val_fraction, seed)
@@ -188,25 +170,9 @@ def _subset(listing: Listing, indices: Sequence[int]) -> Listing:
 
 
 def _require_per_class(listing: Listing, least: int, root: Path) -> None:
-    counts = np.bincount(listing.targets, minlength=len(listing.class_names)).tolist()
-    for name, found in zip(listing.class_names, counts, strict=True):
-        if found < least:
+    counts = Counter(listing.targets)
+    for i, name in enumerate(listing.class_names):
+        if (found := counts[i]) < least:
             raise ValueError(
                 f"class {name!r} of {root} has {found} image{'s' * (found > 1)}: each split needs one, {least} in all"
             )
-
-
-def _split_folders(root: Path) -> dict[str, Listing]:
-    """List the splits, or "all" where the folder has none; splits must have the classes of the training set."""
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder: data.root must hold train/ and val/, or one folder per class")
-    folders = split_folders(root)
-    if not folders:
-        return {"all": find_images(root)}
-    listings = {split: find_images(folder) for split, folder in folders.items()}
-    known = set(listings["train"].class_names)
-    for split, listing in listings.items():
-        differences = {"lacks": known - {*listing.class_names}, "adds": {*listing.class_names} - known}
-        if parts := [f"{verb} {few([repr(name) for name in sorted(c)])}" for verb, c in differences.items() if c]:
-            raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
-    return listings

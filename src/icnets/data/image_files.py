@@ -42,10 +42,7 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     found: list[Path] = []
     others: LeftOut = Counter() if left_out is None else left_out
 
-    def refused(error: OSError) -> None:
-        others["folders that can't be opened"] += 1
-
-    for where, folders, names in os.walk(folder, onerror=refused):
+    for where, folders, names in os.walk(folder, onerror=lambda _: others.update(["folders that can't be opened"])):
         found += chosen([Path(where, name) for name in names if not name.startswith(".")], others)
         others[LINK] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
     return sorted(found)
@@ -79,30 +76,31 @@ def open_image(source: IO[bytes] | Path) -> Image.Image:
         ValueError: it is no file, has more than 8 bits a channel, or is too slender to be resized.
         Exception: whatever Pillow stumbles over.
     """
-    image = read_header(source)
-    problem = slenderness(image)
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+        raise ValueError("it is no file")  # a pipe would be waited for
+    image: Image.Image = Image.open(source, formats=_formats())
+    width, height = image.size
+    problem = None
     if image.mode.startswith(("I", "F")):  # Pillow would clip all of it to white
         problem = f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8"
+    elif not 0 < max(width, height) <= _MOST_SLENDER * min(width, height):
+        problem = f"it has {width} × {height} pixels, which can't be resized to a square"
     if problem is not None:
         image.close()
         raise ValueError(problem)
     return image
 
 
-def read_header(source: IO[bytes] | Path) -> Image.Image:
-    """Open the image in a file as :func:`open_image` does, whatever the image is like."""
-    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-        raise ValueError("it is no file")  # a pipe would be waited for
-    image: Image.Image = Image.open(source, formats=_formats())
-    return image
+def decode(source: IO[bytes] | Path, *, grey: bool = False) -> Image.Image:
+    """Read the image in a file, in RGB; ``grey``: without its colours.
 
-
-def slenderness(image: Image.Image) -> str | None:
-    """Say why an image with sides too different can't be resized by the shorter one. None: it can."""
-    width, height = image.size
-    if 0 < max(width, height) <= _MOST_SLENDER * min(width, height):
-        return None
-    return f"it has {width} × {height} pixels, which can't be resized to a square"
+    Raises:
+        Exception: see :func:`open_image`.
+    """
+    with open_image(source) as file:
+        image = file.convert("L") if grey else file
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # to its own mode, convert would copy
 
 
 @contextmanager
@@ -110,9 +108,8 @@ def without_warnings() -> Iterator[None]:
     """Silence Pillow, which warns and logs of metadata and large images for each anew; errors are still raised."""
     log = logging.getLogger("PIL")
     level = log.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL)
+    log.setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(action="ignore"):
         try:
             yield
         finally:

@@ -16,14 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from icnets.data.image_files import open_image, reason, without_warnings
+from icnets.data.image_files import decode, reason, without_warnings
 from icnets.data.order import PADDING, Key, key_parts
 from icnets.data.sources import Source
-from icnets.support.text import few
 
 Batch = tuple[Tensor, Tensor]
 Mix = Callable[[Tensor, Tensor], Batch]
@@ -50,7 +48,7 @@ def _seed_cpu(*entropy: int) -> None:
 
 
 @contextmanager
-def _apart(*entropy: int) -> Iterator[None]:
+def apart(*entropy: int) -> Iterator[None]:
     """Keep the random numbers drawn inside, by the seed ``entropy`` if there is one, from those drawn outside."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
@@ -63,23 +61,12 @@ def _apart(*entropy: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
-    """Make what mixes the images of a batch. None: neither mixup nor CutMix is wanted."""
-    if not (mixup or cutmix):
-        return None
-    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
-
-
 class Images(Dataset[Batch]):
-    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted.
-
-    ``groups``: first index and the one behind the last, of images that lie in one file.
-    """
+    """Images that are read a batch at a time: ``__getitems__`` gives (x, target), mixed where that is wanted."""
 
     targets: Tensor
     seed: int
     mix: Mix | None
-    groups: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -98,17 +85,12 @@ class Images(Dataset[Batch]):
         parts = [key_parts(key) for key in keys]
         epoch, indices = parts[0][0], [max(index, 0) for _, index, _ in parts]
         x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
-        target[torch.tensor([index == PADDING for _, index, _ in parts])] = self.ignored
+        target[torch.tensor([index == PADDING for _, index, _ in parts])] = IGNORED
         if self.mix is None:
             return x, target
-        with _apart(self.seed, epoch, indices[0], 1):
+        with apart(self.seed, epoch, indices[0], 1):
             x, target = self.mix(x, target)
         return x, target.float()
-
-    @property
-    def ignored(self) -> int:
-        """The target of what evaluation leaves out: where several classes may be right, none of them."""
-        return IGNORED if self.targets.ndim == 1 else False
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         """Read images (N, C, ...) of one epoch, augmented, and their classes."""
@@ -129,13 +111,10 @@ class TensorImages(Images):
     """Images (N, C, H, W), or signals (N, C, L), that are in memory.
 
     Args:
-        images: of any dtype; ``transform`` and ``finish`` say what becomes of it.
+        images: of any dtype, float32 as a rule.
         targets: class indices.
         shift: images are shifted at random by up to so many pixels along both axes.
-        fill: per channel, what moves in: the background's value. None: 0.
-        flips: axes along which images are flipped at random, such as -1 for left and right.
-        transform: of one image (C, ...), drawing from torch's random numbers, before it is shifted and flipped.
-        finish: of a whole batch, at the end, such as the normalisation.
+        fill: what moves in, such as a value per channel (C, 1, 1).
         seed: of everything random.
         mix: mixes a batch.
     """
@@ -144,60 +123,29 @@ class TensorImages(Images):
     targets: Any
     _: KW_ONLY
     shift: int = 0
-    fill: Sequence[float] | None = None
-    flips: Sequence[int] = ()
-    transform: Callable[[Tensor], Tensor] | None = None
-    finish: Callable[[Tensor], Tensor] | None = None
+    fill: Tensor | int = 0
     seed: int = 0
     mix: Mix | None = None
 
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
-        shape = (1, -1, *[1] * (self.images.dim() - 2))
-        fill = self.fill or [0.0] * self.images.shape[1]
-        self.background = torch.tensor(fill, dtype=self.images.dtype).view(shape)
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
         return self.read(epoch, indices), self.targets[indices]
 
     def read(self, epoch: int, indices: list[int]) -> Tensor:
         """Read images of one epoch, augmented."""
-        x = self.images[indices]
-        if self.transform is not None:
-            with _apart(self.seed, epoch, indices[0], 2):
-                x = torch.stack([self.transform(image) for image in x])
-        if self.shift:
-            x = self._shifted(x, epoch, indices)
-        if self.flips:
-            table = np.random.default_rng((self.seed, epoch, 3)).random((len(self), len(self.flips)))[indices] < 0.5
-            for axis, flip in zip(self.flips, torch.from_numpy(table).T, strict=True):
-                x = torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(axis), x)
-        return x if self.finish is None else self.finish(x)
+        return self.shifted(self.images[indices], epoch, indices)
 
-    def _shifted(self, x: Tensor, epoch: int, indices: list[int]) -> Tensor:
+    def shifted(self, x: Tensor, epoch: int, indices: list[int]) -> Tensor:
+        """Shift the images ``x``, which are those of ``indices``, as this epoch has it."""
+        if not self.shift:
+            return x
         # There is one table for the epoch, so that a draw depends on neither the batch nor the worker.
-        rng = np.random.default_rng((self.seed, epoch))
-        table = torch.from_numpy(rng.integers(0, 2 * self.shift + 1, size=(len(self), 2)))[indices]
-        height, width = x.shape[-2:]
-        padded = F.pad(x - self.background, (self.shift,) * 4) + self.background
-        rows = (table[:, 0, None] + torch.arange(height))[:, None, :, None]
-        columns = (table[:, 1, None] + torch.arange(width))[:, None, None, :]
-        channel = torch.arange(x.shape[1])[None, :, None, None]
-        return padded[torch.arange(len(x))[:, None, None, None], channel, rows, columns]
-
-
-class Normalization:
-    """Turns uint8 (C, H, W) into float32 by mean and deviation per channel, which are on the scale from 0 to 1.
-
-    Of more channels than there are means, the first are kept. The numbers are those of timm's transforms to the bit,
-    with fewer copies in between.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image[: len(self.mean)].contiguous().div(255).sub_(self.mean).div_(self.std)
+        table = np.random.default_rng((self.seed, epoch)).integers(0, 2 * self.shift + 1, size=(len(self), 2))[indices]
+        padded = F.pad(x - self.fill, (self.shift,) * 4) + self.fill
+        moved = zip(padded, table.tolist(), strict=True)
+        return torch.stack([image[:, top:, left:][:, : x.shape[2], : x.shape[3]] for image, (top, left) in moved])
 
 
 @dataclass(eq=False)
@@ -210,7 +158,7 @@ class ImageFiles(Images):
 
     Args:
         source: gives the encoded images.
-        targets: class indices; or (N, classes) bool, where several classes may be right.
+        targets: class indices.
         transform: draws from the random numbers of random, numpy and torch.
         in_chans: 1 or 3.
         seed: of everything random.
@@ -231,7 +179,6 @@ class ImageFiles(Images):
 
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
-        self.groups = getattr(self.source, "groups", ())
         self._unreadable = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
 
     def name(self, index: int) -> str:
@@ -242,50 +189,45 @@ class ImageFiles(Images):
         return [self.name(index) for index in torch.nonzero(self._unreadable).flatten().tolist()]
 
     def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
-        with _apart(), without_warnings():  # once for all of them: it takes longer than the seeding
+        with apart(), without_warnings():  # once for all of them: it takes longer than the seeding
             pairs = [self._read(epoch, index, copy) for index, copy in zip(indices, copies, strict=True)]
         # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
-        return default_collate([x for x, _ in pairs]), torch.stack([target for _, target in pairs])
+        x, target = default_collate(pairs)
+        return x, target
 
     def evaluated(self, index: int) -> Tensor:
         """Read one image (in_chans, H, W) as evaluation sees it. Raises whatever the decoder does."""
-        with _apart(), without_warnings():
+        with apart(), without_warnings():
             return self._transformed(self._decode(index), 0, index, 0)
 
     def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
-        substitutes: Any = None
+        substitutes = np.random.default_rng((self.seed, epoch, index, copy, 4))
         while True:
             try:
-                image, target = self._decode(index), self.targets[index]
-                break
+                image = self._decode(index)
             except Exception as error:  # decoders raise whatever they stumble over
                 self._count_unreadable(index, error)
-            if not self.training:
-                image, target = Image.new("RGB", (256, 256)), torch.full_like(self.targets[0], self.ignored)
-                break
-            substitutes = substitutes or np.random.default_rng((self.seed, epoch, index, copy, 4))
-            index = int(substitutes.integers(len(self)))
-        return self._transformed(image, epoch, index, copy), target
+                if not self.training:
+                    blank = Image.new("RGB", (256, 256))
+                    return self._transformed(blank, epoch, index, copy), torch.full_like(self.targets[index], IGNORED)
+                index = int(substitutes.integers(len(self)))
+            else:
+                return self._transformed(image, epoch, index, copy), self.targets[index]
 
     def _count_unreadable(self, index: int, error: Exception) -> None:
         """Log the first time that an image is found; raise ValueError where that is one too many."""
         new, why = not self._unreadable[index], reason(error)
         self._unreadable[index] = 1
-        if int(self._unreadable.sum()) > self.max_unreadable:
-            found = self.unreadable()
-            if self.max_unreadable == 0:
-                text = f"can't read the image {self.name(index)}: {why}; repair or remove it, or allow some by "
-                raise ValueError(f"{text}data.max_unreadable") from error
-            text = f"{len(found)} images can't be read, and data.max_unreadable is {self.max_unreadable}: {few(found)}"
-            raise ValueError(f"{text}; icnets data check lists them all") from error
+        if (found := int(self._unreadable.sum())) > self.max_unreadable:
+            raise ValueError(
+                f"can't read the image {self.name(index)}: {why}; {found} images can't be read, and data.max_unreadable"
+                f" is {self.max_unreadable}: repair or remove them (icnets data check lists them all), or allow more"
+            ) from error
         if new:
             _logger.warning("can't read the image %s: %s; it is skipped", self.name(index), why)
 
     def _decode(self, index: int) -> Image.Image:
-        with open_image(self.source.open(index)) as file:
-            image = file if self.in_chans == 3 else file.convert("L")
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")  # to its own mode, convert would copy
+        return decode(self.source.open(index), grey=self.in_chans == 1)
 
     def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:
         _seed_cpu(self.seed, epoch, index, *([copy] if copy else []))

@@ -5,7 +5,7 @@ processes changes neither which images a step sees nor what they look like, and 
 any batch of any epoch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -22,26 +22,6 @@ def key_parts(key: int | Key) -> tuple[int, int, int]:
     return key[0], key[1], key[2] if len(key) > 2 else 0
 
 
-def epoch_order(
-    length: int, seed: int, epoch: int, groups: Sequence[tuple[int, int]] = (), window: int = 0
-) -> np.ndarray:
-    """Return all indices from 0 to length - 1 in the order of an epoch.
-
-    Args:
-        length: number of images.
-        seed: with ``epoch``, decides the order.
-        epoch: from 0.
-        groups: first index and the one behind the last, of images that lie in one file and are read together.
-        window: so many groups, drawn at random, are shuffled together; 0: everything at once.
-    """
-    rng = np.random.default_rng((seed, epoch, length))
-    if not (groups and 0 < window < len(groups)):
-        return rng.permutation(length)
-    drawn = [groups[i] for i in rng.permutation(len(groups))]
-    windows = (drawn[i : i + window] for i in range(0, len(drawn), window))
-    return np.concatenate([rng.permutation(np.concatenate([np.arange(a, b) for a, b in each])) for each in windows])
-
-
 @dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
     """The batches of one process in a training epoch: lists of (epoch, index[, copy]).
@@ -56,7 +36,6 @@ class EpochBatches(Sampler[list[Key]]):
         rank, world: which process of how many.
         repeats: each drawn image comes so many times, in different processes where there are several (repeated
             augmentation, arXiv 1901.09335); an epoch keeps its length, and has fewer different images.
-        groups, window: see :func:`epoch_order`.
     """
 
     length: int
@@ -67,8 +46,6 @@ class EpochBatches(Sampler[list[Key]]):
     rank: int = 0
     world: int = 1
     repeats: int = 1
-    groups: Sequence[tuple[int, int]] = ()
-    window: int = 0
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world)
@@ -77,7 +54,7 @@ class EpochBatches(Sampler[list[Key]]):
         yield from self._from(*self.position())  # asked for with the first batch: a loader makes iterators it drops
 
     def _from(self, epoch: int, first: int) -> Iterator[list[Key]]:
-        order = epoch_order(self.length, self.seed, epoch, self.groups, self.window)
+        order = np.random.default_rng((self.seed, epoch, self.length)).permutation(self.length)
         size = self.batch_size * self.world
         for start in range(first * size, len(self) * size, size):
             places = range(start + self.rank, start + size, self.world)

@@ -1,49 +1,61 @@
 """From where the images are said to be, to the images of each split and the names of the classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from icnets.data.folders import folder_splits, require_readable
-from icnets.data.protocol import find_test_images, read_real_labels
+from icnets.data.folders import folder_splits
 from icnets.data.shards import Shards, expand, find_shards
-from icnets.data.sources import HuggingFace, Paths, Source
+from icnets.data.sources import Paths, Source
 from icnets.support.files import cache_folder
 
-# Of each split, the images and their classes: indices, or for ImageNet-ReaL ``(N, classes)`` bool.
-Located = dict[str, tuple[Source, Sequence[int] | Tensor]]
+_CHOSEN: Any = None  # an option that is None is chosen by the images
+Located = dict[str, tuple[Source, Sequence[int]]]  # of each split, the images and their classes
 
 
 @dataclass(eq=False, repr=False)
-class Sources:
-    """The options of :class:`icnets.data.data_module.ImageData` that say which images there are."""
+class ImageOptions:
+    """The options of :class:`icnets.data.data_module.ImageData`, and from them the images of each split."""
 
     root: Path | None = None
     train_size: int | None = None
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     seed: int = 0
-    check_limit: int = 20_000
     train_shards: str | None = None
     val_shards: str | None = None
-    hf: str | None = None
-    hf_val: str = "validation"
     max_unreadable: int | None = None
     cache: Path | None = None
-    test_root: Path | None = None
-    real_labels: Path | None = None
+    # How training varies them.
+    shift: int = 1
+    min_scale: float = 0.35
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_smoothing: float = 0.0
+    repeats: int = 1
+    # How they are read, and seen by evaluation.
+    image_size: int = _CHOSEN
+    in_chans: int = _CHOSEN
+    mean: tuple[float, ...] = _CHOSEN
+    std: tuple[float, ...] = _CHOSEN
+    batch_size: int = _CHOSEN
+    eval_batch_size: int = _CHOSEN
+    workers: int = 0
+    crop_pct: float = 0.95
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        for name in ("root", "cache", "test_root", "real_labels"):
-            if getattr(self, name) is not None:
-                setattr(self, name, Path(getattr(self, name)))
+        self.root, self.cache = (None if path is None else Path(path) for path in (self.root, self.cache))
 
     @property
     def digits(self) -> bool:
         """Whether the images are scikit-learn's digits."""
-        return self.root is None and self.train_shards is None and self.hf is None
+        return self.root is None and self.train_shards is None
 
     def shards(self) -> dict[str, Shards]:
         """The shards of each split, by their patterns or found in ``root``; none where the images are elsewhere.
@@ -68,39 +80,29 @@ class Sources:
         Raises:
             ValueError: images or classes that can't be used.
         """
-        if self.hf is not None:
-            train, val = HuggingFace(self.hf, "train"), HuggingFace(self.hf, self.hf_val)
-            tested = (val, val.targets)
-            return train.class_names, {"train": (train, train.targets), "val": tested, "test": tested}
         if shards := self.shards():
-            splits: Located = {split: (source, source.targets) for split, source in shards.items()}
-            return self._classes_of(shards), {"test": splits["val"], **splits}
-        return self._folders()
-
-    def _classes_of(self, shards: dict[str, Shards]) -> list[str]:
-        """From ``root/classes.txt``, one a line; without it, they are called by their numbers."""
-        listed = None if self.root is None else self.root / "classes.txt"
-        if listed is not None and listed.is_file():
-            names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
-        else:
-            names, known = [str(i) for i in range(max(shards["train"].targets) + 1)], "the training shards have"
-        for split, source in shards.items():
-            if (most := max(source.targets)) >= len(names):
-                raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(names) - 1}")
-        return names
-
-    def _folders(self) -> tuple[list[str], Located]:
+            names = shard_classes(self.root, {split: found.targets for split, found in shards.items()})
+            splits: Located = {split: (found, found.targets) for split, found in shards.items()}
+            return names, {"test": splits["val"], **splits}
         assert self.root is not None
         parts = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
         listings = folder_splits(self.root, train_size=self.train_size, seed=self.seed, **parts)
-        names = listings["train"].class_names
-        if self.test_root is not None:
-            listings["test"] = find_test_images(self.test_root, names)
-        splits: Located = {name: (Paths(listing.paths), listing.targets) for name, listing in listings.items()}
-        if self.real_labels is not None:
-            paths = listings["test"].paths
-            splits["test"] = (Paths(paths), read_real_labels(self.real_labels, paths, len(names)))
-        every = sorted({path for listing in listings.values() for path in listing.paths})
-        if len(every) <= self.check_limit and not self.max_unreadable:
-            require_readable(every)
-        return names, splits
+        found = {split: (Paths(listing.paths), listing.targets) for split, listing in listings.items()}
+        return listings["train"].class_names, found
+
+
+def shard_classes(root: Path | None, targets: Mapping[str, Sequence[int]]) -> list[str]:
+    """Name the classes of shards: by ``root``/classes.txt, one a line; without it, by their numbers.
+
+    Raises:
+        ValueError: a split has other classes.
+    """
+    listed = None if root is None else root / "classes.txt"
+    if listed is not None and listed.is_file():
+        names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
+    else:
+        names, known = [str(i) for i in range(max(targets["train"]) + 1)], "the training shards have"
+    for split, indices in targets.items():
+        if (most := max(indices)) >= len(names):
+            raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(names) - 1}")
+    return names

@@ -26,7 +26,7 @@ class Card:
         title: of the page; by default the name of the folder or repository.
         license: of the weights, one of the Hub's identifiers ("mit", "apache-2.0", ...). What they were trained from
             decides, so nothing is assumed.
-        datasets: ids on the Hub of what it was trained on; known by itself for a run of ``icnets fit --data.hf``.
+        datasets: ids on the Hub of what it was trained on; known by itself for a run with ``data.hf``, of version 0.1.
         classes: labels in the order of the outputs; by default those of the evidence.
         pipeline_tag: the task, in the Hub's words.
         description: a paragraph of your own, as Markdown.

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from icnets.checkpoint.image_notes import ImageNotes
 from icnets.data.image_files import reason
 from icnets.data.images import ImageFiles, as_is
-from icnets.data.protocol import EvaluationTransform, evaluation_transform, resized
+from icnets.data.protocol import EvaluationTransform
 from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import Artifact
 from icnets.support.text import first_line
@@ -59,7 +59,7 @@ def evaluation_of(
         if len(wanted.get(key, ())) == 1:
             values[key] = wanted[key] * values.get("in_chans", 3)
     try:
-        transform = evaluation_transform(**values)
+        transform = EvaluationTransform(**values)
     except ValueError as error:
         key = str(error).split()[0]
         raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
@@ -76,10 +76,7 @@ def _own(network: nn.Module) -> dict[str, int]:
 
 def _described(name: str, view: EvaluationTransform, assumed: list[str]) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (view.mean, view.std))
-    text = (
-        f"images: shorter side {view.interpolation} to {resized(view.image_size, view.crop_pct)}, the centre crop of "
-        f"{view.image_size} pixels, {'grey, ' if view.in_chans == 1 else ''}mean {mean}, std {std}"
-    )
+    text = f"images: {view.describe()}, {'grey, ' if view.in_chans == 1 else ''}mean {mean}, std {std}"
     options = ", ".join("--" + key.replace("_", "-") for key in assumed)
     if not options:
         return text

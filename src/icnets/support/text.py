@@ -65,3 +65,13 @@ def differing(first: Sequence[str], second: Sequence[str], shown: int = 12) -> t
         return f"{len(names)} classes ({f'from {at} on: ' if at else ''}{rest})"
 
     return around(first), around(second)
+
+
+def printable(text: str) -> str:
+    """Escapes what a terminal would obey or can't show: names come from strangers.
+
+    Example:
+        >>> printable("é 1\\x1b[31m")
+        'é 1\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -14,7 +14,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig
 from icnets.data.images import IGNORED, seed_all
-from icnets.data.protocol import average_crops, best_label
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
 from icnets.support.text import differing
@@ -254,18 +253,11 @@ class ClassificationTask(L.LightningModule):
             raise FloatingPointError(found.message(images, saved[0] if saved else None))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
-        """Logs what images (N, C, H, W), or their crops (N, C, crops, H, W), say; logits and one label each, (N,)."""
-        x, target = batch
-        if x.ndim == 5:
-            logits = average_crops(self.network(self.images(x.movedim(2, 1).flatten(0, 1))), len(x))
-        else:
-            logits = self.network(self.images(x)).float()
-        if target.dtype == torch.bool:
-            logits, target = best_label(logits, target)
-        else:
-            there = int((target != IGNORED).sum())
-            loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / max(there, 1)
-            self.log(f"{stage}/loss", loss, batch_size=there, sync_dist=True)
+        """Logs what images (N, C, H, W) with a label each, (N,), say; logits and labels."""
+        logits, target = self.network(self.images(batch[0])).float(), batch[1]
+        there = int((target != IGNORED).sum())
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / max(there, 1)
+        self.log(f"{stage}/loss", loss, batch_size=there, sync_dist=True)
         for name, metric in self.metrics.items():
             if name.startswith(stage):
                 metric.update(logits, target)
@@ -293,7 +285,7 @@ class ClassificationTask(L.LightningModule):
             self.criterion.observe(self.metrics["val_top1"].compute(), self._teacher_top1)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Updates test/top1, test/top5 and, where each image has one label, test/loss; the answers and targets."""
+        """Updates test/loss, test/top1, test/top5; the answers and targets."""
         logits, target = self._evaluate(batch, "test")
         return {"preds": logits.argmax(1), "target": target}
 

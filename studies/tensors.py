@@ -2,22 +2,54 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from icnets.data.augmentation import mixing
 from icnets.data.cache import cached
 from icnets.data.epochs import EpochData, require_at_least
-from icnets.data.images import TensorImages, mixing
+from icnets.data.images import TensorImages, apart
 
-__all__ = ["Splits", "TensorData", "cached"]
+__all__ = ["AugmentedImages", "Splits", "TensorData", "cached"]
 
 Part = tuple[Tensor, Tensor]
+
+
+@dataclass(eq=False)
+class AugmentedImages(TensorImages):
+    """Images in memory that are not only shifted.
+
+    Args:
+        flips: axes along which images are flipped at random, such as -1 for left and right.
+        transform: of one image (C, ...), drawing from torch's random numbers, before it is shifted and flipped.
+        finish: of a whole batch, at the end, such as the normalisation.
+        **options: see :class:`icnets.data.images.TensorImages`.
+    """
+
+    _: KW_ONLY
+    flips: Sequence[int] = ()
+    transform: Callable[[Tensor], Tensor] | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+
+    def read(self, epoch: int, indices: list[int]) -> Tensor:
+        """Read images of one epoch, augmented."""
+        x = self.images[indices]
+        if self.transform is not None:
+            with apart(self.seed, epoch, indices[0], 2):
+                x = torch.stack([self.transform(image) for image in x])
+        x = self.shifted(x, epoch, indices)
+        if self.flips:
+            table = np.random.default_rng((self.seed, epoch, 3)).random((len(self), len(self.flips)))[indices] < 0.5
+            for axis, flip in zip(self.flips, torch.from_numpy(table).T, strict=True):
+                x = torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(axis), x)
+        return x if self.finish is None else self.finish(x)
 
 
 @dataclass(frozen=True)
@@ -95,14 +127,15 @@ class TensorData(EpochData):
             self._splits[name] = TensorImages(finish(images), target.tolist())
         self._splits["train"] = self._training_set(*found.train, finish)
 
-    def _training_set(self, images: Tensor, target: Tensor, finish: Callable[[Tensor], Tensor]) -> TensorImages:
+    def _training_set(self, images: Tensor, target: Tensor, finish: Callable[[Tensor], Tensor]) -> AugmentedImages:
         mix = mixing(self.mixup, 0.0, self.mix_smoothing, len(self._names))
         options: dict[str, Any] = {"shift": self.shift, "flips": self.flips, "seed": self.seed, "mix": mix}
         if self.randaugment is None:  # then all is normalised once, and black is no longer 0
-            black = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-            return TensorImages(finish(images), target.tolist(), fill=black, **options)
+            black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+            options["fill"] = black.view(-1, *[1] * (images.dim() - 2))
+            return AugmentedImages(finish(images), target.tolist(), **options)
         transform = v2.RandAugment(2, self.randaugment)  # type: ignore[attr-defined]  # torchvision exports it so
-        return TensorImages(images, target.tolist(), transform=transform, finish=finish, **options)
+        return AugmentedImages(images, target.tolist(), transform=transform, finish=finish, **options)
 
     def _check(self, found: Splits) -> None:
         images = found.train[0]

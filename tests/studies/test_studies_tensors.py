@@ -3,8 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from icnets.data.images import TensorImages
-from icnets.data.tensors import Splits, TensorData, cached
+from studies.tensors import AugmentedImages, Splits, TensorData, cached
 
 
 class Dots(TensorData):
@@ -70,7 +69,7 @@ def test_randaugment_sees_bytes_and_the_network_normalised_images() -> None:
 
 def test_flips_flip_about_half_of_the_images_each_along_its_axis() -> None:
     x = torch.arange(4.0).view(1, 1, 2, 2).expand(400, 1, 2, 2)
-    read = TensorImages(x, [0] * 400, flips=(-1,), seed=5).read(0, list(range(400)))
+    read = AugmentedImages(x, [0] * 400, flips=(-1,), seed=5).read(0, list(range(400)))
     flipped = (read == x[:1].flip(-1)).flatten(1).all(1)
     kept = (read == x[:1]).flatten(1).all(1)
     assert bool((flipped ^ kept).all())

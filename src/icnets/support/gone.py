@@ -1,0 +1,48 @@
+"""Options of earlier versions, which stand in the configurations and records of their runs with their defaults."""
+
+from typing import Any
+
+# By group and name: the default, which is dropped where it is read, and what to do instead of giving another value.
+_GONE: dict[str, tuple[Any, str]] = {
+    "data.check_limit": (20_000, "icnets data check DIR looks for images that can't be read"),
+    "data.hf": (None, "folders and tar shards are read; shards of the hub by hf:// URLs in data.train_shards"),
+    "data.hf_val": ("validation", "data.val_shards names the shards of validation"),
+    "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
+    "data.prefetch": (2, "each worker reads two batches ahead; leave it out"),
+    "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
+    "data.shuffle_shards": (64, "all images are shuffled at once, whatever their shards; leave it out"),
+    "data.test_crops": (1, "the centre crop is tested; leave it out"),
+    "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
+}
+
+
+def instead_of(option: str) -> str | None:
+    """Says what to do instead of giving an option, such as ``--data.test_crops``, that is gone; None: it isn't.
+
+    Example:
+        >>> instead_of("--data.predict_root")
+        'there is no option data.predict_root any more: icnets predict MODEL PATHS reads folders'
+    """
+    name = option.removeprefix("--").partition("=")[0]
+    return f"there is no option {name} any more: {_GONE[name][1]}" if name in _GONE else None
+
+
+def without_gone(options: Any) -> Any:
+    """Returns options, which are mappings by group, without those that are gone.
+
+    Raises:
+        ValueError: one of them has another value than its default.
+
+    Example:
+        >>> without_gone({"data": {"root": "photos", "test_crops": 1}})
+        {'data': {'root': 'photos'}}
+    """
+    kept = dict(options) if isinstance(options, dict) else options
+    for option, (default, _) in _GONE.items():
+        group, name = option.split(".")
+        values = kept.get(group) if isinstance(kept, dict) else None
+        if isinstance(values, dict) and name in values:
+            if values[name] != default:
+                raise ValueError(f"{option} is {values[name]!r}, but {instead_of(option)}")
+            kept[group] = {key: value for key, value in values.items() if key != name}
+    return kept
