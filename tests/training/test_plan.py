@@ -42,11 +42,11 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_many_nodes_without_data_or_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.num_nodes", "4"]
-    engine = ["--trainer.strategy", "fsdp2", "--trainer.precision", "bf16-mixed", "--ema", "0.99"]
+    engine = ["--trainer.strategy", "ddp", "--trainer.precision", "bf16-mixed", "--ema", "0.99"]
     model = ["--model.teacher", "none.safetensors", "--model.activation_checkpointing", "true"]
     found = planned(capsys, "--config", FOLDER, "--data.root", "nowhere", *trainer, *engine, *model)
     assert found["devices"] == "8 × gpu on 4 nodes"
-    assert found["strategy"] == "fsdp2, precision bf16-mixed"
+    assert found["strategy"] == "ddp, precision bf16-mixed"
     assert found["images"] == "1,281,167 to train, 50,000 to validate, 1,000 classes (assumed, as ImageNet-1k has them)"
     assert found["batch"] == "128 = 4 a device × 32 devices × 1 accumulated"
     assert found["steps"] == "10,009 an epoch, 10,009 in 1 epochs"
@@ -91,7 +91,7 @@ def test_the_size_of_a_checkpoint(optimizer: str, ema: bool, capsys: pytest.Capt
         ({"accelerator": "cpu", "devices": "auto"}, (1, 1, "one device")),
         ({"accelerator": "gpu", "devices": "4", "num_nodes": 2}, (4, 8, "ddp")),
         ({"accelerator": "gpu", "devices": [0, 2]}, (2, 2, "ddp")),
-        ({"accelerator": "cpu", "devices": 2, "strategy": "fsdp2"}, (2, 2, "fsdp2")),
+        ({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, (2, 2, "ddp")),
     ],
 )
 def test_devices(options: dict[str, Any], expected: tuple[int, int, str]) -> None:

@@ -27,7 +27,6 @@ from icnets.support.files import remove_unfinished
 from icnets.support.quiet import quiet
 from icnets.training.by_class import ByClass
 from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
-from icnets.training.engine import precision_options
 from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
 from icnets.training.task import ClassificationTask
@@ -128,10 +127,8 @@ class _RunCLI(LightningCLI):
         callbacks += [ByClass()] if self.command == "test" else []
         callbacks += self._callbacks_of_fit() if self.command == "fit" else []
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        kwargs |= precision_options(trainer.precision, trainer.accelerator, trainer.strategy)
         given = self.config_init.trainer.plugins or []
-        given = kwargs.get("plugins", given if isinstance(given, list) else [given])
-        kwargs["plugins"] = [AtomicCheckpointIO(), *given]
+        kwargs["plugins"] = [AtomicCheckpointIO(), *(given if isinstance(given, list) else [given])]
         if trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.command == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
 from icnets.support.files import atomic_write
-from icnets.training.engine import gathered_state, sharded
 
 
 def validates_within_fit(trainer: L.Trainer) -> bool:
@@ -112,15 +111,16 @@ class WeightsExport(Callback):
         improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
         if improved:
             self.best = value
-        network, state = _network(pl_module), _weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
+        callbacks: list[Callback] = vars(trainer)["callbacks"]
+        average = next((c.weights(pl_module) for c in callbacks if isinstance(c, WeightAverage)), None)
         self.folder.mkdir(parents=True, exist_ok=True)
         notes = {"epoch": str(trainer.current_epoch + 1)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         notes |= notes_of_data(getattr(trainer, "datamodule", None))
         for name in ("last", "best") if improved else ("last",):
-            checkpoint.save(network, self.folder / f"{name}.safetensors", metadata=notes, state=state)
+            checkpoint.save(_network(pl_module), self.folder / f"{name}.safetensors", metadata=notes, state=average)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -140,7 +140,7 @@ class WeightAverage(Callback):
         decay: of the average per step, in (0, 1).
 
     Raises:
-        ValueError: the decay is not in (0, 1); at the start of training, a network that is sharded.
+        ValueError: the decay is not in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
@@ -153,8 +153,6 @@ class WeightAverage(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         network = _network(pl_module)
-        if sharded(network):
-            raise ValueError("an average of weights (ema) can't be kept under fsdp2; leave ema out, or use ddp")
         self._average = ModelEmaV3(network, decay=self.decay, use_warmup=True)
         self._swapped = False
         if self._resumed is not None:
@@ -209,15 +207,6 @@ class WeightAverage(Callback):
 
 def _network(module: L.LightningModule) -> Any:
     return getattr(module, "network", module)
-
-
-def _weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor] | None:
-    """What to export instead of the network's own state: the average, or gathered shards. None: its own state."""
-    network = _network(module)
-    if sharded(network):
-        return gathered_state(network)
-    callbacks: list[Callback] = vars(trainer)["callbacks"]
-    return next((c.weights(module) for c in callbacks if isinstance(c, WeightAverage)), None)
 
 
 class ProgressLines(ProgressBar):

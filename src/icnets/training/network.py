@@ -78,6 +78,23 @@ def _created(model: str, pretrained: bool, options: Mapping[str, Any], args: Map
         ) from error
 
 
+def recompute_activations_(network: nn.Module) -> None:
+    """Activation checkpointing (arXiv 1604.06174) by timm's ``set_grad_checkpointing``, in place.
+
+    Gradients stay as they are; the running statistics of batch norms see each batch twice, as everywhere with this
+    technique.
+
+    Raises:
+        ValueError: the network can't.
+    """
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:  # the latter of networks of timm's that can't
+        raise ValueError(
+            f"activation_checkpointing: {type(network).__name__} has no set_grad_checkpointing of timm's; leave it out"
+        ) from error
+
+
 def calibrate(network: nn.Module, config: ICConfig, batches: Iterable[Any] | None) -> None:
     """The conversion that waited for data; without any (weights follow from a checkpoint), only the surgery."""
     if batches is None:

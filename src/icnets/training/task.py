@@ -18,10 +18,9 @@ from icnets.data.protocol import average_crops, best_label
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
 from icnets.support.text import differing
-from icnets.training import engine
 from icnets.training.callbacks import validates_within_fit
 from icnets.training.health import BadLoss, LossWatch, check_first_batch
-from icnets.training.network import build_network, calibrate, calibration_batches
+from icnets.training.network import build_network, calibrate, calibration_batches, recompute_activations_
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
 from icnets.training.run_checkpoints import LastCheckpoints
@@ -60,7 +59,8 @@ class ClassificationTask(L.LightningModule):
         bce_threshold: bce: mixed targets above it count as 1, the others as 0; without it they are taken as they are.
         compile: compile the network and its teacher by torch.compile.
         channels_last: keep images and weights with channels last, which GPUs' tensor cores want.
-        activation_checkpointing: compute activations anew in backward: less memory, about a third more time.
+        activation_checkpointing: compute activations anew in backward, by timm's set_grad_checkpointing: less memory,
+            about a third more time.
         optimization: the arguments of :class:`icnets.training.optimization.Optimization`: optimizer, lr, ...
 
     Raises:
@@ -161,21 +161,21 @@ class ClassificationTask(L.LightningModule):
             self._waiting = None
             self.network.train()
         if begins and self.teacher is not None:
-            require_independent(self.teacher.model, self.network)  # while it can be seen: sharding copies
+            require_independent(self.teacher.model, self.network)  # before the optimizer finds frozen parameters
 
     def configure_model(self) -> None:
-        """Once, in place: recomputed activations, memory format, sharding over the strategy's mesh, compilation."""
+        """Once, in place: recomputed activations, memory format, compilation."""
+        if self.device_mesh is not None:
+            raise ValueError("the trainer's strategy shards the network, which isn't supported; use ddp")
         options, self._engine = self._engine, {}
         if options.get("activation_checkpointing"):
-            engine.recompute_activations_(self.network)
+            recompute_activations_(self.network)
         networks = [self.network, *([] if self.teacher is None else [self.teacher.model])]
         for network in networks if options else []:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)
-            if self.device_mesh is not None:
-                engine.shard_(network, self.device_mesh["data_parallel"])
             if options["compile"]:
-                engine.compile_(network)
+                network.compile()
 
     @property
     def global_batch(self) -> int | None:
