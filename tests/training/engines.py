@@ -40,7 +40,7 @@ class _Losses(Callback):
 def fit(precision: str, folder: Path, *, stop: int = EPOCHS, resume: bool = False) -> list[float]:
     torch.manual_seed(5)
     teacher = create_model("resnet10t", ic=None, num_classes=10, in_chans=1, **TINY)
-    options: dict[str, Any] = {"teacher": teacher, "check_teacher": False, "lr": 0.02}
+    options: dict[str, Any] = {"teacher": teacher, "lr": 0.02}
     module = ClassificationTask("resnet10t", 10, 1, ic=ICConfig(), model_options=TINY, **options)
     losses = _Losses(stop)
     saver = ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0, enable_version_counter=False)

@@ -40,10 +40,7 @@ COMMANDS = {
     "report": ("icnets.cli.report:main", "a comparison, or a training, as one HTML page with figures and images"),
     "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
     "convert": ("icnets.cli.convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
-    "export": (
-        "icnets.cli.export:main",
-        "artifacts for ONNX, OpenVINO and others, each compared with PyTorch",
-    ),
+    "export": ("icnets.cli.export:main", "artifacts for ONNX, OpenVINO and others, each compared with PyTorch"),
     "hub": ("icnets.cli.hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
     "data": ("icnets.cli.data:main", "data check: decode every image of a data set, and list what is wrong"),
     "build": ("icnets.cli.build:main", "compile the CPU kernels for this machine, once"),

@@ -11,12 +11,6 @@ _SCAFFOLD = re.compile(
     r"^(Parser key |Does not validate against|Subtypes: |Errors:|Given value|Expected a path but |$)|NoneType"
 )
 _SHORTER = (
-    (r"unrecognized arguments: (--\S+).*", r"unknown option \1"),
-    (r"Subcommand '(\w+)' does not accept option '(.+)'", r"unknown option \2 for \1"),
-    (
-        r"the following arguments are required: (?:fit|validate|test|predict)\.(\S+)",
-        r"\1 is missing; give --\1 or --config",
-    ),
     (r"Problems parsing config: (.*)", r"the configuration is not valid YAML: \1"),
     (r"Unexpected config: ?", r"the configuration is empty; it must be a mapping of options"),
     (r"Unexpected config: (.*)", r"the configuration must be a mapping of options, not \1"),

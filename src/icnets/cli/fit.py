@@ -52,8 +52,8 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.endswith("are required: model.model"):
             command = self.prog.rpartition(" ")[2]
-            message = "model.model is missing; give --model.model or --config"
-            message = message if command == "fit" else _UNTRAINED.format(command)
+            missing = "model.model is missing; give --model.model or --config"
+            message = missing if command == "fit" else _UNTRAINED.format(command)
         raise ValueError(with_hint(message, self)) from ex
 
 
@@ -95,7 +95,7 @@ class _RunCLI(LightningCLI):
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
         add("--ckpt_path", type=str | None, default=None, help=checkpoints)
-        for unused in ("output", "target", "weights_only"):  # in the configurations of runs of version 0.1.0
+        for unused in ("output", "target", "weights_only", "model.check_teacher"):  # in configurations of before
             add(f"--{unused}", type=Any, default=None, help=argparse.SUPPRESS)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -104,6 +104,7 @@ class _RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with of_configuration():
             self.config = chosen = parser.parse_args(with_configuration_of_run(args))
+        chosen.pop("model.check_teacher")  # no argument of the task any more
         chosen.name = chosen.name or run_name(chosen, self.command)
         self.folder = Path(chosen.runs) / chosen.name
         given, chosen.ckpt_path = chosen.ckpt_path, find_checkpoint(chosen.ckpt_path, self.folder)
@@ -143,7 +144,7 @@ class _RunCLI(LightningCLI):
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if chosen.trainer.enable_checkpointing is not False:
             last = LastCheckpoints(checkpoints, chosen.save_every, chosen.keep)
-            callbacks += [WeightsExport(), _best(checkpoints), last]
+            callbacks += [WeightsExport(checkpoints), BestCheckpoint(checkpoints), last]
         return [*callbacks, SavedConfiguration(self.parser, self.config, self.folder)]
 
     def run(self) -> None:
@@ -202,14 +203,3 @@ def _without_sources(model: Any) -> None:
     if model.init_from is not None and not holds_ic_network(model.init_from):
         model.init_from = None
     model.pretrained, model.teacher = False, None
-
-
-def _best(folder: Path) -> BestCheckpoint:
-    return BestCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor="val/top1",
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--[^\s=]+).*|unknown option (?P<known>\S+)"
-    r"|(?:Option|(?:Group '(?P<group>.+)'|Subcommand '\w+') does not accept option) '(?P<name>.+?)'.*",
+    r"|(?:Option|Group '(?P<group>.+)' does not accept option) '(?P<name>.+?)'.*",
     re.DOTALL,
 )
 

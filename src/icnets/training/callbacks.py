@@ -79,31 +79,24 @@ class WeightsExport(Callback):
     ``icnets.save``'s: ``icnets.load`` rebuilds the network from them, without Lightning.
 
     Args:
-        folder: where to write; made if missing. None: beside Lightning's own checkpoints.
+        folder: where to write; made if missing.
         monitor: the logged metric that says which epoch is the best; the first of equals.
         mode: whether larger ("max") or smaller ("min") is better.
 
     Raises:
-        ValueError: an unknown mode; at the start of training, no folder.
+        ValueError: an unknown mode.
 
     Example:
         >>> export = WeightsExport("weights", monitor="loss", mode="min")
         >>> trainer = L.Trainer(callbacks=[export], accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, folder: str | Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
+    def __init__(self, folder: str | Path, monitor: str = "val/top1", mode: str = "max") -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; it must be max or min")
-        self.folder: Any = None if folder is None else Path(folder)
+        self.folder = Path(folder)
         self.monitor, self.mode = monitor, mode
         self.best: float | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and self.folder is None:
-            beside = getattr(trainer.checkpoint_callback, "dirpath", None)
-            if beside is None:
-                raise ValueError("WeightsExport has no folder; give it one, or give ModelCheckpoint a dirpath")
-            self.folder = Path(beside)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
@@ -223,14 +216,14 @@ class ProgressLines(ProgressBar):
         self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
-        elapsed = time.perf_counter() - self._started
+        done, total, metrics = trainer.current_epoch + 1, trainer.max_epochs or 0, trainer.callback_metrics
+        elapsed, forms = (
+            time.perf_counter() - self._started,
+            {"train/loss": ".3f", "val/loss": ".3f", "val/top1": ".2%"},
+        )
         parts = [f"epoch {done}/{total}" if total > 0 else f"epoch {done}"]
-        metrics: dict[str, Tensor] = trainer.callback_metrics
-        for name, form in (("train/loss", ".3f"), ("val/loss", ".3f"), ("val/top1", ".2%")):
-            if name in metrics:
-                parts.append(f"{name} {float(metrics[name]):{form}}")
-        parts.append(f"{elapsed:.0f} s")
+        parts += [f"{name} {float(metrics[name]):{form}}" for name, form in forms.items() if name in metrics]
+        parts += [f"{elapsed:.0f} s"]
         if done < total:
             parts.append(f"{elapsed / (done - self._first_epoch) * (total - done):.0f} s left")
         if trainer.is_global_zero:

@@ -1,6 +1,6 @@
 """The network of a training run: a name or a module, its starting weights, and the conversion."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from icnets.open_network import load_weights, starting_config
 from icnets.support.text import first_line
 from icnets.timm_models import create_model
 from icnets.unit.layers import IC_LAYERS
-
-_CALIBRATION_BATCHES = 4
 
 
 def build_network(
@@ -47,11 +45,16 @@ def build_network(
         if ic is None:
             ic = starting_config(model, trained=pretrained or init_from is not None)
         args: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **(options or {})}
-        network = _created(model, pretrained, options or {}, args)
-    else:
-        if pretrained or options:
-            raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
-        network = model
+        try:
+            model = create_model(model, pretrained=pretrained, ic=None, **args)
+        except Exception as error:  # timm stumbles over unfitting options somewhere within, by any kind of error
+            if not options:
+                raise
+            what = f"timm can't make {model} with model_options {dict(options)}: {first_line(error)}"
+            raise ValueError(f"{what}; check them") from error
+    elif pretrained or options:
+        raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
+    network = model
     if init_from is not None:
         load_weights(network, init_from)
     if ic is not None and ic.warm_start == "calibrate":
@@ -64,18 +67,6 @@ def build_network(
     if ic is not None:
         convert_(network, ic, optimizers=())
     return network.train(), None
-
-
-def _created(model: str, pretrained: bool, options: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
-    try:
-        return create_model(model, pretrained=pretrained, ic=None, **args)
-    except Exception as error:
-        if not options:
-            raise
-        # timm stumbles over unfitting options somewhere within, by any kind of error.
-        raise ValueError(
-            f"timm can't make {model} with model_options {dict(options)}: {first_line(error)}; check them"
-        ) from error
 
 
 def recompute_activations_(network: nn.Module) -> None:
@@ -95,18 +86,9 @@ def recompute_activations_(network: nn.Module) -> None:
         ) from error
 
 
-def calibrate(network: nn.Module, config: ICConfig, batches: Iterable[Any] | None) -> None:
-    """The conversion that waited for data; without any (weights follow from a checkpoint), only the surgery."""
-    if batches is None:
-        convert_(network, config.without_data(), optimizers=())
-    else:
-        convert_(network, config, optimizers=(), calibration_data=batches)
-
-
 def calibration_batches(data: Any) -> Iterator[Tensor]:
     """What a warm start is calibrated on: images (N, C, H, W) of a data module's first validation batches.
 
     These are not augmented, and reading them leaves the course of the training alone.
     """
-    for batch in islice(data.val_dataloader(), _CALIBRATION_BATCHES):
-        yield batch[0]
+    return (batch[0] for batch in islice(data.val_dataloader(), 4))

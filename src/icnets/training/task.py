@@ -12,15 +12,15 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from icnets.convert.state_dicts import mismatch, shapes
-from icnets.convert.surgery import ICConfig
+from icnets.convert.surgery import ICConfig, convert_
 from icnets.data.images import IGNORED, seed_all
 from icnets.data.protocol import average_crops, best_label
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
-from icnets.support.text import differing
+from icnets.support.text import differing, few
 from icnets.training.callbacks import validates_within_fit
 from icnets.training.health import BadLoss, LossWatch, check_first_batch
-from icnets.training.network import build_network, calibrate, calibration_batches, recompute_activations_
+from icnets.training.network import build_network, calibration_batches, recompute_activations_
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
 from icnets.training.run_checkpoints import LastCheckpoints
@@ -52,7 +52,6 @@ class ClassificationTask(L.LightningModule):
         teacher_std: likewise; both or neither.
         teacher_classes: same: the teacher's file must name the data's classes in the same order; by-name: its logits
             are taken by the names of the data's classes, of which it may know more; by-index: as they are.
-        check_teacher: refuse a teacher that isn't better than guessing on the first batches.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
         loss: cross-entropy, or bce: binary cross-entropy, each class by itself (arXiv 2110.00476).
         label_smoothing: of hard labels; that of the distillation's loss, where one is given, must not contradict.
@@ -86,7 +85,6 @@ class ClassificationTask(L.LightningModule):
         teacher_mean: tuple[float, ...] | None = None,
         teacher_std: tuple[float, ...] | None = None,
         teacher_classes: TeacherClasses = "same",
-        check_teacher: bool = True,
         distillation: WeakLogitDistillation | None = None,
         loss: LossName = "cross-entropy",
         label_smoothing: float = 0.0,
@@ -109,16 +107,15 @@ class ClassificationTask(L.LightningModule):
         self.network, self._waiting = build_network(model, ic=ic, **sizes, **start)
         taught: Any = teacher
         if isinstance(teacher, str | Path):
-            taught = open_teacher(str(teacher), classes=teacher_classes, **sizes)
+            taught = open_teacher(str(teacher), in_chans)
         self._init_from, self._distils = init_from, distillation is not None
         self._teacher_options: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
         self._teacher_network = (taught,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
         self.teacher: Teacher | None = None
-        self._check_teacher = check_teacher
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
-        self._watch = LossWatch(math.log(num_classes))
+        self._watch = LossWatch()
         self.channels_last = channels_last
         self._engine = {"compile": compile, "activation_checkpointing": activation_checkpointing}
         # Metrics of an epoch. The means don't search for NaN, which would wait for the device at every step.
@@ -155,9 +152,13 @@ class ClassificationTask(L.LightningModule):
             taught = self._teacher_network[0]
             self.teacher = make_teacher(taught, self._data, distils=self._distils, **self._teacher_options)
         if self._waiting is not None:
-            if fits and fresh and self._data is None:
+            if not (fits and fresh):  # weights follow from a checkpoint
+                convert_(self.network, self._waiting.without_data(), optimizers=())
+            elif self._data is None:
                 raise ValueError('warm_start is "calibrate", which needs a data module; convert the network first')
-            calibrate(self.network, self._waiting, calibration_batches(self._data) if fits and fresh else None)
+            else:
+                images = calibration_batches(self._data)
+                convert_(self.network, self._waiting, optimizers=(), calibration_data=images)
             self._waiting = None
             self.network.train()
         if begins and self.teacher is not None:
@@ -221,7 +222,7 @@ class ClassificationTask(L.LightningModule):
         seed_all(self._seed or 0, self.current_epoch, batch_idx, self.global_rank)
         if not self._checked:
             self._checked = True
-            check_first_batch(self, batch, check_teacher=self._check_teacher)
+            check_first_batch(self, batch[0])
 
     # Training and evaluation.
 
@@ -248,10 +249,13 @@ class ClassificationTask(L.LightningModule):
 
     def _require_finite(self, found: BadLoss | None) -> None:
         if found is not None:
-            names = getattr(self._data, "names_of_batch", None)
+            names = getattr(self._data, "names_of_batch", lambda epoch, batch: ["unknown"])
             saved = [c.newest for c in vars(self.trainer)["callbacks"] if isinstance(c, LastCheckpoints)]
-            images = [] if names is None else names(found.epoch, found.batch)
-            raise FloatingPointError(found.message(images, saved[0] if saved else None))
+            raise FloatingPointError(
+                f"the loss is no finite number ({found.loss}) at step {found.step} (epoch {found.epoch}, batch "
+                f"{found.batch}); its images: {few(names(found.epoch, found.batch), 8)}; last good checkpoint: "
+                f"{saved[0] if saved else None}. Lower lr, lengthen warmup, or check the images' values"
+            )
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         """Logs what images (N, C, H, W), or their crops (N, C, crops, H, W), say; logits and one label each, (N,)."""

@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg
+from icnets.checkpoint.image_notes import ImageNotes
+from icnets.deploy.export.engines import SUFFIXES
 from icnets.distill.teacher import Normalization, Teacher
-from icnets.open_network import notes_of_start, open_network
+from icnets.open_network import network_file, notes_of_start, open_network
 from icnets.support.text import differing, few, tell
-from icnets.timm_models import create_model
 
 TeacherClasses = Literal["same", "by-name", "by-index"]
 
-_NORMALIZATION = ("mean", "std")
 _VIEW = ("image_size", "crop_pct", "interpolation")
 _ORDER = "distillation needs the same classes in the same order"
 
@@ -33,70 +31,34 @@ class TrainedNetwork(NamedTuple):
     class_names: tuple[list[str], ...] = ()
 
 
-def open_teacher(
-    source: str, *, num_classes: int, in_chans: int, classes: TeacherClasses = "same", weights: bool = True
-) -> TrainedNetwork:
+def open_teacher(source: str, in_chans: int) -> TrainedNetwork:
     """A trained network to teach, and what is known of its classes and images.
 
     Args:
         source: path of a checkpoint of ours (.safetensors, .ckpt), a folder of ``save_pretrained``, or "timm:NAME" for
             timm's pretrained network, e.g. timm:resnet50.a2_in1k.
-        num_classes, in_chans: of the student.
-        classes: "by-name" lets the teacher have other classes beside the student's.
-        weights: False: timm's network without its weights, which aren't downloaded then.
+        in_chans: of the student's images.
 
     Raises:
-        ValueError: no such checkpoint or network, one without pretrained weights, or other classes or channels.
+        ValueError: no such checkpoint or network, one without pretrained weights, or other channels.
     """
-    if source.startswith("timm:"):
-        return _of_timm(source, num_classes, in_chans, classes, weights)
-    from icnets.deploy.export.engines import SUFFIXES  # which imports torch.export
-
-    path = Path(source)
-    if path.suffix in SUFFIXES and path.is_file():
+    name, file = source.removeprefix("timm:"), network_file(source)
+    if name == source and (file is None or file.suffix in SUFFIXES):
+        what = f"there is no checkpoint {source}" if file is None else f"{source} is an artifact of icnets export"
         raise ValueError(
-            f"the teacher {source} is an artifact of icnets export; give the checkpoint that it was made of"
+            f"{what}; give a .safetensors or .ckpt file, a folder of save_pretrained (download a repository of the Hub "
+            "first), or timm:NAME for timm's pretrained network"
         )
-    if not path.exists() and is_model(source.split(".")[0]):
-        raise ValueError(f"there is no checkpoint {source}; timm's pretrained network is called timm:{source}")
-    if not (path.exists() or path.suffix in (".safetensors", ".ckpt")):
-        raise ValueError(
-            f"there is no checkpoint {source}; give a .safetensors or .ckpt file, a folder of save_pretrained "
-            "(download a repository of the Hub first), or timm:NAME"
-        )
-    network, notes, _, _ = open_network(path)
-    _require_channels(source, notes, in_chans)
-    return TrainedNetwork(source, network, notes, () if notes.class_names is None else (notes.class_names,))
-
-
-def _require_channels(source: str, notes: ImageNotes, in_chans: int) -> None:
+    network, notes, _, _ = open_network(name, pretrained=name != source)
     if notes.in_chans not in (None, in_chans):
         raise ValueError(
             f"in_chans is {in_chans}, but the teacher {source} was trained with {notes.in_chans}: "
             f"give --data.in_chans {notes.in_chans}, or another teacher"
         )
-
-
-def _of_timm(source: str, num_classes: int, in_chans: int, classes: TeacherClasses, weights: bool) -> TrainedNetwork:
-    name = source.removeprefix("timm:")
-    cfg = get_pretrained_cfg(name) if is_model(name.split(".")[0]) else None
-    if cfg is None or not cfg.has_weights:
-        raise ValueError(
-            f"teacher is {source!r}, but timm has no pretrained network {name!r}; see timm.list_pretrained()"
-        )
-    if cfg.num_classes != num_classes and classes != "by-name":
-        raise ValueError(
-            f"the student has {num_classes} classes and the teacher {source} {cfg.num_classes}: {_ORDER}; "
-            "--model.teacher_classes by-name takes those of the data's names"
-        )
-    notes = notes_of_cfg(cfg.to_dict())
-    _require_channels(source, notes, in_chans)
-    network = create_model(name, pretrained=weights, ic=None, num_classes=cfg.num_classes)
-    subset = infer_imagenet_subset(cfg.to_dict())
-    names: tuple[list[str], ...] = ()
-    if subset and (info := ImageNetInfo(subset)).num_classes() == cfg.num_classes:
-        numbers = range(cfg.num_classes)
-        names = (info.label_names(), [info.index_to_description(i) for i in numbers], [str(i) for i in numbers])
+    names = () if notes.class_names is None else (notes.class_names,)
+    if name != source and (subset := infer_imagenet_subset(network)):
+        info = ImageNetInfo(subset)
+        names = (info.label_names(), *names, [str(i) for i in range(info.num_classes())])
     return TrainedNetwork(source, network, notes, names)
 
 
@@ -175,7 +137,11 @@ def make_teacher(
     options = {"teacher_mean": mean, "teacher_std": std, "teacher_classes": None if classes == "same" else classes}
     given = [name for name, value in options.items() if value is not None]
     if teacher is None:
-        _require_none([*given, *["distillation"] * distils])
+        given += ["distillation"] * distils
+        if given:
+            verb = "is" if len(given) == 1 else "are"
+            remedy = "give --model.teacher FILE too, or leave that out"
+            raise ValueError(f"{', '.join(given)} {verb} given, but no teacher; {remedy}")
         return None
     if isinstance(teacher, Teacher):
         if given:
@@ -188,32 +154,21 @@ def make_teacher(
     positions = class_positions(teacher, getattr(data, "class_names", None), classes)
     if other := _other(teacher.notes, data, _VIEW):
         tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
-    known = [mean, std, teacher.notes.mean, teacher.notes.std]
-    if known == [None] * 4 and getattr(data, "mean", None) is not None:
-        tell(
-            f"the teacher {teacher.name} doesn't note its mean and std: it gets the images with the data's; "
-            "give --model.teacher_mean and teacher_std if it was trained with others"
-        )
+    if mean is None and std is None:
+        mean, std = teacher.notes.mean, teacher.notes.std
+        if None in (mean or std, getattr(data, "mean", None)):
+            mean = std = None
+            tell(
+                f"the teacher {teacher.name} or the data doesn't note its mean and std: it gets the images with the "
+                "data's; give --model.teacher_mean and teacher_std if it was trained with others"
+            )
     return _normalized(teacher, data, mean, std, positions)
 
 
-def _require_none(given: list[str]) -> None:
-    """ValueError where a training without a teacher is told how to be taught: it would be another training."""
-    if given:
-        verb = "is" if len(given) == 1 else "are"
-        raise ValueError(
-            f"{', '.join(given)} {verb} given, but no teacher; give --model.teacher FILE too, or leave that out"
-        )
-
-
 def _normalized(teacher: TrainedNetwork, data: Any, mean: Any, std: Any, positions: list[int] | None) -> Teacher:
-    ours = {f"student_{name}": getattr(data, name, None) for name in _NORMALIZATION}
-    if mean is None and std is None:
-        mean, std = teacher.notes.mean, teacher.notes.std
-        if (mean, std) != (None, None) and None in ours.values():
-            tell(f"the teacher {teacher.name} notes mean and std, the data none: its images are taken as they are")
-            mean = std = None
-    given: dict[str, Any] = {} if mean is None and std is None else {"mean": mean, "std": std, **ours}
+    given: dict[str, Any] = {} if mean is None and std is None else {"mean": mean, "std": std}
+    if given:
+        given |= {"student_mean": getattr(data, "mean", None), "student_std": getattr(data, "std", None)}
     try:
         return Teacher(teacher.network, classes=positions, **given)
     except ValueError as error:
@@ -246,5 +201,5 @@ def compare_start(path: Path | None, data: Any, *, trains: bool) -> None:
             raise ValueError(f"{path} was trained on {first}, the data has {second}; give images of the same classes")
         what = "what the last layer knows is of other classes" if len(theirs) == len(ours) else "the last layer is new"
         tell(f"{path} was trained on {first}, the data has {second}: {what}")
-    if other := _other(notes, data, _NORMALIZATION if trains else (*_NORMALIZATION, *_VIEW)):
+    if other := _other(notes, data, ("mean", "std") if trains else ("mean", "std", *_VIEW)):
         tell(f"{path} was trained with {other}; give --data... as it was, if that isn't meant")
