@@ -1,8 +1,6 @@
 """Errors of jsonargparse and YAML in one line: the option, the value that it was given, and what it must be."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from icnets.support.text import one_line
 
@@ -17,17 +15,6 @@ _SHORTER = (
 )
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _KINDS["tuple"] = "a list of numbers, such as '[0.5, 0.5, 0.5]'"
-
-
-@contextmanager
-def of_configuration() -> Iterator[None]:
-    """Makes a ValueError of what jsonargparse and YAML let through of a file that is no configuration."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the configuration is no UTF-8 text: {error}") from error
-    except RecursionError as error:
-        raise ValueError("the configuration is nested too deeply; it must be a mapping of options") from error
 
 
 def explained(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """fit, validate and test: Lightning's command line around our data and task, with one folder per run."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -14,22 +15,19 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from icnets.cli.allowed_imports import allowed_imports, take_flag
 from icnets.cli.app import COMMANDS
-from icnets.cli.config_errors import of_configuration
-from icnets.cli.fit_callbacks import Announcement, SavedConfiguration, UnreadableImages
+from icnets.cli.configuration import UNIQUE_KEYS, allowed_imports, of_configuration, take_flag
 from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
-from icnets.cli.unique_keys import UNIQUE_KEYS
 from icnets.data.data_module import ImageData
 from icnets.open_network import holds_ic_network, starting_config
-from icnets.support.files import remove_unfinished
+from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.quiet import quiet
-from icnets.training.by_class import ByClass
-from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
+from icnets.training.callbacks import ByClass, History, WeightAverage, WeightsExport, progress_bar
 from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
 from icnets.training.task import ClassificationTask
+from icnets.unit.layers import IC_LAYERS
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 30,
@@ -170,10 +168,8 @@ class _RunCLI(LightningCLI):
         rows = next(c.rows for c in vars(self.trainer)["callbacks"] if isinstance(c, History))
         if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
             print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
-        best_there = (self.folder / "checkpoints" / "best.ckpt").is_file()
-        runs = "" if self.folder.parent == Path("runs") else f" --runs {shlex.quote(str(self.folder.parent))}"
-        name = shlex.quote(self.folder.name)
-        following = f"; next: icnets test{runs} --name {name} --ckpt_path best" if best_there else ""
+        kept = self.folder / "checkpoints" / "best.ckpt"
+        following = f"; next: icnets test --ckpt_path {shlex.quote(str(kept))}" if kept.is_file() else ""
         print(f"files in {self.folder}{following}")
 
 
@@ -203,3 +199,73 @@ def _without_sources(model: Any) -> None:
     if model.init_from is not None and not holds_ic_network(model.init_from):
         model.init_from = None
     model.pretrained, model.teacher = False, None
+
+
+# Callbacks.
+
+
+class SavedConfiguration(Callback):
+    """Writes config.yaml into the run's folder, with what was chosen by default, and without a checkpoint to resume.
+
+    It waits until a checkpoint is loaded: options that a checkpoint refuses would spoil the configuration that its
+    run goes on with.
+    """
+
+    def __init__(self, parser: Any, config: Any, folder: Path) -> None:
+        self.parser, self.config, self.folder = parser, config, folder
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        config, data = self.config.clone(), trainer.datamodule
+        config.ckpt_path = None
+        config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
+        config.model.lr, config.trainer.gradient_clip_val = pl_module.optimization.lr, pl_module.gradient_clip_val
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.folder / "config.yaml") as temporary:  # a process that is started again may read it
+            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
+
+
+class Announcement(Callback):
+    """Says what is trained on what, once all is built and the first step is near."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        network = pl_module.network
+        units = sum(isinstance(m, IC_LAYERS) for m in network.modules())
+        kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
+        sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
+        count = sum(p.numel() for p in network.parameters())
+        lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        step = f"{pl_module.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
+        if pl_module.fine_tunes:
+            step += f" (fine-tuning: a tenth of the usual, gradients clipped to {pl_module.gradient_clip_val:g})"
+        require_one_step(trainer)
+        if trainer.is_global_zero:
+            print(f"{kind}, {count:,} parameters; images: {sizes}; {step}", flush=True)
+
+
+class UnreadableImages(Callback):
+    """After every epoch, says which images could not be read so far, in ``file`` and in a line."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known = 0
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        names = trainer.datamodule.unreadable()
+        if len(names) > self.known and trainer.is_global_zero:
+            with atomic_write(self.file) as unfinished:
+                unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            print(f"{len(names)} images can't be read and were skipped so far: {self.file}", flush=True)
+        self.known = len(names)
+
+
+def require_one_step(trainer: Any) -> None:
+    """Raises ValueError where hosts would go on at different steps, having found different checkpoints."""
+    step = trainer.strategy.broadcast(trainer.global_step)
+    if step != trainer.global_step:
+        raise ValueError(
+            f"process {trainer.global_rank} would go on at step {trainer.global_step} and process 0 at step {step}; "
+            "give --runs a folder that all hosts share"
+        )

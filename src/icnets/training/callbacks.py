@@ -1,9 +1,10 @@
-"""Callbacks: a run's history, its weights as safetensors, their running average, a line of progress per epoch."""
+"""Callbacks: a run's history, its weights, their running average, progress by epoch, and a test's table by class."""
 
 import csv
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
+from icnets.data.images import IGNORED
 from icnets.support.files import atomic_write
+from icnets.support.tables import Table, show
+
+_CLASSES_SHOWN = 20
 
 
 def validates_within_fit(trainer: L.Trainer) -> bool:
@@ -233,3 +239,48 @@ class ProgressLines(ProgressBar):
 def progress_bar() -> ProgressBar:
     """A bar with ETA on a terminal, one line per epoch elsewhere."""
     return RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
+
+
+class ByClass(Callback):
+    """Prints a table by class at the end of a test; ``test_step`` must return ``preds`` and ``target``, ``(N,)``."""
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._names: Sequence[str] = vars(trainer)["datamodule"].class_names
+        self._counts = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORED).to(pl_module.device)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._counts.update(**outputs)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counts = self._counts.compute().cpu()  # of all processes
+        if trainer.is_global_zero:
+            show(table_by_class(counts, self._names))
+
+
+def table_by_class(counts: Tensor, names: Sequence[str]) -> Table:
+    """A row for each class that has images, or for the worst of many.
+
+    Args:
+        counts: ``(classes, classes)``, images by class and answer.
+        names: of the classes.
+
+    Example:
+        >>> table_by_class(Tensor([[3, 1], [0, 2]]).int(), ["cat", "dog"]).rows[0]
+        ['cat', '4', '75.00%', '100.00%', 'dog (1)']
+    """
+    right, images, answers = counts.diag(), counts.sum(1), counts.sum(0)
+    wrong = counts - right.diag()
+    known = [i for i in range(len(names)) if images[i] > 0]
+    title = "by class"
+    if len(known) > _CLASSES_SHOWN:
+        known.sort(key=lambda i: float(right[i] / images[i]))
+        title = f"the {_CLASSES_SHOWN} worst of {len(known)} classes"
+    rows = []
+    for i in known[:_CLASSES_SHOWN]:
+        most = int(wrong[i].argmax())
+        taken = f"{names[most]} ({int(wrong[i, most])})" if wrong[i, most] else ""
+        of_answers = f"{right[i] / answers[i]:.2%}" if answers[i] else ""
+        rows.append([names[i], f"{int(images[i]):,}", f"{right[i] / images[i]:.2%}", of_answers, taken])
+    return Table(title, ["class", "images", "of these right", "of its answers right", "most often taken for"], rows)

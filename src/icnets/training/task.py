@@ -1,6 +1,7 @@
 """Classification: a basic or an IC network, with or without weak logit distillation, as a LightningModule."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from icnets.data.images import IGNORED, seed_all
 from icnets.data.protocol import average_crops, best_label
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
-from icnets.support.text import differing, few
+from icnets.support.hooks import modes_kept
+from icnets.support.text import differing, few, first_line
 from icnets.training.callbacks import validates_within_fit
-from icnets.training.health import BadLoss, LossWatch, check_first_batch
 from icnets.training.network import build_network, calibration_batches, recompute_activations_
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
@@ -28,6 +29,7 @@ from icnets.training.teachers import TeacherClasses, compare_start, make_teacher
 from icnets.unit.layers import IC_LAYERS
 
 _CLIP = 1.0  # the norm of gradients in fine-tuning
+_LOOK_EVERY = 20  # steps between looks at the losses on a GPU, where each look waits for the queue
 
 
 class ClassificationTask(L.LightningModule):
@@ -95,9 +97,9 @@ class ClassificationTask(L.LightningModule):
         **optimization: Any,
     ) -> None:
         super().__init__()
-        options = Optimization(**optimization)
-        self.fine_tunes = options.lr is None and (pretrained or init_from is not None or teacher is not None)
-        self.optimization = with_lr(options, fine_tunes=self.fine_tunes)
+        given = Optimization(**optimization)
+        self.fine_tunes = given.lr is None and (pretrained or init_from is not None or teacher is not None)
+        self.optimization = with_lr(given, fine_tunes=self.fine_tunes)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
@@ -105,17 +107,16 @@ class ClassificationTask(L.LightningModule):
         sizes: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
         start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
         self.network, self._waiting = build_network(model, ic=ic, **sizes, **start)
-        taught: Any = teacher
-        if isinstance(teacher, str | Path):
-            taught = open_teacher(str(teacher), in_chans)
-        self._init_from, self._distils = init_from, distillation is not None
-        self._teacher_options: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
-        self._teacher_network = (taught,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
+        taught: Any = open_teacher(str(teacher), in_chans) if isinstance(teacher, str | Path) else teacher
+        normalization: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std}
+        options = {**normalization, "classes": teacher_classes, "distils": distillation is not None}
+        self._make_teacher = partial(make_teacher, taught, **options)  # no submodule: it belongs into no checkpoint
+        self._init_from = init_from
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
-        self._watch = LossWatch()
+        self._losses: list[tuple[Tensor, int, int, int]] = []  # that weren't looked at, with step, epoch and batch
         self.channels_last = channels_last
         self._engine = {"compile": compile, "activation_checkpointing": activation_checkpointing}
         # Metrics of an epoch. The means don't search for NaN, which would wait for the device at every step.
@@ -149,8 +150,7 @@ class ClassificationTask(L.LightningModule):
             compare_start(self._init_from, self._data, trains=fits)
         begins = fits and self.teacher is None
         if begins:
-            taught = self._teacher_network[0]
-            self.teacher = make_teacher(taught, self._data, distils=self._distils, **self._teacher_options)
+            self.teacher = self._make_teacher(self._data)
         if self._waiting is not None:
             if not (fits and fresh):  # weights follow from a checkpoint
                 convert_(self.network, self._waiting.without_data(), optimizers=())
@@ -222,7 +222,22 @@ class ClassificationTask(L.LightningModule):
         seed_all(self._seed or 0, self.current_epoch, batch_idx, self.global_rank)
         if not self._checked:
             self._checked = True
-            check_first_batch(self, batch[0])
+            self._check_first_batch(self.images(batch[0][:2]))
+
+    def _check_first_batch(self, x: Tensor) -> None:
+        """Raises ValueError where network or teacher can't take ``x``; leaves them and random numbers as they are."""
+        with torch.compiler.set_stance("force_eager"):  # two images are no reason to compile
+            try:
+                with modes_kept(self.network), torch.no_grad():
+                    logits = self.network.eval()(x)
+            except (RuntimeError, AttributeError) as error:  # the latter where options left out one of its layers
+                shape = tuple(x.shape[1:])
+                raise ValueError(f"the network can't take images of shape {shape}: {first_line(error)}") from error
+            if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), self.num_classes):
+                found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                raise ValueError(f"the network gives {found} for {len(x)} images of {self.num_classes} classes")
+            if self.teacher is not None:
+                self.teacher.check(self.network, x)
 
     # Training and evaluation.
 
@@ -237,7 +252,9 @@ class ClassificationTask(L.LightningModule):
         # The teacher goes first: afterwards the student's activations take up memory.
         taught = self.teacher(x) if self.teacher is not None and self.criterion.needs_teacher(progress) else None
         terms = self.criterion.terms(self.network(x), taught, target, progress)
-        self._require_finite(self._watch.update(terms.loss, self.global_step, self.current_epoch, batch_idx))
+        self._losses.append((terms.loss.detach(), self.global_step, self.current_epoch, batch_idx))
+        if x.device.type == "cpu" or len(self._losses) >= _LOOK_EVERY:
+            self._require_finite_losses()
         self._log_mean("loss", terms.loss.detach(), len(x), prog_bar=True)
         if self.teacher is not None:
             self._log_mean("distillation_weight", terms.weight, len(x))
@@ -247,15 +264,19 @@ class ClassificationTask(L.LightningModule):
         self.means[name].update(value, weight=images)
         self.log(f"train/{name}", self.means[name], on_step=False, on_epoch=True, **options)
 
-    def _require_finite(self, found: BadLoss | None) -> None:
-        if found is not None:
-            names = getattr(self._data, "names_of_batch", lambda epoch, batch: ["unknown"])
-            saved = [c.newest for c in vars(self.trainer)["callbacks"] if isinstance(c, LastCheckpoints)]
-            raise FloatingPointError(
-                f"the loss is no finite number ({found.loss}) at step {found.step} (epoch {found.epoch}, batch "
-                f"{found.batch}); its images: {few(names(found.epoch, found.batch), 8)}; last good checkpoint: "
-                f"{saved[0] if saved else None}. Lower lr, lengthen warmup, or check the images' values"
-            )
+    def _require_finite_losses(self) -> None:
+        """Waits for the device, and raises FloatingPointError for the first bad loss since the last look."""
+        waiting, self._losses = self._losses, []
+        losses = torch.stack([loss for loss, *_ in waiting]).tolist() if waiting else []
+        for loss, (_, step, epoch, batch) in zip(losses, waiting, strict=True):
+            if not math.isfinite(loss):
+                names = getattr(self._data, "names_of_batch", lambda epoch, batch: ["unknown"])
+                saved = [c.newest for c in vars(self.trainer)["callbacks"] if isinstance(c, LastCheckpoints)]
+                raise FloatingPointError(
+                    f"the loss is no finite number ({loss}) at step {step} (epoch {epoch}, batch {batch}); its images: "
+                    f"{few(names(epoch, batch), 8)}; last good checkpoint: {saved[0] if saved else None}. "
+                    "Lower lr, lengthen warmup, or check the images' values"
+                )
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         """Logs what images (N, C, H, W), or their crops (N, C, crops, H, W), say; logits and one label each, (N,)."""
@@ -305,7 +326,7 @@ class ClassificationTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the class names (plain strings), so that nobody resumes with other classes, the seed, the means."""
-        self._require_finite(self._watch.look())
+        self._require_finite_losses()
         names = getattr(self._data, "class_names", None)
         checkpoint["icnets"] = {"class_names": names and list(names), "seed": self._seed, "means": self._sums()}
 

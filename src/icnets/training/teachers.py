@@ -16,7 +16,6 @@ from icnets.support.text import differing, few, tell
 TeacherClasses = Literal["same", "by-name", "by-index"]
 
 _VIEW = ("image_size", "crop_pct", "interpolation")
-_ORDER = "distillation needs the same classes in the same order"
 
 
 class TrainedNetwork(NamedTuple):
@@ -93,23 +92,18 @@ def class_positions(
     if names == ours:
         return None
     if classes == "same":
-        raise ValueError(_disagreement(teacher.name, names, ours))
+        first, second = differing(names, ours)
+        remedy = ""
+        if set(ours) <= set(names):
+            remedy = "; --model.teacher_classes by-name takes its logits by their names"
+        elif len(ours) == len(names) and all(a == b or a not in ours for a, b in zip(names, ours, strict=True)):
+            remedy = "; if only their names differ, give --model.teacher_classes by-index"
+        order = "distillation needs the same classes in the same order"
+        raise ValueError(f"the teacher {teacher.name} knows {first}, the data has {second}; {order}{remedy}")
     if lost := [name for name in ours if names.count(name) != 1]:
         what = "has several times" if lost[0] in names else "lacks"
         raise ValueError(f"the teacher {teacher.name} {what} {len(lost)} of the data's classes: {few(lost, 8)}")
     return [names.index(name) for name in ours]
-
-
-def _disagreement(name: str, theirs: list[str], ours: list[str]) -> str:
-    first, second = differing(theirs, ours)
-    counts = remedy = ""
-    if len(ours) != len(theirs):
-        counts = f"the student has {len(ours)} classes and the teacher {len(theirs)}: "
-    if set(ours) <= set(theirs):
-        remedy = "; --model.teacher_classes by-name takes its logits by their names"
-    elif not counts and all(a == b or a not in ours for a, b in zip(theirs, ours, strict=True)):
-        remedy = "; if only their names differ, give --model.teacher_classes by-index"
-    return f"{counts}the teacher {name} knows {first}, the data has {second}; {_ORDER}{remedy}"
 
 
 def make_teacher(
@@ -147,33 +141,35 @@ def make_teacher(
         if given:
             raise ValueError("a Teacher has its own mean, std and classes; leave teacher_mean, _std, _classes out")
         return teacher
-    if isinstance(teacher, nn.Module):
+    positions = None
+    if isinstance(teacher, nn.Module):  # which notes nothing
         if classes == "by-name":
             raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
-        return _normalized(TrainedNetwork(type(teacher).__name__, teacher, ImageNotes()), data, mean, std, None)
-    positions = class_positions(teacher, getattr(data, "class_names", None), classes)
-    if other := _other(teacher.notes, data, _VIEW):
-        tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
-    if mean is None and std is None:
-        mean, std = teacher.notes.mean, teacher.notes.std
-        if None in (mean or std, getattr(data, "mean", None)):
-            mean = std = None
-            tell(
-                f"the teacher {teacher.name} or the data doesn't note its mean and std: it gets the images with the "
-                "data's; give --model.teacher_mean and teacher_std if it was trained with others"
-            )
-    return _normalized(teacher, data, mean, std, positions)
-
-
-def _normalized(teacher: TrainedNetwork, data: Any, mean: Any, std: Any, positions: list[int] | None) -> Teacher:
-    given: dict[str, Any] = {} if mean is None and std is None else {"mean": mean, "std": std}
-    if given:
-        given |= {"student_mean": getattr(data, "mean", None), "student_std": getattr(data, "std", None)}
+        teacher = TrainedNetwork(type(teacher).__name__, teacher, ImageNotes())
+    else:
+        positions = class_positions(teacher, getattr(data, "class_names", None), classes)
+        if other := _other(teacher.notes, data, _VIEW):
+            tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
+        if mean is None and std is None:
+            mean, std = _noted_normalization(teacher, data)
+    given: dict[str, Any] = {"mean": mean, "std": std}
+    given |= {"student_mean": getattr(data, "mean", None), "student_std": getattr(data, "std", None)}
     try:
-        return Teacher(teacher.network, classes=positions, **given)
+        return Teacher(teacher.network, classes=positions, **({} if mean is None and std is None else given))
     except ValueError as error:
         remedy = "give both --model.teacher_mean and teacher_std"
         raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}; {remedy}") from error
+
+
+def _noted_normalization(teacher: TrainedNetwork, data: Any) -> Any:
+    mean, std = teacher.notes.mean, teacher.notes.std
+    if None not in (mean or std, getattr(data, "mean", None)):
+        return mean, std
+    tell(
+        f"the teacher {teacher.name} or the data doesn't note its mean and std: it gets the images with the data's; "
+        "give --model.teacher_mean and teacher_std if it was trained with others"
+    )
+    return None, None
 
 
 def _other(notes: ImageNotes, data: Any, keys: Sequence[str]) -> str:
