@@ -149,12 +149,12 @@ def test_networks_of_timm_know_imagenets_names(monkeypatch: pytest.MonkeyPatch) 
 
 def test_how_to_be_taught_without_a_teacher_is_an_error(pets: Path) -> None:
     for given, message in (
-        ({"teacher_classes": "by-name"}, "teacher_classes is given, but no teacher; give --model.teacher FILE too"),
+        ({"teacher_classes": "by-name"}, "given: teacher_classes, and no teacher; give --model.teacher FILE"),
         (
             {"teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3},
-            "teacher_mean, teacher_std are given, but no teacher",
+            "given: teacher_mean, teacher_std, and no teacher",
         ),
-        ({"distillation": WeakLogitDistillation()}, "distillation is given, but no teacher"),
+        ({"distillation": WeakLogitDistillation()}, "given: distillation, and no teacher"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(images(pets), None, **given)
@@ -313,7 +313,7 @@ def test_positions_in_python() -> None:
     assert torch.equal(Teacher(network, classes=[4, 0])(x), network(x)[:, [4, 0]])
     taught = Teacher(network, classes=[4, 0])
     assert torch.equal(torch.compile(taught, backend="eager", fullgraph=True)(x), taught(x))
-    with pytest.raises(ValueError, match="a Teacher has its own mean, std and classes; leave teacher_mean"):
+    with pytest.raises(ValueError, match="given: teacher_classes, and a Teacher, which has its own mean, std"):
         make_teacher(taught, None, classes="by-index")
     assert make_teacher(taught, None) is taught
     with pytest.raises(ValueError, match=r"classes asks for class 5 of the teacher, which gives \(3, 5\)"):

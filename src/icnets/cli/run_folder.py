@@ -57,9 +57,8 @@ def find_checkpoint(given: Any, folder: Path) -> str | None:
         for problem in problems:
             print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
         if path is None and (given == "last" or problems):
-            raise ValueError(
-                f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}; begin anew without --ckpt_path"
-            )
+            what = f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}"
+            raise ValueError(f"{what}; begin anew without --ckpt_path")
         return None if path is None else str(path)
     path = folder / "checkpoints" / "best.ckpt" if given == "best" else Path(given)
     read_checkpoint(path)

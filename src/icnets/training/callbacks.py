@@ -55,9 +55,7 @@ class History(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if validates_within_fit(trainer):
-            self._since = time.perf_counter()
+    on_validation_end = on_train_epoch_start
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
@@ -105,9 +103,9 @@ class WeightsExport(Callback):
         self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        sign = 1 if self.mode == "max" else -1
-        improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
+        value, before = float(trainer.callback_metrics.get(self.monitor, math.nan)), self.best
+        better = before is None or (value > before if self.mode == "max" else value < before)
+        improved = better and not math.isnan(value)
         if improved:
             self.best = value
         if not trainer.is_global_zero:
@@ -211,10 +209,6 @@ def _network(module: L.LightningModule) -> Any:
 class ProgressLines(ProgressBar):
     """One line per epoch, with the time left: for logs and pipes, where a bar would only leave debris."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._started, self._first_epoch = 0.0, 0
-
     def disable(self) -> None:
         """Does nothing: the first process alone prints."""
 
@@ -223,17 +217,13 @@ class ProgressLines(ProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         done, total, metrics = trainer.current_epoch + 1, trainer.max_epochs or 0, trainer.callback_metrics
-        elapsed, forms = (
-            time.perf_counter() - self._started,
-            {"train/loss": ".3f", "val/loss": ".3f", "val/top1": ".2%"},
-        )
+        elapsed = time.perf_counter() - self._started
+        forms = {"train/loss": ".3f", "val/loss": ".3f", "val/top1": ".2%"}
         parts = [f"epoch {done}/{total}" if total > 0 else f"epoch {done}"]
         parts += [f"{name} {float(metrics[name]):{form}}" for name, form in forms.items() if name in metrics]
-        parts += [f"{elapsed:.0f} s"]
-        if done < total:
-            parts.append(f"{elapsed / (done - self._first_epoch) * (total - done):.0f} s left")
+        left = f"  {elapsed / (done - self._first_epoch) * (total - done):.0f} s left" if done < total else ""
         if trainer.is_global_zero:
-            print("  ".join(parts), flush=True)
+            print("  ".join(parts), f" {elapsed:.0f} s{left}", flush=True)
 
 
 def progress_bar() -> ProgressBar:

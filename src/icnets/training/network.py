@@ -59,10 +59,8 @@ def build_network(
         load_weights(network, init_from)
     if ic is not None and ic.warm_start == "calibrate":
         if any(isinstance(m, IC_LAYERS) for m in network.modules()):
-            raise ValueError(
-                f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated; "
-                "leave ic.warm_start out, or start from the basic network's"
-            )
+            what = f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated"
+            raise ValueError(f"{what}; leave ic.warm_start out, or start from the basic network's")
         return network.train(), ic
     if ic is not None:
         convert_(network, ic, optimizers=())
@@ -81,9 +79,8 @@ def recompute_activations_(network: nn.Module) -> None:
     try:
         network.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError) as error:  # the latter of networks of timm's that can't
-        raise ValueError(
-            f"activation_checkpointing: {type(network).__name__} has no set_grad_checkpointing of timm's; leave it out"
-        ) from error
+        what = f"activation_checkpointing: {type(network).__name__} has no set_grad_checkpointing of timm's"
+        raise ValueError(f"{what}; leave it out") from error
 
 
 def calibration_batches(data: Any) -> Iterator[Tensor]:

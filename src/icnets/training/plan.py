@@ -81,10 +81,8 @@ def preflight(folder: Path, needed: int) -> None:
         raise ValueError(f"can't write to the run's folder {folder} ({error.strerror}); give another --runs") from error
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(
-            f"{folder} has {_size(free)} of free disk space, but the checkpoints need {_size(needed)}: "
-            "free some, or give another --runs"
-        )
+        what = f"{folder} has {_size(free)} of free disk space, but the checkpoints need {_size(needed)}"
+        raise ValueError(f"{what}: free some, or give another --runs")
 
 
 def _size(count: float) -> str:
@@ -124,10 +122,7 @@ def _lines_of_the_run(chosen: Any, images: int) -> list[tuple[str, str]]:
     world = per_node * nodes
     batch = chosen.data.batch_size or default_batch(images, world * accumulated)
     global_batch = batch * world * accumulated
-    batches, limit = math.ceil(images / world) // batch, trainer.limit_train_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    per_epoch = math.ceil(batches / accumulated)
+    per_epoch = math.ceil(math.ceil(images / world) // batch / accumulated)
     total = per_epoch * (trainer.max_epochs or 0)
     total = min(total, trainer.max_steps) if trainer.max_steps > 0 else total
     trained = model.pretrained or model.init_from is not None or model.teacher is not None

@@ -1,6 +1,5 @@
 """Checkpoints of a run: written whole or not at all, checked when they are read, and the last few of them kept."""
 
-import re
 import signal
 import threading
 import zipfile
@@ -17,7 +16,6 @@ from icnets.support.text import first_line
 
 STOPPED = 143  # exit status: 128 + SIGTERM
 _ASK_EVERY = 10  # steps on a GPU between two all-reductions, each of which waits for the queue
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,17 +49,14 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         if missing := {"state_dict", "icnets"} - content.keys():
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
     except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)}); "
-            "weights alone are given as model.init_from"
-        ) from error
+        what = f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)})"
+        raise ValueError(f"{what}; weights alone are given as model.init_from") from error
     return content
 
 
 def last_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of the last steps in ``folder``, the newest first."""
-    found = ((int(m.group(1)), path) for path in folder.glob("step-*.ckpt") if (m := _NAME.fullmatch(path.name)))
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted(folder.glob("step-" + 9 * "[0-9]" + ".ckpt"), reverse=True)
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:

@@ -35,8 +35,8 @@ _LOOK_EVERY = 20  # steps between looks at the losses on a GPU, where each look 
 class ClassificationTask(L.LightningModule):
     """Train and evaluate an image classifier.
 
-    Logged: train/loss; val/ and test/ loss, top1 and (beyond 5 classes) top5, as fractions; and the distillation's
-    weight. Checkpoints hold the student alone, never the teacher.
+    Logged: train/loss; val/ and test/ loss, top1 and (beyond 5 classes) top5, as fractions. Checkpoints
+    hold the student alone, never the teacher.
 
     Args:
         model: a timm name, with or without ic_ (resnet18, ic_resnet18), or any module (N, C, H, W) -> (N, classes).
@@ -104,13 +104,12 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
         self.criterion = make_criterion(distillation, loss, label_smoothing, bce_threshold)
-        sizes: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
         start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
-        self.network, self._waiting = build_network(model, ic=ic, **sizes, **start)
+        self.network, self._waiting = build_network(model, num_classes=num_classes, in_chans=in_chans, ic=ic, **start)
         taught: Any = open_teacher(str(teacher), in_chans) if isinstance(teacher, str | Path) else teacher
-        normalization: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std}
-        options = {**normalization, "classes": teacher_classes, "distils": distillation is not None}
-        self._make_teacher = partial(make_teacher, taught, **options)  # no submodule: it belongs into no checkpoint
+        told: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
+        # In a partial it is no submodule: nothing of it belongs into a checkpoint.
+        self._make_teacher: Any = partial(make_teacher, taught, distils=distillation is not None, **told)
         self._init_from = init_from
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
@@ -118,18 +117,13 @@ class ClassificationTask(L.LightningModule):
         self._seed: int | None = None
         self._losses: list[tuple[Tensor, int, int, int]] = []  # that weren't looked at, with step, epoch and batch
         self.channels_last = channels_last
-        self._engine = {"compile": compile, "activation_checkpointing": activation_checkpointing}
-        # Metrics of an epoch. The means don't search for NaN, which would wait for the device at every step.
-        means = {name: MeanMetric(nan_strategy="disable") for name in ("loss", "distillation_weight")}
-        self.means: Any = nn.ModuleDict(means)
+        self._compiles, self._recomputes = compile, activation_checkpointing
+        # Metrics of an epoch. The mean doesn't search for NaN, which would wait for the device at every step.
+        self.mean_loss: Any = MeanMetric(nan_strategy="disable")
         ranks = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
-        self.metrics: Any = nn.ModuleDict(
-            {
-                f"{stage}_{name}": MulticlassAccuracy(num_classes, top_k=k, average="micro", ignore_index=IGNORED)
-                for stage in ("val", "test", "teacher")
-                for name, k in ranks.items()
-            }
-        )
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", ignore_index=IGNORED)
+        names = [(f"{stage}_{name}", k) for stage in ("val", "test", "teacher") for name, k in ranks.items()]
+        self.metrics: Any = nn.ModuleDict({name: accuracy(top_k=k) for name, k in names})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
@@ -148,34 +142,28 @@ class ClassificationTask(L.LightningModule):
         fits, fresh = stage == "fit", self.trainer.ckpt_path is None
         if fresh:
             compare_start(self._init_from, self._data, trains=fits)
-        begins = fits and self.teacher is None
-        if begins:
-            self.teacher = self._make_teacher(self._data)
         if self._waiting is not None:
-            if not (fits and fresh):  # weights follow from a checkpoint
-                convert_(self.network, self._waiting.without_data(), optimizers=())
-            elif self._data is None:
-                raise ValueError('warm_start is "calibrate", which needs a data module; convert the network first')
-            else:
-                images = calibration_batches(self._data)
-                convert_(self.network, self._waiting, optimizers=(), calibration_data=images)
+            calibrates = fits and fresh  # otherwise weights follow from a checkpoint
+            images = calibration_batches(self._data) if calibrates and self._data is not None else None
+            config = self._waiting if calibrates else self._waiting.without_data()
+            convert_(self.network, config, optimizers=(), calibration_data=images)
             self._waiting = None
             self.network.train()
-        if begins and self.teacher is not None:
-            require_independent(self.teacher.model, self.network)  # before the optimizer finds frozen parameters
+        if fits and self.teacher is None:
+            self.teacher = self._make_teacher(self._data)
+            if self.teacher is not None:
+                require_independent(self.teacher.model, self.network)  # before the optimizer finds frozen parameters
 
     def configure_model(self) -> None:
-        """Once, in place: recomputed activations, memory format, compilation."""
+        """In place: recomputed activations, memory format, compilation."""
         if self.device_mesh is not None:
             raise ValueError("the trainer's strategy shards the network, which isn't supported; use ddp")
-        options, self._engine = self._engine, {}
-        if options.get("activation_checkpointing"):
+        if self._recomputes:
             recompute_activations_(self.network)
-        networks = [self.network, *([] if self.teacher is None else [self.teacher.model])]
-        for network in networks if options else []:
+        for network in [self.network, *([] if self.teacher is None else [self.teacher.model])]:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)
-            if options["compile"]:
+            if self._compiles:
                 network.compile()
 
     @property
@@ -255,14 +243,9 @@ class ClassificationTask(L.LightningModule):
         self._losses.append((terms.loss.detach(), self.global_step, self.current_epoch, batch_idx))
         if x.device.type == "cpu" or len(self._losses) >= _LOOK_EVERY:
             self._require_finite_losses()
-        self._log_mean("loss", terms.loss.detach(), len(x), prog_bar=True)
-        if self.teacher is not None:
-            self._log_mean("distillation_weight", terms.weight, len(x))
+        self.mean_loss.update(terms.loss.detach(), weight=len(x))
+        self.log("train/loss", self.mean_loss, on_step=False, on_epoch=True, prog_bar=True)
         return terms.loss
-
-    def _log_mean(self, name: str, value: Tensor | float, images: int, **options: Any) -> None:
-        self.means[name].update(value, weight=images)
-        self.log(f"train/{name}", self.means[name], on_step=False, on_epoch=True, **options)
 
     def _require_finite_losses(self) -> None:
         """Waits for the device, and raises FloatingPointError for the first bad loss since the last look."""
@@ -271,12 +254,11 @@ class ClassificationTask(L.LightningModule):
         for loss, (_, step, epoch, batch) in zip(losses, waiting, strict=True):
             if not math.isfinite(loss):
                 names = getattr(self._data, "names_of_batch", lambda epoch, batch: ["unknown"])
-                saved = [c.newest for c in vars(self.trainer)["callbacks"] if isinstance(c, LastCheckpoints)]
-                raise FloatingPointError(
-                    f"the loss is no finite number ({loss}) at step {step} (epoch {epoch}, batch {batch}); its images: "
-                    f"{few(names(epoch, batch), 8)}; last good checkpoint: {saved[0] if saved else None}. "
-                    "Lower lr, lengthen warmup, or check the images' values"
-                )
+                callbacks = vars(self.trainer)["callbacks"]
+                saved = next((c.newest for c in callbacks if isinstance(c, LastCheckpoints)), None)
+                what = f"the loss is no finite number ({loss}) at step {step} (epoch {epoch}, batch {batch})"
+                where = f"its images: {few(names(epoch, batch), 8)}; last good checkpoint: {saved}"
+                raise FloatingPointError(f"{what}; {where}. Lower lr, lengthen warmup, or check the images' values")
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         """Logs what images (N, C, H, W), or their crops (N, C, crops, H, W), say; logits and one label each, (N,)."""
@@ -325,27 +307,27 @@ class ClassificationTask(L.LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes the class names (plain strings), so that nobody resumes with other classes, the seed, the means."""
+        """Notes the class names (plain strings), so that nobody resumes with other classes, the seed, the mean."""
         self._require_finite_losses()
         names = getattr(self._data, "class_names", None)
-        checkpoint["icnets"] = {"class_names": names and list(names), "seed": self._seed, "means": self._sums()}
+        checkpoint["icnets"] = {"class_names": names and list(names), "seed": self._seed, "means": self._means()}
 
-    def _sums(self) -> dict[str, list[Tensor]]:
-        """The means' sums and weights over all processes, which must all call this; none where the epoch is over."""
+    def _means(self) -> dict[str, list[Tensor]]:
+        """The mean loss's sum and weight over all processes, which must all call this; none where the epoch is over."""
         progress: Any = self.trainer.fit_loop.epoch_progress.current
-        sums = {}
-        for name, metric in self.means.items() if progress.processed == progress.completed else ():
-            with metric.sync_context():
-                sums[name] = [metric.mean_value.clone(), metric.weight.clone()]
-        return sums
+        if progress.processed != progress.completed:
+            return {}
+        with self.mean_loss.sync_context():
+            return {"loss": [self.mean_loss.mean_value.clone(), self.mean_loss.weight.clone()]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says in one line what a checkpoint of another network or other classes has that this one has not."""
         notes = checkpoint.get("icnets") or {}
         self._seed, trained = notes.get("seed"), notes.get("class_names")
-        for name, (mean_value, weight) in (notes.get("means") or {}).items() if self.global_rank == 0 else ():
-            self.means[name].mean_value.copy_(mean_value)  # for all processes
-            self.means[name].weight.copy_(weight)
+        means = notes.get("means") or {}
+        if "loss" in means and self.global_rank == 0:  # for all processes
+            for value, saved in zip((self.mean_loss.mean_value, self.mean_loss.weight), means["loss"], strict=True):
+                value.copy_(saved)
         names = getattr(self._data, "class_names", None)
         if trained and names and list(names) != list(trained):
             known, found = differing(trained, names)
@@ -355,6 +337,5 @@ class ClassificationTask(L.LightningModule):
         problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))
         if problem is not None:
             kind = "an IC" if any(isinstance(m, IC_LAYERS) for m in self.network.modules()) else "a basic"
-            raise ValueError(
-                f"the checkpoint doesn't fit this network, {kind} {type(self.network).__name__}: {problem}"
-            )
+            network = f"this network, {kind} {type(self.network).__name__}"
+            raise ValueError(f"the checkpoint doesn't fit {network}: {problem}")

@@ -44,16 +44,12 @@ def open_teacher(source: str, in_chans: int) -> TrainedNetwork:
     name, file = source.removeprefix("timm:"), network_file(source)
     if name == source and (file is None or file.suffix in SUFFIXES):
         what = f"there is no checkpoint {source}" if file is None else f"{source} is an artifact of icnets export"
-        raise ValueError(
-            f"{what}; give a .safetensors or .ckpt file, a folder of save_pretrained (download a repository of the Hub "
-            "first), or timm:NAME for timm's pretrained network"
-        )
+        known = "a .safetensors or .ckpt file, a folder of save_pretrained (of the Hub: download it), or timm:NAME"
+        raise ValueError(f"{what}; give {known} for timm's pretrained network")
     network, notes, _, _ = open_network(name, pretrained=name != source)
     if notes.in_chans not in (None, in_chans):
-        raise ValueError(
-            f"in_chans is {in_chans}, but the teacher {source} was trained with {notes.in_chans}: "
-            f"give --data.in_chans {notes.in_chans}, or another teacher"
-        )
+        what = f"in_chans is {in_chans}, but the teacher {source} was trained with {notes.in_chans}"
+        raise ValueError(f"{what}: give --data.in_chans {notes.in_chans}, or another teacher")
     names = () if notes.class_names is None else (notes.class_names,)
     if name != source and (subset := infer_imagenet_subset(network)):
         info = ImageNetInfo(subset)
@@ -130,16 +126,11 @@ def make_teacher(
     """
     options = {"teacher_mean": mean, "teacher_std": std, "teacher_classes": None if classes == "same" else classes}
     given = [name for name, value in options.items() if value is not None]
-    if teacher is None:
-        given += ["distillation"] * distils
+    if teacher is None or isinstance(teacher, Teacher):
+        given += ["distillation"] * (distils and teacher is None)
         if given:
-            verb = "is" if len(given) == 1 else "are"
-            remedy = "give --model.teacher FILE too, or leave that out"
-            raise ValueError(f"{', '.join(given)} {verb} given, but no teacher; {remedy}")
-        return None
-    if isinstance(teacher, Teacher):
-        if given:
-            raise ValueError("a Teacher has its own mean, std and classes; leave teacher_mean, _std, _classes out")
+            what = "no teacher" if teacher is None else "a Teacher, which has its own mean, std and classes"
+            raise ValueError(f"given: {', '.join(given)}, and {what}; give --model.teacher FILE, or leave that out")
         return teacher
     positions = None
     if isinstance(teacher, nn.Module):  # which notes nothing
@@ -152,10 +143,12 @@ def make_teacher(
             tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
         if mean is None and std is None:
             mean, std = _noted_normalization(teacher, data)
-    given: dict[str, Any] = {"mean": mean, "std": std}
-    given |= {"student_mean": getattr(data, "mean", None), "student_std": getattr(data, "std", None)}
+    values: dict[str, Any] = {}
+    if mean is not None or std is not None:
+        ours = {f"student_{name}": getattr(data, name, None) for name in ("mean", "std")}
+        values = {"mean": mean, "std": std, **ours}
     try:
-        return Teacher(teacher.network, classes=positions, **({} if mean is None and std is None else given))
+        return Teacher(teacher.network, classes=positions, **values)
     except ValueError as error:
         remedy = "give both --model.teacher_mean and teacher_std"
         raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}; {remedy}") from error
