@@ -21,10 +21,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   icnets COMMAND --help     options of a command; --help-all: every option there is
   icnets --version          the version
 
-Example, on scikit-learn's handwritten digits (nothing to download):
-
-  icnets fit --config recipes/fit_digits.yaml --name digits
-  icnets test --name digits --ckpt_path best
+Example: icnets fit --config recipes/fit_digits.yaml --name digits
 
 A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
 """

@@ -43,6 +43,7 @@ _ABOUT = (
     "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
     "so only if you trust it."
 )
+_PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
 
@@ -63,6 +64,7 @@ class _RunCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         self.command, summary = command, COMMANDS[command][1]
+        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}"
         super().__init__(
             ClassificationTask,
             ImageData,
@@ -70,12 +72,7 @@ class _RunCLI(LightningCLI):
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={
-                "prog": f"icnets {command}",
-                "description": f"{summary[0].upper()}{summary[1:]}. {_ABOUT}",
-                "allow_abbrev": False,
-                "parser_mode": UNIQUE_KEYS,
-            },
+            parser_kwargs={"prog": f"icnets {command}", "description": about, **_PARSING},
             args=list(args),
             run=False,
             auto_configure_optimizers=False,
@@ -185,9 +182,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-fit = partial(run, "fit")
-validate = partial(run, "validate")
-test = partial(run, "test")
+fit, validate, test = (partial(run, command) for command in ("fit", "validate", "test"))
 
 
 def _without_sources(model: Any) -> None:

@@ -110,14 +110,14 @@ class WeightsExport(Callback):
             self.best = value
         if not trainer.is_global_zero:
             return
-        callbacks: list[Callback] = vars(trainer)["callbacks"]
-        average = next((c.weights(pl_module) for c in callbacks if isinstance(c, WeightAverage)), None)
+        averages = [c for c in vars(trainer)["callbacks"] if isinstance(c, WeightAverage)]
+        state = averages[0].weights(pl_module) if averages else None
         self.folder.mkdir(parents=True, exist_ok=True)
         notes = {"epoch": str(trainer.current_epoch + 1)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         notes |= notes_of_data(getattr(trainer, "datamodule", None))
         for name in ("last", "best") if improved else ("last",):
-            checkpoint.save(_network(pl_module), self.folder / f"{name}.safetensors", metadata=notes, state=average)
+            checkpoint.save(_network(pl_module), self.folder / f"{name}.safetensors", metadata=notes, state=state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -162,13 +162,11 @@ class WeightAverage(Callback):
     @property
     def average(self) -> nn.Module:
         """The averaged network; while it is validated, what is trained instead."""
-        average: nn.Module = self._average.module
-        return average
+        return self._average.module
 
     def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
         """The state dict of the average, wherever it is."""
-        state: dict[str, Tensor] = (_network(pl_module) if self._swapped else self.average).state_dict()
-        return state
+        return (_network(pl_module) if self._swapped else self.average).state_dict()
 
     def _swap(self, pl_module: L.LightningModule) -> None:
         average = self.average.state_dict()

@@ -89,9 +89,7 @@ class LastCheckpoints(Checkpoint):
         for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self.folder = folder
-        self.every_n_steps = every_n_steps
-        self.keep = keep
+        self.folder, self.every_n_steps, self.keep = folder, every_n_steps, keep
         self.newest: Path | None = None
         self._told_to_stop = False
 
@@ -111,8 +109,7 @@ class LastCheckpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # The end of the epoch saves after validation, and gradients that are being accumulated can't be saved.
-        last = batch_idx + 1 >= trainer.num_training_batches
-        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if batch_idx + 1 >= trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
         stop = self._all_stop(trainer, step)

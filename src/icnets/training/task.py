@@ -127,8 +127,7 @@ class ClassificationTask(L.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
-        logits: Tensor = self.network(x)
-        return logits
+        return self.network(x)
 
     @property
     def _data(self) -> Any:
