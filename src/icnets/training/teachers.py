@@ -155,13 +155,12 @@ def make_teacher(
 
 
 def _noted_normalization(teacher: TrainedNetwork, data: Any) -> Any:
+    """Mean and deviation that the teacher's source notes; None and None, with a line, where either side has none."""
     mean, std = teacher.notes.mean, teacher.notes.std
     if None not in (mean or std, getattr(data, "mean", None)):
         return mean, std
-    tell(
-        f"the teacher {teacher.name} or the data doesn't note its mean and std: it gets the images with the data's; "
-        "give --model.teacher_mean and teacher_std if it was trained with others"
-    )
+    what = f"the teacher {teacher.name} or the data doesn't note its mean and std: it gets the images with the data's"
+    tell(f"{what}; give --model.teacher_mean and teacher_std if it was trained with others")
     return None, None
 
 
