@@ -43,12 +43,11 @@ _INDENT = 34
 def page(command: str) -> str:
     """What ``icnets COMMAND --help`` prints."""
     printed = mock.patch.object(argparse.ArgumentParser, "print_help", autospec=True)
-    with printed as shown, contextlib.redirect_stdout(io.StringIO()) as example:
+    with printed as shown, contextlib.redirect_stdout(io.StringIO()):
         assert main([command, "--help-all"]) == 0
     parser, chosen = shown.call_args.args[0], CHOSEN[command]
     with mock.patch.dict("os.environ", COLUMNS="120"):
-        text = parser.format_help() if chosen is None else _chosen_options(parser, command, chosen.split())
-    return text + example.getvalue()
+        return parser.format_help() if chosen is None else _chosen_options(parser, command, chosen.split())
 
 
 def _chosen_options(parser: argparse.ArgumentParser, command: str, chosen: list[str]) -> str:

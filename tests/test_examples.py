@@ -1,3 +1,4 @@
+import doctest
 import importlib.util
 import sys
 from pathlib import Path
@@ -8,7 +9,13 @@ FOLDER = Path(__file__).resolve().parent.parent / "examples"
 
 
 def test_every_example_is_tested():
-    assert {p.stem for p in FOLDER.glob("*.py")} == {"shapes", "faster_rcnn", "mask_rcnn", "deeplabv3"}
+    assert {p.stem for p in FOLDER.glob("*.py")} == {"shapes", "faster_rcnn", "mask_rcnn", "deeplabv3", "timm_task"}
+
+
+def test_the_example_of_the_timm_task_runs():
+    from examples import timm_task
+
+    assert doctest.testmod(timm_task) == (0, 4)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Runs under one strategy, one for each precision, interrupted and resumed, for ``torchrun``; see test_engines.
+"""Runs under DDP, one for each precision, interrupted and resumed, for ``torchrun``; see test_engines.
 
 Prints a line of JSON for each: the losses of all steps without an interruption, and of those after it.
 """
@@ -17,7 +17,6 @@ from icnets import ICConfig, create_model
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
 from icnets.training.callbacks import WeightsExport
-from icnets.training.engine import precision_options  # importing it registers fsdp2
 from icnets.training.task import ClassificationTask
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
@@ -38,19 +37,18 @@ class _Losses(Callback):
         trainer.should_stop = trainer.current_epoch + 1 == self.stop
 
 
-def fit(strategy: str, precision: str, folder: Path, *, stop: int = EPOCHS, resume: bool = False) -> list[float]:
+def fit(precision: str, folder: Path, *, stop: int = EPOCHS, resume: bool = False) -> list[float]:
     torch.manual_seed(5)
     teacher = create_model("resnet10t", ic=None, num_classes=10, in_chans=1, **TINY)
-    options: dict[str, Any] = {"teacher": teacher, "check_teacher": False, "lr": 0.02}
+    options: dict[str, Any] = {"teacher": teacher, "lr": 0.02}
     module = ClassificationTask("resnet10t", 10, 1, ic=ICConfig(), model_options=TINY, **options)
     losses = _Losses(stop)
     saver = ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0, enable_version_counter=False)
-    options = {"precision": precision, **precision_options(precision, "cpu", strategy)}
     trainer = L.Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", devices=2, strategy=strategy, logger=False, num_sanity_val_steps=0,
+        max_epochs=EPOCHS, accelerator="cpu", devices=2, strategy="ddp", logger=False, num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_progress_bar=False, enable_model_summary=False, deterministic="warn",
-        callbacks=[losses, WeightsExport(folder), saver], **options,
+        callbacks=[losses, WeightsExport(folder), saver], precision=precision,
     )  # fmt: skip
     # Not of 16 pixels: of one pixel's 3x3 with a stride oneDNN leaves gradients uninitialised in bfloat16.
     data = ImageData(train_size=160, image_size=32, batch_size=16)
@@ -62,13 +60,13 @@ def fit(strategy: str, precision: str, folder: Path, *, stop: int = EPOCHS, resu
     return losses.values
 
 
-def main(strategy: str, precisions: list[str], folder: Path) -> None:
+def main(precisions: list[str], folder: Path) -> None:
     quiet()
     warnings.filterwarnings("ignore", message=".*is_last_batch|.*sync_dist|.*`use_distributed_sampler")
     for precision in precisions:
-        whole = fit(strategy, precision, folder / f"{precision}-whole")
-        fit(strategy, precision, folder / f"{precision}-parts", stop=EPOCHS // 2)
-        rest = fit(strategy, precision, folder / f"{precision}-parts", resume=True)
+        whole = fit(precision, folder / f"{precision}-whole")
+        fit(precision, folder / f"{precision}-parts", stop=EPOCHS // 2)
+        rest = fit(precision, folder / f"{precision}-parts", resume=True)
         if torch.distributed.get_rank() == 0:
             found = {"whole": whole, "rest": rest, "precision": precision}
             print("RESULT " + json.dumps(found), flush=True)
@@ -76,4 +74,4 @@ def main(strategy: str, precisions: list[str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2].split(","), Path(sys.argv[3]))
+    main(sys.argv[1].split(","), Path(sys.argv[2]))

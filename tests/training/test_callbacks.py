@@ -131,7 +131,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_checkpoints_load_safely(tmp_path: Path) -> None:
-    fit(tmp_path, History(), WeightsExport(), epochs=1)
+    fit(tmp_path, History(), WeightsExport(tmp_path), epochs=1)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     names = {key.partition("{")[0] for key in content["callbacks"]}
     assert names == {"History", "WeightsExport", "ModelCheckpoint"}
@@ -139,7 +139,7 @@ def test_checkpoints_load_safely(tmp_path: Path) -> None:
 
 def test_weights_are_those_of_the_best_and_last_epoch(tmp_path: Path) -> None:
     history = History()
-    module = fit(tmp_path, history, WeightsExport())
+    module = fit(tmp_path, history, WeightsExport(tmp_path))
     x = torch.randn(2, 1, 16, 16)
     assert torch.equal(load(tmp_path / "last.safetensors")(x), module.eval().network(x))
     best = max(history.rows, key=lambda row: row["val/top1"])
@@ -154,12 +154,9 @@ def test_weights_are_those_of_the_best_and_last_epoch(tmp_path: Path) -> None:
         assert torch.equal(value, weights[f"network.{name}"]), name
 
 
-def test_export_needs_a_folder_and_a_mode() -> None:
+def test_export_needs_a_mode() -> None:
     with pytest.raises(ValueError, match="mode is 'most'; it must be max or min"):
-        WeightsExport(mode="most")
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="WeightsExport has no folder"):
-        WeightsExport().setup(trainer, L.LightningModule(), "fit")
+        WeightsExport("weights", mode="most")
 
 
 def test_lines_of_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +207,7 @@ def test_an_average_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_what_was_validated_is_what_the_files_hold(tmp_path: Path) -> None:
     seen = _Steps()
-    fit(tmp_path, WeightAverage(0.8), WeightsExport(), seen, epochs=2)
+    fit(tmp_path, WeightAverage(0.8), WeightsExport(tmp_path), seen, epochs=2)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     validated = seen.validated[(content["epoch"] + 1) * len(seen.validated) // 2 - 1]
     assert torch.equal(content["state_dict"]["network.fc.weight"], validated)

@@ -1,4 +1,4 @@
-"""Every strategy with every precision, on two CPU processes as torchrun starts them."""
+"""DDP with every precision that CPUs have, in two processes as torchrun starts them."""
 
 import json
 import math
@@ -17,43 +17,36 @@ SCRIPT = Path(__file__).parent / "engines.py"
 SOURCES = Path(__file__).parents[2] / "src"
 
 
-def launch(strategy: str, precisions: str, folder: Path) -> dict[str, Any]:
+def launch(precisions: str, folder: Path) -> dict[str, Any]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT)]
     paths = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
-        [*command, strategy, precisions, str(folder)], capture_output=True, text=True, env=environment, check=False
+        [*command, precisions, str(folder)], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT")]
     return {line["precision"]: line for line in lines}
 
 
-def check(found: dict[str, Any], precision: str, folder: Path, *, exactly: bool) -> None:
+def check(found: dict[str, Any], precision: str, folder: Path) -> None:
     whole, rest = found[precision]["whole"], found[precision]["rest"]
     assert (len(whole), len(rest)) == (20, 10)
     assert all(map(math.isfinite, whole + rest))
     assert sum(whole[-5:]) < sum(whole[:5]) - 0.5  # it trains
-    assert rest == (whole[10:] if exactly else pytest.approx(whole[10:], rel=1e-3))
-    # What was exported is the whole network, wherever its parameters were.
+    assert rest == whole[10:]
     weights = torch.load(folder / f"{precision}-whole" / "last.ckpt", weights_only=True)["state_dict"]
     for name, value in load(folder / f"{precision}-whole" / "last.safetensors").state_dict().items():
         assert torch.equal(value, weights[f"network.{name}"]), name
 
 
 @pytest.mark.slow
-def test_sharded_in_half_precision(tmp_path: Path) -> None:
-    check(launch("fsdp2", "16-mixed", tmp_path), "16-mixed", tmp_path, exactly=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_all_engines(strategy: str, tmp_path: Path) -> None:
-    precisions = ["32-true", "bf16-mixed", "16-mixed"]
-    found = launch(strategy, ",".join(precisions), tmp_path)
+def test_all_engines(tmp_path: Path) -> None:
+    precisions = ["32-true", "bf16-mixed"]
+    found = launch(",".join(precisions), tmp_path)
     for precision in precisions:
-        check(found, precision, tmp_path, exactly=strategy == "ddp")
+        check(found, precision, tmp_path)
     # A checkpoint says nothing of the engine that wrote it.
     network = convert_network()
     network.load_state_dict(load(tmp_path / "32-true-whole" / "last.safetensors").state_dict())

@@ -49,8 +49,8 @@ def test_steps_at_milestones_and_a_floor() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"milestones": (0.7, 0.5)}, r"milestones are \[0\.7, 0\.5\]; they must be ascending fractions"),
-        ({"milestones": (30.0,)}, r"milestones are \[30\.0\]"),
+        ({"milestones": (0.7, 0.5)}, r"milestones is \(0\.7, 0\.5\); it must be ascending fractions"),
+        ({"milestones": (30.0,)}, r"milestones is \(30\.0,\)"),
         ({"min_lr": 1.0}, "min_lr is 1.0; it must be at least 0 and less than 1"),
         ({"lr_batch": 0}, "lr_batch is 0; it must be at least 1"),
         ({"lr_scaling": "cubic"}, "lr_scaling is 'cubic'; it must be one of linear, sqrt"),

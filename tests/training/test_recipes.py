@@ -72,5 +72,5 @@ def test_every_plan(
     trainer = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.num_nodes", "4"]
     assert main(["fit", "--config", str(path), "--data.image_size", "64", *trainer, "--plan"]) == 0
     out = capsys.readouterr().out
-    assert "devices      8 × gpu on 4 nodes\n" in out
-    assert "missing      data: imagenet is not a folder" in out
+    assert "devices    8 × gpu on 4 nodes\n" in out
+    assert "missing    data: imagenet is not a folder" in out

@@ -243,7 +243,7 @@ class _CountingTeacher(nn.Module):
 def test_the_teacher_rests_where_its_weight_is_zero() -> None:
     teacher = _CountingTeacher(tiny())
     loss = WeakLogitDistillation(schedule=DistillationSchedule("early-off", off=0.5))
-    fit(task(teacher=teacher, check_teacher=False, distillation=loss), max_epochs=4)
+    fit(task(teacher=teacher, distillation=loss), max_epochs=4)
     assert teacher.calls == 1 + 4  # the check, and the first half of 4 epochs of 2 steps
 
 
@@ -297,7 +297,7 @@ def test_surpass_stop(patience: int | None, stopped: bool) -> None:
     teacher = tiny()
     nn.init.zeros_(teacher.get_submodule("fc").weight)  # always the same class: easily matched
     loss = WeakLogitDistillation(surpass_patience=patience)
-    module = task(teacher=teacher, check_teacher=False, distillation=loss)
+    module = task(teacher=teacher, distillation=loss)
     fit(module, digits(train_size=300), max_epochs=6)
     assert module.criterion.stopped is stopped
     assert (module._teacher_top1 is not None) is (patience is not None)

@@ -76,8 +76,8 @@ def lines(caplog: pytest.LogCaptureFixture) -> str:
          "needs the same classes in the same order; --model.teacher_classes by-name takes its logits by their names"),
         (["Cat", "Dog", "Eel"], "if only their names differ, give --model.teacher_classes by-index"),
         (["cat", "cow", "eel"], "if only their names differ, give --model.teacher_classes by-index"),
-        (["bee", *PETS], "the student has 3 classes and the teacher 4: the teacher"),
-        (["cat", "dog"], "the student has 3 classes and the teacher 2: the teacher"),
+        (["bee", *PETS], "knows 4 classes (bee, cat, dog, eel), the data has 3 classes (cat, dog, eel)"),
+        (["cat", "dog"], "knows 2 classes (cat, dog), the data has 3 classes (cat, dog, eel)"),
     ],
 )  # fmt: skip
 def test_other_classes_are_an_error_with_both_lists(tmp_path: Path, pets: Path, names: list[str], message: str) -> None:
@@ -132,14 +132,14 @@ def test_long_lists_are_shown_where_they_differ() -> None:
 def test_networks_of_timm_know_imagenets_names(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **args: create(name, **args))  # no download
-    with pytest.raises(ValueError, match=r"the student has 2 classes and the teacher timm:test_resnet\.r160_in1k 1000"):
-        open_teacher("timm:test_resnet.r160_in1k", num_classes=2, in_chans=3)
     with pytest.raises(
         ValueError, match=r"in_chans is 1, but the teacher timm:test_resnet\.r160_in1k was trained with 3"
     ):
-        open_teacher("timm:test_resnet.r160_in1k", num_classes=1000, in_chans=1)
-    found = open_teacher("timm:test_resnet.r160_in1k", num_classes=2, in_chans=3, classes="by-name")
+        open_teacher("timm:test_resnet.r160_in1k", in_chans=1)
+    found = open_teacher("timm:test_resnet.r160_in1k", in_chans=3)
     assert class_positions(found, ["n01443537", "n01440764"], "by-name") == [1, 0]
+    with pytest.raises(ValueError, match=r"knows 1000 classes .*, the data has 2 classes"):
+        class_positions(found, ["n01443537", "n01440764"], "same")
     wnids = found.class_names[0]
     assert class_positions(found, wnids, "same") is None
     assert class_positions(found, [str(i) for i in range(1000)], "same") is None
@@ -149,12 +149,12 @@ def test_networks_of_timm_know_imagenets_names(monkeypatch: pytest.MonkeyPatch) 
 
 def test_how_to_be_taught_without_a_teacher_is_an_error(pets: Path) -> None:
     for given, message in (
-        ({"teacher_classes": "by-name"}, "teacher_classes is given, but no teacher; give --model.teacher FILE too"),
+        ({"teacher_classes": "by-name"}, "given: teacher_classes, and no teacher; give --model.teacher FILE"),
         (
             {"teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3},
-            "teacher_mean, teacher_std are given, but no teacher",
+            "given: teacher_mean, teacher_std, and no teacher",
         ),
-        ({"distillation": WeakLogitDistillation()}, "distillation is given, but no teacher"),
+        ({"distillation": WeakLogitDistillation()}, "given: distillation, and no teacher"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(images(pets), None, **given)
@@ -170,7 +170,8 @@ def test_a_normalisation_that_nobody_notes_is_said(
     fit(images(pets), source, teacher_mean=(0.5,) * 3, teacher_std=(0.5,) * 3)
     assert "doesn't note" not in lines(caplog)
     fit(images(pets), source)
-    assert f"the teacher {source} doesn't note its mean and std: it gets the images with the data's" in lines(caplog)
+    line = f"the teacher {source} or the data doesn't note its mean and std: it gets the images with the data's"
+    assert line in lines(caplog)
 
 
 def test_its_own_normalisation_is_used(tmp_path: Path, pets: Path) -> None:
@@ -217,31 +218,24 @@ def test_what_it_was_evaluated_with_is_contradicted_in_one_line(
 
 
 def test_data_that_knows_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = open_teacher(
-        teacher(tmp_path / "t.safetensors", PETS, mean=(0.1,) * 3, std=(1.0,) * 3), num_classes=3, in_chans=3
-    )
+    found = open_teacher(teacher(tmp_path / "t.safetensors", PETS, mean=(0.1,) * 3, std=(1.0,) * 3), in_chans=3)
     made = make_teacher(found, None)
     x = torch.randn(2, 3, 24, 24)
     assert made.normalize(x) is x
     assert "the data doesn't name its classes" in lines(caplog)
-    assert "notes mean and std, the data none: its images are taken as they are" in lines(caplog)
+    assert "or the data doesn't note its mean and std: it gets the images with the data's" in lines(caplog)
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"")
-    options = {"num_classes": 3, "in_chans": 3}
-    with pytest.raises(ValueError, match="is an artifact of icnets export; give the checkpoint that it was made of"):
-        open_teacher(str(tmp_path / "net.onnx"), **options)
-    with pytest.raises(
-        ValueError, match=r"there is no checkpoint resnet50; timm's pretrained network .* timm:resnet50"
-    ):
-        open_teacher("resnet50", **options)
-    for source in ("hf-hub:me/net", "me/net", "networks"):
+    with pytest.raises(ValueError, match=r"is an artifact of icnets export; give a \.safetensors or \.ckpt file"):
+        open_teacher(str(tmp_path / "net.onnx"), 3)
+    for source in ("resnet50", "hf-hub:me/net", "me/net", "networks"):
         with pytest.raises(ValueError, match=rf"no checkpoint {source}; give a .* of save_pretrained .* or timm:NAME"):
-            open_teacher(source, **options)
+            open_teacher(source, 3)
     (tmp_path / "folder").mkdir()
     teacher(tmp_path / "folder" / "model.safetensors", PETS)
-    assert open_teacher(str(tmp_path / "folder"), **options).class_names == (PETS,)
+    assert open_teacher(str(tmp_path / "folder"), 3).class_names == (PETS,)
 
 
 def test_a_checkpoint_of_a_run_teaches(tmp_path: Path, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +245,7 @@ def test_a_checkpoint_of_a_run_teaches(tmp_path: Path, pets: Path, monkeypatch: 
     options = ["--model.model", "test_resnet", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
     small = ["--data.image_size", "24", "--data.batch_size", "4", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--name", "a", "--data.root", str(pets), *options, *small]) == 0
-    found = open_teacher("runs/a/checkpoints/best.ckpt", num_classes=3, in_chans=3)
+    found = open_teacher("runs/a/checkpoints/best.ckpt", 3)
     assert found.class_names == (PETS,)
     assert (found.notes.image_size, found.notes.mean) == (24, images(pets).mean)
     numbers = write_classes(tmp_path / "numbers", **{"1": 8, "2": 8, "10": 8})
@@ -319,7 +313,7 @@ def test_positions_in_python() -> None:
     assert torch.equal(Teacher(network, classes=[4, 0])(x), network(x)[:, [4, 0]])
     taught = Teacher(network, classes=[4, 0])
     assert torch.equal(torch.compile(taught, backend="eager", fullgraph=True)(x), taught(x))
-    with pytest.raises(ValueError, match="a Teacher has its own mean, std and classes; leave teacher_mean"):
+    with pytest.raises(ValueError, match="given: teacher_classes, and a Teacher, which has its own mean, std"):
         make_teacher(taught, None, classes="by-index")
     assert make_teacher(taught, None) is taught
     with pytest.raises(ValueError, match=r"classes asks for class 5 of the teacher, which gives \(3, 5\)"):

@@ -18,13 +18,10 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
 
 {commands}
 
-  icnets COMMAND --help     options of a command, with an example; --help-all: every option there is
+  icnets COMMAND --help     options of a command; --help-all: every option there is
   icnets --version          the version
 
-Example, on scikit-learn's handwritten digits (nothing to download):
-
-  icnets fit --config recipes/fit_digits.yaml --name digits
-  icnets test --name digits --ckpt_path best
+Example: icnets fit --config recipes/fit_digits.yaml --name digits
 
 A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
 """
@@ -40,29 +37,10 @@ COMMANDS = {
     "report": ("icnets.cli.report:main", "a comparison, or a training, as one HTML page with figures and images"),
     "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
     "convert": ("icnets.cli.convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
-    "export": (
-        "icnets.cli.export:main",
-        "artifacts for ONNX, OpenVINO and others, each compared with PyTorch",
-    ),
+    "export": ("icnets.cli.export:main", "artifacts for ONNX, OpenVINO and others, each compared with PyTorch"),
     "hub": ("icnets.cli.hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
     "data": ("icnets.cli.data:main", "data check: decode every image of a data set, and list what is wrong"),
     "build": ("icnets.cli.build:main", "compile the CPU kernels for this machine, once"),
-}
-
-_BEST = "runs/ic/checkpoints/best.safetensors"
-_EXAMPLES = {
-    "fit": "--name ic --model.model ic_resnet18 --data.root photos --model.init_from runs/basic/checkpoints/best.ckpt",
-    "validate": "--name digits --ckpt_path best",
-    "test": "--name digits --ckpt_path best",
-    "predict": f"{_BEST} new_photos --out classes.csv",
-    "compare": "--config recipes/demo.yaml --data.root photos --out runs/photos",
-    "report": "runs/demo",
-    "profile": "resnet50 --against resnet101 --batch-size 1",
-    "convert": "resnet18.pth ic_resnet18.safetensors --model resnet18 --num-classes 10",
-    "export": f"{_BEST} --format onnx --data.root photos",
-    "hub": f"save {_BEST} shared/ic --evidence runs/ic --license mit",
-    "data": "check photos --csv problems.csv",
-    "build": "--force",
 }
 
 
@@ -132,12 +110,7 @@ def _run(command: str, rest: list[str]) -> int:
         print(page.read_text(encoding="utf-8"), end="")
         return 0
     rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
-    try:
-        return int(resolve_name(COMMANDS[command][0])(_configurations_first(rest)))
-    except SystemExit as stop:
-        if "--help" in rest and not stop.code:
-            print(f"\nExample:\n\n  icnets {command} {_EXAMPLES[command]}")
-        raise
+    return int(resolve_name(COMMANDS[command][0])(_configurations_first(rest)))
 
 
 def _configurations_first(args: Sequence[str]) -> list[str]:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from icnets.cli.allowed_imports import FLAG, take_flag
-from icnets.cli.parser import parse
+from icnets.cli.configuration import FLAG, parse, take_flag
 from icnets.compare.comparison import compare
 from icnets.compare.settings import Settings
 from icnets.data.data_module import ImageData

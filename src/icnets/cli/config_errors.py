@@ -1,8 +1,6 @@
 """Errors of jsonargparse and YAML in one line: the option, the value that it was given, and what it must be."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from icnets.support.text import one_line
 
@@ -11,29 +9,12 @@ _SCAFFOLD = re.compile(
     r"^(Parser key |Does not validate against|Subtypes: |Errors:|Given value|Expected a path but |$)|NoneType"
 )
 _SHORTER = (
-    (r"unrecognized arguments: (--\S+).*", r"unknown option \1"),
-    (r"Subcommand '(\w+)' does not accept option '(.+)'", r"unknown option \2 for \1"),
-    (
-        r"the following arguments are required: (?:fit|validate|test|predict)\.(\S+)",
-        r"\1 is missing; give --\1 or --config",
-    ),
     (r"Problems parsing config: (.*)", r"the configuration is not valid YAML: \1"),
     (r"Unexpected config: ?", r"the configuration is empty; it must be a mapping of options"),
     (r"Unexpected config: (.*)", r"the configuration must be a mapping of options, not \1"),
 )
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _KINDS["tuple"] = "a list of numbers, such as '[0.5, 0.5, 0.5]'"
-
-
-@contextmanager
-def of_configuration() -> Iterator[None]:
-    """Makes a ValueError of what jsonargparse and YAML let through of a file that is no configuration."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the configuration is no UTF-8 text: {error}") from error
-    except RecursionError as error:
-        raise ValueError("the configuration is nested too deeply; it must be a mapping of options") from error
 
 
 def explained(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """fit, validate and test: Lightning's command line around our data and task, with one folder per run."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -14,23 +15,19 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from icnets.cli.allowed_imports import allowed_imports, take_flag
 from icnets.cli.app import COMMANDS
-from icnets.cli.config_errors import of_configuration
-from icnets.cli.fit_callbacks import Announcement, SavedConfiguration, UnreadableImages
+from icnets.cli.configuration import UNIQUE_KEYS, allowed_imports, of_configuration, take_flag
 from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
-from icnets.cli.unique_keys import UNIQUE_KEYS
 from icnets.data.data_module import ImageData
 from icnets.open_network import holds_ic_network, starting_config
-from icnets.support.files import remove_unfinished
+from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.quiet import quiet
-from icnets.training.by_class import ByClass
-from icnets.training.callbacks import History, WeightAverage, WeightsExport, progress_bar
-from icnets.training.engine import precision_options
+from icnets.training.callbacks import ByClass, History, WeightAverage, WeightsExport, progress_bar
 from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
 from icnets.training.task import ClassificationTask
+from icnets.unit.layers import IC_LAYERS
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 30,
@@ -46,6 +43,7 @@ _ABOUT = (
     "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
     "so only if you trust it."
 )
+_PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
 
@@ -53,8 +51,8 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.endswith("are required: model.model"):
             command = self.prog.rpartition(" ")[2]
-            message = "model.model is missing; give --model.model or --config"
-            message = message if command == "fit" else _UNTRAINED.format(command)
+            missing = "model.model is missing; give --model.model or --config"
+            message = missing if command == "fit" else _UNTRAINED.format(command)
         raise ValueError(with_hint(message, self)) from ex
 
 
@@ -66,6 +64,7 @@ class _RunCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         self.command, summary = command, COMMANDS[command][1]
+        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}"
         super().__init__(
             ClassificationTask,
             ImageData,
@@ -73,12 +72,7 @@ class _RunCLI(LightningCLI):
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=_Parser,
-            parser_kwargs={
-                "prog": f"icnets {command}",
-                "description": f"{summary[0].upper()}{summary[1:]}. {_ABOUT}",
-                "allow_abbrev": False,
-                "parser_mode": UNIQUE_KEYS,
-            },
+            parser_kwargs={"prog": f"icnets {command}", "description": about, **_PARSING},
             args=list(args),
             run=False,
             auto_configure_optimizers=False,
@@ -96,7 +90,7 @@ class _RunCLI(LightningCLI):
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
         add("--ckpt_path", type=str | None, default=None, help=checkpoints)
-        for unused in ("output", "target", "weights_only"):  # in the configurations of runs of version 0.1.0
+        for unused in ("output", "target", "weights_only", "model.check_teacher"):  # in configurations of before
             add(f"--{unused}", type=Any, default=None, help=argparse.SUPPRESS)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -105,6 +99,7 @@ class _RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with of_configuration():
             self.config = chosen = parser.parse_args(with_configuration_of_run(args))
+        chosen.pop("model.check_teacher")  # no argument of the task any more
         chosen.name = chosen.name or run_name(chosen, self.command)
         self.folder = Path(chosen.runs) / chosen.name
         given, chosen.ckpt_path = chosen.ckpt_path, find_checkpoint(chosen.ckpt_path, self.folder)
@@ -128,26 +123,23 @@ class _RunCLI(LightningCLI):
         callbacks += [ByClass()] if self.command == "test" else []
         callbacks += self._callbacks_of_fit() if self.command == "fit" else []
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        kwargs |= precision_options(trainer.precision, trainer.accelerator, trainer.strategy)
         given = self.config_init.trainer.plugins or []
-        given = kwargs.get("plugins", given if isinstance(given, list) else [given])
-        kwargs["plugins"] = [AtomicCheckpointIO(), *given]
+        kwargs["plugins"] = [AtomicCheckpointIO(), *(given if isinstance(given, list) else [given])]
         if trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.command == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
 
     def _callbacks_of_fit(self) -> list[Callback]:
         chosen, checkpoints = self.config, self.folder / "checkpoints"
-        callbacks: list[Callback] = [Announcement(), History(self.folder / "history.csv")]
-        callbacks.append(UnreadableImages(self.folder / "unreadable.txt"))
+        callbacks: list[Callback] = [History(self.folder / "history.csv")]
         if chosen.ema is not None:
             callbacks.append(WeightAverage(chosen.ema))
         if chosen.trainer.logger is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if chosen.trainer.enable_checkpointing is not False:
             last = LastCheckpoints(checkpoints, chosen.save_every, chosen.keep)
-            callbacks += [WeightsExport(), _best(checkpoints), last]
-        return [*callbacks, SavedConfiguration(self.parser, self.config, self.folder)]
+            callbacks += [WeightsExport(checkpoints), BestCheckpoint(checkpoints), last]
+        return [*callbacks, RunFiles(self.parser, self.config, self.folder)]
 
     def run(self) -> None:
         """Runs the command."""
@@ -172,10 +164,8 @@ class _RunCLI(LightningCLI):
         rows = next(c.rows for c in vars(self.trainer)["callbacks"] if isinstance(c, History))
         if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
             print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
-        best_there = (self.folder / "checkpoints" / "best.ckpt").is_file()
-        runs = "" if self.folder.parent == Path("runs") else f" --runs {shlex.quote(str(self.folder.parent))}"
-        name = shlex.quote(self.folder.name)
-        following = f"; next: icnets test{runs} --name {name} --ckpt_path best" if best_there else ""
+        kept = self.folder / "checkpoints" / "best.ckpt"
+        following = f"; next: icnets test --ckpt_path {shlex.quote(str(kept))}" if kept.is_file() else ""
         print(f"files in {self.folder}{following}")
 
 
@@ -192,9 +182,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
-fit = partial(run, "fit")
-validate = partial(run, "validate")
-test = partial(run, "test")
+fit, validate, test = (partial(run, command) for command in ("fit", "validate", "test"))
 
 
 def _without_sources(model: Any) -> None:
@@ -207,12 +195,56 @@ def _without_sources(model: Any) -> None:
     model.pretrained, model.teacher = False, None
 
 
-def _best(folder: Path) -> BestCheckpoint:
-    return BestCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor="val/top1",
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+class RunFiles(Callback):
+    """Says what is trained on what; writes config.yaml, and unreadable.txt with the images that could not be read.
+
+    The configuration has what was chosen by default, and no checkpoint to resume. It waits until a checkpoint is
+    loaded: options that a checkpoint refuses would spoil the configuration that its run goes on with.
+    """
+
+    def __init__(self, parser: Any, config: Any, folder: Path) -> None:
+        self.parser, self.config, self.folder, self.unreadable = parser, config, folder, 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        require_one_step(trainer)
+        if not trainer.is_global_zero:
+            return
+        print(_announcement(trainer, pl_module), flush=True)
+        if trainer.fast_dev_run:
+            return
+        config, data = self.config.clone(), trainer.datamodule
+        config.ckpt_path = None
+        config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
+        config.model.lr, config.trainer.gradient_clip_val = pl_module.optimization.lr, pl_module.gradient_clip_val
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.folder / "config.yaml") as temporary:  # a process that is started again may read it
+            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        names, file = trainer.datamodule.unreadable(), self.folder / "unreadable.txt"
+        if len(names) > self.unreadable and trainer.is_global_zero:
+            with atomic_write(file) as unfinished:
+                unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            print(f"{len(names)} images can't be read and were skipped so far: {file}", flush=True)
+        self.unreadable = len(names)
+
+
+def _announcement(trainer: Any, task: ClassificationTask) -> str:
+    network = task.network
+    units = sum(isinstance(m, IC_LAYERS) for m in network.modules())
+    kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
+    sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
+    lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    step = f"{task.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
+    if task.fine_tunes:
+        step += f" (fine-tuning: a tenth of the usual, gradients clipped to {task.gradient_clip_val:g})"
+    return f"{kind}, {sum(p.numel() for p in network.parameters()):,} parameters; images: {sizes}; {step}"
+
+
+def require_one_step(trainer: Any) -> None:
+    """Raises ValueError where hosts would go on at different steps, having found different checkpoints."""
+    step = trainer.strategy.broadcast(trainer.global_step)
+    if step != trainer.global_step:
+        what = f"process {trainer.global_rank} would go on at step {trainer.global_step} and process 0 at step {step}"
+        raise ValueError(f"{what}; give --runs a folder that all hosts share")

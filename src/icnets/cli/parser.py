@@ -1,16 +1,15 @@
-"""Parsers whose errors are a ValueError of one line: argparse's, and jsonargparse's for classes and dataclasses."""
+"""argparse's parser, whose errors are a ValueError of one line."""
 
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from icnets.support.gone import instead_of
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--[^\s=]+).*|unknown option (?P<known>\S+)"
-    r"|(?:Option|(?:Group '(?P<group>.+)'|Subcommand '\w+') does not accept option) '(?P<name>.+?)'.*",
+    r"|(?:Option|Group '(?P<group>.+)' does not accept option) '(?P<name>.+?)'.*",
     re.DOTALL,
 )
 
@@ -44,26 +43,3 @@ def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
     known = [option.replace("--", dashes, 1) for option in parser._option_string_actions]
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def parse(parser: Any, argv: Sequence[str] | None) -> Any:
-    """The namespace that jsonargparse's ``parser`` makes of ``argv``, dataclasses instantiated.
-
-    ``--help`` prints and exits as usual.
-
-    Raises:
-        ValueError: an option or value that can't be parsed, a file that is no configuration, or a class that the
-            configuration may not name.
-    """
-    from icnets.cli.allowed_imports import allowed_imports
-    from icnets.cli.config_errors import explained, of_configuration
-    from icnets.cli.unique_keys import UNIQUE_KEYS
-
-    parser.parser_mode, parser.allow_abbrev = UNIQUE_KEYS, False
-    try:
-        with allowed_imports(remedy="remove it"):
-            with of_configuration():
-                parsed = parser.parse_args(argv)
-            return parser.instantiate(parsed)
-    except argparse.ArgumentError as error:
-        raise ValueError(with_hint(explained(error), parser)) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from icnets.checkpoint.image_notes import ImageNotes
-from icnets.cli.parser import parse
+from icnets.cli.configuration import parse
 from icnets.convert.surgery import ICConfig
 from icnets.profile.layer_profile import layer_table, profile_layers
 from icnets.profile.measure import use_threads

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from icnets.cli.parser import Parser
-from icnets.training.run_checkpoints import last_checkpoints, newest_whole, read_checkpoint
+from icnets.support.text import few
+from icnets.training.run_checkpoints import newest_whole, read_checkpoint
 
 _OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
-_FINISHED = ("best.ckpt", "best.safetensors", "last.safetensors")  # beside those of the last steps
 _NAMELESS = "ckpt_path is {!r}, of which run? Give --name too"
 
 
@@ -57,26 +57,16 @@ def find_checkpoint(given: Any, folder: Path) -> str | None:
         for problem in problems:
             print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
         if path is None and (given == "last" or problems):
-            raise ValueError(
-                f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}; begin anew without --ckpt_path"
-            )
+            what = f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}"
+            raise ValueError(f"{what}; begin anew without --ckpt_path")
         return None if path is None else str(path)
     path = folder / "checkpoints" / "best.ckpt" if given == "best" else Path(given)
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}; check ckpt_path, and the run's name")
-    if path.suffix == ".safetensors":
-        raise ValueError(f"{path} holds weights alone; give the .ckpt beside it, or start from it by model.init_from")
     read_checkpoint(path)
     return str(path)
 
 
 def require_empty(folder: Path) -> None:
     """Raises ValueError where a run would be replaced, also one of which only the finished weights were kept."""
-    kept = sorted(path.name for path in (folder / "checkpoints").glob("*") if path.name in _FINISHED)
-    if last_checkpoints(folder / "checkpoints"):
-        what, way = "a run already", "resume it with --ckpt_path last, "
-    elif kept:
-        what, way = f"trained weights already ({', '.join(kept)})", ""
-    else:
-        return
-    raise ValueError(f"{folder} holds {what}; give another --name, {way}or --overwrite true")
+    if kept := sorted(path.name for path in (folder / "checkpoints").glob("*.*") if path.suffix != ".tmp"):
+        way = "give another --name, resume it with --ckpt_path last, or begin anew with --overwrite true"
+        raise ValueError(f"{folder} holds a run already ({few(kept)}); {way}")

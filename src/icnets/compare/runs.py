@@ -223,7 +223,6 @@ def _fit(
         data.in_chans,
         teacher=teacher,
         distillation=None if teacher is None else distillation(job.wld, training),
-        check_teacher=False,  # its own error stands in the table
         **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema")},
     )
     average = [] if training.ema is None else [WeightAverage(training.ema)]

@@ -72,7 +72,7 @@ class EpochBatches(Sampler[list[Key]]):
 class EvaluationBatches(Sampler[list[int]]):
     """The batches of one process in an evaluation: every image once over all processes, in a fixed order.
 
-    All processes have equally many batches of equal size, since a sharded network computes in step; what is missing
+    All processes have equally many batches of equal size, since all processes compute in step; what is missing
     for that is ``PADDING``.
     """
 

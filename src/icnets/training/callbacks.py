@@ -1,9 +1,10 @@
-"""Callbacks: a run's history, its weights as safetensors, their running average, a line of progress per epoch."""
+"""Callbacks: a run's history, its weights, their running average, progress by epoch, and a test's table by class."""
 
 import csv
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
+from icnets.data.images import IGNORED
 from icnets.support.files import atomic_write
-from icnets.training.engine import gathered_state, sharded
+from icnets.support.tables import Table, show
+
+_CLASSES_SHOWN = 20
 
 
 def validates_within_fit(trainer: L.Trainer) -> bool:
@@ -50,9 +55,7 @@ class History(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if validates_within_fit(trainer):
-            self._since = time.perf_counter()
+    on_validation_end = on_train_epoch_start
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
@@ -80,47 +83,41 @@ class WeightsExport(Callback):
     ``icnets.save``'s: ``icnets.load`` rebuilds the network from them, without Lightning.
 
     Args:
-        folder: where to write; made if missing. None: beside Lightning's own checkpoints.
+        folder: where to write; made if missing.
         monitor: the logged metric that says which epoch is the best; the first of equals.
         mode: whether larger ("max") or smaller ("min") is better.
 
     Raises:
-        ValueError: an unknown mode; at the start of training, no folder.
+        ValueError: an unknown mode.
 
     Example:
         >>> export = WeightsExport("weights", monitor="loss", mode="min")
         >>> trainer = L.Trainer(callbacks=[export], accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, folder: str | Path | None = None, monitor: str = "val/top1", mode: str = "max") -> None:
+    def __init__(self, folder: str | Path, monitor: str = "val/top1", mode: str = "max") -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; it must be max or min")
-        self.folder: Any = None if folder is None else Path(folder)
+        self.folder = Path(folder)
         self.monitor, self.mode = monitor, mode
         self.best: float | None = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and self.folder is None:
-            beside = getattr(trainer.checkpoint_callback, "dirpath", None)
-            if beside is None:
-                raise ValueError("WeightsExport has no folder; give it one, or give ModelCheckpoint a dirpath")
-            self.folder = Path(beside)
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        sign = 1 if self.mode == "max" else -1
-        improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
+        value, before = float(trainer.callback_metrics.get(self.monitor, math.nan)), self.best
+        better = before is None or (value > before if self.mode == "max" else value < before)
+        improved = better and not math.isnan(value)
         if improved:
             self.best = value
-        network, state = _network(pl_module), _weights(trainer, pl_module)
         if not trainer.is_global_zero:
             return
+        averages = [c for c in vars(trainer)["callbacks"] if isinstance(c, WeightAverage)]
+        state = averages[0].weights(pl_module) if averages else None
         self.folder.mkdir(parents=True, exist_ok=True)
         notes = {"epoch": str(trainer.current_epoch + 1)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         notes |= notes_of_data(getattr(trainer, "datamodule", None))
         for name in ("last", "best") if improved else ("last",):
-            checkpoint.save(network, self.folder / f"{name}.safetensors", metadata=notes, state=state)
+            checkpoint.save(_network(pl_module), self.folder / f"{name}.safetensors", metadata=notes, state=state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -140,7 +137,7 @@ class WeightAverage(Callback):
         decay: of the average per step, in (0, 1).
 
     Raises:
-        ValueError: the decay is not in (0, 1); at the start of training, a network that is sharded.
+        ValueError: the decay is not in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
@@ -153,8 +150,6 @@ class WeightAverage(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         network = _network(pl_module)
-        if sharded(network):
-            raise ValueError("an average of weights (ema) can't be kept under fsdp2; leave ema out, or use ddp")
         self._average = ModelEmaV3(network, decay=self.decay, use_warmup=True)
         self._swapped = False
         if self._resumed is not None:
@@ -167,13 +162,11 @@ class WeightAverage(Callback):
     @property
     def average(self) -> nn.Module:
         """The averaged network; while it is validated, what is trained instead."""
-        average: nn.Module = self._average.module
-        return average
+        return self._average.module
 
     def weights(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
         """The state dict of the average, wherever it is."""
-        state: dict[str, Tensor] = (_network(pl_module) if self._swapped else self.average).state_dict()
-        return state
+        return (_network(pl_module) if self._swapped else self.average).state_dict()
 
     def _swap(self, pl_module: L.LightningModule) -> None:
         average = self.average.state_dict()
@@ -211,21 +204,8 @@ def _network(module: L.LightningModule) -> Any:
     return getattr(module, "network", module)
 
 
-def _weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor] | None:
-    """What to export instead of the network's own state: the average, or gathered shards. None: its own state."""
-    network = _network(module)
-    if sharded(network):
-        return gathered_state(network)
-    callbacks: list[Callback] = vars(trainer)["callbacks"]
-    return next((c.weights(module) for c in callbacks if isinstance(c, WeightAverage)), None)
-
-
 class ProgressLines(ProgressBar):
     """One line per epoch, with the time left: for logs and pipes, where a bar would only leave debris."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started, self._first_epoch = 0.0, 0
 
     def disable(self) -> None:
         """Does nothing: the first process alone prints."""
@@ -234,20 +214,61 @@ class ProgressLines(ProgressBar):
         self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        done, total, metrics = trainer.current_epoch + 1, trainer.max_epochs or 0, trainer.callback_metrics
         elapsed = time.perf_counter() - self._started
+        forms = {"train/loss": ".3f", "val/loss": ".3f", "val/top1": ".2%"}
         parts = [f"epoch {done}/{total}" if total > 0 else f"epoch {done}"]
-        metrics: dict[str, Tensor] = trainer.callback_metrics
-        for name, form in (("train/loss", ".3f"), ("val/loss", ".3f"), ("val/top1", ".2%")):
-            if name in metrics:
-                parts.append(f"{name} {float(metrics[name]):{form}}")
-        parts.append(f"{elapsed:.0f} s")
-        if done < total:
-            parts.append(f"{elapsed / (done - self._first_epoch) * (total - done):.0f} s left")
+        parts += [f"{name} {float(metrics[name]):{form}}" for name, form in forms.items() if name in metrics]
+        left = f"  {elapsed / (done - self._first_epoch) * (total - done):.0f} s left" if done < total else ""
         if trainer.is_global_zero:
-            print("  ".join(parts), flush=True)
+            print("  ".join(parts), f" {elapsed:.0f} s{left}", flush=True)
 
 
 def progress_bar() -> ProgressBar:
     """A bar with ETA on a terminal, one line per epoch elsewhere."""
     return RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
+
+
+class ByClass(Callback):
+    """Prints a table by class at the end of a test; ``test_step`` must return ``preds`` and ``target``, ``(N,)``."""
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._names: Sequence[str] = vars(trainer)["datamodule"].class_names
+        self._counts = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORED).to(pl_module.device)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._counts.update(**outputs)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counts = self._counts.compute().cpu()  # of all processes
+        if trainer.is_global_zero:
+            show(table_by_class(counts, self._names))
+
+
+def table_by_class(counts: Tensor, names: Sequence[str]) -> Table:
+    """A row for each class that has images, or for the worst of many.
+
+    Args:
+        counts: ``(classes, classes)``, images by class and answer.
+        names: of the classes.
+
+    Example:
+        >>> table_by_class(Tensor([[3, 1], [0, 2]]).int(), ["cat", "dog"]).rows[0]
+        ['cat', '4', '75.00%', '100.00%', 'dog (1)']
+    """
+    right, images, answers = counts.diag(), counts.sum(1), counts.sum(0)
+    wrong = counts - right.diag()
+    known = [i for i in range(len(names)) if images[i] > 0]
+    title = "by class"
+    if len(known) > _CLASSES_SHOWN:
+        known.sort(key=lambda i: float(right[i] / images[i]))
+        title = f"the {_CLASSES_SHOWN} worst of {len(known)} classes"
+    rows = []
+    for i in known[:_CLASSES_SHOWN]:
+        most = int(wrong[i].argmax())
+        taken = f"{names[most]} ({int(wrong[i, most])})" if wrong[i, most] else ""
+        of_answers = f"{right[i] / answers[i]:.2%}" if answers[i] else ""
+        rows.append([names[i], f"{int(images[i]):,}", f"{right[i] / images[i]:.2%}", of_answers, taken])
+    return Table(title, ["class", "images", "of these right", "of its answers right", "most often taken for"], rows)

@@ -1,6 +1,6 @@
 """The network of a training run: a name or a module, its starting weights, and the conversion."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from icnets.open_network import load_weights, starting_config
 from icnets.support.text import first_line
 from icnets.timm_models import create_model
 from icnets.unit.layers import IC_LAYERS
-
-_CALIBRATION_BATCHES = 4
 
 
 def build_network(
@@ -47,43 +45,42 @@ def build_network(
         if ic is None:
             ic = starting_config(model, trained=pretrained or init_from is not None)
         args: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **(options or {})}
-        network = _created(model, pretrained, options or {}, args)
-    else:
-        if pretrained or options:
-            raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
-        network = model
+        try:
+            model = create_model(model, pretrained=pretrained, ic=None, **args)
+        except Exception as error:  # timm stumbles over unfitting options somewhere within, by any kind of error
+            if not options:
+                raise
+            what = f"timm can't make {model} with model_options {dict(options)}: {first_line(error)}"
+            raise ValueError(f"{what}; check them") from error
+    elif pretrained or options:
+        raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
+    network = model
     if init_from is not None:
         load_weights(network, init_from)
     if ic is not None and ic.warm_start == "calibrate":
         if any(isinstance(m, IC_LAYERS) for m in network.modules()):
-            raise ValueError(
-                f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated; "
-                "leave ic.warm_start out, or start from the basic network's"
-            )
+            what = f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated"
+            raise ValueError(f"{what}; leave ic.warm_start out, or start from the basic network's")
         return network.train(), ic
     if ic is not None:
         convert_(network, ic, optimizers=())
     return network.train(), None
 
 
-def _created(model: str, pretrained: bool, options: Mapping[str, Any], args: Mapping[str, Any]) -> nn.Module:
+def recompute_activations_(network: nn.Module) -> None:
+    """Activation checkpointing (arXiv 1604.06174) by timm's ``set_grad_checkpointing``, in place.
+
+    Gradients stay as they are; the running statistics of batch norms see each batch twice, as everywhere with this
+    technique.
+
+    Raises:
+        ValueError: the network can't.
+    """
     try:
-        return create_model(model, pretrained=pretrained, ic=None, **args)
-    except Exception as error:
-        if not options:
-            raise
-        # timm stumbles over unfitting options somewhere within, by any kind of error.
-        raise ValueError(
-            f"timm can't make {model} with model_options {dict(options)}: {first_line(error)}; check them"
-        ) from error
-
-
-def calibrate(network: nn.Module, config: ICConfig, batches: Iterable[Any] | None) -> None:
-    """The conversion that waited for data; without any (weights follow from a checkpoint), only the surgery."""
-    if batches is None:
-        convert_(network, config.without_data(), optimizers=())
-    else:
-        convert_(network, config, optimizers=(), calibration_data=batches)
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:  # the latter of networks of timm's that can't
+        what = f"activation_checkpointing: {type(network).__name__} has no set_grad_checkpointing of timm's"
+        raise ValueError(f"{what}; leave it out") from error
 
 
 def calibration_batches(data: Any) -> Iterator[Tensor]:
@@ -91,5 +88,4 @@ def calibration_batches(data: Any) -> Iterator[Tensor]:
 
     These are not augmented, and reading them leaves the course of the training alone.
     """
-    for batch in islice(data.val_dataloader(), _CALIBRATION_BATCHES):
-        yield batch[0]
+    return (batch[0] for batch in islice(data.val_dataloader(), 4))

@@ -96,16 +96,14 @@ class FreshStatistics(Callback):
         if validates_within_fit(trainer):  # at the end of an epoch, it is done already
             self._refresh(trainer, pl_module, pl_module.network)
 
-    def _refresh(self, trainer: L.Trainer, pl_module: Any, network: Any) -> None:
-        if self._names:
-            self._complete(trainer)
-            with trainer.precision_plugin.train_step_context():
-                batches = (pl_module.images(x) for x in self._last)
-                take_anew(network, self._names, batches, lambda t: trainer.strategy.reduce(t, reduce_op="mean"))
-
-    def _complete(self, trainer: Any) -> None:
-        """Reads the batches again that a training which was resumed within the epoch didn't see."""
+    def _refresh(self, trainer: Any, pl_module: Any, network: Any) -> None:
+        if not self._names:
+            return
+        # Those that a training which was resumed within the epoch didn't see are read again.
         done = trainer.fit_loop.epoch_loop.batch_idx + 1
         wanted = min(done, self._last.maxlen or 0)
         while len(self._last) < wanted and hasattr(getattr(trainer, "datamodule", None), "training_batch"):
             self._last.appendleft(read_again(trainer, trainer.current_epoch, done - len(self._last) - 1)[0])
+        with trainer.precision_plugin.train_step_context():
+            batches = (pl_module.images(x) for x in self._last)
+            take_anew(network, self._names, batches, lambda t: trainer.strategy.reduce(t, reduce_op="mean"))

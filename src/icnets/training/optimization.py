@@ -69,19 +69,16 @@ class Optimization:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("lr_scaling", ScalingName)):
             _require_one_of(name, getattr(self, name), choices)
         fractions = {name: 0 <= getattr(self, name) < 1 for name in ("momentum", "warmup", "min_lr")}
-        marks = list(self.milestones)
+        marks, ascending = list(self.milestones), "ascending fractions of the training, such as (0.5, 0.75)"
         for name, fits, allowed in (
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             *((name, fits, "at least 0 and less than 1") for name, fits in fractions.items()),
             ("lr_batch", self.lr_batch is None or self.lr_batch >= 1, "at least 1, or null to take lr as it is"),
+            ("milestones", marks == sorted(mark for mark in marks if 0 < mark < 1), ascending),
         ):
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {allowed}")
-        if marks != sorted(mark for mark in marks if 0 < mark < 1):
-            raise ValueError(
-                f"milestones are {marks}; they must be ascending fractions of the training, e.g. [0.5, 0.75]"
-            )
 
 
 def _require_one_of(name: str, value: object, choices: Any) -> None:
@@ -126,13 +123,11 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     Decay would pull w', b1 and the gain towards the basic network, and a norm's scale has no use for it.
     """
     new = {id(p) for _, p in ic_parameters(network)}
-    decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for p in network.parameters():
-        if p.requires_grad:
-            (decayed if p.ndim > 1 and id(p) not in new else rest).append(p)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in new]
+    rest = [p for p in trained if p.ndim <= 1 or id(p) in new]
+    groups = [(decayed, weight_decay), (rest, 0.0)]
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
 def learning_rate_factor(
@@ -197,14 +192,13 @@ def make_optimizer(
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.0005, 0.0]
     """
-    options = with_lr(options, fine_tunes=False)
-    assert options.lr is not None
+    lr: Any = with_lr(options, fine_tunes=False).lr
     groups = parameter_groups(network, options.weight_decay)
     if not groups:
         raise ValueError("the network has no parameters to train: all have requires_grad=False")
     if options.lr_batch is not None and global_batch is None:
         raise ValueError("lr_batch is given, but the data module has no batch_size to scale lr by; leave lr_batch out")
-    lr = scaled_lr(options.lr, lr_batch=options.lr_batch, global_batch=global_batch or 1, scaling=options.lr_scaling)
+    lr = scaled_lr(lr, lr_batch=options.lr_batch, global_batch=global_batch or 1, scaling=options.lr_scaling)
     # timm's name for SGD without Nesterov is "momentum", which is all that torch allows of a momentum of 0.
     name = "momentum" if options.optimizer == "sgd" and options.momentum == 0 else options.optimizer
     optimizer = create_optimizer_v2(groups, opt=name, lr=lr, momentum=options.momentum)
@@ -238,10 +232,8 @@ def make_criterion(
         raise ValueError(f"bce_threshold is {threshold} with loss {loss!r}; it belongs to bce, at least 0, less than 1")
     criterion = distillation or WeakLogitDistillation(label_smoothing=smoothing)
     if smoothing not in (0.0, criterion.label_smoothing):
-        raise ValueError(
-            f"label_smoothing is {smoothing} for the task and {criterion.label_smoothing} for the "
-            "distillation; give the distillation's only"
-        )
+        both = f"{smoothing} for the task and {criterion.label_smoothing} for the distillation"
+        raise ValueError(f"label_smoothing is {both}; give the distillation's only")
     if loss == "bce":
         criterion.task_loss = BinaryCrossEntropy(smoothing=criterion.label_smoothing, target_threshold=threshold)
     return criterion

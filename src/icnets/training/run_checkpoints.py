@@ -1,6 +1,5 @@
 """Checkpoints of a run: written whole or not at all, checked when they are read, and the last few of them kept."""
 
-import re
 import signal
 import threading
 import zipfile
@@ -12,13 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from icnets.checkpoint.foreign import foreign_objects
 from icnets.support.files import atomic_write, remove_unfinished
-from icnets.support.text import few, first_line
+from icnets.support.text import first_line
 
 STOPPED = 143  # exit status: 128 + SIGTERM
 _ASK_EVERY = 10  # steps on a GPU between two all-reductions, each of which waits for the queue
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,29 +40,23 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         ValueError: the file is missing, damaged (by the CRC-32 of each of its parts), or not ours.
     """
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}")
+        raise ValueError(f"there is no checkpoint {path}; check ckpt_path, and the run's name")
     try:
         with zipfile.ZipFile(path) as archive:  # torch's format; torch itself doesn't look at the checksums
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"checksum of {damaged}")
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        if missing := {"state_dict", "icnets"} - content.keys():
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
     except Exception as error:
-        if objects := foreign_objects(path, str(error)):
-            raise ValueError(
-                f"{path} is no checkpoint of icnets fit: it holds {few(objects)}; give weights as model.init_from"
-            ) from error
-        raise ValueError(
-            f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
-        raise ValueError(f"{path} is no checkpoint of icnets fit; weights alone are given as model.init_from")
+        what = f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)})"
+        raise ValueError(f"{what}; weights alone are given as model.init_from") from error
     return content
 
 
 def last_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of the last steps in ``folder``, the newest first."""
-    found = ((int(m.group(1)), path) for path in folder.glob("step-*.ckpt") if (m := _NAME.fullmatch(path.name)))
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted(folder.glob("step-" + 9 * "[0-9]" + ".ckpt"), reverse=True)
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
@@ -98,9 +89,7 @@ class LastCheckpoints(Checkpoint):
         for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self.folder = folder
-        self.every_n_steps = every_n_steps
-        self.keep = keep
+        self.folder, self.every_n_steps, self.keep = folder, every_n_steps, keep
         self.newest: Path | None = None
         self._told_to_stop = False
 
@@ -120,8 +109,7 @@ class LastCheckpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # The end of the epoch saves after validation, and gradients that are being accumulated can't be saved.
-        last = batch_idx + 1 >= trainer.num_training_batches
-        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if batch_idx + 1 >= trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
         stop = self._all_stop(trainer, step)
@@ -157,24 +145,24 @@ class LastCheckpoints(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also knows the best of a run that was moved since.
+    """Lightning's ModelCheckpoint as best.ckpt in ``folder``, which also knows the best of a run that was moved since.
 
     Otherwise, a worse epoch would replace it.
     """
+
+    def __init__(self, folder: Path) -> None:
+        options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        super().__init__(dirpath=folder, filename="best", monitor="val/top1", mode="max", **options)
 
     @property
     def state_key(self) -> str:
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = Path(self.dirpath or "")
-
-        def moved(path: str) -> str:
-            return str(here / Path(path).name) if path else path
-
-        paths = {key: moved(path) for key, path in state_dict.items() if key.endswith("_path")}
-        best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+        scores = {str(Path(self.dirpath or "") / "best.ckpt"): s for s in state_dict["best_k_models"].values()}
+        here = {"dirpath": self.dirpath, "best_k_models": scores}
+        here |= dict.fromkeys(("best_model_path", "kth_best_model_path"), next(iter(scores), ""))
+        super().load_state_dict({**state_dict, **here})
 
 
 class Stopped(SystemExit):

@@ -1,6 +1,7 @@
 """Classification: a basic or an IC network, with or without weak logit distillation, as a LightningModule."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,14 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from icnets.convert.state_dicts import mismatch, shapes
-from icnets.convert.surgery import ICConfig
+from icnets.convert.surgery import ICConfig, convert_
 from icnets.data.images import IGNORED, seed_all
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent
-from icnets.support.text import differing
-from icnets.training import engine
+from icnets.support.hooks import modes_kept
+from icnets.support.text import differing, few, first_line
 from icnets.training.callbacks import validates_within_fit
-from icnets.training.health import BadLoss, LossWatch, check_first_batch
-from icnets.training.network import build_network, calibrate, calibration_batches
+from icnets.training.network import build_network, calibration_batches, recompute_activations_
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
 from icnets.training.run_checkpoints import LastCheckpoints
@@ -28,13 +28,14 @@ from icnets.training.teachers import TeacherClasses, compare_start, make_teacher
 from icnets.unit.layers import IC_LAYERS
 
 _CLIP = 1.0  # the norm of gradients in fine-tuning
+_LOOK_EVERY = 20  # steps between looks at the losses on a GPU, where each look waits for the queue
 
 
 class ClassificationTask(L.LightningModule):
     """Train and evaluate an image classifier.
 
-    Logged: train/loss; val/ and test/ loss, top1 and (beyond 5 classes) top5, as fractions; and the distillation's
-    weight. Checkpoints hold the student alone, never the teacher.
+    Logged: train/loss; val/ and test/ loss, top1 and (beyond 5 classes) top5, as fractions. Checkpoints
+    hold the student alone, never the teacher.
 
     Args:
         model: a timm name, with or without ic_ (resnet18, ic_resnet18), or any module (N, C, H, W) -> (N, classes).
@@ -52,14 +53,14 @@ class ClassificationTask(L.LightningModule):
         teacher_std: likewise; both or neither.
         teacher_classes: same: the teacher's file must name the data's classes in the same order; by-name: its logits
             are taken by the names of the data's classes, of which it may know more; by-index: as they are.
-        check_teacher: refuse a teacher that isn't better than guessing on the first batches.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
         loss: cross-entropy, or bce: binary cross-entropy, each class by itself (arXiv 2110.00476).
         label_smoothing: of hard labels; that of the distillation's loss, where one is given, must not contradict.
         bce_threshold: bce: mixed targets above it count as 1, the others as 0; without it they are taken as they are.
         compile: compile the network and its teacher by torch.compile.
         channels_last: keep images and weights with channels last, which GPUs' tensor cores want.
-        activation_checkpointing: compute activations anew in backward: less memory, about a third more time.
+        activation_checkpointing: compute activations anew in backward, by timm's set_grad_checkpointing: less memory,
+            about a third more time.
         optimization: the arguments of :class:`icnets.training.optimization.Optimization`: optimizer, lr, ...
 
     Raises:
@@ -85,7 +86,6 @@ class ClassificationTask(L.LightningModule):
         teacher_mean: tuple[float, ...] | None = None,
         teacher_std: tuple[float, ...] | None = None,
         teacher_classes: TeacherClasses = "same",
-        check_teacher: bool = True,
         distillation: WeakLogitDistillation | None = None,
         loss: LossName = "cross-entropy",
         label_smoothing: float = 0.0,
@@ -96,46 +96,37 @@ class ClassificationTask(L.LightningModule):
         **optimization: Any,
     ) -> None:
         super().__init__()
-        options = Optimization(**optimization)
-        self.fine_tunes = options.lr is None and (pretrained or init_from is not None or teacher is not None)
-        self.optimization = with_lr(options, fine_tunes=self.fine_tunes)
+        given = Optimization(**optimization)
+        self.fine_tunes = given.lr is None and (pretrained or init_from is not None or teacher is not None)
+        self.optimization = with_lr(given, fine_tunes=self.fine_tunes)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
         self.criterion = make_criterion(distillation, loss, label_smoothing, bce_threshold)
-        sizes: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
         start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
-        self.network, self._waiting = build_network(model, ic=ic, **sizes, **start)
-        taught: Any = teacher
-        if isinstance(teacher, str | Path):
-            taught = open_teacher(str(teacher), classes=teacher_classes, **sizes)
-        self._init_from, self._distils = init_from, distillation is not None
-        self._teacher_options: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
-        self._teacher_network = (taught,)  # in a tuple, no submodule: nothing of it belongs into a checkpoint
+        self.network, self._waiting = build_network(model, num_classes=num_classes, in_chans=in_chans, ic=ic, **start)
+        taught: Any = open_teacher(str(teacher), in_chans) if isinstance(teacher, str | Path) else teacher
+        told: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
+        # In a partial it is no submodule: nothing of it belongs into a checkpoint.
+        self._make_teacher: Any = partial(make_teacher, taught, distils=distillation is not None, **told)
+        self._init_from = init_from
         self.teacher: Teacher | None = None
-        self._check_teacher = check_teacher
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
-        self._watch = LossWatch(math.log(num_classes))
+        self._losses: list[tuple[Tensor, int, int, int]] = []  # that weren't looked at, with step, epoch and batch
         self.channels_last = channels_last
-        self._engine = {"compile": compile, "activation_checkpointing": activation_checkpointing}
-        # Metrics of an epoch. The means don't search for NaN, which would wait for the device at every step.
-        means = {name: MeanMetric(nan_strategy="disable") for name in ("loss", "distillation_weight")}
-        self.means: Any = nn.ModuleDict(means)
+        self._compiles, self._recomputes = compile, activation_checkpointing
+        # Metrics of an epoch. The mean doesn't search for NaN, which would wait for the device at every step.
+        self.mean_loss: Any = MeanMetric(nan_strategy="disable")
         ranks = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
-        self.metrics: Any = nn.ModuleDict(
-            {
-                f"{stage}_{name}": MulticlassAccuracy(num_classes, top_k=k, average="micro", ignore_index=IGNORED)
-                for stage in ("val", "test", "teacher")
-                for name, k in ranks.items()
-            }
-        )
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", ignore_index=IGNORED)
+        names = [(f"{stage}_{name}", k) for stage in ("val", "test", "teacher") for name, k in ranks.items()]
+        self.metrics: Any = nn.ModuleDict({name: accuracy(top_k=k) for name, k in names})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
-        logits: Tensor = self.network(x)
-        return logits
+        return self.network(x)
 
     @property
     def _data(self) -> Any:
@@ -149,32 +140,29 @@ class ClassificationTask(L.LightningModule):
         fits, fresh = stage == "fit", self.trainer.ckpt_path is None
         if fresh:
             compare_start(self._init_from, self._data, trains=fits)
-        begins = fits and self.teacher is None
-        if begins:
-            taught = self._teacher_network[0]
-            self.teacher = make_teacher(taught, self._data, distils=self._distils, **self._teacher_options)
         if self._waiting is not None:
-            if fits and fresh and self._data is None:
-                raise ValueError('warm_start is "calibrate", which needs a data module; convert the network first')
-            calibrate(self.network, self._waiting, calibration_batches(self._data) if fits and fresh else None)
+            calibrates = fits and fresh  # otherwise weights follow from a checkpoint
+            images = calibration_batches(self._data) if calibrates and self._data is not None else None
+            config = self._waiting if calibrates else self._waiting.without_data()
+            convert_(self.network, config, optimizers=(), calibration_data=images)
             self._waiting = None
             self.network.train()
-        if begins and self.teacher is not None:
-            require_independent(self.teacher.model, self.network)  # while it can be seen: sharding copies
+        if fits and self.teacher is None:
+            self.teacher = self._make_teacher(self._data)
+            if self.teacher is not None:
+                require_independent(self.teacher.model, self.network)  # before the optimizer finds frozen parameters
 
     def configure_model(self) -> None:
-        """Once, in place: recomputed activations, memory format, sharding over the strategy's mesh, compilation."""
-        options, self._engine = self._engine, {}
-        if options.get("activation_checkpointing"):
-            engine.recompute_activations_(self.network)
-        networks = [self.network, *([] if self.teacher is None else [self.teacher.model])]
-        for network in networks if options else []:
+        """In place: recomputed activations, memory format, compilation."""
+        if self.device_mesh is not None:
+            raise ValueError("the trainer's strategy shards the network, which isn't supported; use ddp")
+        if self._recomputes:
+            recompute_activations_(self.network)
+        for network in [self.network, *([] if self.teacher is None else [self.teacher.model])]:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)
-            if self.device_mesh is not None:
-                engine.shard_(network, self.device_mesh["data_parallel"])
-            if options["compile"]:
-                engine.compile_(network)
+            if self._compiles:
+                network.compile()
 
     @property
     def global_batch(self) -> int | None:
@@ -220,7 +208,22 @@ class ClassificationTask(L.LightningModule):
         seed_all(self._seed or 0, self.current_epoch, batch_idx, self.global_rank)
         if not self._checked:
             self._checked = True
-            check_first_batch(self, batch, check_teacher=self._check_teacher)
+            self._check_first_batch(self.images(batch[0][:2]))
+
+    def _check_first_batch(self, x: Tensor) -> None:
+        """Raises ValueError where network or teacher can't take ``x``; leaves them and random numbers as they are."""
+        with torch.compiler.set_stance("force_eager"):  # two images are no reason to compile
+            try:
+                with modes_kept(self.network), torch.no_grad():
+                    logits = self.network.eval()(x)
+            except (RuntimeError, AttributeError) as error:  # the latter where options left out one of its layers
+                shape = tuple(x.shape[1:])
+                raise ValueError(f"the network can't take images of shape {shape}: {first_line(error)}") from error
+            if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), self.num_classes):
+                found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                raise ValueError(f"the network gives {found} for {len(x)} images of {self.num_classes} classes")
+            if self.teacher is not None:
+                self.teacher.check(self.network, x)
 
     # Training and evaluation.
 
@@ -235,22 +238,25 @@ class ClassificationTask(L.LightningModule):
         # The teacher goes first: afterwards the student's activations take up memory.
         taught = self.teacher(x) if self.teacher is not None and self.criterion.needs_teacher(progress) else None
         terms = self.criterion.terms(self.network(x), taught, target, progress)
-        self._require_finite(self._watch.update(terms.loss, self.global_step, self.current_epoch, batch_idx))
-        self._log_mean("loss", terms.loss.detach(), len(x), prog_bar=True)
-        if self.teacher is not None:
-            self._log_mean("distillation_weight", terms.weight, len(x))
+        self._losses.append((terms.loss.detach(), self.global_step, self.current_epoch, batch_idx))
+        if x.device.type == "cpu" or len(self._losses) >= _LOOK_EVERY:
+            self._require_finite_losses()
+        self.mean_loss.update(terms.loss.detach(), weight=len(x))
+        self.log("train/loss", self.mean_loss, on_step=False, on_epoch=True, prog_bar=True)
         return terms.loss
 
-    def _log_mean(self, name: str, value: Tensor | float, images: int, **options: Any) -> None:
-        self.means[name].update(value, weight=images)
-        self.log(f"train/{name}", self.means[name], on_step=False, on_epoch=True, **options)
-
-    def _require_finite(self, found: BadLoss | None) -> None:
-        if found is not None:
-            names = getattr(self._data, "names_of_batch", None)
-            saved = [c.newest for c in vars(self.trainer)["callbacks"] if isinstance(c, LastCheckpoints)]
-            images = [] if names is None else names(found.epoch, found.batch)
-            raise FloatingPointError(found.message(images, saved[0] if saved else None))
+    def _require_finite_losses(self) -> None:
+        """Waits for the device, and raises FloatingPointError for the first bad loss since the last look."""
+        waiting, self._losses = self._losses, []
+        losses = torch.stack([loss for loss, *_ in waiting]).tolist() if waiting else []
+        for loss, (_, step, epoch, batch) in zip(losses, waiting, strict=True):
+            if not math.isfinite(loss):
+                names = getattr(self._data, "names_of_batch", lambda epoch, batch: ["unknown"])
+                callbacks = vars(self.trainer)["callbacks"]
+                saved = next((c.newest for c in callbacks if isinstance(c, LastCheckpoints)), None)
+                what = f"the loss is no finite number ({loss}) at step {step} (epoch {epoch}, batch {batch})"
+                where = f"its images: {few(names(epoch, batch), 8)}; last good checkpoint: {saved}"
+                raise FloatingPointError(f"{what}; {where}. Lower lr, lengthen warmup, or check the images' values")
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
         """Logs what images (N, C, H, W) with a label each, (N,), say; logits and labels."""
@@ -292,27 +298,27 @@ class ClassificationTask(L.LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes the class names (plain strings), so that nobody resumes with other classes, the seed, the means."""
-        self._require_finite(self._watch.look())
+        """Notes the class names (plain strings), so that nobody resumes with other classes, the seed, the mean."""
+        self._require_finite_losses()
         names = getattr(self._data, "class_names", None)
-        checkpoint["icnets"] = {"class_names": names and list(names), "seed": self._seed, "means": self._sums()}
+        checkpoint["icnets"] = {"class_names": names and list(names), "seed": self._seed, "means": self._means()}
 
-    def _sums(self) -> dict[str, list[Tensor]]:
-        """The means' sums and weights over all processes, which must all call this; none where the epoch is over."""
+    def _means(self) -> dict[str, list[Tensor]]:
+        """The mean loss's sum and weight over all processes, which must all call this; none where the epoch is over."""
         progress: Any = self.trainer.fit_loop.epoch_progress.current
-        sums = {}
-        for name, metric in self.means.items() if progress.processed == progress.completed else ():
-            with metric.sync_context():
-                sums[name] = [metric.mean_value.clone(), metric.weight.clone()]
-        return sums
+        if progress.processed != progress.completed:
+            return {}
+        with self.mean_loss.sync_context():
+            return {"loss": [self.mean_loss.mean_value.clone(), self.mean_loss.weight.clone()]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Says in one line what a checkpoint of another network or other classes has that this one has not."""
         notes = checkpoint.get("icnets") or {}
         self._seed, trained = notes.get("seed"), notes.get("class_names")
-        for name, (mean_value, weight) in (notes.get("means") or {}).items() if self.global_rank == 0 else ():
-            self.means[name].mean_value.copy_(mean_value)  # for all processes
-            self.means[name].weight.copy_(weight)
+        means = notes.get("means") or {}
+        if "loss" in means and self.global_rank == 0:  # for all processes
+            for value, saved in zip((self.mean_loss.mean_value, self.mean_loss.weight), means["loss"], strict=True):
+                value.copy_(saved)
         names = getattr(self._data, "class_names", None)
         if trained and names and list(names) != list(trained):
             known, found = differing(trained, names)
@@ -322,6 +328,5 @@ class ClassificationTask(L.LightningModule):
         problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))
         if problem is not None:
             kind = "an IC" if any(isinstance(m, IC_LAYERS) for m in self.network.modules()) else "a basic"
-            raise ValueError(
-                f"the checkpoint doesn't fit this network, {kind} {type(self.network).__name__}: {problem}"
-            )
+            network = f"this network, {kind} {type(self.network).__name__}"
+            raise ValueError(f"the checkpoint doesn't fit {network}: {problem}")

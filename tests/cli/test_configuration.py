@@ -10,7 +10,7 @@ import yaml
 from jsonargparse._common import parsing_settings
 
 from icnets.cli import main
-from icnets.cli.allowed_imports import ALLOWED, allowed_imports, take_flag
+from icnets.cli.configuration import ALLOWED, allowed_imports, take_flag
 
 TRAP = """\
 from pathlib import Path

@@ -7,7 +7,7 @@
 
 timm's loop does not tell a task how far the training is. Either give ``total_steps``, the number of forward passes in
 training (``epochs * len(loader)``; batches, not optimizer steps, where gradients are accumulated), and the task counts
-them; or call ``set_progress`` whenever you know better, say once per epoch.
+them; or call ``set_progress`` whenever you know better, say once per epoch. Copy this file beside your script.
 """
 
 from __future__ import annotations

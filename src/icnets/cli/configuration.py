@@ -1,4 +1,4 @@
-"""Which code a configuration may name: that of the packages here, unless the command line allows any.
+"""Configurations, as jsonargparse reads them: which code they may name, and that no key stands twice in a mapping.
 
 jsonargparse imports what a ``class_path`` names while it parses, and the import alone runs code. It has a policy for
 that, which this module sets: nothing but these packages, both for the path that is given and for the place where the
@@ -9,9 +9,15 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
+
+from icnets.cli.config_errors import explained
+from icnets.cli.parser import with_hint
+from icnets.support.gone import without_gone
 
 ALLOWED = ("icnets", "lightning", "timm", "torch", "torchvision")
 FLAG = "--allow-imports"
@@ -80,3 +86,61 @@ def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
     if found.allowed.lower() not in ("true", "false"):
         raise ValueError(f"{FLAG} is {found.allowed!r}; it must be true or false")
     return rest, found.allowed.lower() == "true"
+
+
+UNIQUE_KEYS = "yaml-unique-keys"  # a parser's ``parser_mode``
+
+_yaml = get_loader("yaml")
+
+
+def _load(text: str, path: str = "") -> Any:
+    """jsonargparse's YAML, but a key that stands twice is an error: YAML takes the last one silently.
+
+    Options of earlier versions are dropped, or an error: see :mod:`icnets.support.gone`.
+    """
+    nodes = [yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))]
+    for node in nodes:  # which grows
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        lines: dict[Any, int] = {}
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            nodes.append(value)
+            line, name = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else key
+            if name in lines:
+                where = f"{path or 'the configuration'} has {name!r} twice, in lines {lines[name]} and {line}"
+                raise ValueError(f"{where}; leave one of them")
+            lines[name] = line
+    return without_gone(_yaml(text))
+
+
+set_loader(UNIQUE_KEYS, _load, (yaml.YAMLError,))
+
+
+@contextmanager
+def of_configuration() -> Iterator[None]:
+    """Makes a ValueError of what jsonargparse and YAML let through of a file that is no configuration."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the configuration is no UTF-8 text: {error}") from error
+    except RecursionError as error:
+        raise ValueError("the configuration is nested too deeply; it must be a mapping of options") from error
+
+
+def parse(parser: Any, argv: Sequence[str] | None) -> Any:
+    """The namespace that jsonargparse's ``parser`` makes of ``argv``, dataclasses instantiated.
+
+    ``--help`` prints and exits as usual.
+
+    Raises:
+        ValueError: an option or value that can't be parsed, a file that is no configuration, or a class that the
+            configuration may not name.
+    """
+    parser.parser_mode, parser.allow_abbrev = UNIQUE_KEYS, False
+    try:
+        with allowed_imports(remedy="remove it"):
+            with of_configuration():
+                parsed = parser.parse_args(argv)
+            return parser.instantiate(parsed)
+    except argparse.ArgumentError as error:
+        raise ValueError(with_hint(explained(error), parser)) from error

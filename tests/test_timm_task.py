@@ -19,7 +19,7 @@ from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.task import resume_task_checkpoint  # noqa: E402
 from timm.utils import CheckpointSaver  # noqa: E402
 
-from icnets.training.timm_task import WeakLogitDistillationTask  # noqa: E402
+from examples.timm_task import WeakLogitDistillationTask  # noqa: E402
 
 LINEAR = DistillationSchedule("linear")
 
