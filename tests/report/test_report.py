@@ -14,8 +14,7 @@ import icnets
 from icnets.cli import main
 from icnets.cli.compare import main as compare
 from icnets.compare.run_files import read_run
-from icnets.report.inspection import chosen_method, inspect
-from icnets.report.pictures import confusion_counts, disagreements
+from icnets.report.inspection import chosen_method, confusion_counts, disagreements, inspect
 
 # Nothing that a name says may become markup, a formula or a link.
 CLASSES = ["<script>alert(1)<", 'b & "c" $x^$']
@@ -99,7 +98,7 @@ def test_every_picture_has_words(page: str) -> None:
     elements = Elements(page).elements
     images = [attributes for tag, attributes in elements if tag == "img"]
     figures = [attributes for _, attributes in elements if attributes.get("role") == "img"]
-    assert len(figures) == 9  # four of training, two of costs, confusions, two of the units
+    assert len(figures) == 7  # four of training, two of costs, confusions
     assert len(images) > 3
     assert all(attributes.get("alt") for attributes in images)
     assert all(len(attributes["aria-label"] or "") > 20 for attributes in figures)
@@ -142,9 +141,6 @@ def test_what_it_shows_is_what_the_networks_answer(run: Path) -> None:
     assert sum(kinds.values()) == int((control != chosen).sum())
     assert kinds["chosen"] == int(((control != chosen) & (chosen == look.target)).sum())
     assert len(shown) == min(5, sum(kinds.values()))
-    for unit, (before, after) in look.units.rates.items():
-        assert 0 <= before <= 0.2, unit  # calibrated to 1 % on half of 24 other images
-        assert 0 <= after <= 1
 
 
 def test_without_its_images_it_says_so(run: Path, tmp_path: Path) -> None:
@@ -253,7 +249,7 @@ def test_in_a_browser(browser, run: Path, page: str, width: int, scheme: str) ->
     assert len([url for url in requests if url.startswith("file:")]) == 1
     size = view.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert size[0] <= size[1]  # only tables scroll sideways
-    figures = view.locator("figure, .row img")
+    figures = view.locator("figure")
     assert figures.count() >= 8
     for figure in figures.all():
         assert figure.is_visible()

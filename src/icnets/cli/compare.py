@@ -1,10 +1,11 @@
-"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON, the curves."""
+"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON."""
 
 import json
 import os
 import shlex
 import sys
 import time
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -45,6 +46,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     images = {"nested_key": "data", "skip": {"seed", "predict_root"}, "instantiate": False}
     if "--help" in argv:
         parser.add_class_arguments(ImageData, **images)
+    parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of before version 0.2
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
     argv, everything = take_flag(argv)
     args = parse(parser, argv)
@@ -73,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     show(found.table)
     print("", *found.verdicts, "", sep="\n")
-    print(f"{out}/results.json    every number, run and setting; also results.md, curves.png and checkpoints/")
-    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with images")
+    print(f"{out}/results.json    every number, run and setting; also results.md and checkpoints/")
+    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with curves and images")
     if "kind" not in settings.data and settings.data.get("root") is None:
         again = shlex.join(["icnets", "compare", *argv, "--out", "runs/photos", "--data.root"])
         print(f"your own images (DIR/train and DIR/val, or one folder per class in DIR): {again} DIR")

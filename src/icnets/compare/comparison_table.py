@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from icnets.compare.planned_runs import Entry
-from icnets.compare.plots import Curve
 from icnets.compare.runs import Run
 from icnets.compare.settings import Settings
 from icnets.compare.statistics import Interval, paired_difference, t_interval
@@ -200,29 +199,3 @@ def _verdict(row: Row) -> str:
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """One sentence for each network with collisions, against its control, read off the interval and nothing else."""
     return [_verdict(row) for row in rows if row.cost.parameters.ic and row.to_control is not None]
-
-
-def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
-    """Validation error, or the mean training ``loss`` of each epoch, while training.
-
-    A warm start counts on from the end of the basic network's training.
-    """
-    basic = runs[entries[0].name]
-    before = len(basic[0].history)
-    seconds_before = statistics.median(run.history[-1].seconds for run in basic)
-    result: list[Curve] = []
-    for entry in (entry for entry in entries if entry.plotted):
-        own, warm = runs[entry.name], entry.start != "scratch"
-        epochs = [e.epoch + (before if warm else 0) for e in own[0].history]
-        seconds = [statistics.median(e) for e in zip(*([h.seconds for h in run.history] for run in own), strict=True)]
-        seconds = [s + (seconds_before if warm else 0.0) for s in seconds]
-        errors = [[e.train_loss if loss else e.val_error for e in run.history] for run in own]
-        starts = [run.start_error for run in own if run.start_error is not None and not loss]
-        if warm and len(starts) == len(own):
-            epochs, seconds = [before, *epochs], [seconds_before, *seconds]
-            errors = [[first, *error] for first, error in zip(starts, errors, strict=True)]
-        dash = int(warm)
-        while (entry.group, dash) in [(curve.group, curve.dash) for curve in result]:
-            dash += 2
-        result.append(Curve(entry.name, entry.group, epochs, errors, seconds, dash))
-    return result

@@ -9,7 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from icnets.compare.runs import Job, Run, train, warm_up
+from icnets.compare.planned_runs import Job
+from icnets.compare.runs import Run, train, warm_up
 from icnets.support.processes import end_with_parent
 
 _MOST_WORKERS = 8

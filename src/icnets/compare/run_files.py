@@ -43,7 +43,8 @@ def rebuilt(kind: Any, value: Any) -> Any:
     """
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{name: rebuilt(hints[name], entry) for name, entry in value.items()})  # type: ignore[operator]
+        fields = {name: rebuilt(hints[name], value[name]) for name in value if name in hints}  # others are of the past
+        return kind(**fields)  # type: ignore[operator]
     kinds = get_args(kind)
     if get_origin(kind) is list:
         return [rebuilt(kinds[0], entry) for entry in value]

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from icnets import __version__
-from icnets.compare.comparison_table import Row, comparison_table, curves, verdicts
+from icnets.compare.comparison_table import Row, comparison_table, verdicts
 from icnets.compare.planned_runs import entries, plan
-from icnets.compare.plots import Curve
 from icnets.compare.run_files import ComparisonFiles, FitFiles
-from icnets.report.charts import confusion_chart, cost_chart, curve_charts, firing_chart, weight_chart
-from icnets.report.inspection import chosen_method, inspect
-from icnets.report.pictures import confusion_counts, confusions, disagreements
+from icnets.report.charts import Curve, confusion_chart, cost_chart, curve_charts, curves
+from icnets.report.inspection import chosen_method, confusion_counts, disagreements, inspect
 from icnets.support.files import atomic_write
 from icnets.support.text import one_line
 
@@ -55,7 +53,7 @@ def _rendered(page: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["svg"] = lambda figure: Markup(figure.markup)  # made by figures.draw, which escapes text
+    environment.filters["svg"] = lambda figure: Markup(figure.markup)  # made by charts.draw, which escapes text
     template = files("icnets.report").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(page)
 
@@ -94,7 +92,7 @@ def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[st
     except (ValueError, OSError) as error:
         return {"missing": one_line(error).rstrip(".")}
     shown, counts = disagreements(look, images=images)
-    classes, units = look.data.class_names, look.units
+    classes = look.data.class_names
     return {
         "missing": None,
         "method": row.name,
@@ -102,10 +100,8 @@ def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[st
         "seed": look.seed,
         "images": len(look.target),
         "confusion": confusion_chart(confusion_counts(look.chosen, look.target, len(classes)), classes, row.name),
-        "confusions": confusions(look, pairs=5, images=8),
         "disagreements": shown,
         "counts": counts,
-        "layers": [firing_chart(units.rates), weight_chart(units.weights)] if units.rates else [],
     }
 
 

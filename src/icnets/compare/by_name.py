@@ -1,12 +1,17 @@
-"""The data of comparisons: images by default, or any data module by its import path."""
+"""The data and the networks of comparisons by name: ours, timm's, or those of an import path."""
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from icnets.compare.settings import Network
 from icnets.data.data_module import ImageData
 from icnets.data.tensors import TensorData
+from icnets.timm_models import create_model
 
 
 def imported(path: str) -> Any:
@@ -61,3 +66,22 @@ def make_data(
         raise ValueError(f"data of kind {kind} doesn't take these arguments: {error}") from error
     data.setup()
     return data
+
+
+def create(network: Network, *, num_classes: int, in_chans: int, imports: Mapping[str, str] | None = None) -> nn.Module:
+    """The network with random weights, not converted.
+
+    Args:
+        network: its name is one of ``imports``, or timm's.
+        num_classes: of its output.
+        in_chans: of its input.
+        imports: import paths of functions that make a network, by name.
+
+    Raises:
+        ValueError: there is no network of this name.
+        TypeError: options that it doesn't take.
+    """
+    path = (imports or {}).get(network.name)
+    build = partial(create_model, network.name, ic=None) if path is None else imported(path)
+    own = {} if network.before_norm is None else {"before_norm": network.before_norm}
+    return build(num_classes=num_classes, in_chans=in_chans, **network.options, **own)
