@@ -123,7 +123,7 @@ def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit
 
     names = {"plain": "one plain neuron", "ic": "one IC neuron"}
     regions, dots = ListedColormap(["#CFE5F3", "#FBE3C0"]), ("#0072B2", "#D55E00")
-    style: dict[str, Any] = {"font.size": 12, "axes.titlesize": 12, "figure.dpi": 150, "savefig.facecolor": "white"}
+    style: Any = {"font.size": 12, "axes.titlesize": 12, "figure.dpi": 150, "savefig.facecolor": "white"}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(style):
         rows = len(results)

@@ -8,10 +8,9 @@ from PIL import Image
 
 import icnets
 from icnets.cli.compare import main, read_settings
-from icnets.compare.by_name import make_data
 from icnets.compare.comparison_table import comparison_table
 from icnets.compare.run_files import read_run
-from icnets.compare.runs import error_percent
+from icnets.compare.runs import error_percent, make_data
 from icnets.compare.settings import Method, Settings
 from icnets.profile.measure import agreement
 

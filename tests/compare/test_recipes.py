@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from icnets import convert_
 from icnets.cli.compare import read_settings
 from icnets.compare import lines
-from icnets.compare.by_name import create
 from icnets.compare.planned_runs import plan
-from icnets.compare.runs import distillation
+from icnets.compare.runs import create, distillation
 from icnets.compare.settings import Settings
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))

@@ -167,26 +167,6 @@ def test_with_images_of_other_classes_it_says_so(run: Path, tmp_path: Path) -> N
     assert re.search(r"Not shown: .*the networks were trained on 2 classes \(b & .*, and the images are of 2", text)
 
 
-def test_a_training(tmp_path: Path) -> None:
-    fit = tmp_path / "fit<1>"
-    fit.mkdir()
-    rows = ["epoch,step,seconds,train/loss,val/loss,val/top1", "1,10,1.5,2.1,2.0,0.25", "2,20,3.1,1.1,1.0,0.75"]
-    (fit / "history.csv").write_text("\n".join(rows) + "\n")
-    (fit / "config.yaml").write_text("seed: <0>\n")
-    assert main(["report", str(fit)]) == 0
-    text = Elements((fit / "report.html").read_text(encoding="utf-8")).text
-    assert "2 epochs in 3 s of training. Best val/top1 75.00 %, in epoch 2." in text
-    assert "fit<1>" in text
-    assert "seed: <0>" in text
-
-
-@pytest.mark.slow
-def test_several_runs_on_one_page(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "both.html"
-    assert main(["report", str(run), str(run), "--out", str(out)]) == 0
-    assert Elements(out.read_text(encoding="utf-8")).text.count("How to repeat it") == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -194,9 +174,6 @@ def test_several_runs_on_one_page(run: Path, tmp_path: Path) -> None:
         (["empty"], "empty holds no run"),
         (["damaged"], "damaged/results.json is no record of icnets compare, or damaged"),
         (["later"], "has schema 99, and this version reads 1"),
-        (["blank"], "blank/history.csv has no epochs"),
-        (["letters"], "letters/history.csv is no history of icnets fit, or damaged"),
-        (["RUN", "RUN"], "2 runs go into one page; say where: --out report.html"),
         (["RUN", "--out", "there.html"], "there.html exists already; give another --out, or --force"),
         (["RUN", "--out", "no/page.html"], "the folder no of --out doesn't exist; create it first"),
         (["RUN", "--out", "new.html", "--method", "SE"], "--method is 'SE'; it must be one of basic, <b>on</b>, IC"),
@@ -210,8 +187,6 @@ def test_mistakes(
     for name, file, content in [
         ("damaged", "results.json", '{"schema": 1'),
         ("later", "results.json", '{"schema": 99}'),
-        ("blank", "history.csv", "epoch,seconds\n"),
-        ("letters", "history.csv", "epoch,seconds\none,two\n"),
     ]:
         Path(name).mkdir()
         Path(name, file).write_text(content)

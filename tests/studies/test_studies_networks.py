@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from icnets import ICConfig, convert_
-from icnets.compare import by_name
+from icnets.compare import runs
 from icnets.compare.settings import Network
 from icnets.unit.layers import IC_LAYERS
 from studies.networks import BEFORE_NORM, SelfCollision
@@ -14,7 +14,7 @@ IMPORTS["resnet18"] = "studies.networks:resnet18"
 
 
 def create(network: Network, **sizes: int) -> nn.Module:
-    return by_name.create(network, **sizes, imports=IMPORTS)
+    return runs.create(network, **sizes, imports=IMPORTS)
 
 
 SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}

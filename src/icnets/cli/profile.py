@@ -43,10 +43,10 @@ def _check(args: Any) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if args.device != "cpu" and not args.device.startswith("cuda"):
-        raise ValueError(f"--device is {args.device!r}; it must be cpu or cuda")
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"--device is {args.device!r}, but torch finds no CUDA device here; use --device cpu")
+    if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(
+            f"--device is {args.device!r}; it must be cpu or cuda, and cuda needs a device that torch finds"
+        )
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
 
@@ -58,14 +58,12 @@ def _networks(args: Any) -> dict[str, nn.Module]:
     name, sizes = NETWORKS.get(args.name, args.name), {"in_chans": args.in_chans}
     if args.num_classes is not None:
         sizes["num_classes"] = args.num_classes
-    made = [
-        (name, name, None),
-        (f"IC {name}, all convolutions", name, ICConfig()),
-        (f"IC {name}, k×k only", name, ICConfig(layers="kxk")),
-    ]
+    options = {**sizes, **args.options}
+    configs = {name: None, f"IC {name}, all convolutions": ICConfig(), f"IC {name}, k×k only": ICConfig(layers="kxk")}
+    networks = {key: create_model(name, ic=config, **options) for key, config in configs.items()}
     if args.against not in (None, name):
-        made.append((args.against, args.against, None))
-    return {key: create_model(model, ic=config, **{**sizes, **args.options}) for key, model, config in made}
+        networks[args.against] = create_model(args.against, ic=None, **options)
+    return {key: network.to(args.device) for key, network in networks.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,18 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(_parser(), argv)
     _check(args)
     networks = _networks(args)
-    size = args.image_size or getattr(networks[next(iter(networks))], "default_cfg", {}).get("input_size", [224])[-1]
+    size = args.image_size or getattr(next(iter(networks.values())), "default_cfg", {}).get("input_size", [224])[-1]
     shape = (args.batch_size, args.options.get("in_chans", args.in_chans), size, size)
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
-    for network in networks.values():
-        try:
-            with torch.no_grad():
-                network.to(args.device).eval()(sample)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"{args.name} can't take a batch of shape {shape}: {first_line(error)}; try another --image-size"
-            ) from error
-    profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
+    try:
+        profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{args.name} can't take a batch of shape {shape}: {first_line(error)}; try another --image-size"
+        ) from error
     record = [asdict(found) for found in profiles]
     if args.json == "-":
         print(json.dumps(record, indent=1))

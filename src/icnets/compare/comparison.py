@@ -3,17 +3,16 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from icnets.compare import lines
-from icnets.compare.by_name import make_data
-from icnets.compare.comparison_table import Cost, Row, comparison_table, rows, verdicts
+from icnets.compare.comparison_table import Cost, comparison_table, rows, verdicts
 from icnets.compare.grid import run_grid, worker_count
 from icnets.compare.planned_runs import Job, entries, plan, without_places
-from icnets.compare.runs import Epoch, Run, build, distillation
+from icnets.compare.runs import Epoch, Run, build, distillation, make_data
 from icnets.compare.settings import Settings
 from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, count_macs, count_parameters, measure_latency
@@ -23,16 +22,7 @@ from icnets.support.tables import Table
 SCHEMA = 1  # of the lines and of results.json
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What a comparison found: the rows, the table that shows them, and a sentence for each IC network."""
-
-    rows: list[Row]
-    table: Table
-    verdicts: list[str]
-
-
-def compare(settings: Settings, command: str = "") -> Compared:
+def compare(settings: Settings, command: str = "") -> tuple[Table, list[str]]:
     """Trains what the file of lines lacks and writes the evidence to ``settings.out``.
 
     Writes lines.jsonl, results.json, results.md and checkpoints/. What is killed goes on when it is called again with
@@ -41,6 +31,9 @@ def compare(settings: Settings, command: str = "") -> Compared:
     Args:
         settings: of the comparison.
         command: what was typed, for the record.
+
+    Returns:
+        The table of the methods, and a sentence for each IC network.
 
     Raises:
         ValueError: data, a network or a setting that can't be used, before anything is trained; lines of another
@@ -70,13 +63,12 @@ def compare(settings: Settings, command: str = "") -> Compared:
         save()
         workers = _train(settings, jobs, known)
         save()
-    folds = header["folds"]
     images = {"arguments": settings.data, "classes": list(data.class_names), "images": sizes}
     rest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "seconds": round(time.monotonic() - start, 1),
-        "data": images | ({"folds": folds} if folds else {}),
+        "data": images | ({"folds": header["folds"]} if header["folds"] else {}),
         "versions": versions("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn"),
         "machine": {**machine(), "workers": workers, "threads_per_worker": settings.threads},
     }
@@ -149,7 +141,7 @@ def _measured(
         sample = image.expand(settings.latency_batch, *image.shape[1:]).contiguous()
         latency = measure_latency(models, sample, rounds=settings.latency_rounds, threads=settings.threads)
         for name in missing:
-            line = {"kind": "network", "name": name, "network": described[name]}
+            line: lines.Line = {"kind": "network", "name": name, "network": described[name]}
             model = models[same[name]]
             for key, count in (("parameters", count_parameters(model)), ("macs", count_macs(model, image))):
                 line |= {key: count.total, f"{key}_ic": count.ic}
@@ -191,17 +183,10 @@ def _line(job: Job, run: Run) -> lines.Line:
 
 def _run(job: Job, name: str, line: lines.Line) -> Run:
     course = zip(line["train_loss"], line["val_error"], line["epoch_seconds"], strict=True)
-    return Run(
-        method=name,
-        seed=job.seed,
-        error=line["test"]["error"],
-        seconds=line["seconds"],
-        history=[Epoch(i, *figures) for i, figures in enumerate(course, start=1)],
-        start_error=line.get("start_error"),
-        agreement=line.get("agreement"),
-        checkpoint=None if job.keep is None else str(job.keep),
-        test=line["test"],
-    )
+    history = [Epoch(i, *figures) for i, figures in enumerate(course, start=1)]
+    start_error, agreement = line.get("start_error"), line.get("agreement")
+    error, kept = line["test"]["error"], None if job.keep is None else str(job.keep)
+    return Run(name, job.seed, error, line["seconds"], history, start_error, agreement, kept, line["test"])
 
 
 def _cost(line: lines.Line) -> Cost:
@@ -215,7 +200,7 @@ def _write_evidence(
     known: dict[str, lines.Line],
     costs: Sequence[lines.Line],
     rest: dict[str, Any],
-) -> Compared:
+) -> tuple[Table, list[str]]:
     shown = entries(settings, jobs)
     runs = {e.name: [_run(job, e.name, known[job.id]) for job in jobs if job.cell == e.cell] for e in shown}
     by_network = {line["name"]: _cost(line) for line in costs}
@@ -235,4 +220,4 @@ def _write_evidence(
     for name, content in (("results.json", text), ("results.md", markdown)):
         with atomic_write(settings.out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return Compared(found, table, said)
+    return table, said

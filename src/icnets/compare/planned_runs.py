@@ -35,7 +35,7 @@ class Job:
         cell: what is trained, and how.
         seed: of the split, the initial weights and the order of the images.
         settings: of the comparison.
-        data: arguments of :func:`icnets.compare.by_name.make_data`, without the seed.
+        data: arguments of :func:`icnets.compare.runs.make_data`, without the seed.
         network: the network, before any conversion.
         training: how it is trained.
         ic: how the network is converted; None: it isn't.
@@ -79,13 +79,12 @@ class Job:
 class Entry:
     """A row of the table to be made: names of the row, of the basic network beside it, and of its control.
 
-    ``group`` is the unit with its way of training; ``plotted``: whether its curve is drawn.
+    ``plotted``: whether its curve is drawn.
     """
 
     name: str
     cell: Cell
     start: str
-    group: str
     basic: str
     control: str
     plotted: bool
@@ -108,20 +107,16 @@ def plan(settings: Settings, seen: dict[str, Any] | None = None) -> list[Job]:
             budgets = {"start": 1.0} if method.start != "scratch" else {}
             if method.wld:
                 budgets["teacher"] = method.teacher
-            basics = {role: replace(first, recipe=cell.recipe, budget=budget) for role, budget in budgets.items()}
-            needs = {role: add(basic, seed) for role, basic in basics.items()}
+            needs = {role: add(replace(first, recipe=cell.recipe, budget=b), seed) for role, b in budgets.items()}
             done[cell, seed] = _job(settings, cell, seed, needs, seen)
         return done[cell, seed]
 
     for cell, seed in _wanted(settings):
         add(cell, seed)
-    needed = {path for job in done.values() for path in job.needs}
-
-    def kept(job: Job) -> bool:
-        always = not settings.parts and (settings.save_checkpoints or job.cell == first)
-        return always or job.keep in needed
-
-    return [job if kept(job) else replace(job, keep=None) for job in done.values()]
+    kept = {path for job in done.values() for path in job.needs}
+    if not settings.parts:
+        kept |= {job.keep for job in done.values() if job.keep and (settings.save_checkpoints or job.cell == first)}
+    return [job if job.keep in kept else replace(job, keep=None) for job in done.values()]
 
 
 def without_places(data: dict[str, Any]) -> dict[str, Any]:
@@ -132,9 +127,8 @@ def without_places(data: dict[str, Any]) -> dict[str, Any]:
 def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
     """The rows of the table: the basic network first, then in the order in which they are planned."""
     first = _first(settings)
-    basics_first = sorted(jobs, key=lambda j: (j.cell.network, j.cell.method) != (first.network, first.method))
-    by_cell = {job.cell: job for job in basics_first}
-    several = [len({getattr(cell, axis) for cell in by_cell}) > 1 for axis in ("recipe", "budget")]
+    cells = dict.fromkeys(job.cell for job in jobs)
+    several = [len({getattr(cell, axis) for cell in cells}) > 1 for axis in ("recipe", "budget")]
 
     def name(cell: Cell) -> str:
         if not settings.parts:
@@ -144,22 +138,13 @@ def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
         return ", ".join(filter(None, words))
 
     found = []
-    for cell, job in by_cell.items():
-        network, method = _methods_of(settings, cell)
+    for cell in sorted(cells, key=lambda cell: (cell.network, cell.method) != (first.network, first.method)):
+        _, method = _methods_of(settings, cell)
         basic = replace(cell, network=first.network, method=first.method)
         control = replace(cell, network=first.network) if settings.parts else basic
-        unit = network.network or ("IC" if job.ic else network.name if settings.parts else "basic")
-        found.append(
-            Entry(
-                name=name(cell),
-                cell=cell,
-                start=method.start,
-                group=f"{unit}{' + WLD' if job.wld else ''}",
-                basic=name(basic),
-                control=method.control or name(control if control in by_cell and control != cell else basic),
-                plotted=cell.recipe == jobs[0].cell.recipe and cell.budget == 1,
-            )
-        )
+        beaten = method.control or name(control if control in cells and control != cell else basic)
+        plotted = cell.recipe == jobs[0].cell.recipe and cell.budget == 1
+        found.append(Entry(name(cell), cell, method.start, name(basic), beaten, plotted))
     return found
 
 
@@ -201,7 +186,7 @@ def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], se
     ic, wld = own.ic, method.distillation(settings.wld)
     if ic is not None and method.start in ("gain", "calibrate"):
         ic = replace(ic, warm_start=method.start, max_change=None)
-    parts = {"network": network, "training": training, "basic": settings.network, "ic": ic, "wld": wld}
+    parts: dict[str, Any] = {"network": network, "training": training, "basic": settings.network, "ic": ic, "wld": wld}
     ids = _ids(
         {
             "labels": {**asdict(cell), "seed": seed},

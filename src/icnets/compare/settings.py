@@ -53,7 +53,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; training needs at least 1 epoch")
-        Optimization(self.optimizer, self.lr, self.weight_decay, 0.9, self.schedule, self.warmup)  # type: ignore[arg-type]
+        given = {f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)}
+        Optimization(**given)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -74,10 +75,9 @@ class ComparedTraining(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.extra_epochs < 1:
-            raise ValueError(f"extra_epochs is {self.extra_epochs}; training needs at least 1 epoch")
-        if not self.extra_lr > 0:
-            raise ValueError(f"extra_lr is {self.extra_lr}; a learning rate must be positive")
+        for name in ("extra_epochs", "extra_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
 
     def of(self, start: str) -> Training:
         """The training of a method with this ``start``."""
@@ -255,9 +255,8 @@ class Settings:
         if bool(self.networks) != bool(self.parts):
             raise ValueError("a grid needs networks and parts; give both, or neither")
         _check_methods("methods", self.methods)
-        if self.networks:
-            _check_methods("networks", self.networks)
         if self.parts:
+            _check_methods("networks", self.networks)
             self._refuse_what_parts_say()
         for part in [Part([], self.seeds), *self.parts]:
             self._check_part(part)

@@ -45,10 +45,8 @@ class Count:
 
 def count_parameters(model: nn.Module) -> Count:
     """Numbers of parameters; a shared one counts once, buffers don't count."""
-    return Count(
-        total=sum(p.numel() for p in model.parameters()),
-        ic=sum({id(p): p.numel() for _, p in ic_parameters(model)}.values()),
-    )
+    ic = {id(p): p.numel() for _, p in ic_parameters(model)}
+    return Count(sum(p.numel() for p in model.parameters()), sum(ic.values()))
 
 
 def _layer_macs(module: Any, x: Tensor, z: Tensor) -> Count:
@@ -267,34 +265,23 @@ def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
         )
         for p in profiles
     ]
-    saved = "tensors that autograd saves" if sample.device.type == "cpu" else "peak of a forward and backward pass"
+    first, threads, on_cpu = profiles[0].name, profiles[0].inference.threads, sample.device.type == "cpu"
+    n, c, h, w = sample.shape
+    notes = [
+        f"(×): against {first}, median over {profiles[0].inference.rounds} interleaved rounds in eager mode; training "
+        "is forward and backward.",
+        f"Memory for backward: {'tensors that autograd saves' if on_cpu else 'peak of a forward and backward pass'}, "
+        "for the batch, without parameters.",
+    ]
+    if on_cpu and native.loaded():
+        notes.append("IC units compute with the C++ kernels of icnets build.")
+    elif on_cpu:
+        notes.append("IC units compute with PyTorch's own operators; the C++ kernels of `icnets build` are faster.")
     return Table(
-        f"{profiles[0].name}: {_conditions(sample, profiles[0].inference.threads)}",
+        f"{first}: batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, "
+        f"{'CPU' if on_cpu else torch.cuda.get_device_name(sample.device)}, {threads} thread{'s' * (threads > 1)}, "
+        f"torch {torch.__version__}",
         ("network", "parameters (IC)", "MACs/image (IC)", "inference, ms/image", "training, ms/image", "memory, MiB"),
         rows,
-        [
-            f"(×): against {profiles[0].name}, median over {profiles[0].inference.rounds} interleaved rounds in eager "
-            "mode; training is forward and backward.",
-            f"Memory for backward: {saved}, for the batch, without parameters.",
-            *_kernels_note(sample),
-        ],
+        notes,
     )
-
-
-def _conditions(sample: Tensor, threads: int) -> str:
-    """What is measured, on what, by what: the first line of a table."""
-    n, c, h, w = sample.shape
-    device = "CPU" if sample.device.type == "cpu" else torch.cuda.get_device_name(sample.device)
-    return (
-        f"batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, {device}, "
-        f"{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
-    )
-
-
-def _kernels_note(sample: Tensor) -> list[str]:
-    """What the IC units compute with, on a CPU, and what would be faster."""
-    if sample.device.type != "cpu":
-        return []
-    if native.loaded():
-        return ["IC units compute with the C++ kernels of icnets build."]
-    return ["IC units compute with PyTorch's own operators; the C++ kernels of `icnets build` are faster."]

@@ -1,6 +1,5 @@
 """The figures of a report that are made from numbers alone: SVG inside the page, in the ink of its text."""
 
-import hashlib
 import io
 import logging
 import re
@@ -16,12 +15,11 @@ from icnets.compare.planned_runs import Entry
 from icnets.compare.runs import Run
 from icnets.compare.statistics import t_interval
 
-# Okabe and Ito's colours, which the colour-blind can tell apart. A colour is a unit with its way of training; a dash
-# tells those apart that share it.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-MARKERS = "osD^vP*X<>hd"
 INK = "#010203"  # stands for the page's text colour until the SVG is written
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = (INK, "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = "osD^vP*X<>hd"
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 _STYLE: Any = {
     **dict.fromkeys(
@@ -51,25 +49,20 @@ def draw(name: str, paint: Callable[[Any], None], *, alt: str, caption: str) -> 
     """A figure of one axes that ``paint`` fills; narrow, so that a phone shows it legibly.
 
     Args:
-        name: a word.
+        name: a word, another one for each figure of a page.
         paint: gets matplotlib's axes; draws in :data:`INK` what is to have the page's text colour.
         alt: what the figure shows, in words; plain text.
         caption: below it; plain text.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "sans-serif" is the browser's to find
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure, axes = plt.subplots(figsize=(5.2, 4.6), layout="constrained")
-        try:
-            paint(axes)
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        finally:
-            plt.close(figure)
+    buffer = io.StringIO()
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Canvas(figsize=(5.2, 4.6), layout="constrained")
+        paint(figure.subplots())
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return Figure(_inline(buffer.getvalue(), name), alt, caption)
 
 
@@ -77,8 +70,7 @@ def _inline(svg: str, name: str) -> str:
     """The <svg> element alone, its ids its own on the page, its size the page's to decide."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    own = f"{name}-{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"  # another run's figure has the same name
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}", svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head, end, rest = svg.partition(">")
     return (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest).replace(INK, "currentColor")
 
@@ -98,16 +90,15 @@ def _legend(axes: Any) -> None:
 class Curve:
     """A figure of one method after each epoch, one list per seed.
 
-    ``seconds`` are counted like ``epochs``: from the first step of the network that the method starts from. Curves of
-    one ``group`` share a colour; ``dash`` is the number of a line style.
+    ``seconds`` are counted like ``epochs``: from the first step of the network that the method starts from. ``warm``:
+    whether it starts from another.
     """
 
     name: str
-    group: str
     epochs: Sequence[int]
     values: Sequence[Sequence[float]]
     seconds: Sequence[float]
-    dash: int = 0
+    warm: bool
 
 
 def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
@@ -128,28 +119,23 @@ def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss:
         if warm and len(starts) == len(own):
             epochs, seconds = [end, *epochs], [end_seconds, *seconds]
             values = [[first, *rest] for first, rest in zip(starts, values, strict=True)]
-        dash = int(warm)
-        while (entry.group, dash) in [(curve.group, curve.dash) for curve in result]:
-            dash += 2
-        result.append(Curve(entry.name, entry.group, epochs, values, seconds, dash))
+        result.append(Curve(entry.name, epochs, values, seconds, warm))
     return result
 
 
 def _draw_curves(axes: Any, curves: Sequence[Curve], x: str) -> list[float]:
     """Draws the mean over seeds of each curve, and its 95 % interval where there are three or more: all means."""
-    groups = list(dict.fromkeys(curve.group for curve in curves))
     drawn: list[float] = []
-    for curve in curves:
-        number = groups.index(curve.group)
-        colour = COLOURS[number % len(COLOURS)] if number else INK
+    for number, curve in enumerate(curves):
         intervals = [t_interval(values) for values in zip(*curve.values, strict=True)]
         places, means = getattr(curve, x), [i.mean for i in intervals]
         drawn += means
-        look: Any = {"color": colour, "linestyle": DASHES[curve.dash % len(DASHES)], "linewidth": 2}
-        axes.plot(places, means, label=as_label(curve.name), **look)
+        row, column = divmod(number, len(COLOURS))
+        dash = DASHES[(2 * row + curve.warm) % len(DASHES)]
+        axes.plot(places, means, label=as_label(curve.name), color=COLOURS[column], linestyle=dash, linewidth=2)
         if len(curve.values) > 2:
             ends = [[max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high")]
-            axes.fill_between(places, *ends, color=colour, alpha=0.08, linewidth=0)
+            axes.fill_between(places, *ends, color=COLOURS[column], alpha=0.08, linewidth=0)
     return drawn
 
 
@@ -160,7 +146,7 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
     ``remark`` ends the caption.
     """
     shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].values) - 1, 2)]
-    what, _, unit = quantity.partition(", ")
+    what = quantity.partition(",")[0]
     words = "; ".join(f"{c.name} ends at {fmean(seed[-1] for seed in c.values):.2f}" for c in curves)
 
     def paint(axes: Any, x: str, label: str) -> None:
@@ -178,7 +164,7 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
         draw(
             f"{what.replace(' ', '-')}-{x}",
             partial(paint, x=x, label=label),
-            alt=f"{what.capitalize()} in {'per cent' if unit == '%' else unit} by {label}. {words}.",
+            alt=f"{quantity.capitalize()}, by {label}. {words}.",
             caption=f"{what.capitalize()} by {label}{shown}.{remark}",
         )
         for x, label in (("epochs", "epoch"), ("seconds", "seconds of training"))
@@ -195,8 +181,7 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
         for i, row in enumerate(rows):
             e, dodge = row.error, 0.008 * span * (i - len(rows) // 2)  # networks of the same cost stay apart
             bars = None if e.low is None or e.high is None else [[e.mean - e.low], [e.high - e.mean]]
-            colour = COLOURS[i % len(COLOURS)] if i else INK
-            look = {"color": colour, "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
+            look = {"color": COLOURS[i % len(COLOURS)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
             axes.errorbar([at[i] + dodge], [e.mean], yerr=bars, label=as_label(row.name), **look)
         axes.set(xlabel=label, ylabel="test error, %")
         axes.margins(x=0.15)

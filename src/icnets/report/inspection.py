@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.compare.by_name import make_data
 from icnets.compare.comparison_table import Row
 from icnets.compare.planned_runs import Job, entries, plan
 from icnets.compare.run_files import ComparisonFiles
-from icnets.compare.runs import load
+from icnets.compare.runs import load, make_data
 from icnets.predict.contact_sheet import as_image, heated, unnormalized
 from icnets.predict.grad_cam import GradCam
 from icnets.support.text import differing
@@ -33,10 +32,6 @@ class Answers:
     @property
     def classes(self) -> Tensor:
         return self.logits.argmax(1)
-
-    @property
-    def confidence(self) -> Tensor:
-        return self.logits.softmax(1).amax(1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def disagreements(look: Inspection, *, images: int) -> tuple[list[dict[str, Any]
     }
     queues = []
     for mask, doubted in kinds.values():
-        sure = doubted.confidence.masked_fill(~mask, -1.0)
+        sure = doubted.logits.softmax(1).amax(1).masked_fill(~mask, -1.0)
         queues.append(sure.argsort(descending=True, stable=True)[: int(mask.sum())].tolist())
     order = [i for row in range(images) for queue in queues for i in queue[row : row + 1]][:images]
     counts = {kind: int(mask.sum()) for kind, (mask, _) in kinds.items()}
@@ -129,23 +124,17 @@ def disagreements(look: Inspection, *, images: int) -> tuple[list[dict[str, Any]
 
 def _shown(look: Inspection, order: list[int]) -> list[dict[str, Any]]:
     """Each image, and what either network says with its Grad-CAM: answer, confidence, picture."""
-    labels = look.data.class_names
-    sides = []
-    for answers in (look.control, look.chosen):
-        said, images = answers.classes[order], look.images[order]
-        heat = GradCam(answers.network, images)(images, said)
-        names = [labels[c] for c in said.tolist()]
-        pictures = [
-            _picture(heated(_pixels(look, i), h), f"Grad-CAM of {answers.method} for {name}")
-            for i, h, name in zip(order, heat, names, strict=True)
-        ]
-        sides.append(list(zip(names, answers.confidence[order].tolist(), pictures, strict=True)))
-    result = []
-    for i, control, chosen in zip(order, *sides, strict=True):
+    labels, images, shown = look.data.class_names, look.images[order], list[dict[str, Any]]()
+    for i in order:
         name, label = look.names[i], labels[int(look.target[i])]
-        picture = _picture(_pixels(look, i), f"{name}, class {label}")
-        result.append({"name": name, "target": label, "image": picture, "control": control, "chosen": chosen})
-    return result
+        shown.append({"name": name, "target": label, "image": _picture(_pixels(look, i), f"{name}, class {label}")})
+    for side, answers in (("control", look.control), ("chosen", look.chosen)):
+        said = answers.classes[order]
+        heat = GradCam(answers.network, images)(images, said)
+        for entry, i, c, h in zip(shown, order, said.tolist(), heat, strict=True):
+            picture = _picture(heated(_pixels(look, i), h), f"Grad-CAM of {answers.method} for {labels[c]}")
+            entry[side] = labels[c], float(answers.logits[i].softmax(0).amax()), picture
+    return shown
 
 
 def _pixels(look: Inspection, index: int) -> Tensor:
@@ -153,12 +142,9 @@ def _pixels(look: Inspection, index: int) -> Tensor:
     pixels = unnormalized(look.images[index], look.data.mean, look.data.std)
     longest = max(pixels.shape[-2:])
     if longest < _SIDE:
-        factor = -(-_SIDE // longest)
-        return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    if longest > _MOST:
-        size = [max(1, round(side * _MOST / longest)) for side in pixels.shape[-2:]]
-        return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
-    return pixels
+        return F.interpolate(pixels[None], scale_factor=-(-_SIDE // longest))[0]
+    size = [max(1, round(side * min(1, _MOST / longest))) for side in pixels.shape[-2:]]
+    return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 def _picture(pixels: Tensor, alt: str) -> dict[str, str]:
