@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -82,7 +82,8 @@ def imported(path: str) -> Any:
         6
     """
     try:
-        return resolve_name(path)
+        module, name = path.split(":")
+        return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{path!r} can't be imported: {error}; write it as module:name") from error
 
