@@ -1,16 +1,61 @@
-"""Small networks of our studies: one for signals, and timm's ResNet for small images."""
+"""Small networks of our studies: one for signals, and timm's ResNet for small images.
+
+Each takes ``before_norm``, a control: a function between each convolution and its norm, where IC has its collision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from timm.layers.create_attn import create_attn
 from torch import Tensor, nn
 
 from icnets.timm_models import create_model
 
-__all__ = ["SignalNet", "small_resnet"]
+__all__ = ["BEFORE_NORM", "SelfCollision", "SignalNet", "resnet10t", "resnet18", "resnet50", "small_resnet"]
+
+
+class SelfCollision(nn.Module):
+    """``y + relu(y + b1)``: what is left of an IC unit without its collision term (w' = 0), as a control.
+
+    ``b1`` (channels,) starts at 0 and is learned. In and out: ``(N, channels, ...)``, any floating dtype.
+
+    Example:
+        >>> SelfCollision(1)(torch.tensor([[-1.0], [2.0]])).flatten().tolist()
+        [-1.0, 4.0]
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner_bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + torch.relu(y + self.inner_bias.view(-1, *[1] * (y.dim() - 2)))
+
+
+# Slope 1/2: up to a factor that the norm takes out, that is y + relu(y), an IC unit with neither w' nor b1.
+BEFORE_NORM: dict[str, Callable[[int], nn.Module]] = {
+    "leaky_relu": lambda channels: nn.LeakyReLU(0.5),
+    "prelu": lambda channels: nn.PReLU(channels, init=0.5),
+    "self_collision": SelfCollision,
+}
+
+
+def _add_before_norm_(model: nn.Module, kind: str | None) -> None:
+    """Puts the function of that name behind each convolution of ``model``; None: no function.
+
+    Raises ValueError for an unknown name.
+    """
+    if kind is None:
+        return
+    if kind not in BEFORE_NORM:
+        raise ValueError(f"before_norm is {kind!r}; it must be one of {', '.join(BEFORE_NORM)}")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            model.set_submodule(name, nn.Sequential(module, BEFORE_NORM[kind](module.out_channels)))
 
 
 class _AsImage(nn.Module):
@@ -37,6 +82,7 @@ class SignalNet(nn.Module):
         depth: number of convolutions; the first three have stride 2.
         attention: timm's name of an attention module behind each norm ("se", "eca", "cbam"); None: no attention.
         attention_options: its arguments.
+        before_norm: a name of :data:`BEFORE_NORM`; None: no function.
 
     In: ``(N, in_chans, L)``; out: logits ``(N, num_classes)``.
     """
@@ -49,6 +95,7 @@ class SignalNet(nn.Module):
         depth: int = 3,
         attention: str | None = None,
         attention_options: dict[str, Any] | None = None,
+        before_norm: str | None = None,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -62,6 +109,7 @@ class SignalNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool1d(5)
         self.head = nn.Linear(5 * channels, num_classes)
+        _add_before_norm_(self, before_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
@@ -74,6 +122,7 @@ def small_resnet(
     depth: int = 18,
     channels: Sequence[int] = (16, 32, 64, 128),
     stem_stride: int = 2,
+    before_norm: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """timm's ResNet for small images: its stem is one 3×3 convolution, without max-pooling, as He et al. for CIFAR.
@@ -84,6 +133,7 @@ def small_resnet(
         depth: 18 or 34 for basic blocks, 50 or 101 for bottlenecks.
         channels: of the four stages, even numbers; the stem has as many as the first.
         stem_stride: of the stem: the first stage sees the image made smaller by so much.
+        before_norm: a name of :data:`BEFORE_NORM`; None: no function.
         **options: of ``timm.create_model``, such as block_args.
 
     Raises ValueError or TypeError for a depth or options that timm doesn't know.
@@ -95,4 +145,14 @@ def small_resnet(
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     model.__dict__.pop("icnets_architecture", None)  # timm alone can't rebuild it
+    _add_before_norm_(model, before_norm)
     return model
+
+
+def _of_timm(name: str, *, before_norm: str | None = None, **options: Any) -> nn.Module:
+    model = create_model(name, ic=None, **options)
+    _add_before_norm_(model, before_norm)
+    return model
+
+
+resnet10t, resnet18, resnet50 = (partial(_of_timm, name) for name in ("resnet10t", "resnet18", "resnet50"))

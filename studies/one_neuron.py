@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.compare.plots import STYLE, new_figure, save_figure
+from icnets.support.files import atomic_write
 from icnets.unit.layers import ICLinear
 
 __all__ = ["Fit", "boundary_experiment", "fit_neuron", "plot_boundaries", "two_moons", "xor"]
@@ -114,14 +115,19 @@ def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit
         results: what :func:`boundary_experiment` returns.
         path: of the picture, in a folder that exists.
     """
-    from matplotlib import rc_context
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
     from matplotlib.colors import ListedColormap
 
     names = {"plain": "one plain neuron", "ic": "one IC neuron"}
     regions, dots = ListedColormap(["#CFE5F3", "#FBE3C0"]), ("#0072B2", "#D55E00")
-    with rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 12}):
+    style: Any = {"font.size": 12, "axes.titlesize": 12, "figure.dpi": 150, "savefig.facecolor": "white"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
         rows = len(results)
-        figure, axes = new_figure(rows, 2, figsize=(8, 3.9 * rows), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(rows, 2, figsize=(8, 3.9 * rows), layout="constrained", squeeze=False)
         for row, (task, fits) in zip(axes, results.items(), strict=True):
             for ax, (kind, (points, target, fit)) in zip(row, fits.items(), strict=True):
                 low, high = points.min(0).values - 0.5, points.max(0).values + 0.5
@@ -136,7 +142,11 @@ def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit
                     ax.scatter(*own.T.numpy(), s=size, c=dots[label], marker=marker, edgecolors="white", linewidths=0.8)
                 ax.set_title(f"{task}, {names[kind]}: {100 * fit.accuracy:.3g} % right")
                 ax.set(aspect="equal", xticks=[], yticks=[])
-        save_figure(figure, path)
+        try:
+            with atomic_write(path) as temporary:
+                figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+        finally:
+            plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,6 @@ def recipe_of(study: dict[str, Any]) -> str:
     """The file of a recipe for ``icnets compare`` that says what a study of version 0.1 said."""
     basic = study["networks"][0]
     study["network"] = {"name": basic.pop("model"), "options": basic.pop("options")}
-    del study["cost_rounds"]
     Path("recipe.yaml").write_text(json.dumps(study), encoding="utf-8")
     return "recipe.yaml"
 

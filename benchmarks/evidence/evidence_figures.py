@@ -6,11 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from icnets.compare.plots import COLOURS, DASHES, STYLE, new_figure, save_figure
+from icnets.support.files import atomic_write
 from study_results import Cell, Results
 from study_tables import label
 
 __all__ = ["plot_budgets", "plot_differences"]
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+STYLE: Any = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.facecolor": "white",
+}
+
+
+def new_figure(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """pyplot's figure and axes, drawn without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(*args, **kwargs)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes the figure as PNG, at once or not at all, and closes it."""
+    from matplotlib import pyplot as plt
+
+    try:
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+    finally:
+        plt.close(figure)
 
 
 def plot_differences(studies: Sequence[Results], cells: Sequence[Cell], path: Path, *, title: str) -> None:

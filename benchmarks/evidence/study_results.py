@@ -114,12 +114,14 @@ class Results:
 
         Epochs times the measured time of a step, both beside the basic network's: runs side by side take each other's
         time, so their own seconds tell little. Where a teacher teaches, its forward pass and the loss are in the step.
+        Lines in which no step was measured have the time of a forward pass in its place.
         """
         total = float(len(next(iter(self.runs[cell].values()))["val_error"]))
         whole = total / cell.budget
         taught = min(self._taught(cell.method) * total, total if epochs is None else epochs)
         line = self.networks[cell.network]
-        plain, with_teacher = line["step"]["ratio"], line.get("step_taught", line["step"])["ratio"]
+        step = line["step"] if "step" in line else line["latency"]
+        plain, with_teacher = step["ratio"], line.get("step_taught", step)["ratio"]
         return float(((total if epochs is None else epochs) - taught) * plain + taught * with_teacher) / whole
 
     def _taught(self, method: str) -> float:

@@ -79,28 +79,34 @@ def cell_table(
 def _notes(results: Results) -> list[str]:
     folds = results.header["folds"]
     how = f"folds of {folds}-fold cross-validation, intervals widened for their overlap" if folds else "seeds"
+    step = "a step" if all("step" in line for line in results.networks.values()) else "a step or of a forward pass"
     return [
         f"Brackets: 95 % t interval over {how}; differences paired; p after Holm; bold: p < 0.05. "
-        "Time: epochs times the measured time of a step, beside the basic network's whole training."
+        f"Time: epochs times the measured time of {step}, beside the basic network's whole training."
     ]
 
 
 def cost_table(results: Results, title: str) -> Table:
-    """What each network costs: parameters, MACs, and the measured time of a training step beside the basic one's."""
-    rows = []
-    for name, line in results.networks.items():
-        step: dict[str, Any] = line["step"]
+    """What each network costs: parameters, MACs, and the measured time beside the basic one's.
+
+    The time is of a training step; in lines without one, of a forward pass.
+    """
+    rows, lines = [], list(results.networks.values())
+    what = "step" if all("step" in line for line in lines) else "latency"
+    for line in lines:
+        step: dict[str, Any] = line[what]
         spread = f"{step['ratio_low']:.2f}–{step['ratio_high']:.2f}"
-        cells = [name, human(line["parameters"]), human(line["macs"])]
+        cells = [line["name"], human(line["parameters"]), human(line["macs"])]
         taught = f"×{line['step_taught']['ratio']:.2f}" if "step_taught" in line else ""
         ms = f"{step['ms_per_image'] * step['batch_size']:.1f}"
         rows.append([*cells, f"×{step['ratio']:.2f} ({spread})", ms, taught])
-    step = next(iter(results.networks.values()))["step"]
+    step = lines[0][what]
+    names = {"step": ("training step", "A step: forward and backward"), "latency": ("forward pass", "A forward pass")}
     note = (
-        f"A step: forward and backward of {step['batch_size']} examples on {step['threads']} thread(s), eager; median "
+        f"{names[what][1]} of {step['batch_size']} examples on {step['threads']} thread(s), eager; median "
         f"and quartiles of {step['rounds']} interleaved rounds."
     )
-    return Table(title, ["network", "parameters", "MACs", "training step", "ms", "step with teacher"], rows, [note])
+    return Table(title, ["network", "parameters", "MACs", names[what][0], "ms", "step with teacher"], rows, [note])
 
 
 def budget_table(results: Results, cells: Sequence[Cell], target: Cell, title: str) -> Table:

@@ -11,7 +11,7 @@ import pytest
 from evidence_page import Question, page
 from icnets.compare import lines
 from study_results import Cell, Results
-from study_tables import budget_table, cell_table, label, p_text
+from study_tables import budget_table, cell_table, cost_table, label, p_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,3 +201,18 @@ def test_lines_without_a_header(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"kind": "run"}) + "\n")
     with pytest.raises(ValueError, match="have 0 headers"):
         Results(lines.read(tmp_path / "x.jsonl"))
+
+
+def test_lines_without_a_measured_step_have_the_time_of_a_forward_pass() -> None:
+    study = _study("new", {Cell("IC"): 1.0})
+    for line in study:
+        if line["kind"] == "network":
+            line["latency"] = {**line.pop("step"), "ratio": 3.0}
+            del line["step_taught"]
+    results = Results(study)
+    assert results.time(Cell("IC")) == pytest.approx(3.0)
+    assert "of a step or of a forward pass" in cell_table(results, list(results.runs), [None], "t").notes[0]
+    table = cost_table(results, "t")
+    assert list(table.columns)[3] == "forward pass"
+    assert table.rows[1][3].startswith("×3.00")
+    assert table.notes[0].startswith("A forward pass of 100 examples")

@@ -9,9 +9,8 @@ from PIL import Image
 import icnets
 from icnets.cli.compare import main, read_settings
 from icnets.compare.comparison_table import comparison_table
-from icnets.compare.data_kinds import make_data
 from icnets.compare.run_files import read_run
-from icnets.compare.runs import error_percent
+from icnets.compare.runs import error_percent, make_data
 from icnets.compare.settings import Method, Settings
 from icnets.profile.measure import agreement
 
@@ -147,8 +146,6 @@ def test_checkpoints_hold_the_networks_that_were_measured(record: dict, out: Pat
 
 
 def test_files(out: Path, record: dict) -> None:
-    with Image.open(out / "curves.png") as picture:
-        assert min(picture.size) > 400
     text = (out / "results.md").read_text()
     assert "| IC + WLD |" in text
     assert all(sentence in text for sentence in record["verdicts"])

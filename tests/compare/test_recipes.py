@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from icnets import convert_
 from icnets.cli.compare import read_settings
 from icnets.compare import lines
-from icnets.compare.networks import create
 from icnets.compare.planned_runs import plan
-from icnets.compare.runs import distillation
+from icnets.compare.runs import create, distillation
 from icnets.compare.settings import Settings
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
@@ -31,10 +30,10 @@ def test_every_network_trains_a_step(path: Path) -> None:
     study = _read(path)
     assert study.name == path.stem
     shape = SHAPES.get(study.data.get("kind", ""), (1, 16, 16) if path.stem == "smoke" else (3, 32, 32))
-    jobs = {planned.cell.network: planned.job for planned in plan(study) if planned.job.start is None}
+    jobs = {job.cell.network: job for job in plan(study) if job.start is None}
     assert jobs.keys() == {network.name for network in study.networks}
     for job in jobs.values():
-        model = create(job.network, num_classes=4, in_chans=shape[0], imports=job.imports)
+        model = create(job.network, num_classes=4, in_chans=shape[0], imports=study.imports)
         if job.ic is not None:
             report = convert_(model, job.ic, optimizers=())
             assert report.converted
@@ -53,9 +52,9 @@ def test_the_plan_is_whole(path: Path) -> None:
     assert len({p.id for p in planned}) == len({(p.cell, p.seed) for p in planned}) == len(planned)
     saved = set()
     for each in planned:
-        distillation(each.job.wld, each.job.training)
-        assert each.job.needs <= saved, "what a run needs comes before it"
-        saved |= {each.job.keep} - {None}
+        distillation(each.wld, each.training)
+        assert each.needs <= saved, "what a run needs comes before it"
+        saved |= {each.keep} - {None}
     assert {p.cell.recipe for p in planned} <= {recipe.name for recipe in study.recipes}
     basic = {p.seed for p in planned if p.cell.network == "basic" and p.cell.method == "scratch"}
     assert basic == {p.seed for p in planned}, "every seed has its basic network to be paired with"

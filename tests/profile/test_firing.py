@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from icnets import ICConfig, convert_
+from icnets import ICConfig, ICConv2d, ICConvTranspose2d, ICLinear, convert_
 from icnets.profile.firing import firing_rates, firing_share
 
 
@@ -87,3 +87,49 @@ def test_a_network_in_training_mode_keeps_its_statistics_and_the_random_state():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
+
+
+def randomised(unit: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for vector in unit.vectors():
+            if vector is not None:
+                vector.copy_(torch.randn_like(vector))
+    return unit
+
+
+UNITS = [
+    (ICConv2d(4, 6, 3, padding=1, bias=False), (3, 4, 9, 8)),
+    (ICConv2d(4, 6, 3, stride=2, groups=2, dilation=2, scale="sum", gain=0.5), (3, 4, 9, 8)),
+    (ICConv2d(4, 4, 1, groups=4, inner_bias=False), (3, 4, 5, 5)),
+    (ICConvTranspose2d(4, 6, 3, stride=2, groups=2), (3, 4, 5, 5)),
+    (ICLinear(7, 5, gain=-1.0), (6, 7)),
+]
+
+
+@pytest.mark.parametrize(("unit", "shape"), UNITS, ids=lambda value: str(value) if isinstance(value, tuple) else "")
+def test_share_is_counted_as_the_formula_has_it(unit: nn.Module, shape: tuple[int, ...]) -> None:
+    randomised(unit)
+    x = torch.randn(shape)
+    before = {key: value.clone() for key, value in unit.state_dict().items()}
+    u = argument(unit, x.double())
+    assert firing_share(unit, x) == pytest.approx(float((u > 0).double().mean()), abs=1e-9)
+    assert 0 < float((u > 0).double().mean()) < 1
+    assert all(torch.equal(before[key], value) for key, value in unit.state_dict().items())
+
+
+def argument(unit: nn.Module, x: Tensor) -> Tensor:
+    """y - w's + b1 with s by a kernel of ones, in float64."""
+    channels = [1, -1, *[1] * (x.dim() - 2)]
+    weight = unit.weight.detach().double()
+    ones = torch.ones_like(weight)
+    if isinstance(unit, ICLinear):
+        y, s = F.linear(x, weight), F.linear(x, ones)
+    elif isinstance(unit, ICConvTranspose2d):
+        options = {"stride": unit.stride, "padding": unit.padding, "groups": unit.groups, "dilation": unit.dilation}
+        y, s = (F.conv_transpose2d(x, w, **options) for w in (weight, ones))
+    else:
+        options = {"stride": unit.stride, "padding": unit.padding, "groups": unit.groups, "dilation": unit.dilation}
+        y, s = (F.conv2d(x, w, **options) for w in (weight, ones))
+    collision, inner_bias, _ = unit.vectors()
+    u = y - unit.sum_scale * collision.detach().double().view(channels) * s
+    return u if inner_bias is None else u + inner_bias.detach().double().view(channels)

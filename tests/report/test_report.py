@@ -14,8 +14,7 @@ import icnets
 from icnets.cli import main
 from icnets.cli.compare import main as compare
 from icnets.compare.run_files import read_run
-from icnets.report.inspection import chosen_method, inspect
-from icnets.report.pictures import confusion_counts, disagreements
+from icnets.report.inspection import chosen_method, confusion_counts, disagreements, inspect
 
 # Nothing that a name says may become markup, a formula or a link.
 CLASSES = ["<script>alert(1)<", 'b & "c" $x^$']
@@ -28,7 +27,7 @@ latency_rounds: 2
 confidence: 0.95
 data: {image_size: 16, batch_size: 20, val_fraction: 0.5, test_fraction: 0.4, hflip: 0.0}
 network: {name: resnet10t, options: {channels: [8, 8, 8, 8], stem_width: 8}}
-training: {epochs: 2, extra_epochs: 1}
+training: {epochs: 2, extra_epochs: 2, extra_lr: 0.3}  # so that some answers differ
 methods:
   - {name: basic}
   - {name: "basic, <b>on</b>", start: basic}
@@ -99,7 +98,7 @@ def test_every_picture_has_words(page: str) -> None:
     elements = Elements(page).elements
     images = [attributes for tag, attributes in elements if tag == "img"]
     figures = [attributes for _, attributes in elements if attributes.get("role") == "img"]
-    assert len(figures) == 9  # four of training, two of costs, confusions, two of the units
+    assert len(figures) == 7  # four of training, two of costs, confusions
     assert len(images) > 3
     assert all(attributes.get("alt") for attributes in images)
     assert all(len(attributes["aria-label"] or "") > 20 for attributes in figures)
@@ -142,9 +141,6 @@ def test_what_it_shows_is_what_the_networks_answer(run: Path) -> None:
     assert sum(kinds.values()) == int((control != chosen).sum())
     assert kinds["chosen"] == int(((control != chosen) & (chosen == look.target)).sum())
     assert len(shown) == min(5, sum(kinds.values()))
-    for unit, (before, after) in look.units.rates.items():
-        assert 0 <= before <= 0.2, unit  # calibrated to 1 % on half of 24 other images
-        assert 0 <= after <= 1
 
 
 def test_without_its_images_it_says_so(run: Path, tmp_path: Path) -> None:
@@ -171,26 +167,6 @@ def test_with_images_of_other_classes_it_says_so(run: Path, tmp_path: Path) -> N
     assert re.search(r"Not shown: .*the networks were trained on 2 classes \(b & .*, and the images are of 2", text)
 
 
-def test_a_training(tmp_path: Path) -> None:
-    fit = tmp_path / "fit<1>"
-    fit.mkdir()
-    rows = ["epoch,step,seconds,train/loss,val/loss,val/top1", "1,10,1.5,2.1,2.0,0.25", "2,20,3.1,1.1,1.0,0.75"]
-    (fit / "history.csv").write_text("\n".join(rows) + "\n")
-    (fit / "config.yaml").write_text("seed: <0>\n")
-    assert main(["report", str(fit)]) == 0
-    text = Elements((fit / "report.html").read_text(encoding="utf-8")).text
-    assert "2 epochs in 3 s of training. Best val/top1 75.00 %, in epoch 2." in text
-    assert "fit<1>" in text
-    assert "seed: <0>" in text
-
-
-@pytest.mark.slow
-def test_several_runs_on_one_page(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "both.html"
-    assert main(["report", str(run), str(run), "--out", str(out)]) == 0
-    assert Elements(out.read_text(encoding="utf-8")).text.count("How to repeat it") == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -198,9 +174,6 @@ def test_several_runs_on_one_page(run: Path, tmp_path: Path) -> None:
         (["empty"], "empty holds no run"),
         (["damaged"], "damaged/results.json is no record of icnets compare, or damaged"),
         (["later"], "has schema 99, and this version reads 1"),
-        (["blank"], "blank/history.csv has no epochs"),
-        (["letters"], "letters/history.csv is no history of icnets fit, or damaged"),
-        (["RUN", "RUN"], "2 runs go into one page; say where: --out report.html"),
         (["RUN", "--out", "there.html"], "there.html exists already; give another --out, or --force"),
         (["RUN", "--out", "no/page.html"], "the folder no of --out doesn't exist; create it first"),
         (["RUN", "--out", "new.html", "--method", "SE"], "--method is 'SE'; it must be one of basic, <b>on</b>, IC"),
@@ -214,8 +187,6 @@ def test_mistakes(
     for name, file, content in [
         ("damaged", "results.json", '{"schema": 1'),
         ("later", "results.json", '{"schema": 99}'),
-        ("blank", "history.csv", "epoch,seconds\n"),
-        ("letters", "history.csv", "epoch,seconds\none,two\n"),
     ]:
         Path(name).mkdir()
         Path(name, file).write_text(content)
@@ -253,8 +224,8 @@ def test_in_a_browser(browser, run: Path, page: str, width: int, scheme: str) ->
     assert len([url for url in requests if url.startswith("file:")]) == 1
     size = view.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert size[0] <= size[1]  # only tables scroll sideways
-    figures = view.locator("figure, .row img")
-    assert figures.count() >= 8
+    figures = view.locator("figure")
+    assert figures.count() >= 8  # seven charts, and images
     for figure in figures.all():
         assert figure.is_visible()
         box = figure.bounding_box()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datafiles import write_cifar, write_folder
-from icnets.compare import data_kinds
-from icnets.compare.data_kinds import imported
+from icnets.compare import runs
+from icnets.compare.runs import imported
 from studies.glyphs import CHARACTERS, render_folder
 
 KINDS = {
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def make_data(arguments: dict, seed: int, cache: Path | None = None):
-    return data_kinds.make_data(arguments, seed, cache=cache, imports=KINDS)
+    return runs.make_data(arguments, seed, cache=cache, imports=KINDS)
 
 
 def _all(data, split: str) -> tuple[torch.Tensor, torch.Tensor]:

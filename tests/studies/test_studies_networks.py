@@ -4,16 +4,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from icnets import ICConfig, convert_
-from icnets.compare import networks
-from icnets.compare.networks import BEFORE_NORM, SelfCollision
+from icnets.compare import runs
 from icnets.compare.settings import Network
 from icnets.unit.layers import IC_LAYERS
+from studies.networks import BEFORE_NORM, SelfCollision
 
 IMPORTS = {"signal_net": "studies.networks:SignalNet", "small_resnet": "studies.networks:small_resnet"}
+IMPORTS["resnet18"] = "studies.networks:resnet18"
 
 
 def create(network: Network, **sizes: int) -> nn.Module:
-    return networks.create(network, **sizes, imports=IMPORTS)
+    return runs.create(network, **sizes, imports=IMPORTS)
 
 
 SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}

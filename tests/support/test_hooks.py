@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from icnets import ICConfig, convert_, fuse_, load, revert_, save
 from icnets.profile.firing import firing_rates
-from icnets.profile.layer_profile import profile_layers
 from icnets.profile.measure import count_macs
 from icnets.support.hooks import watched
 from icnets.unit.readers import observed
@@ -47,8 +46,6 @@ def test_measurements_do_not_depend_on_the_form_of_the_call(name):
     assert expected == found
     assert 0 < found["conv"] < 1
     assert count_macs(nets[1], x) == count_macs(nets[0], x)
-    (cost,) = profile_layers(nets[1], x, rounds=1, min_seconds=0)
-    assert (cost.name, cost.fires, cost.output) == ("conv", found["conv"], (4, 4, 4))
     assert observed(nets[1], {"conv": nets[1].conv}, (x,)) == {}
     assert "forward" not in nets[1].conv.__dict__
 

@@ -34,7 +34,7 @@ COMMANDS = {
     "test": ("icnets.cli.fit:test", "accuracy of a trained network on the test images, and of each class"),
     "predict": ("icnets.cli.predict:main", "classes of image files, by a checkpoint or an exported artifact"),
     "compare": ("icnets.cli.compare:main", "basic, IC, IC with distillation over several seeds, in a table"),
-    "report": ("icnets.cli.report:main", "a comparison, or a training, as one HTML page with figures and images"),
+    "report": ("icnets.cli.report:main", "a comparison as one HTML page with figures and images"),
     "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
     "convert": ("icnets.cli.convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
     "export": ("icnets.cli.export:main", "artifacts for ONNX, OpenVINO and others, each compared with PyTorch"),

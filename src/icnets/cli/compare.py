@@ -1,10 +1,10 @@
-"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON, the curves."""
+"""``icnets compare``: basic, IC, IC + WLD and peer units over seeds; one table, one JSON."""
 
 import json
 import os
 import shlex
 import sys
-import time
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -14,6 +14,7 @@ from icnets.compare.comparison import compare
 from icnets.compare.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.tables import show
+from icnets.support.text import tell
 
 
 def _options(data: dict[str, Any]) -> list[str]:
@@ -44,11 +45,14 @@ def read_settings(argv: Sequence[str]) -> Settings:
     images = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
     if "--help" in argv:
         parser.add_class_arguments(ImageData, **images)
+    parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of earlier versions
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
     argv, everything = take_flag(argv)
     args = parse(parser, argv)
     if args.data.get("root") is not None and args.folder:
         args = parse(parser, _for_folder(argv, dict(args.folder)))
+    if args.cost_rounds is not None:
+        tell(f"cost_rounds is {args.cost_rounds}, but training steps aren't timed any more; leave it out")
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
     if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
         checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
@@ -65,17 +69,15 @@ def read_settings(argv: Sequence[str]) -> Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    start = time.monotonic()
     settings = read_settings(argv)
-    found = compare(settings, shlex.join(["icnets", "compare", *argv]))
+    table, verdicts = compare(settings, shlex.join(["icnets", "compare", *argv]))
     out = settings.out
     print()
-    show(found.table)
-    print("", *found.verdicts, "", sep="\n")
-    print(f"{out}/results.json    every number, run and setting; also results.md, curves.png and checkpoints/")
-    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with images")
+    show(table)
+    print("", *verdicts, "", sep="\n")
+    print(f"{out}/results.json    every number, run and setting; also results.md and checkpoints/")
+    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with curves and images")
     if "kind" not in settings.data and settings.data.get("root") is None:
         again = shlex.join(["icnets", "compare", *argv, "--out", "runs/photos", "--data.root"])
         print(f"your own images (DIR/train and DIR/val, or one folder per class in DIR): {again} DIR")
-    print(f"All in {time.monotonic() - start:.0f} s.")
     return 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from icnets.compare.planned_runs import Entry
-from icnets.compare.plots import Curve
 from icnets.compare.runs import Run
 from icnets.compare.settings import Settings
 from icnets.compare.statistics import Interval, paired_difference, t_interval
@@ -56,7 +55,7 @@ class Row:
 
 def _reached(runs: Sequence[tuple[Run, Run]]) -> Reached:
     """Of pairs of a run with the basic network's of the same seed."""
-    hits = [hit for run, basic in runs if (hit := run.first_at_most(basic.last_error))]
+    hits = [hit for run, basic in runs if (hit := run.first_at_most(basic.history[-1].val_error))]
     if not hits:
         return Reached(None, None, 0, len(runs))
     epochs, seconds = zip(*hits, strict=True)
@@ -94,20 +93,20 @@ def rows(
 
     result = []
     for entry in entries:
-        name = entry.name
-        agreements = [run.agreement for run in runs[name] if run.agreement is not None]
+        name, own = entry.name, runs[entry.name]
+        agreements = [run.agreement for run in own if run.agreement is not None]
         to_control = difference(name, entry.control)
         result.append(
             Row(
                 name=name,
                 start=entry.start,
-                error=t_interval([run.error for run in runs[name]], confidence, overlap),
+                error=t_interval([run.error for run in own], confidence, overlap),
                 to_basic=difference(name, entry.basic),
                 control=None if to_control is None else entry.control,
                 to_control=to_control,
                 agreement=(statistics.fmean(agreements), min(agreements)) if agreements else None,
                 reached=_reached(pairs(name, entry.basic)),
-                seconds=statistics.fmean(run.seconds for run in runs[name]),
+                seconds=statistics.fmean(run.seconds for run in own),
                 cost=costs[name],
             )
         )
@@ -136,43 +135,33 @@ def _agreements(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _title(settings: Settings, sizes: Mapping[str, int]) -> str:
+def _title(settings: Settings, size: int) -> str:
     """What a comparison is of, in a line: the basic network, the data, and how many images and seeds there are."""
-    data = settings.data
-    root = data.get("root") or data.get("train_shards") or data.get("hf")
-    where = data.get("kind") or ("digits" if root is None else Path(str(root)).resolve().name)
+    root = settings.data.get("root") or settings.data.get("train_shards") or settings.data.get("hf")
+    where = settings.data.get("kind") or ("digits" if root is None else Path(str(root)).resolve().name)
     seeds = max(len(part.seeds) for part in settings.parts) if settings.parts else len(settings.seeds)
-    return f"{settings.network.name} on {where}, {sizes['train']} training images, {seeds} seeds"
+    return f"{settings.network.name} on {where}, {size} training images, {seeds} seeds"
 
 
 def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str, Any]) -> Table:
     """The table that a comparison prints; ``data`` is what results.json says of the data."""
-    confidence, basic = rows[0].error.confidence, (settings.networks or rows)[0].name
-    folds = data.get("folds")
-    where = f"{data['images']['test']} test images"
+    basic, folds, images = (settings.networks or rows)[0].name, data.get("folds"), data["images"]
+    first, latency, table, controls = rows[0].error, rows[0].cost.latency, [], {}
+    basics = {row.name for row in rows if row.to_basic is None}
+    for row in rows:
+        to_basic, to_control = (d and d.format(signed=True) for d in (row.to_basic, row.to_control))
+        if to_control and row.control not in basics:
+            controls[row.name] = row.control
+        control = to_control if row.name in controls else ""
+        parameters, macs = row.cost.parameters.format(), row.cost.macs.format()
+        time = f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})"
+        table.append((row.name, row.error.format(), to_basic or "", control or "", parameters, macs, time, _when(row)))
+    where = f"{images['test']} test images"
     if folds:
         where += f", folds of {folds}-fold cross-validation (intervals are widened for their overlap)"
     same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
-    table, controls, basics = [], {}, {row.name for row in rows if row.to_basic is None}
-    for row in rows:
-        control = "" if row.to_control is None or row.control in basics else row.to_control.format(signed=True)
-        if control:
-            controls[row.name] = row.control
-        table.append(
-            (
-                row.name,
-                row.error.format(),
-                "" if row.to_basic is None else row.to_basic.format(signed=True),
-                control,
-                row.cost.parameters.format(),
-                row.cost.macs.format(),
-                f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})",
-                _when(row),
-            )
-        )
-    latency = rows[0].cost.latency
     notes = [
-        f"Error: {where}. Brackets: {100 * confidence:g} % t interval over {rows[0].error.n} seeds; differences are "
+        f"Error: {where}. Brackets: {100 * first.confidence:g} % t interval over {first.n} seeds; differences are "
         f"paired by seed, not corrected for the number of rows.{same}",
         *([f"Control: {'; '.join(f'{c} for {n}' for n, c in controls.items())}."] if controls else []),
         f"(IC): the part that collisions add. ms/image: batch {latency.batch_size}, {latency.threads} thread(s), "
@@ -182,7 +171,7 @@ def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str,
         *_agreements(rows),
     ]
     columns = ("method", "error, %", f"− {basic}, pp", "− control, pp", "parameters (IC)", "MACs (IC)", "ms/image")
-    return Table(_title(settings, data["images"]), (*columns, f"epochs to {basic}'s accuracy"), table, notes)
+    return Table(_title(settings, images["train"]), (*columns, f"epochs to {basic}'s accuracy"), table, notes)
 
 
 def _verdict(row: Row) -> str:
@@ -200,29 +189,3 @@ def _verdict(row: Row) -> str:
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """One sentence for each network with collisions, against its control, read off the interval and nothing else."""
     return [_verdict(row) for row in rows if row.cost.parameters.ic and row.to_control is not None]
-
-
-def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
-    """Validation error, or the mean training ``loss`` of each epoch, while training.
-
-    A warm start counts on from the end of the basic network's training.
-    """
-    basic = runs[entries[0].name]
-    before = len(basic[0].history)
-    seconds_before = statistics.median(run.history[-1].seconds for run in basic)
-    result: list[Curve] = []
-    for entry in (entry for entry in entries if entry.plotted):
-        own, warm = runs[entry.name], entry.start != "scratch"
-        epochs = [e.epoch + (before if warm else 0) for e in own[0].history]
-        seconds = [statistics.median(e) for e in zip(*([h.seconds for h in run.history] for run in own), strict=True)]
-        seconds = [s + (seconds_before if warm else 0.0) for s in seconds]
-        errors = [[e.train_loss if loss else e.val_error for e in run.history] for run in own]
-        starts = [run.start_error for run in own if run.start_error is not None and not loss]
-        if warm and len(starts) == len(own):
-            epochs, seconds = [before, *epochs], [seconds_before, *seconds]
-            errors = [[first, *error] for first, error in zip(starts, errors, strict=True)]
-        dash = int(warm)
-        while (entry.group, dash) in [(curve.group, curve.dash) for curve in result]:
-            dash += 2
-        result.append(Curve(entry.name, entry.group, epochs, errors, seconds, dash))
-    return result

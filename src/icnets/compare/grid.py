@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import Any
 
-from icnets.compare.runs import Job, Run, train, warm_up
+from icnets.compare.planned_runs import Job
+from icnets.compare.runs import Run, train, warm_up
 from icnets.support.processes import end_with_parent
 
 _MOST_WORKERS = 8
@@ -75,8 +75,11 @@ def run_grid(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Run]]:
         return
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
     ticks = context.SimpleQueue()
-    with _pool(workers, context, ticks, jobs[0]) as pool:
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(ticks, jobs[0]))
+    try:
         yield from _in_pool(list(jobs), pool, ticks, progress)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _in_pool(
@@ -103,17 +106,6 @@ def _in_pool(
                 ) from error
             progress.finished(run)
             yield job, run
-
-
-@contextmanager
-def _pool(workers: int, context: Any, ticks: Any, first: Job) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(ticks, first))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 _tick: Callable[[], None] = lambda: None  # noqa: E731  # in a worker: tell the parent of an epoch

@@ -42,12 +42,9 @@ def _text(line: Line) -> str:
 
 def append(path: Path, line: Line) -> None:
     """Adds a line, in one write, and waits until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, _text(line).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(path, "ab", buffering=0) as file:
+        file.write(_text(line).encode())
+        os.fsync(file.fileno())
 
 
 def rewrite(path: Path, lines: Iterable[Line]) -> None:

@@ -1,15 +1,15 @@
-"""From the settings to the runs: each with its place in the table, the job that trains it, and an id."""
+"""From the settings to the runs: each with its place in the table, an id, and what a process needs to train it."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from icnets.compare.runs import Job
-from icnets.compare.settings import Method, Network, Settings
+from icnets.compare.settings import Method, Network, Settings, Training, WeakDistillation
+from icnets.convert.surgery import ICConfig
 
 _PLACES = ("root", "fonts", "download", "workers")
 
@@ -28,44 +28,69 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run to be done.
+class Job:
+    """A run to be done: one network trained by one method with one seed.
 
     Args:
         cell: what is trained, and how.
-        seed: of the run.
+        seed: of the split, the initial weights and the order of the images.
+        settings: of the comparison.
+        data: arguments of :func:`icnets.compare.runs.make_data`, without the seed.
+        network: the network, before any conversion.
+        training: how it is trained.
+        ic: how the network is converted; None: it isn't.
+        wld: weak logit distillation; goes with ``teacher``.
+        start: checkpoint of the trained basic network to start from; None: from scratch.
+        teacher: checkpoint of the trained basic network that teaches.
+        keep: where the trained network is saved; None: nowhere.
         ids: the id, a digest of everything that the result depends on, apart from the software; then those that the
             same run had by earlier formats of its settings.
-        job: trains it.
     """
 
     cell: Cell
     seed: int
+    settings: Settings
+    data: dict[str, Any]
+    network: Network
+    training: Training
+    ic: ICConfig | None
+    wld: WeakDistillation | None
+    start: Path | None
+    teacher: Path | None
+    keep: Path | None
     ids: tuple[str, ...]
-    job: Job
 
     @property
     def id(self) -> str:
         return self.ids[0]
+
+    @property
+    def method(self) -> str:
+        """What the run is called."""
+        return str(self.cell) if self.settings.parts else self.cell.method
+
+    @property
+    def needs(self) -> set[Path]:
+        """Checkpoints that must be there before the job begins."""
+        return {path for path in (self.start, self.teacher) if path is not None}
 
 
 @dataclass(frozen=True)
 class Entry:
     """A row of the table to be made: names of the row, of the basic network beside it, and of its control.
 
-    ``group`` is the unit with its way of training; ``plotted``: whether its curve is drawn.
+    ``plotted``: whether its curve is drawn.
     """
 
     name: str
     cell: Cell
     start: str
-    group: str
     basic: str
     control: str
     plotted: bool
 
 
-def plan(settings: Settings, seen: dict[str, Any] | None = None) -> list[Planned]:
+def plan(settings: Settings, seen: dict[str, Any] | None = None) -> list[Job]:
     """Every run once, in the order of the settings; each run behind those that it needs.
 
     Basic networks that are needed as teachers or starts are runs like any other, also where no part names them.
@@ -74,16 +99,24 @@ def plan(settings: Settings, seen: dict[str, Any] | None = None) -> list[Planned
         settings: of the comparison.
         seen: what was found in the data, such as the numbers of images: without a grid it is part of the id.
     """
-    done: dict[tuple[Cell, int], Planned] = {}
+    first, done = _first(settings), dict[tuple[Cell, int], Job]()
+
+    def add(cell: Cell, seed: int) -> Job:
+        if (cell, seed) not in done:
+            _, method = _methods_of(settings, cell)
+            budgets = {"start": 1.0} if method.start != "scratch" else {}
+            if method.wld:
+                budgets["teacher"] = method.teacher
+            needs = {role: add(replace(first, recipe=cell.recipe, budget=b), seed) for role, b in budgets.items()}
+            done[cell, seed] = _job(settings, cell, seed, needs, seen)
+        return done[cell, seed]
+
     for cell, seed in _wanted(settings):
-        _add(settings, cell, seed, done, seen)
-    needed = {path for planned in done.values() for path in planned.job.needs}
-
-    def kept(planned: Planned) -> bool:
-        always = not settings.parts and (settings.save_checkpoints or planned.cell == _first(settings))
-        return always or planned.job.keep in needed
-
-    return [p if kept(p) else replace(p, job=replace(p.job, keep=None)) for p in done.values()]
+        add(cell, seed)
+    kept = {path for job in done.values() for path in job.needs}
+    if not settings.parts:
+        kept |= {job.keep for job in done.values() if job.keep and (settings.save_checkpoints or job.cell == first)}
+    return [job if job.keep in kept else replace(job, keep=None) for job in done.values()]
 
 
 def without_places(data: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +124,11 @@ def without_places(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name not in _PLACES}
 
 
-def entries(settings: Settings, planned: Sequence[Planned]) -> list[Entry]:
+def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
     """The rows of the table: the basic network first, then in the order in which they are planned."""
     first = _first(settings)
-    basics_first = sorted(planned, key=lambda p: (p.cell.network, p.cell.method) != (first.network, first.method))
-    jobs = {p.cell: p.job for p in basics_first}
-    several = [len({getattr(cell, axis) for cell in jobs}) > 1 for axis in ("recipe", "budget")]
+    cells = dict.fromkeys(job.cell for job in jobs)
+    several = [len({getattr(cell, axis) for cell in cells}) > 1 for axis in ("recipe", "budget")]
 
     def name(cell: Cell) -> str:
         if not settings.parts:
@@ -106,22 +138,13 @@ def entries(settings: Settings, planned: Sequence[Planned]) -> list[Entry]:
         return ", ".join(filter(None, words))
 
     found = []
-    for cell, job in jobs.items():
-        network, method = _methods_of(settings, cell)
+    for cell in sorted(cells, key=lambda cell: (cell.network, cell.method) != (first.network, first.method)):
+        _, method = _methods_of(settings, cell)
         basic = replace(cell, network=first.network, method=first.method)
         control = replace(cell, network=first.network) if settings.parts else basic
-        unit = network.network or ("IC" if job.ic else network.name if settings.parts else "basic")
-        found.append(
-            Entry(
-                name=name(cell),
-                cell=cell,
-                start=method.start,
-                group=f"{unit}{' + WLD' if job.wld else ''}",
-                basic=name(basic),
-                control=method.control or name(control if control in jobs and control != cell else basic),
-                plotted=cell.recipe == planned[0].cell.recipe and cell.budget == 1,
-            )
-        )
+        beaten = method.control or name(control if control in cells and control != cell else basic)
+        plotted = cell.recipe == jobs[0].cell.recipe and cell.budget == 1
+        found.append(Entry(name(cell), cell, method.start, name(basic), beaten, plotted))
     return found
 
 
@@ -139,8 +162,8 @@ def _wanted(settings: Settings) -> Iterator[tuple[Cell, int]]:
             yield Cell(network, method, recipe, budget), seed
     if not settings.parts:
         yield from product([_first(settings)], settings.seeds)
-        for seed, method_ in product(settings.seeds, settings.methods):
-            yield Cell(method_.name, method_.name), seed
+        for seed, row in product(settings.seeds, settings.methods):
+            yield Cell(row.name, row.name), seed
 
 
 def _methods_of(settings: Settings, cell: Cell) -> tuple[Method, Method]:
@@ -150,37 +173,33 @@ def _methods_of(settings: Settings, cell: Cell) -> tuple[Method, Method]:
     return networks[cell.network], methods[cell.method]
 
 
-def _add(
-    settings: Settings,
-    cell: Cell,
-    seed: int,
-    done: dict[tuple[Cell, int], Planned],
-    seen: dict[str, Any] | None,
-) -> Planned:
-    if (cell, seed) in done:
-        return done[cell, seed]
-    _, method = _methods_of(settings, cell)
-    budgets = {"start": 1.0} if method.start != "scratch" else {}
-    if method.wld:
-        budgets["teacher"] = method.teacher
-    first = _first(settings)
-    needs = {
-        role: _add(settings, replace(first, recipe=cell.recipe, budget=budget), seed, done, seen)
-        for role, budget in budgets.items()
-    }
-    job, data = _job(settings, cell, seed, {role: planned.job.keep for role, planned in needs.items()})
-    own = {
-        "labels": {**asdict(cell), "seed": seed},
-        "data": without_places(data) if settings.parts else {**data, "workers": None, "seen": seen},
-        "job": {k: v for k, v in asdict(job).items() if k in ("network", "training", "basic", "ic", "wld")},
-        "needs": {role: planned.id for role, planned in needs.items()},
-    }
-    ids = _ids(own)
+def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], seen: dict[str, Any] | None) -> Job:
+    own, method = _methods_of(settings, cell)
+    recipe = next((r for r in settings.recipes if r.name == cell.recipe), None)
+    training = settings.training.of(method.start) if recipe is None else recipe.training
+    epochs, lr = max(1, round(cell.budget * training.epochs)), training.lr if method.lr is None else method.lr
+    training = replace(training, epochs=epochs, lr=lr)
+    data = settings.data if recipe is None else {**settings.data, **recipe.data}
+    network = _network(settings, own)
+    if method.start != "scratch" and network != settings.network:
+        raise ValueError(f"{own.name!r} is another network than {settings.network.name!r} and can't start from it")
+    ic, wld = own.ic, method.distillation(settings.wld)
+    if ic is not None and method.start in ("gain", "calibrate"):
+        ic = replace(ic, warm_start=method.start, max_change=None)
+    parts: dict[str, Any] = {"network": network, "training": training, "basic": settings.network, "ic": ic, "wld": wld}
+    ids = _ids(
+        {
+            "labels": {**asdict(cell), "seed": seed},
+            "data": without_places(data) if settings.parts else {**data, "workers": None, "seen": seen},
+            "job": {key: None if part is None else asdict(part) for key, part in parts.items()},
+            "needs": {role: job.id for role, job in needs.items()},
+        }
+    )
     words = "".join(c if c.isalnum() else " " for c in cell.method.lower().replace("+", " plus ")).split()
     name = ids[0] if settings.parts else f"{'-'.join(words)}-seed{seed}"
-    job = replace(job, keep=settings.out / "checkpoints" / f"{name}.safetensors")
-    done[cell, seed] = Planned(cell, seed, ids, job)
-    return done[cell, seed]
+    start, teacher = (needs[role].keep if role in needs else None for role in ("start", "teacher"))
+    keep = settings.out / "checkpoints" / f"{name}.safetensors"
+    return Job(cell, seed, settings, data, network, training, ic, wld, start, teacher, keep, ids)
 
 
 def _ids(own: dict[str, Any]) -> tuple[str, ...]:
@@ -194,42 +213,6 @@ def _ids(own: dict[str, Any]) -> tuple[str, ...]:
     return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
 
 
-def _job(settings: Settings, cell: Cell, seed: int, checkpoints: dict[str, Path | None]) -> tuple[Job, dict[str, Any]]:
-    """The job, and the data's arguments as the settings have them."""
-    own, method = _methods_of(settings, cell)
-    recipe = next((r for r in settings.recipes if r.name == cell.recipe), None)
-    training = settings.training.of(method.start) if recipe is None else recipe.training
-    training = replace(
-        training,
-        epochs=max(1, round(cell.budget * training.epochs)),
-        lr=training.lr if method.lr is None else method.lr,
-    )
-    data = {**settings.data, **({} if recipe is None else recipe.data)}
-    network = _network(settings, own)
-    if method.start != "scratch" and network != settings.network:
-        raise ValueError(f"{own.name!r} is another network than {settings.network.name!r} and can't start from it")
-    ic = own.ic
-    if ic is not None and method.start in ("gain", "calibrate"):
-        ic = replace(ic, warm_start=method.start, max_change=None)
-    job = Job(
-        method=str(cell) if settings.parts else cell.method,
-        seed=seed,
-        data=data,
-        network=network,
-        training=training,
-        basic=settings.network,
-        ic=ic,
-        wld=method.distillation(settings.wld),
-        start=checkpoints.get("start"),
-        teacher=checkpoints.get("teacher"),
-        threads=settings.threads,
-        accelerator=settings.accelerator,
-        cache=settings.out / "data",
-        imports=settings.imports,
-    )
-    return job, data
-
-
 def _network(settings: Settings, own: Method) -> Network:
     """The network before its conversion, with its options resolved."""
     basic = settings.network
@@ -239,6 +222,5 @@ def _network(settings: Settings, own: Method) -> Network:
         options = {**(basic.options if same else {}), **(options or {})}
     elif options is None:
         options = basic.options
-    if not same:
-        return Network(str(own.network), options, own.before_norm)
-    return Network(basic.name, options, own.before_norm or basic.before_norm)
+    before_norm = own.before_norm or (basic.before_norm if same else None)
+    return Network(own.network or basic.name, options, before_norm)

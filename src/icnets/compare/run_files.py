@@ -1,4 +1,4 @@
-"""What the folders of runs hold: a comparison's results.json, or the history of a single training."""
+"""What the folder of a comparison holds: its results.json."""
 
 import json
 from dataclasses import dataclass, is_dataclass
@@ -7,7 +7,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from icnets.compare.comparison import SCHEMA
 from icnets.compare.comparison_table import Row
-from icnets.compare.records import read_history, read_results
 from icnets.compare.runs import Run
 from icnets.compare.settings import Settings
 from icnets.support.text import first_line
@@ -15,22 +14,12 @@ from icnets.support.text import first_line
 
 @dataclass(frozen=True)
 class ComparisonFiles:
-    """What ``icnets compare`` left in ``folder``. ``runs``: for each row its runs, in the order of the seeds."""
+    """What ``icnets compare`` left in ``settings.out``. ``runs``: for each row its runs, in the order of the seeds."""
 
-    folder: Path
     record: dict[str, Any]
     settings: Settings
     rows: list[Row]
     runs: dict[str, list[Run]]
-
-
-@dataclass(frozen=True)
-class FitFiles:
-    """What ``icnets fit`` left in ``folder``: a row of metrics for each epoch, and its options as YAML."""
-
-    folder: Path
-    history: list[dict[str, float]]
-    config: str
 
 
 def rebuilt(kind: Any, value: Any) -> Any:
@@ -43,7 +32,8 @@ def rebuilt(kind: Any, value: Any) -> Any:
     """
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{name: rebuilt(hints[name], entry) for name, entry in value.items()})  # type: ignore[operator]
+        fields = {name: rebuilt(hints[name], value[name]) for name in value if name in hints}  # others are of the past
+        return kind(**fields)  # type: ignore[operator]
     kinds = get_args(kind)
     if get_origin(kind) is list:
         return [rebuilt(kinds[0], entry) for entry in value]
@@ -55,28 +45,19 @@ def rebuilt(kind: Any, value: Any) -> Any:
     return Path(value) if kind is Path else value
 
 
-def read_run(folder: Path) -> ComparisonFiles | FitFiles:
-    """The run in ``folder``.
+def read_run(folder: Path) -> ComparisonFiles:
+    """The comparison in ``folder``.
 
     Raises:
-        ValueError: there is no such folder, no run in it, or one that is damaged or of another version.
+        ValueError: there is no such folder, no comparison in it, or one that is damaged or of another version.
     """
+    path = folder / "results.json"
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give the folder of a run, such as runs/demo")
-    results, history = folder / "results.json", folder / "history.csv"
-    if results.is_file():
-        return _comparison(folder, results)
-    if history.is_file():
-        return _fit(folder, history)
-    raise ValueError(
-        f"{folder} holds no run: neither results.json, which icnets compare writes at its end, nor history.csv of "
-        "icnets fit"
-    )
-
-
-def _comparison(folder: Path, path: Path) -> ComparisonFiles:
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: there is no results.json, which icnets compare writes at its end")
     try:
-        record = read_results(path)
+        record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA:
             raise ValueError(
                 f"{path} has schema {record['schema']}, and this version reads {SCHEMA}; make the report with its own"
@@ -88,17 +69,6 @@ def _comparison(folder: Path, path: Path) -> ComparisonFiles:
         runs: dict[str, list[Run]] = {row.name: [] for row in rows}
         for run in rebuilt(list[Run], record["runs"]):
             runs[run.method].append(run)
-        return ComparisonFiles(folder, record, settings, rows, runs)
+        return ComparisonFiles(record, settings, rows, runs)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no record of icnets compare, or damaged: {first_line(error)}") from error
-
-
-def _fit(folder: Path, path: Path) -> FitFiles:
-    try:
-        history = read_history(folder)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no history of icnets fit, or damaged: {first_line(error)}") from error
-    if not history or "epoch" not in history[0]:
-        raise ValueError(f"{path} has no epochs; a report needs a run with at least one finished epoch")
-    config = folder / "config.yaml"
-    return FitFiles(folder, history, config.read_text(encoding="utf-8") if config.is_file() else "")

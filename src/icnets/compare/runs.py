@@ -1,74 +1,35 @@
-"""One run: one network trained by one method with one seed, in whichever process."""
+"""One run: one network trained by one method with one seed, in whichever process; its data and network by name."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
-from icnets.compare import networks
-from icnets.compare.data_kinds import make_data
+from icnets.compare.planned_runs import Job
 from icnets.compare.settings import Network, Training, WeakDistillation
-from icnets.convert.surgery import ICConfig, convert_
+from icnets.convert.surgery import convert_
+from icnets.data.data_module import ImageData
 from icnets.distill.loss import WeakLogitDistillation
 from icnets.profile.measure import agreement, use_threads
+from icnets.support.gone import without_gone
 from icnets.support.hooks import modes_kept
 from icnets.support.quiet import silence
+from icnets.timm_models import create_model
 from icnets.training.callbacks import WeightAverage
 from icnets.training.fit import fit
 from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
 
 _SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that a process needs for one run.
-
-    Args:
-        method: name of the method, for the record.
-        seed: of the split, the initial weights and the order of the images.
-        data: arguments of :func:`icnets.compare.data_kinds.make_data`, without the seed.
-        network: the network, before any conversion.
-        training: how it is trained.
-        basic: the basic network, where it is needed as a start or a teacher.
-        ic: how the network is converted; None: it isn't.
-        wld: weak logit distillation; goes with ``teacher``.
-        start: checkpoint of the trained basic network to start from; None: from scratch.
-        teacher: checkpoint of the trained basic network that teaches.
-        keep: where the trained network is saved; None: nowhere.
-        threads: of torch.
-        accelerator: cpu, gpu or auto.
-        cache: folder for what the data set would otherwise make anew in each run.
-        imports: import paths of data kinds and networks by name.
-    """
-
-    method: str
-    seed: int
-    data: dict[str, Any]
-    network: Network
-    training: Training
-    basic: Network
-    ic: ICConfig | None = None
-    wld: WeakDistillation | None = None
-    start: Path | None = None
-    teacher: Path | None = None
-    keep: Path | None = None
-    threads: int = 1
-    accelerator: str = "cpu"
-    cache: Path | None = None
-    imports: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def needs(self) -> set[Path]:
-        """Checkpoints that must be there before the job begins."""
-        return {path for path in (self.start, self.teacher) if path is not None}
 
 
 @dataclass(frozen=True)
@@ -100,10 +61,6 @@ class Run:
     checkpoint: str | None
     test: dict[str, float]
 
-    @property
-    def last_error(self) -> float:
-        return self.history[-1].val_error
-
     def first_at_most(self, error: float) -> tuple[int, float] | None:
         """Epoch and seconds when the validation error first was ``error`` or less; (0, 0.0) for a start there."""
         limit = error + _SAME_ERROR
@@ -112,8 +69,83 @@ class Run:
         return next(((e.epoch, e.seconds) for e in self.history if e.val_error <= limit), None)
 
 
-def _create(job: Job, network: Network, data: Any) -> nn.Module:
-    return networks.create(network, num_classes=data.num_classes, in_chans=data.in_chans, imports=job.imports)
+def imported(path: str) -> Any:
+    """The object at an import path.
+
+    Args:
+        path: module and name, such as ``studies.solar:SolarCells``.
+
+    Raises:
+        ValueError: there is no such module, or no such name in it.
+
+    Example:
+        >>> imported("math:gcd")(12, 18)
+        6
+    """
+    try:
+        module, name = path.split(":")
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path!r} can't be imported: {error}; write it as module:name") from error
+
+
+def make_data(
+    arguments: Mapping[str, Any], seed: int, *, cache: Path | None = None, imports: Mapping[str, str] | None = None
+) -> Any:
+    """A Lightning data module, its data found and checked.
+
+    Args:
+        arguments: ``kind``, "images" (if left out: scikit-learn's digits, or a folder) or a name of ``imports``, and
+            the arguments of its class.
+        seed: of splits or folds, order and augmentation.
+        cache: folder for data that takes long to make.
+        imports: import paths of classes by kind. Every class takes ``seed``; one with an argument ``cache`` is given
+            that as well.
+
+    Raises:
+        ValueError: an unknown kind, arguments it doesn't take, or data that can't be used.
+    """
+    rest, imports = dict(arguments), imports or {}
+    kind = rest.pop("kind", "images")
+    if kind != "images" and kind not in imports:
+        raise ValueError(
+            f"data.kind is {kind!r}; it must be one of {', '.join(['images', *imports])}; "
+            "imports gives other kinds their import paths"
+        )
+    make: type[Any] = ImageData if kind == "images" else imported(imports[kind])
+    if kind == "images":
+        rest = without_gone({"data": rest})["data"]
+    elif cache is not None and "cache" in signature(make).parameters:
+        rest["cache"] = cache
+    try:
+        data = make(**rest, seed=seed)
+    except TypeError as error:
+        raise ValueError(f"data of kind {kind} doesn't take these arguments: {error}") from error
+    data.setup()
+    return data
+
+
+def create(network: Network, *, num_classes: int, in_chans: int, imports: Mapping[str, str] | None = None) -> nn.Module:
+    """The network with random weights, not converted.
+
+    Args:
+        network: its name is one of ``imports``, or timm's.
+        num_classes: of its output.
+        in_chans: of its input.
+        imports: import paths of functions that make a network, by name.
+
+    Raises:
+        ValueError: there is no network of this name.
+        TypeError: options that it doesn't take.
+    """
+    path = (imports or {}).get(network.name)
+    build = partial(create_model, network.name, ic=None) if path is None else imported(path)
+    own: dict[str, Any] = {} if network.before_norm is None else {"before_norm": network.before_norm}
+    return build(num_classes=num_classes, in_chans=in_chans, **network.options, **own)
+
+
+def _create(network: Network, data: Any, imports: Mapping[str, str]) -> nn.Module:
+    return create(network, num_classes=data.num_classes, in_chans=data.in_chans, imports=imports)
 
 
 def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Module, float | None, float | None]:
@@ -134,7 +166,7 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         try:
-            model = _create(job, job.network, data)
+            model = _create(job.network, data, job.settings.imports)
         except (TypeError, AssertionError) as error:
             raise ValueError(f"{job.network.name} doesn't take the options of {job.method!r}: {error}") from error
     if trained is not None:
@@ -146,21 +178,17 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Mod
     return model, error_percent(model, data.val_dataloader()), agreement(trained, model, data.test_dataloader())
 
 
-@torch.no_grad()
-def _answers(model: nn.Module, loader: Any) -> tuple[Tensor, Tensor]:
-    with modes_kept(model):
-        model.eval()
-        pairs = [(model(x), target) for x, target in loader]
-    return torch.cat([logits for logits, _ in pairs]), torch.cat([target for _, target in pairs])
-
-
 def error_percent(model: nn.Module, loader: Any) -> float:
     """Share of images, in per cent, to which the network doesn't give its own class first; in eval mode."""
     return _figures(model, loader)["error"]
 
 
+@torch.no_grad()
 def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
-    logits, target = _answers(model, loader)
+    with modes_kept(model):
+        model.eval()
+        answers, targets = zip(*((model(x), target) for x, target in loader), strict=True)
+    logits, target = torch.cat(answers), torch.cat(targets)
     error = 100 * int((logits.argmax(1) != target).sum()) / len(target)
     figures = {"error": error, "loss": round(float(F.cross_entropy(logits, target)), 6)}
     if logits.shape[1] == 2:
@@ -170,9 +198,14 @@ def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
     return figures
 
 
-def load(path: Path, job: Job, network: Network, data: Any) -> nn.Module:
+def load(path: Path, network: Network, data: Any, imports: Mapping[str, str]) -> nn.Module:
     """The trained network of a checkpoint; ``network`` is what it was before its conversion."""
-    return checkpoint.load(path, _create(job, network, data))
+    return checkpoint.load(path, _create(network, data, imports))
+
+
+def _data_of(job: Job) -> Any:
+    settings = job.settings
+    return make_data(job.data, job.seed, cache=settings.out / "data", imports=settings.imports)
 
 
 def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
@@ -180,11 +213,13 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
 
     The checkpoints that the job needs must be there already.
     """
-    with use_threads(job.threads), silence():
-        data = make_data(job.data, job.seed, cache=job.cache, imports=job.imports)
-        trained: dict[Path | None, nn.Module] = {path: load(path, job, job.basic, data) for path in job.needs}
-        basic = trained.get(job.start)
-        model, start_error, agreed = build(job, data, basic)
+    settings = job.settings
+    with use_threads(settings.threads), silence():
+        data = _data_of(job)
+        trained: dict[Path | None, nn.Module] = {
+            path: load(path, settings.network, data, settings.imports) for path in job.needs
+        }
+        model, start_error, agreed = build(job, data, trained.get(job.start))
         history = _fit(job, model, data, trained.get(job.teacher), tick, max_epochs=job.training.epochs)
         model.cpu()
         if job.keep is not None:
@@ -206,8 +241,8 @@ def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitD
 
 def warm_up(job: Job) -> None:
     """Train two steps and forget them, so that the first method isn't charged for one-time costs."""
-    with use_threads(job.threads), silence():
-        data = make_data(job.data, job.seed, cache=job.cache, imports=job.imports)
+    with use_threads(job.settings.threads), silence():
+        data = _data_of(job)
         model = build(job, data)[0]
         _fit(job, model, data, None, lambda: None, max_epochs=1, limit_train_batches=2, limit_val_batches=1)
 
@@ -226,7 +261,7 @@ def _fit(
         **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema")},
     )
     average = [] if training.ema is None else [WeightAverage(training.ema)]
-    history = fit(task, data, *average, accelerator=job.accelerator, tick=tick, **limits)
+    history = fit(task, data, *average, accelerator=job.settings.accelerator, tick=tick, **limits)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
         for row in history

@@ -17,8 +17,8 @@ class Network:
     Args:
         name: any name timm knows, or one of the setting ``imports``.
         options: its further arguments, as for ``timm.create_model``; number of classes and channels come from the data.
-        before_norm: a function between each convolution and its norm, where IC has its collision, as a control: one
-            of :data:`icnets.compare.networks.BEFORE_NORM`; None: no function.
+        before_norm: where the function of ``imports`` that makes the network takes an argument of this name, its value:
+            a function before each norm, as a control of the collision.
     """
 
     name: str = "resnet18"
@@ -53,7 +53,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; training needs at least 1 epoch")
-        Optimization(self.optimizer, self.lr, self.weight_decay, 0.9, self.schedule, self.warmup)  # type: ignore[arg-type]
+        given = {f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)}
+        Optimization(**given)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -74,10 +75,9 @@ class ComparedTraining(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.extra_epochs < 1:
-            raise ValueError(f"extra_epochs is {self.extra_epochs}; training needs at least 1 epoch")
-        if not self.extra_lr > 0:
-            raise ValueError(f"extra_lr is {self.extra_lr}; a learning rate must be positive")
+        for name in ("extra_epochs", "extra_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
 
     def of(self, start: str) -> Training:
         """The training of a method with this ``start``."""
@@ -202,7 +202,7 @@ class Settings:
     Args:
         methods: the rows; the first is the basic network. In a grid, the ways to train; the first is from scratch.
         data: ``kind`` and arguments of the data; without a kind, those of :class:`icnets.data.data_module.ImageData`.
-        out: folder for lines.jsonl, results.json, results.md, curves.png and the checkpoints; made if missing.
+        out: folder for lines.jsonl, results.json, results.md and the checkpoints; made if missing.
         seeds: one run of each method per seed; a seed sets the split, the initial weights and the order of the images.
         network: the basic network.
         training: how it is trained.
@@ -223,7 +223,6 @@ class Settings:
         imports: import paths of data kinds and networks by their names here, such as
             ``{solar: "studies.solar:SolarCells"}``.
         lines: file of finished runs, a JSON object in each line; OUT/lines.jsonl by default.
-        cost_rounds: of a grid: interleaved rounds of the measurement of a training step.
         prune: take lines out of the file that belong to no run of this comparison.
     """
 
@@ -248,7 +247,6 @@ class Settings:
     parts: list[Part] = field(default_factory=list)
     imports: dict[str, str] = field(default_factory=dict)
     lines: Path | None = None
-    cost_rounds: int = 11
     prune: bool = False
 
     def __post_init__(self) -> None:
@@ -257,9 +255,8 @@ class Settings:
         if bool(self.networks) != bool(self.parts):
             raise ValueError("a grid needs networks and parts; give both, or neither")
         _check_methods("methods", self.methods)
-        if self.networks:
-            _check_methods("networks", self.networks)
         if self.parts:
+            _check_methods("networks", self.networks)
             self._refuse_what_parts_say()
         for part in [Part([], self.seeds), *self.parts]:
             self._check_part(part)
@@ -267,7 +264,7 @@ class Settings:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0 and 1, such as 0.95")
         if self.accelerator not in ("cpu", "gpu", "cuda", "auto"):
             raise ValueError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu, cuda or auto")
-        for name in ("workers", "threads", "latency_batch", "latency_rounds", "cost_rounds"):
+        for name in ("workers", "threads", "latency_batch", "latency_rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -1,10 +1,11 @@
 """What a run of ``icnets compare`` or ``icnets fit`` shows, for a model card: the table, seeds, intervals, controls."""
 
+import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from icnets.compare.records import read_history, read_results
 from icnets.compare.statistics import Interval
 from icnets.hub.markdown import escaped
 from icnets.support.text import few, first_line
@@ -54,7 +55,7 @@ def read_evidence(path: Path, method: str | None = None) -> Evidence:
     results = path / "results.json" if path.is_dir() else path
     if results.is_file():
         try:
-            record = read_results(results)
+            record = json.loads(results.read_text(encoding="utf-8"))
             names = [row["name"] for row in record["methods"]]
             if method is None or method in names:
                 return _of_comparison(record, method)
@@ -133,7 +134,8 @@ def _of_fit(folder: Path) -> Evidence:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(first_line(error)) from None
-    rows = read_history(folder)
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     scored = [row for row in rows if row.get("val/top1", -1) >= 0]  # neither missing nor nan
     best = max(scored, key=lambda row: row["val/top1"])
     data, model = config["data"], config["model"]["model"]

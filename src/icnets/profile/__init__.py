@@ -1,1 +1,1 @@
-"""What a network costs: parameters, multiply-accumulates, time and memory, as a whole and layer by layer."""
+"""What a network costs: parameters, multiply-accumulates, time and memory."""

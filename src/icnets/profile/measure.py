@@ -5,26 +5,26 @@ All counts are ours, by hooks on torch's modules; what IC adds stands apart in e
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from icnets.profile.rounds import interleaved, paired_ratio
 from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy
-from icnets.support.tables import human
+from icnets.support.tables import Table, human
 from icnets.unit.kernels import autograd as eager
+from icnets.unit.kernels import native
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
+_COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,12 @@ class Count:
 
 def count_parameters(model: nn.Module) -> Count:
     """Numbers of parameters; a shared one counts once, buffers don't count."""
-    return Count(
-        total=sum(p.numel() for p in model.parameters()),
-        ic=sum({id(p): p.numel() for _, p in ic_parameters(model)}.values()),
-    )
+    ic = {id(p): p.numel() for _, p in ic_parameters(model)}
+    return Count(sum(p.numel() for p in model.parameters()), sum(ic.values()))
 
 
-def layer_macs(module: Any, x: Tensor, z: Tensor) -> Count:
-    """Multiply-accumulates of one of the layers ``COUNTED``, for a batch: input ``x`` and output ``z``."""
+def _layer_macs(module: Any, x: Tensor, z: Tensor) -> Count:
+    """Multiply-accumulates of one of the layers ``_COUNTED``, for a batch: input ``x`` and output ``z``."""
     # Channels are summed first, then a window of k² slides over one map per group; then z = y + relu(y - w's).
     if isinstance(module, nn.Linear):
         basic, sums = z.numel() * module.in_features, x.numel()
@@ -79,8 +77,8 @@ def count_macs(model: nn.Module, sample: Tensor) -> Count:
     if sample.dim() < 2 or sample.shape[0] < 1:
         raise ValueError(f"sample has shape {tuple(sample.shape)}; it must be a batch (N, ...) with N >= 1")
     found: list[Count] = []
-    counted = [m for m in model.modules() if isinstance(m, COUNTED)]
-    with watched(counted, lambda *call: found.append(layer_macs(*call))), undisturbed(model), torch.no_grad():
+    counted = [m for m in model.modules() if isinstance(m, _COUNTED)]
+    with watched(counted, lambda *call: found.append(_layer_macs(*call))), undisturbed(model), torch.no_grad():
         model(sample)
     return Count(*(round(sum(getattr(c, part) for c in found) / sample.shape[0]) for part in ("total", "ic")))
 
@@ -164,23 +162,6 @@ def _step(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]
     return step
 
 
-class Taught(nn.Module):
-    """A student with its teacher's forward pass and the distillation's loss, whose step is to be timed.
-
-    ``(N, ...)`` to logits ``(N, classes)`` of the student, plus the loss.
-    """
-
-    def __init__(self, student: nn.Module, teacher: nn.Module, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.student, self.teacher, self.temperature = student, teacher, temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        target = (self.teacher(x) / self.temperature).log_softmax(1)
-        logits: Tensor = self.student(x)
-        own = (logits / self.temperature).log_softmax(1)
-        return logits + F.kl_div(own, target, reduction="batchmean", log_target=True)
-
-
 def memory_for_backward(model: nn.Module, sample: Tensor) -> int:
     """Bytes that one forward pass in train mode keeps for the backward pass.
 
@@ -241,3 +222,66 @@ def agreement(model_a: nn.Module, model_b: nn.Module, loader: Any) -> float:
     if total == 0:
         raise ValueError("loader has no images; agreement needs at least one batch")
     return same / total
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Costs of one network: MACs and times per image, bytes per batch; ratios are to the basic network."""
+
+    name: str
+    parameters: Count
+    macs: Count
+    inference: Latency
+    training: Latency
+    memory_bytes: int
+    memory_ratio: float
+
+
+def profile(
+    models: Mapping[str, nn.Module], sample: Tensor, *, rounds: int = 11, threads: int | None = None
+) -> list[Profile]:
+    """Measures ``models`` on ``sample`` ``(N, C, H, W)``; the first is the one that ratios are taken to.
+
+    Raises ValueError as :func:`measure_latency` does.
+    """
+    inference = measure_latency(models, sample, rounds=rounds, threads=threads)
+    training = measure_latency(models, sample, rounds=rounds, threads=threads, training=True)
+    memory = {name: memory_for_backward(model, sample) for name, model in models.items()}
+    first = max(memory[next(iter(models))], 1)
+    counts = {name: (count_parameters(model), count_macs(model, sample)) for name, model in models.items()}
+    return [Profile(n, *counts[n], inference[n], training[n], memory[n], memory[n] / first) for n in models]
+
+
+def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
+    """The profiles as a table; each time and each memory stands with its ratio to the first row's."""
+    rows = [
+        (
+            p.name,
+            p.parameters.format(),
+            p.macs.format(),
+            f"{p.inference.ms_per_image:.3g} (×{p.inference.ratio:.2f})",
+            f"{p.training.ms_per_image:.3g} (×{p.training.ratio:.2f})",
+            f"{p.memory_bytes / 2**20:.1f} (×{p.memory_ratio:.2f})",
+        )
+        for p in profiles
+    ]
+    first, threads, on_cpu = profiles[0].name, profiles[0].inference.threads, sample.device.type == "cpu"
+    n, c, h, w = sample.shape
+    notes = [
+        f"(×): against {first}, median over {profiles[0].inference.rounds} interleaved rounds in eager mode; training "
+        "is forward and backward.",
+        f"Memory for backward: {'tensors that autograd saves' if on_cpu else 'peak of a forward and backward pass'}, "
+        "for the batch, without parameters.",
+    ]
+    if on_cpu and native.loaded():
+        notes.append("IC units compute with the C++ kernels of icnets build.")
+    elif on_cpu:
+        notes.append("IC units compute with PyTorch's own operators; the C++ kernels of `icnets build` are faster.")
+    return Table(
+        f"{first}: batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, "
+        f"{'CPU' if on_cpu else torch.cuda.get_device_name(sample.device)}, {threads} thread{'s' * (threads > 1)}, "
+        f"torch {torch.__version__}",
+        ("network", "parameters (IC)", "MACs/image (IC)", "inference, ms/image", "training, ms/image", "memory, MiB"),
+        rows,
+        notes,
+    )

@@ -5,8 +5,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +33,7 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
             f"there are {len(times)} times and {len(reference)} of the reference; pairs need as many of each"
         )
     ratios = [own / other for own, other in zip(times, reference, strict=True)]
-    if len(ratios) == 1:
-        return Ratio(ratios[0], ratios[0], ratios[0])
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, median, high = statistics.quantiles(2 * ratios if len(ratios) == 1 else ratios, n=4, method="inclusive")
     return Ratio(median, low, high)
 
 
@@ -57,13 +54,19 @@ def interleaved(
     order, shuffle = list(steps), random.Random(seed).shuffle
     times: dict[str, list[float]] = {name: [] for name in steps}
     calls = {name: _calls(step, min_seconds, device) for name, step in steps.items()}
-    with _uncollected():
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()  # Python's garbage collector would stop some steps, and not others
+    try:
         for _ in range(rounds):
             shuffle(order)
             for name in order:
                 if calls[name] > 1:
                     steps[name]()
                 times[name].append(_timed(steps[name], calls[name], device))
+    finally:
+        if enabled:
+            gc.enable()
     return times
 
 
@@ -81,16 +84,3 @@ def _timed(step: Callable[[], Any], calls: int, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / calls
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's garbage collector would stop some steps, and not others."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

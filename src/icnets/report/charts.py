@@ -1,22 +1,142 @@
-"""The figures of a report that are made from numbers alone."""
+"""The figures of a report that are made from numbers alone: SVG inside the page, in the ink of its text."""
 
-from collections.abc import Mapping, Sequence
+import io
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from statistics import fmean, median_high
+from statistics import fmean, median
 from typing import Any
 
 from icnets.compare.comparison_table import Row
-from icnets.compare.plots import COLOURS, Curve, as_label, draw_curves
-from icnets.report.figures import INK, Figure, draw
+from icnets.compare.planned_runs import Entry
+from icnets.compare.runs import Run
+from icnets.compare.statistics import t_interval
 
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = (INK, "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X<>hd"
-_WITH_LEGEND = (5.2, 4.6)  # inches
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+_STYLE: Any = {
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
+    **dict.fromkeys(_INKED, INK),
+    **dict.fromkeys(("savefig.facecolor", "figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "font.size": 11,
+    "font.sans-serif": ["sans-serif"],
+    "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture for the page: markup that may be put in as it is, words for who doesn't see it, and those below it."""
+
+    markup: str
+    alt: str
+    caption: str
+
+
+def draw(name: str, paint: Callable[[Any], None], *, alt: str, caption: str) -> Figure:
+    """A figure of one axes that ``paint`` fills; narrow, so that a phone shows it legibly.
+
+    Args:
+        name: a word, another one for each figure of a page.
+        paint: gets matplotlib's axes; draws in :data:`INK` what is to have the page's text colour.
+        alt: what the figure shows, in words; plain text.
+        caption: below it; plain text.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "sans-serif" is the browser's to find
+    buffer = io.StringIO()
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Canvas(figsize=(5.2, 4.6), layout="constrained")
+        paint(figure.subplots())
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return Figure(_inline(buffer.getvalue(), name), alt, caption)
+
+
+def _inline(svg: str, name: str) -> str:
+    """The <svg> element alone, its ids its own on the page, its size the page's to decide."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    head, end, rest = svg.partition(">")
+    return (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest).replace(INK, "currentColor")
+
+
+def as_label(name: str, limit: int = 40) -> str:
+    """A name as a label: not too long, printable, and no formula to matplotlib."""
+    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
 
 
 def _legend(axes: Any) -> None:
     """Below the axes, where it hides nothing."""
     axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure of one method after each epoch, one list per seed.
+
+    ``seconds`` are counted like ``epochs``: from the first step of the network that the method starts from. ``warm``:
+    whether it starts from another.
+    """
+
+    name: str
+    epochs: Sequence[int]
+    values: Sequence[Sequence[float]]
+    seconds: Sequence[float]
+    warm: bool
+
+
+def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
+    """Validation error, or the mean training ``loss`` of each epoch, while training.
+
+    A warm start counts on from the end of the basic network's training.
+    """
+    basic = runs[entries[0].name]
+    end, end_seconds = len(basic[0].history), median(run.history[-1].seconds for run in basic)
+    result: list[Curve] = []
+    for entry in (entry for entry in entries if entry.plotted):
+        own, warm = runs[entry.name], entry.start != "scratch"
+        epochs = [e.epoch + end * warm for e in own[0].history]
+        times = zip(*([epoch.seconds for epoch in run.history] for run in own), strict=True)
+        seconds = [median(time) + end_seconds * warm for time in times]
+        values = [[e.train_loss if loss else e.val_error for e in run.history] for run in own]
+        starts = [run.start_error for run in own if run.start_error is not None and not loss]
+        if warm and len(starts) == len(own):
+            epochs, seconds = [end, *epochs], [end_seconds, *seconds]
+            values = [[first, *rest] for first, rest in zip(starts, values, strict=True)]
+        result.append(Curve(entry.name, epochs, values, seconds, warm))
+    return result
+
+
+def _draw_curves(axes: Any, curves: Sequence[Curve], x: str) -> list[float]:
+    """Draws the mean over seeds of each curve, and its 95 % interval where there are three or more: all means."""
+    drawn: list[float] = []
+    for number, curve in enumerate(curves):
+        intervals = [t_interval(values) for values in zip(*curve.values, strict=True)]
+        places, means = getattr(curve, x), [i.mean for i in intervals]
+        drawn += means
+        row, column = divmod(number, len(COLOURS))
+        dash = DASHES[(2 * row + curve.warm) % len(DASHES)]
+        axes.plot(places, means, label=as_label(curve.name), color=COLOURS[column], linestyle=dash, linewidth=2)
+        if len(curve.values) > 2:
+            ends = [[max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high")]
+            axes.fill_between(places, *ends, color=COLOURS[column], alpha=0.08, linewidth=0)
+    return drawn
 
 
 def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") -> list[Figure]:
@@ -25,13 +145,12 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
     Drawn is the mean over seeds, with its 95 % interval where there are three or more: that of two would hide the rest.
     ``remark`` ends the caption.
     """
-    shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].errors) - 1, 2)]
-    what, _, unit = quantity.partition(", ")
-    final = {c.name: fmean(seed[-1] for seed in c.errors) for c in curves}
-    words = "; ".join(f"{name} ends at {error:.2f}" for name, error in final.items())
+    shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].values) - 1, 2)]
+    what = quantity.partition(",")[0]
+    words = "; ".join(f"{c.name} ends at {fmean(seed[-1] for seed in c.values):.2f}" for c in curves)
 
     def paint(axes: Any, x: str, label: str) -> None:
-        drawn = draw_curves(axes, curves, x, band=3, ink=INK)
+        drawn = _draw_curves(axes, curves, x)
         # The lines fill the picture, not the bands, which are wide where seeds are few.
         axes.set(xlabel=label, ylabel=quantity, ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
         axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
@@ -45,8 +164,7 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
         draw(
             f"{what.replace(' ', '-')}-{x}",
             partial(paint, x=x, label=label),
-            size=_WITH_LEGEND,
-            alt=f"{what.capitalize()} in {'per cent' if unit == '%' else unit} by {label}. {words}.",
+            alt=f"{quantity.capitalize()}, by {label}. {words}.",
             caption=f"{what.capitalize()} by {label}{shown}.{remark}",
         )
         for x, label in (("epochs", "epoch"), ("seconds", "seconds of training"))
@@ -56,27 +174,23 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
 def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
     """Test error against "time" or "macs" per image, every method a mark with its interval."""
     label = {"time": "ms per image, forward", "macs": "million MACs per image"}[cost]
-
-    def at(row: Row) -> float:
-        return row.cost.latency.ms_per_image if cost == "time" else row.cost.macs.total / 1e6
+    at = [row.cost.latency.ms_per_image if cost == "time" else row.cost.macs.total / 1e6 for row in rows]
 
     def paint(axes: Any) -> None:
-        span = max(map(at, rows)) - min(map(at, rows)) or at(rows[0])
+        span = max(at) - min(at) or at[0]
         for i, row in enumerate(rows):
             e, dodge = row.error, 0.008 * span * (i - len(rows) // 2)  # networks of the same cost stay apart
             bars = None if e.low is None or e.high is None else [[e.mean - e.low], [e.high - e.mean]]
-            colour = COLOURS[i % len(COLOURS)] if i else INK
-            look = {"color": colour, "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
-            axes.errorbar([at(row) + dodge], [e.mean], yerr=bars, label=as_label(row.name), **look)
+            look = {"color": COLOURS[i % len(COLOURS)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 8}
+            axes.errorbar([at[i] + dodge], [e.mean], yerr=bars, label=as_label(row.name), **look)
         axes.set(xlabel=label, ylabel="test error, %")
         axes.margins(x=0.15)
         _legend(axes)
 
-    points = "; ".join(f"{row.name}: {row.error.format()} % at {at(row):.3g}" for row in rows)
+    points = "; ".join(f"{row.name}: {row.error.format()} % at {x:.3g}" for row, x in zip(rows, at, strict=True))
     return draw(
         f"cost-{cost}",
         paint,
-        size=_WITH_LEGEND,
         alt=f"Test error in per cent against {label}. {points}.",
         caption=f"Test error against {label}: lower and further left is better. Bars: intervals over seeds.",
     )
@@ -111,58 +225,4 @@ def confusion_chart(counts: Sequence[Sequence[int]], names: Sequence[str], title
         paint,
         alt=f"Confusion matrix of {title}: {right} of {total} right. {worst or 'No confusions'}.",
         caption=f"{title}: {right} of {total} test images right. Shading: share of a class's images with that answer.",
-        size=(5.2, 4.7),
-    )
-
-
-Values = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-
-
-def _layer_chart(name: str, layers: Values, *, label: str, alt: str, caption: str) -> Figure:
-    """A row for each layer with its values before training and after: median, quartiles and extremes."""
-
-    def paint(axes: Any) -> None:
-        for when, colour, mark, shift in (
-            ("before training", COLOURS[3], "o", -0.15),
-            ("after", COLOURS[1], "D", 0.15),
-        ):
-            for i, sides in enumerate(layers.values()):
-                values = sorted(sides[shift > 0])
-                q = [values[round(p * (len(values) - 1))] for p in (0, 0.25, 0.5, 0.75, 1)]
-                axes.hlines(i + shift, q[0], q[4], color=colour, linewidth=0.8)
-                axes.hlines(i + shift, q[1], q[3], color=colour, linewidth=3)
-                axes.plot([q[2]], [i + shift], mark, color=colour, markersize=5, label="" if i else when)
-        axes.set_yticks(range(len(layers)), [as_label(layer, 28) for layer in layers], fontsize=8)
-        axes.invert_yaxis()
-        axes.set(xlabel=label)
-        axes.legend(fontsize=9)
-
-    words = "; ".join(
-        f"{key}: {median_high(before):.3g} to {median_high(after):.3g}" for key, (before, after) in layers.items()
-    )
-    size = (5.2, 1.4 + 0.22 * len(layers))
-    return draw(
-        name, paint, alt=f"{alt}, by layer, medians before training and after: {words}.", caption=caption, size=size
-    )
-
-
-def firing_chart(rates: Mapping[str, tuple[float, float]]) -> Figure:
-    """Share of places in which each layer's branch fires, before training and after."""
-    return _layer_chart(
-        "firing",
-        {name: ([100 * before], [100 * after]) for name, (before, after) in rates.items()},
-        label="places in which the branch fires, %",
-        alt="Per cent of places in which the branch fires",
-        caption="How often the collision branch fires, on test images: 0 % is a plain convolution, 100 % a linear one.",
-    )
-
-
-def weight_chart(weights: Values) -> Figure:
-    """w′√n of each layer's channels, before training and after."""
-    return _layer_chart(
-        "weights",
-        weights,
-        label="w′√n",
-        alt="Collision weights times the root of the fan-in",
-        caption="How w′ moved, in units of 1/√n, n the fan-in: median, quartiles and extremes over channels.",
     )

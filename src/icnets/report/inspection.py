@@ -1,22 +1,24 @@
-"""A look at two trained networks of a comparison: what they answer to the test images, and what the units do."""
+"""A look at two trained networks of a comparison: what they answer to the test images, and where they disagree."""
 
-import math
+import base64
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icnets.compare.comparison_table import Row
-from icnets.compare.data_kinds import make_data
-from icnets.compare.planned_runs import entries, plan
+from icnets.compare.planned_runs import Job, entries, plan
 from icnets.compare.run_files import ComparisonFiles
-from icnets.compare.runs import Job, build, load
-from icnets.profile.firing import firing_rates
+from icnets.compare.runs import load, make_data
+from icnets.predict.contact_sheet import as_image, heated, unnormalized
+from icnets.predict.grad_cam import GradCam
 from icnets.support.text import differing
-from icnets.unit.layers import IC_LAYERS
 
-_FIRING_IMAGES = 256
+_SIDE = 96  # pixels that an image has at least, so that a heat map over a small one is smooth
+_MOST = 160
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,6 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Units:
-    """For each unit, before training and after: share of places in which it fires, and w' x sqrt(n) by channel."""
-
-    rates: dict[str, tuple[float, float]]
-    weights: dict[str, tuple[list[float], list[float]]]
-
-
-@dataclass(frozen=True)
 class Inspection:
     """Two networks of one seed on the test images ``images`` (N, C, H, W), whose classes are ``target`` (N,)."""
 
@@ -51,7 +45,6 @@ class Inspection:
     target: Tensor
     control: Answers
     chosen: Answers
-    units: Units
 
 
 def chosen_method(comparison: ComparisonFiles, name: str | None) -> Row | None:
@@ -80,30 +73,20 @@ def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:
     if list(data.class_names) != record["classes"]:
         then, now = differing(record["classes"], data.class_names)
         raise ValueError(f"the networks were trained on {then}, and the images are of {now} now")
-    planned = plan(comparison.settings)
-    names = {entry.cell: entry.name for entry in entries(comparison.settings, planned)}
-    jobs = {names[p.cell]: p.job for p in planned if p.seed == seed}
+    jobs = plan(comparison.settings)
+    names = {entry.cell: entry.name for entry in entries(comparison.settings, jobs)}
+    by_name = {names[job.cell]: job for job in jobs if job.seed == seed}
     images, target = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
     there = target >= 0
-    files = data.names("test")
-    images = images[there]
-    control, chosen = (_answers(name, jobs[name], data, images) for name in (str(row.control), row.name))
-    return Inspection(
-        seed=seed,
-        data=data,
-        names=[name for name, kept in zip(files, there.tolist(), strict=True) if kept],
-        images=images,
-        target=target[there],
-        control=control,
-        chosen=chosen,
-        units=_units(jobs[row.name], data, chosen.network, images[:_FIRING_IMAGES]),
-    )
+    images, files = images[there], zip(data.names("test"), there.tolist(), strict=True)
+    control, chosen = (_answers(name, by_name[name], data, images) for name in (str(row.control), row.name))
+    return Inspection(seed, data, [name for name, kept in files if kept], images, target[there], control, chosen)
 
 
 def _answers(name: str, job: Job, data: Any, images: Tensor) -> Answers:
     if job.keep is None or not job.keep.is_file():
         raise ValueError(f"there is no checkpoint of {name!r}" + (f", {job.keep}" if job.keep else ""))
-    network = load(job.keep, job, job.network, data).eval()
+    network = load(job.keep, job.network, data, job.settings.imports).eval()
     with torch.inference_mode():
         logits = torch.cat([network(batch) for batch in images.split(256)])
     if not bool(logits.isfinite().all()):
@@ -111,25 +94,61 @@ def _answers(name: str, job: Job, data: Any, images: Tensor) -> Answers:
     return Answers(name, network, logits)
 
 
-def _units(job: Job, data: Any, trained: nn.Module, images: Tensor) -> Units:
-    """None for a network without units."""
-    after = _weights(trained)
-    if not after:
-        return Units({}, {})
-    start = None if job.start is None else load(job.start, job, job.basic, data)
-    untrained = build(job, data, start)[0].eval()
-    before = _weights(untrained)
-    with torch.inference_mode():
-        rates = [firing_rates(network, images) for network in (untrained, trained)]
-    return Units(
-        {name: (rates[0][name], rate) for name, rate in rates[1].items()},
-        {name: (before[name], values) for name, values in after.items()},
-    )
+def confusion_counts(answers: Answers, target: Tensor, classes: int) -> list[list[int]]:
+    """Rows: classes; columns: answers."""
+    flat = torch.bincount(target * classes + answers.classes, minlength=classes * classes)
+    return flat.view(classes, classes).tolist()
 
 
-def _weights(network: nn.Module) -> dict[str, list[float]]:
-    return {
-        name: (unit.collision_weight * math.sqrt(unit.fan_in)).tolist()
-        for name, unit in network.named_modules()
-        if isinstance(unit, IC_LAYERS)
+def disagreements(look: Inspection, *, images: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Images that the two answer differently, and how many there are of each kind.
+
+    Those that the chosen network alone gets right and those that the control alone gets right alternate, each by the
+    confidence with which the other one errs.
+    """
+    control, chosen, target = look.control.classes, look.chosen.classes, look.target
+    differ = control != chosen
+    kinds = {
+        "chosen": (differ & (chosen == target), look.control),
+        "control": (differ & (control == target), look.chosen),
+        "neither": (differ & (chosen != target) & (control != target), look.chosen),
     }
+    queues = []
+    for mask, doubted in kinds.values():
+        sure = doubted.logits.softmax(1).amax(1).masked_fill(~mask, -1.0)
+        queues.append(sure.argsort(descending=True, stable=True)[: int(mask.sum())].tolist())
+    order = [i for row in range(images) for queue in queues for i in queue[row : row + 1]][:images]
+    counts = {kind: int(mask.sum()) for kind, (mask, _) in kinds.items()}
+    return (_shown(look, order) if order else []), counts
+
+
+def _shown(look: Inspection, order: list[int]) -> list[dict[str, Any]]:
+    """Each image, and what either network says with its Grad-CAM: answer, confidence, picture."""
+    labels, images, shown = look.data.class_names, look.images[order], list[dict[str, Any]]()
+    for i in order:
+        name, label = look.names[i], labels[int(look.target[i])]
+        shown.append({"name": name, "target": label, "image": _picture(_pixels(look, i), f"{name}, class {label}")})
+    for side, answers in (("control", look.control), ("chosen", look.chosen)):
+        said = answers.classes[order]
+        heat = GradCam(answers.network, images)(images, said)
+        for entry, i, c, h in zip(shown, order, said.tolist(), heat, strict=True):
+            picture = _picture(heated(_pixels(look, i), h), f"Grad-CAM of {answers.method} for {labels[c]}")
+            entry[side] = labels[c], float(answers.logits[i].softmax(0).amax()), picture
+    return shown
+
+
+def _pixels(look: Inspection, index: int) -> Tensor:
+    """The image as the network sees it, (3, H, W) in [0, 1], at least and at most so large."""
+    pixels = unnormalized(look.images[index], look.data.mean, look.data.std)
+    longest = max(pixels.shape[-2:])
+    if longest < _SIDE:
+        return F.interpolate(pixels[None], scale_factor=-(-_SIDE // longest))[0]
+    size = [max(1, round(side * min(1, _MOST / longest))) for side in pixels.shape[-2:]]
+    return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def _picture(pixels: Tensor, alt: str) -> dict[str, str]:
+    """An image as a data URI, and words for readers who don't see it (plain text)."""
+    buffer = io.BytesIO()
+    as_image(pixels).save(buffer, format="PNG", optimize=True)
+    return {"uri": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), "alt": alt}

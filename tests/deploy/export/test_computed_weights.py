@@ -12,7 +12,6 @@ from deploy.export.artifacts import assert_equal_outputs, needs, randomised
 from icnets import convert_
 from icnets.export import export
 from icnets.profile.firing import firing_rates
-from icnets.profile.layer_profile import profile_layers
 
 
 class Halved(nn.Module):
@@ -94,8 +93,6 @@ def test_onnx(form, tmp_path: Path) -> None:
 def test_measurements_of_such_units(form) -> None:
     model, x = network(form), torch.randn(2, 2, 8, 8)
     rates = firing_rates(model, x)
-    costs = profile_layers(model, x, rounds=1, min_seconds=0)
-    assert rates == {cost.name: cost.fires for cost in costs}
     assert all(0 < rate < 1 for rate in rates.values())
 
 
