@@ -106,7 +106,7 @@ def _named(name: str, pretrained: bool, ic: ICConfig | None, options: Mapping[st
             name, pretrained=pretrained, **({} if default else {"ic": ic}), **options
         )
     except Exception as error:  # whatever happens on the way to the hub
-        if ":" not in name and not is_model(name.split(".")[0]):
+        if not is_model(name.split(".")[0]):
             raise ValueError(f"there is no file {name}, and {error}") from error
         if pretrained:
             raise ValueError(f"can't get timm's pretrained weights of {name}: {first_line(error)}") from error

@@ -66,7 +66,6 @@ def card_text(
     classes: Sequence[str] = (),
     notes: Mapping[str, str] | None = None,
     own: bool = False,
-    timm_name: str | None = None,
 ) -> str:
     """The README.md of a network.
 
@@ -78,24 +77,23 @@ def card_text(
         classes: the labels.
         notes: of the checkpoint: mean, std, image_size, where known.
         own: whether whoever loads it must bring the basic network.
-        timm_name: the name by which timm can load it, if it can.
     """
     title = card.title or source
     return _TEMPLATE.substitute(
-        header=_header(card, title, evidence, timm_name is not None),
+        header=_header(card, title, evidence),
         title=escaped(title),
         summary=_summary(model),
         description=f"\n{card.description.strip()}\n" if card.description else "",
         source=repr(source),
         basic=", basic" if own else "",
         comment="  # your basic network: the module that convert_ was called on" if own else "",
-        more=_more(timm_name, notes or {}),
+        images=_images(notes or {}),
         evidence="" if evidence is None else f"\n## Evidence\n\n{evidence.markdown}\n",
         classes=_listed(classes),
     )
 
 
-def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> str:
+def _header(card: Card, title: str, evidence: Evidence | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     datasets = list(card.datasets)
@@ -114,7 +112,7 @@ def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> st
             metric_value=round(accuracy, 4),
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
-    tags = ["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"]
+    tags = ["icnets", "inter-layer-collision", "arxiv:2102.03495"]
     found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": datasets or None}
     return ModelCardData(license=card.license, library_name="icnets", **found).to_yaml()
 
@@ -129,16 +127,11 @@ def _summary(model: nn.Module) -> str:
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 
-def _more(timm_name: str | None, notes: Mapping[str, str]) -> str:
-    """How timm loads the network, if it can, and what is noted of its images."""
-    parts = []
-    if timm_name is not None:
-        call = f"model = timm.create_model({timm_name!r}, pretrained=True)"
-        parts.append(f"\nor by timm\n\n```python\nimport icnets.timm_models\nimport timm\n\n{call}\n```\n")
+def _images(notes: Mapping[str, str]) -> str:
+    """What is noted of the network's images."""
     sides = {"size": "image_size", "channels": "in_chans", "mean": "mean", "standard deviation": "std"}
-    if known := [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]:
-        parts.append(f"\nImages: {'; '.join(known)}.\n")
-    return "".join(parts)
+    known = [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]
+    return f"\nImages: {'; '.join(known)}.\n" if known else ""
 
 
 def _listed(classes: Sequence[str]) -> str:
