@@ -40,7 +40,6 @@ def open_network(
     source: str | Path,
     *,
     pretrained: bool = False,
-    ic: ICConfig | None = None,
     allow_imports: bool = False,
     **options: Any,
 ) -> OpenedNetwork:
@@ -51,7 +50,6 @@ def open_network(
             artifact of ``icnets export`` (.onnx, .xml, .pt2), the folder of a run or of ``save_pretrained``, or timm's
             name, with or without ``ic_``.
         pretrained: of a name, with timm's pretrained weights; else they are random.
-        ic: how to convert a named network. None: a name with ``ic_`` by the defaults, others not at all.
         allow_imports: whether a run's configuration may name the class of a network of your own, which is imported.
         **options: more of timm's arguments for a name, such as num_classes; None for those that aren't given.
 
@@ -66,7 +64,7 @@ def open_network(
     given = {name: value for name, value in options.items() if value is not None}
     file = network_file(source)
     if file is None:
-        return _named(str(source), pretrained, ic, given)
+        return _named(str(source), pretrained, given)
     if extra := [*given, *["pretrained"] * pretrained]:
         what = "an artifact" if file.suffix in SUFFIXES else "a checkpoint"
         raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is {what}")
@@ -99,12 +97,10 @@ def _read(file: Path, strings: Mapping[str, str]) -> ImageNotes:
 # Names of timm's.
 
 
-def _named(name: str, pretrained: bool, ic: ICConfig | None, options: Mapping[str, Any]) -> OpenedNetwork:
-    default = name.startswith("ic_") and ic is None
+def _named(name: str, pretrained: bool, options: Mapping[str, Any]) -> OpenedNetwork:
+    basic: dict[str, Any] = {} if name.startswith("ic_") else {"ic": None}
     try:
-        network: Any = timm_models.create_model(
-            name, pretrained=pretrained, **({} if default else {"ic": ic}), **options
-        )
+        network: Any = timm_models.create_model(name, pretrained=pretrained, **basic, **options)
     except Exception as error:  # whatever happens on the way to the hub
         if not is_model(name.split(".")[0]):
             raise ValueError(f"there is no file {name}, and {error}") from error
@@ -270,23 +266,20 @@ def holds_ic_network(path: Path) -> bool:
     return "icnets" in (_strings(path) or ()) and bool(checkpoint.read(path)[0]["layers"])
 
 
-def noted(path: Path) -> dict[str, str]:
-    """The strings that are noted beside weights; none where the file isn't of ``icnets``."""
+def notes_of_start(path: Path) -> ImageNotes:
+    """What is noted of images beside weights; nothing where the file isn't of ``icnets``, or damaged.
+
+    Raises ValueError for a note that makes no sense.
+    """
     if path.suffix != ".ckpt":
         strings = _strings(path) or {}
-        own = strings.pop("icnets", None), strings.pop("format", None)
-        return strings if own[0] is not None else {}
+        return _read(path, strings if "icnets" in strings else {})
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         names = content["icnets"]["class_names"]
     except Exception:  # of others, or damaged, which load_weights says
-        return {}
+        return ImageNotes()
     try:
-        return notes_of_data(_image_notes(_config(path)[1], names))
+        return _image_notes(_config(path)[1], names)
     except ValueError:  # without the configuration of its run
-        return notes_of_data(ImageNotes(class_names=names))
-
-
-def notes_of_start(path: Path) -> ImageNotes:
-    """What :func:`noted` gives, as values. Raises ValueError for a note that makes no sense."""
-    return _read(path, noted(path))
+        return ImageNotes(class_names=names)

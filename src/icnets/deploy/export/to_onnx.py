@@ -23,7 +23,6 @@ class Onnx(Engine):
 
     suffix = ".onnx"
     packages = ("onnxruntime", "onnx", "onnxscript")
-    quantizes = True
 
     def lower(self, network: nn.Module) -> nn.Module:
         """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
@@ -41,37 +40,38 @@ class Onnx(Engine):
     def notes(self, path: Path) -> dict[str, str]:
         return dict(_session(path).get_modelmeta().custom_metadata_map)
 
-    def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
-        """Quantises statically, as Q/DQ pairs around convolutions and matrix products.
 
-        What is around them stays float32: it is a few per cent of the work, and the sums ``s`` span a range that 8 bits
-        would coarsen for every channel at once.
-        """
-        import onnx
-        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
+    """Writes the int8 artifact of a float32 one, calibrated on images: Q/DQ around convolutions and matrix products.
 
-        batches = iter([{INPUT: x.numpy()} for x in images])
-        calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
-        prepared = target.with_suffix(".prepared.onnx")
-        with _without_advice():
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                target,
-                calibration(),
-                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-                per_channel=True,
-                # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
-                # CPUs without VNNI, where the artifact may well be run, but isn't proved.
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                reduce_range=True,
-            )
-        prepared.unlink()
-        proto = onnx.load(target)
-        require_standard(proto)
-        _save(proto, target, notes, check=False)
+    What is around them stays float32: it is a few per cent of the work, and the sums ``s`` span a range that 8 bits
+    would coarsen for every channel at once.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    batches = iter([{INPUT: x.numpy()} for x in images])
+    calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
+    prepared = target.with_suffix(".prepared.onnx")
+    with _without_advice():
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            calibration(),
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
+            # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
+            # CPUs without VNNI, where the artifact may well be run, but isn't proved.
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+        )
+    prepared.unlink()
+    proto = onnx.load(target)
+    require_standard(proto)
+    _save(proto, target, notes, check=False)
 
 
 def _session(path: Path) -> Any:
