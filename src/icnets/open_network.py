@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -40,7 +39,6 @@ def open_network(
     source: str | Path,
     *,
     pretrained: bool = False,
-    allow_imports: bool = False,
     **options: Any,
 ) -> OpenedNetwork:
     """Open the network that ``source`` names, with its weights.
@@ -50,7 +48,6 @@ def open_network(
             artifact of ``icnets export`` (.onnx, .xml, .pt2), the folder of a run or of ``save_pretrained``, or timm's
             name, with or without ``ic_``.
         pretrained: of a name, with timm's pretrained weights; else they are random.
-        allow_imports: whether a run's configuration may name the class of a network of your own, which is imported.
         **options: more of timm's arguments for a name, such as num_classes; None for those that aren't given.
 
     Raises:
@@ -69,7 +66,7 @@ def open_network(
         what = "an artifact" if file.suffix in SUFFIXES else "a checkpoint"
         raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is {what}")
     if file.suffix == ".ckpt":
-        network, notes = _of_run(file, allow_imports)
+        network, notes = _of_run(file)
         return OpenedNetwork(network, notes, notes_of_data(notes), file)
     if file.suffix in SUFFIXES:
         network = open_artifact(file)
@@ -126,18 +123,15 @@ def starting_config(name: str, *, trained: bool) -> ICConfig | None:
 # Checkpoints of a run, and the configuration that it was trained with.
 
 
-def _of_run(path: Path, allow_imports: bool) -> tuple[nn.Module, ImageNotes]:
+def _of_run(path: Path) -> tuple[nn.Module, ImageNotes]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; check the path")
     content = unpickled(path)
     if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of icnets fit; give a .safetensors, or convert it by icnets convert")
     (model, data), names = _config(path), (content["icnets"] or {}).get("class_names")
-    if not names or not (allow_imports or isinstance(model.get("model"), str)):
-        raise ValueError(
-            f"{path} is of a network or of images of your own; give the .safetensors beside it, or, where the network "
-            "can be imported and you trust it, --allow-imports"
-        )
+    if not names or not isinstance(model.get("model"), str):
+        raise ValueError(f"{path} is of a network or of images of your own; give the .safetensors beside it")
     notes = _image_notes(data, list(names))
     network = _untrained(model, notes)
     prefix = "network."
@@ -178,16 +172,9 @@ def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
     """Builds the network as training did, its weights aside: what they started from may be gone, or far away."""
     name, source = model["model"], Path(model.get("init_from") or "")
     ic = ICConfig(**model["ic"]) if model.get("ic") else None
-    if isinstance(name, str):
-        trained = bool(model.get("pretrained") or model.get("init_from"))
-        ic = ic or starting_config(name, trained=trained)
-        sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
-        network = timm_models.create_model(name, ic=None, **sizes, **(model.get("model_options") or {}))
-    else:
-        try:
-            network = resolve_name(name["class_path"])(**name.get("init_args", {}))
-        except Exception as error:  # whatever it is that was named
-            raise ValueError(f"can't make the network {name} of the run's config.yaml: {first_line(error)}") from error
+    ic = ic or starting_config(name, trained=bool(model.get("pretrained") or model.get("init_from")))
+    sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
+    network = timm_models.create_model(name, ic=None, **sizes, **(model.get("model_options") or {}))
     if holds_ic_network(source):
         load_weights(network, source)
     if ic is not None:

@@ -41,7 +41,6 @@ def _parser() -> Parser:
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--pretrained", action="store_true", help="with timm's name: its pretrained weights")
-    add("--allow-imports", action="store_true", help="with a .ckpt: import the network that its run's options name")
     add("--image-size", metavar="N", type=int, help="height and width the network sees (default: MODEL's)")
     add("--in-chans", metavar="N", type=int, help="1 (grey) or 3 (default: MODEL's)")
     add("--mean", metavar="X,X,X", type=_numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_paths(args.paths)
     _keep_inputs(args, paths)
     require_device(args.device)
-    network, notes, _, file = open_network(args.model, pretrained=args.pretrained, allow_imports=args.allow_imports)
+    network, notes, _, file = open_network(args.model, pretrained=args.pretrained)
     if file is None and not args.pretrained:
         raise ValueError(f"{args.model} has random weights; give --pretrained, or a checkpoint")
     if isinstance(network, Artifact) and args.device != "cpu":
