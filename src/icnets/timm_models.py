@@ -145,10 +145,7 @@ def _entrypoint(name: str, basic: str) -> Callable[..., nn.Module]:
         return model
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = (
-        f"timm's {basic} with IC units for convolutions (arXiv 2102.03495); ``ic``, an ICConfig or its fields as a "
-        "dictionary, sets how."
-    )
+    build.__doc__ = f"timm's {basic} with IC units (arXiv 2102.03495); ``ic``, an ICConfig or its fields, sets how."
     return build
 
 

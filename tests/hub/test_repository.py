@@ -234,7 +234,7 @@ def test_the_command_carries_what_the_checkpoint_says(model, tmp_path, capsys):
     data = huggingface_hub.ModelCard.load(tmp_path / "net" / "README.md").data
     assert (data.license, data.datasets) == ("mit", ["someone/photos"])
     text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")
-    assert "5, in the order of the outputs: `a`, `b`, `c`, `d`, `e`." in text
+    assert "5, in the order of the outputs: **0** a, **1** b, **2** c, **3** d, **4** e." in text
     assert "Images: mean 0.4." in text
     for wrong, message in {
         (): "hub needs a verb",

@@ -115,6 +115,6 @@ def _spread(loader: Any, limit: int) -> Any:
     """At most ``limit`` images of ``loader``, evenly spaced: folders list one class after the other."""
     from torch.utils.data import DataLoader
 
-    count = len(loader.dataset)
-    indices = [i * count // min(limit, count) for i in range(min(limit, count))]
+    step = -(-len(loader.dataset) // limit)
+    indices = range(0, len(loader.dataset), step)
     return DataLoader(loader.dataset, batch_size=64, sampler=indices, collate_fn=loader.collate_fn)

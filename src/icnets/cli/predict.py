@@ -36,7 +36,6 @@ def _parser() -> Parser:
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
     add("--top-k", metavar="N", type=int, help=f"classes of each image (default: {_TOP_K}, or all if there are fewer)")
-    add("--class-names", metavar="FILE", type=Path, help="names, one a line (default: MODEL's)")
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -87,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     network.requires_grad_(False).to(args.device)
     view, line = evaluation_of(args.model, network, notes, vars(args))
     classes = classes_of(args.model, network, view, args.device)
-    names = _names(args, notes.class_names, classes)
+    names = notes.class_names
+    if names is not None and len(names) != classes:
+        print(f"{args.model} has {classes} classes and {len(names)} names; they are left out", file=sys.stderr)
+        names = None
     if args.top_k is not None and args.top_k > classes:
         raise ValueError(f"--top-k is {args.top_k}, but {args.model} has {classes} classes")
     args.top_k = args.top_k or min(_TOP_K, classes)
@@ -124,23 +126,6 @@ def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     for option, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet)):
         if path is not None and os.path.abspath(path) in inputs:
             raise ValueError(f"{option} is {path}, which is read; give another name")
-
-
-def _names(args: argparse.Namespace, noted: list[str] | None, classes: int) -> list[str] | None:
-    """The names of the classes; None if nobody knows them."""
-    file = args.class_names
-    if file is None:
-        if noted is not None and len(noted) != classes:
-            print(f"{args.model} has {classes} classes and {len(noted)} names; they are left out", file=sys.stderr)
-            return None
-        return noted
-    try:
-        names = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:  # no such file, or no UTF-8
-        raise ValueError(f"can't read --class-names {file}: {getattr(error, 'strerror', error)}") from error
-    if len(names) != classes:
-        raise ValueError(f"--class-names {file} has {len(names)} names, but {args.model} has {classes} classes")
-    return names
 
 
 # The work.
@@ -199,7 +184,5 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
             print(f"  {shown(error.path)}: {shown(error.error or '')}", file=sys.stderr)
         if len(errors) > _SHOWN:
             print(f"  and {len(errors) - _SHOWN:,} more", file=sys.stderr)
-    outputs = {"predictions": args.out, "contact sheet": args.contact_sheet, "Grad-CAM": args.grad_cam}
-    if wrote := "; ".join(f"{what}: {path}" for what, path in outputs.items() if path is not None):
-        good, file = total - len(errors), sys.stderr if args.out is None else sys.stdout
-        print(f"{good:,} image{'s' * (good != 1)} predicted; {wrote}", file=file)
+    if wrote := ", ".join(str(path) for path in (args.out, args.contact_sheet, args.grad_cam) if path is not None):
+        print(f"{total - len(errors):,} of {total:,} images predicted: {wrote}", file=sys.stderr)

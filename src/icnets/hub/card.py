@@ -10,7 +10,7 @@ from torch import nn
 
 from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
-from icnets.hub.markdown import escaped, inline_code
+from icnets.hub.markdown import escaped
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 _SHOWN_CLASSES = 100
@@ -138,5 +138,5 @@ def _listed(classes: Sequence[str]) -> str:
     if not classes:
         return ""
     more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
-    shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
+    shown = ", ".join(f"**{i}** {escaped(name)}" for i, name in enumerate(classes[:_SHOWN_CLASSES]))
     return f"\n## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n"
