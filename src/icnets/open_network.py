@@ -147,13 +147,12 @@ def _config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     import yaml
 
     file = path.parent.parent / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"there is no {file}, by which {path} is read; give the .safetensors beside it")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         return dict(config["model"]), dict(config["data"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        raise ValueError(f"{file}, by which {path} is read, is damaged; give the .safetensors beside it") from None
+        what = f"{file}, by which {path} is read, is missing or damaged"
+        raise ValueError(f"{what}; give the .safetensors beside it") from None
 
 
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:

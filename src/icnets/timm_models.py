@@ -136,11 +136,9 @@ def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
 def _entrypoint(name: str, basic: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, ic: ICConfig | Mapping[str, Any] = _DEFAULT, **kwargs: Any) -> nn.Module:
         config = ic if isinstance(ic, ICConfig) else ICConfig(**ic)
-        model: nn.Module = model_entrypoint(basic)(pretrained=pretrained, **kwargs)
+        model: Any = model_entrypoint(basic)(pretrained=pretrained, **kwargs)
         convert_(model, _used(config, pretrained), optimizers=())
-        for cfg in ("pretrained_cfg", "default_cfg"):
-            if isinstance(getattr(model, cfg, None), dict):
-                setattr(model, cfg, {**getattr(model, cfg), "architecture": name})
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name}
         _remember(model, basic, kwargs)
         return model
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from icnets import convert_
 from icnets.hub.card import Card, card_text, evidence_of
-from icnets.hub.card_evidence import read_evidence
+from icnets.hub.card_evidence import Evidence, read_evidence
 from icnets.hub.markdown import escaped
 
 KEPT = Path(__file__).parents[2] / "benchmarks" / "results" / "demo_avx2.json"  # whatever later demos give
@@ -55,12 +55,12 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path):
     assert {"icnets", "arxiv:2102.03495"} <= set(data.tags)
     (result,) = data.eval_results
     assert (data.model_name, result.metric_value, result.dataset_split) == ("a: title", 0.9666, "test")
-    assert yaml.safe_load(card_text(network(), Card(), "net", None).split("---")[1])["license"] == "unknown"
+    assert yaml.safe_load(card_text(network(), Card(), "net", Evidence()).split("---")[1])["license"] == "unknown"
 
 
 def test_it_says_how_to_load_what_it_is_and_whose():
     model = network()
-    text = card_text(model, Card(description="*Mine.*"), "someone/net", None, own=True, notes={"mean": "0.5"})
+    text = card_text(model, Card(description="*Mine.*"), "someone/net", Evidence(), own=True, notes={"mean": "0.5"})
     assert "model = from_pretrained('someone/net', basic)" in text
     assert "timm" not in text
     assert "Sequential with 1 IC unit; 24 parameters, of which the collisions have 4" in text
@@ -114,6 +114,6 @@ def test_names_of_others_stay_text(tmp_path):
 
 
 def test_a_thousand_classes_are_counted_not_listed():
-    text = card_text(network(), Card(), "net", None, classes=[f"c{i}" for i in range(1000)])
+    text = card_text(network(), Card(), "net", Evidence(), classes=[f"c{i}" for i in range(1000)])
     assert "1000, in the order of the outputs: **0** c0, " in text
     assert "**99** c99 and 900 more." in text

@@ -41,15 +41,14 @@ def test_a_comparison_is_told_with_seeds_intervals_and_controls(comparison):
     assert "95 % t interval over 5 seeds" in evidence.markdown
     assert "The weights here are one seed's of the row IC, warm start." in evidence.markdown
     assert evidence.markdown.count("not distinguishable with 5 seeds") == 4
-    assert evidence.measured is not None
-    assert evidence.measured.accuracy == pytest.approx(1 - row["error"]["mean"] / 100)
+    assert evidence.accuracy == pytest.approx(1 - row["error"]["mean"] / 100)
     assert evidence.classes == list("0123456789")
     assert read_evidence(comparison / "results.json", "IC, warm start") == evidence
 
 
 def test_without_a_method_no_number_is_claimed(comparison):
     evidence = read_evidence(comparison)
-    assert evidence.measured is None
+    assert evidence.accuracy is None
     assert "Which row the weights are of isn't said." in evidence.markdown
 
 
@@ -58,8 +57,7 @@ def test_a_single_run_is_told_as_one(run):
     assert "`icnets fit` on photos: val/top1 75.00% after epoch 2 of 3, the best" in evidence.markdown
     assert "One run, without an interval over seeds and without a control." in evidence.markdown
     assert "someone" not in evidence.markdown
-    assert evidence.measured is not None
-    assert (evidence.measured.accuracy, evidence.measured.split) == (0.75, "validation")
+    assert (evidence.accuracy, evidence.split) == (0.75, "validation")
     assert evidence.dataset is None
 
 

@@ -237,7 +237,7 @@ def test_the_command_carries_what_the_checkpoint_says(model, tmp_path, capsys):
     assert "5, in the order of the outputs: **0** a, **1** b, **2** c, **3** d, **4** e." in text
     assert "Images: mean 0.4." in text
     for wrong, message in {
-        (): "hub needs a verb",
+        (): "the following arguments are required: save|push",
         ("push", "gone.safetensors", "a/b"): "there is no checkpoint",
     }.items():
         assert main(["hub", *wrong]) == 2

@@ -136,7 +136,7 @@ def test_pictures() -> None:
 def test_what_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint(Path("bare.safetensors"), class_names=None, mean=None, std=None, crop_pct=None, image_size=None)
     write_image(Path("x.png"))
-    assert main(["predict", "bare.safetensors", "x.png", "--image-size", "32", "--std", "0.2"]) == 0
+    assert main(["predict", "bare.safetensors", "x.png", "--image-size", "32", "--std", "0.2,0.2,0.2"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].count(",,") >= 3  # no names
     assert "bare.safetensors doesn't say --mean, --crop-pct: these are defaults" in err

@@ -48,20 +48,20 @@ class Card:
     method: str | None = None
 
 
-def evidence_of(card: Card) -> Evidence | None:
-    """The evidence that a card names, read. Raises ValueError for what isn't any."""
-    if card.evidence is None:
-        if card.method is not None:
-            raise ValueError(f"method is {card.method!r} and evidence is None; give the comparison that it is a row of")
-        return None
-    return read_evidence(Path(card.evidence), card.method)
+def evidence_of(card: Card) -> Evidence:
+    """The evidence that a card names, read; empty without any. Raises ValueError for what isn't any."""
+    if card.evidence is not None:
+        return read_evidence(Path(card.evidence), card.method)
+    if card.method is not None:
+        raise ValueError(f"method is {card.method!r} and evidence is None; give the comparison that it is a row of")
+    return Evidence()
 
 
 def card_text(
     model: nn.Module,
     card: Card,
     source: str,
-    evidence: Evidence | None,
+    evidence: Evidence,
     *,
     classes: Sequence[str] = (),
     notes: Mapping[str, str] | None = None,
@@ -88,28 +88,25 @@ def card_text(
         basic=", basic" if own else "",
         comment="  # your basic network: the module that convert_ was called on" if own else "",
         images=_images(notes or {}),
-        evidence="" if evidence is None else f"\n## Evidence\n\n{evidence.markdown}\n",
+        evidence=evidence.markdown and f"\n## Evidence\n\n{evidence.markdown}\n",
         classes=_listed(classes),
     )
 
 
-def _header(card: Card, title: str, evidence: Evidence | None) -> str:
+def _header(card: Card, title: str, evidence: Evidence) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    datasets = list(card.datasets)
-    if evidence is not None and evidence.dataset and evidence.dataset not in datasets:
-        datasets.append(evidence.dataset)
+    datasets = list(dict.fromkeys([*card.datasets, *filter(None, [evidence.dataset])]))
     found: dict[str, Any] = {}
-    if evidence is not None and evidence.measured is not None and card.pipeline_tag is not None:
-        name, accuracy, split = evidence.measured
+    if evidence.accuracy is not None and card.pipeline_tag is not None:
         result = EvalResult(
             task_type=card.pipeline_tag,
             dataset_type=datasets[0] if datasets else "imagefolder",
             dataset_name=evidence.data,
-            dataset_split=split,
+            dataset_split=evidence.split,
             metric_type="accuracy",
-            metric_name=name,
-            metric_value=round(accuracy, 4),
+            metric_name=evidence.metric,
+            metric_value=round(evidence.accuracy, 4),
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
     tags = ["icnets", "inter-layer-collision", "arxiv:2102.03495"]

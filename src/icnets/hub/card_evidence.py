@@ -1,6 +1,6 @@
 """What a run of ``icnets compare`` or ``icnets fit`` shows, for a model card: a table and verdicts, or a line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +11,6 @@ from icnets.support.tables import Table
 from icnets.support.text import few, first_line
 
 
-class Measured(NamedTuple):
-    """An accuracy, a fraction in [0, 1], and what it is one of."""
-
-    name: str
-    accuracy: float
-    split: str
-
-
 class Evidence(NamedTuple):
     """What a run shows.
 
@@ -27,14 +19,18 @@ class Evidence(NamedTuple):
         data: name of the data set, as the run has it.
         dataset: its id on the Hub, where it is from there.
         classes: the labels in the order of the outputs; empty where the run doesn't list them.
-        measured: this network's accuracy; None where it isn't known which of the run's networks it is.
+        accuracy: this network's, a fraction in [0, 1]; None where it isn't known which of the run's networks it is.
+        metric: what it is in words.
+        split: the images that it is of.
     """
 
-    markdown: str
-    data: str
-    dataset: str | None
-    classes: list[str]
-    measured: Measured | None
+    markdown: str = ""
+    data: str = ""
+    dataset: str | None = None
+    classes: Sequence[str] = ()
+    accuracy: float | None = None
+    metric: str = ""
+    split: str = "test"
 
 
 def read_evidence(path: Path, method: str | None = None) -> Evidence:
@@ -69,17 +65,16 @@ def _of_comparison(run: ComparisonFiles, method: str | None) -> Evidence:
     mine = {row.name: row for row in run.rows}
     if method not in (None, *mine):
         raise ValueError(f"{run.folder} has no method {method!r}; it has {few(list(mine), 10)}")
-    whose, measured = "Which row the weights are of isn't said.", None
+    whose, accuracy, metric = "Which row the weights are of isn't said.", None, ""
     if method is not None:
-        error = mine[method].error
         whose = f"The weights here are one seed's of the row {escaped(method)}."
-        measured = Measured(f"accuracy, mean over {error.n} seeds", 1 - error.mean / 100, "test")
+        accuracy, metric = 1 - mine[method].error.mean / 100, f"accuracy, mean over {mine[method].error.n} seeds"
     data = run.record["data"]
     table = _escaped(comparison_table(run.rows, run.settings, data)).markdown()
     verdicts = [f"- {escaped(verdict, 300)}" for verdict in run.record["verdicts"]]
     classes = [str(name) for name in data["classes"]]
     text = "\n".join([table, whose, "", *verdicts])
-    return Evidence(text, _data_name(run.settings.data), run.settings.data.get("hf"), classes, measured)
+    return Evidence(text, _data_name(run.settings.data), run.settings.data.get("hf"), classes, accuracy, metric)
 
 
 def _escaped(table: Table) -> Table:
@@ -95,12 +90,12 @@ def _of_fit(run: FitFiles, method: str | None) -> Evidence:
         raise ValueError(f"method is {method!r}, but {run.folder} is no comparison; leave method out")
     data = yaml.safe_load(run.config)["data"]
     scored = [row for row in run.history if row.get("val/top1", -1) >= 0]  # neither missing nor nan
-    best = max(scored, key=lambda row: row["val/top1"], default=None)
-    if best is None:
+    if not scored:
         raise ValueError(f"{run.folder} has no epoch with val/top1; give the folder of a run that validated")
+    best = max(scored, key=lambda row: row["val/top1"])
     where, accuracy, epochs = _data_name(data), best["val/top1"], f"{best['epoch']:g} of {len(run.history)}"
     text = (
         f"`icnets fit` on {escaped(where)}: val/top1 {accuracy:.2%} after epoch {epochs}, the best on these same "
         "validation images. One run, without an interval over seeds and without a control."
     )
-    return Evidence(text, where, data.get("hf"), [], Measured("accuracy, best epoch", accuracy, "validation"))
+    return Evidence(text, where, data.get("hf"), (), accuracy, "accuracy, best epoch", "validation")

@@ -110,10 +110,10 @@ def _write(
         temporary.write_text(text, encoding="utf-8")
 
 
-def _labels(model: nn.Module, card: Card, evidence: Evidence | None, notes: Mapping[str, str]) -> list[str]:
+def _labels(model: nn.Module, card: Card, evidence: Evidence, notes: Mapping[str, str]) -> list[str]:
     """The class labels: given, of the evidence, or noted. Raises ValueError for another number than of outputs."""
     outputs: Any = getattr(model, "num_classes", None)
-    given = list(card.classes or (evidence.classes if evidence is not None else ()))
+    given = list(card.classes or evidence.classes)
     if given and isinstance(outputs, int) and len(given) != outputs:
         source = "card" if card.classes else "evidence"
         raise ValueError(f"the {source} has {len(given)} classes, the network {outputs} outputs; give its own {source}")

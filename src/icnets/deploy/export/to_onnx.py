@@ -93,9 +93,9 @@ def to_proto(program: ExportedProgram) -> Any:
     """``program`` as an ONNX ModelProto: input "input", output "output" (or "output_0", ...), dynamic axis "batch"."""
     outputs = len(program.graph_signature.user_outputs)
     names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
-    exported = torch.onnx.export(
-        program, dynamo=True, verbose=False, external_data=False, input_names=[INPUT], output_names=names
-    )
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "external_data": False}
+    options |= {"input_names": [INPUT], "output_names": names, "dynamic_shapes": ({0: "batch"},)}
+    exported = torch.onnx.export(program, **options)
     assert exported is not None
     proto = exported.model_proto
     _clean(proto)
@@ -103,13 +103,8 @@ def to_proto(program: ExportedProgram) -> Any:
 
 
 def _clean(proto: Any) -> None:
-    """Names the batch, and drops what the exporter notes for its own developers: source files, line by line."""
+    """Drops what the exporter notes for its own developers: source files, line by line."""
     graph = proto.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = "batch"
     for noted in (proto, graph, *graph.input, *graph.output, *graph.value_info, *graph.node):
         noted.ClearField("metadata_props")
     for node in graph.node:

@@ -7,7 +7,7 @@ from types import ModuleType
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export import lowering, to_onnx
@@ -37,12 +37,7 @@ class OpenVino(Engine):
     def read(self, path: Path) -> Runner:
         # Without the hint, CPUs with bfloat16 compute in it.
         compiled = _openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-        def run(x: Tensor) -> list[Tensor]:
-            result = compiled(x.numpy())
-            return [torch.from_numpy(result[i].copy()) for i in range(len(compiled.outputs))]
-
-        return run
+        return lambda x: [torch.from_numpy(y.copy()) for y in compiled(x.numpy()).values()]
 
     def notes(self, path: Path) -> dict[str, str]:
         model = _openvino().Core().read_model(path)
