@@ -90,38 +90,6 @@ def test_behaves_as_any_timm_model():
     assert final.shape[1] == 512
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("create", "name", "fx"),
-    [
-        (timm.create_model, "ic_resnet18", {"feature_cls": "fx"}),
-        (icnets.create_model, "resnet18", {"feature_cfg": {"feature_cls": "fx"}}),
-        (icnets.create_model, "resnetv2_18", {"feature_cls": "fx"}),
-    ],
-)
-def test_features_by_torch_fx_are_of_the_converted_network(create, name, fx, tmp_path):
-    torch.manual_seed(0)
-    traced = create(name, features_only=True, **fx).eval().double()
-    torch.manual_seed(0)
-    listed = create(name, features_only=True).eval().double()
-    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        for model in (traced, listed):
-            for key, parameter in model.named_parameters():
-                if key.endswith("collision"):
-                    parameter.fill_(0.1)
-        pairs = list(zip(traced(x), listed(x), strict=True))
-    assert len(pairs) == 5
-    for a, b in pairs:
-        torch.testing.assert_close(a, b)
-    icnets.save(traced, tmp_path / "traced.safetensors")
-    with pytest.raises(icnets.CheckpointError, match="doesn't say how to make its network"):
-        icnets.load(tmp_path / "traced.safetensors")
-    again = icnets.load(tmp_path / "traced.safetensors", create(name, features_only=True, **fx).double())
-    with torch.no_grad():
-        assert all(map(torch.equal, again(x), traced(x)))
-
-
 @pytest.mark.parametrize("through", ["timm", "icnets", "icnets, plain name"])
 def test_pretrained_weights_are_the_basic_networks(tmp_path, through):
     basic = shake(timm.create_model("resnet18", num_classes=1000)).eval()
@@ -153,6 +121,8 @@ def test_create_model_converts_any_timm_network():
 def test_an_unknown_name_says_what_is_near():
     with pytest.raises(ValueError, match=r"timm .* has no network 'resnet51'; near it: .*resnet"):
         icnets.create_model("resnet51")
+    with pytest.raises(ValueError, match=r"hf-hub:me/net is no name of timm's; icnets\.hub\.from_pretrained opens"):
+        icnets.create_model("hf-hub:me/net")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -40,8 +39,6 @@ def open_network(
     source: str | Path,
     *,
     pretrained: bool = False,
-    ic: ICConfig | None = None,
-    allow_imports: bool = False,
     **options: Any,
 ) -> OpenedNetwork:
     """Open the network that ``source`` names, with its weights.
@@ -51,8 +48,6 @@ def open_network(
             artifact of ``icnets export`` (.onnx, .xml, .pt2), the folder of a run or of ``save_pretrained``, or timm's
             name, with or without ``ic_``.
         pretrained: of a name, with timm's pretrained weights; else they are random.
-        ic: how to convert a named network. None: a name with ``ic_`` by the defaults, others not at all.
-        allow_imports: whether a run's configuration may name the class of a network of your own, which is imported.
         **options: more of timm's arguments for a name, such as num_classes; None for those that aren't given.
 
     Raises:
@@ -66,12 +61,12 @@ def open_network(
     given = {name: value for name, value in options.items() if value is not None}
     file = network_file(source)
     if file is None:
-        return _named(str(source), pretrained, ic, given)
+        return _named(str(source), pretrained, given)
     if extra := [*given, *["pretrained"] * pretrained]:
         what = "an artifact" if file.suffix in SUFFIXES else "a checkpoint"
         raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is {what}")
     if file.suffix == ".ckpt":
-        network, notes = _of_run(file, allow_imports)
+        network, notes = _of_run(file)
         return OpenedNetwork(network, notes, notes_of_data(notes), file)
     if file.suffix in SUFFIXES:
         network = open_artifact(file)
@@ -99,14 +94,12 @@ def _read(file: Path, strings: Mapping[str, str]) -> ImageNotes:
 # Names of timm's.
 
 
-def _named(name: str, pretrained: bool, ic: ICConfig | None, options: Mapping[str, Any]) -> OpenedNetwork:
-    default = name.startswith("ic_") and ic is None
+def _named(name: str, pretrained: bool, options: Mapping[str, Any]) -> OpenedNetwork:
+    basic: dict[str, Any] = {} if name.startswith("ic_") else {"ic": None}
     try:
-        network: Any = timm_models.create_model(
-            name, pretrained=pretrained, **({} if default else {"ic": ic}), **options
-        )
+        network: Any = timm_models.create_model(name, pretrained=pretrained, **basic, **options)
     except Exception as error:  # whatever happens on the way to the hub
-        if ":" not in name and not is_model(name.split(".")[0]):
+        if not is_model(name.split(".")[0]):
             raise ValueError(f"there is no file {name}, and {error}") from error
         if pretrained:
             raise ValueError(f"can't get timm's pretrained weights of {name}: {first_line(error)}") from error
@@ -130,18 +123,15 @@ def starting_config(name: str, *, trained: bool) -> ICConfig | None:
 # Checkpoints of a run, and the configuration that it was trained with.
 
 
-def _of_run(path: Path, allow_imports: bool) -> tuple[nn.Module, ImageNotes]:
+def _of_run(path: Path) -> tuple[nn.Module, ImageNotes]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; check the path")
     content = unpickled(path)
     if not isinstance(content, dict) or not {"state_dict", "icnets"} <= content.keys():
         raise ValueError(f"{path} is no checkpoint of icnets fit; give a .safetensors, or convert it by icnets convert")
     (model, data), names = _config(path), (content["icnets"] or {}).get("class_names")
-    if not names or not (allow_imports or isinstance(model.get("model"), str)):
-        raise ValueError(
-            f"{path} is of a network or of images of your own; give the .safetensors beside it, or, where the network "
-            "can be imported and you trust it, --allow-imports"
-        )
+    if not names or not isinstance(model.get("model"), str):
+        raise ValueError(f"{path} is of a network or of images of your own; give the .safetensors beside it")
     notes = _image_notes(data, list(names))
     network = _untrained(model, notes)
     prefix = "network."
@@ -157,13 +147,12 @@ def _config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     import yaml
 
     file = path.parent.parent / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"there is no {file}, by which {path} is read; give the .safetensors beside it")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         return dict(config["model"]), dict(config["data"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
-        raise ValueError(f"{file}, by which {path} is read, is damaged; give the .safetensors beside it") from None
+        what = f"{file}, by which {path} is read, is missing or damaged"
+        raise ValueError(f"{what}; give the .safetensors beside it") from None
 
 
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
@@ -182,16 +171,9 @@ def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
     """Builds the network as training did, its weights aside: what they started from may be gone, or far away."""
     name, source = model["model"], Path(model.get("init_from") or "")
     ic = ICConfig(**model["ic"]) if model.get("ic") else None
-    if isinstance(name, str):
-        trained = bool(model.get("pretrained") or model.get("init_from"))
-        ic = ic or starting_config(name, trained=trained)
-        sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
-        network = timm_models.create_model(name, ic=None, **sizes, **(model.get("model_options") or {}))
-    else:
-        try:
-            network = resolve_name(name["class_path"])(**name.get("init_args", {}))
-        except Exception as error:  # whatever it is that was named
-            raise ValueError(f"can't make the network {name} of the run's config.yaml: {first_line(error)}") from error
+    ic = ic or starting_config(name, trained=bool(model.get("pretrained") or model.get("init_from")))
+    sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
+    network = timm_models.create_model(name, ic=None, **sizes, **(model.get("model_options") or {}))
     if holds_ic_network(source):
         load_weights(network, source)
     if ic is not None:
@@ -270,23 +252,20 @@ def holds_ic_network(path: Path) -> bool:
     return "icnets" in (_strings(path) or ()) and bool(checkpoint.read(path)[0]["layers"])
 
 
-def noted(path: Path) -> dict[str, str]:
-    """The strings that are noted beside weights; none where the file isn't of ``icnets``."""
+def notes_of_start(path: Path) -> ImageNotes:
+    """What is noted of images beside weights; nothing where the file isn't of ``icnets``, or damaged.
+
+    Raises ValueError for a note that makes no sense.
+    """
     if path.suffix != ".ckpt":
         strings = _strings(path) or {}
-        own = strings.pop("icnets", None), strings.pop("format", None)
-        return strings if own[0] is not None else {}
+        return _read(path, strings if "icnets" in strings else {})
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         names = content["icnets"]["class_names"]
     except Exception:  # of others, or damaged, which load_weights says
-        return {}
+        return ImageNotes()
     try:
-        return notes_of_data(_image_notes(_config(path)[1], names))
+        return _image_notes(_config(path)[1], names)
     except ValueError:  # without the configuration of its run
-        return notes_of_data(ImageNotes(class_names=names))
-
-
-def notes_of_start(path: Path) -> ImageNotes:
-    """What :func:`noted` gives, as values. Raises ValueError for a note that makes no sense."""
-    return _read(path, noted(path))
+        return ImageNotes(class_names=names)

@@ -12,18 +12,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import partial
 from typing import Any
 
 import timm
-from timm.models import (
-    FeatureGraphNet,
-    generate_default_cfgs,
-    get_arch_pretrained_cfgs,
-    load_pretrained,
-    model_entrypoint,
-    register_model,
-)
+from timm.models import generate_default_cfgs, get_arch_pretrained_cfgs, model_entrypoint, register_model
 from torch import nn
 
 from icnets.checkpoint.architectures import remember_architecture
@@ -79,25 +71,9 @@ def _used(ic: ICConfig, pretrained: bool) -> ICConfig:
     return replace(ic, warm_start="gain") if pretrained and ic is _DEFAULT else ic
 
 
-def _converted_graph(ic: ICConfig, model: nn.Module, **feature_cfg: Any) -> nn.Module:
-    """The network that torch.fx traces for features: converted before, since a graph can't be."""
-    convert_(model, ic, optimizers=())
-    return FeatureGraphNet(model, **feature_cfg)
-
-
-def _build(make: Callable[..., nn.Module], ic: ICConfig, kwargs: dict[str, Any]) -> Any:
-    """The network that ``make`` builds, converted."""
-    feature_cfg = dict(kwargs.get("feature_cfg") or {})  # a copy, as timm takes things out of it
-    kwargs = {**kwargs, "feature_cfg": feature_cfg} if feature_cfg else kwargs
-    wanted = kwargs.get("feature_cls") or feature_cfg.get("feature_cls")
-    if kwargs.get("features_only") and (wanted is FeatureGraphNet or str(wanted).lower() == "fx"):
-        return make(**{**kwargs, "feature_cls": partial(_converted_graph, ic)})
-    model = make(**kwargs)
-    convert_(model, ic, optimizers=())
-    return model
-
-
 def _unknown(name: str) -> str:
+    if ":" in name:
+        return f"{name} is no name of timm's; icnets.hub.from_pretrained opens what icnets saved there"
     stem, _, _ = name.partition(".")
     basic = name.removeprefix("ic_")
     if basic != name and timm.is_model(stem.removeprefix("ic_")):
@@ -112,8 +88,7 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     """Builds any timm network and converts it to an IC network.
 
     Args:
-        name: any name timm knows, with or without a tag ("resnet50", "resnet50.a1_in1k"), or a registered ``ic_`` name;
-            "local-dir:FOLDER" and "hf-hub:OWNER/NAME" too.
+        name: any name timm knows, with or without a tag ("resnet50", "resnet50.a1_in1k"), or a registered ``ic_`` name.
         pretrained: load the basic network's pretrained weights; unless ``ic`` is given, the IC network then starts
             from exactly their function (warm start "gain").
         ic: how to convert; None gives the basic network, which ``icnets.save`` can store all the same.
@@ -134,19 +109,11 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
     basic = NETWORKS.get(name.split(".")[0])
     if basic is not None:
         name = ".".join([basic, *name.split(".")[1:]])
-    if not timm.is_model(name.split(".")[0]) and ":" not in name:
+    if not timm.is_model(name.split(".")[0]):
         raise ValueError(_unknown(name))
-    make = partial(timm.create_model, name, pretrained=pretrained)
-    model: Any
-    if ":" not in name:
-        model = make(**kwargs) if ic is None else _build(make, _used(ic, pretrained), kwargs)
-    else:  # a folder or a repository says which network it holds, and with which arguments
-        model = make(**kwargs)
-        name, kwargs = model.pretrained_cfg["architecture"], model._model_args
-        if name in NETWORKS:  # it was saved as an IC network, and is one again
-            return model
-        if ic is not None:
-            convert_(model, _used(ic, pretrained), optimizers=())
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    if ic is not None:
+        convert_(model, _used(ic, pretrained), optimizers=())
     _remember(model, name, kwargs)
     return model
 
@@ -158,8 +125,6 @@ _SOURCES |= {"device", "dtype"}
 
 def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
     """Leaves with the model what rebuilds it, as far as that is plain data; otherwise ``load`` asks for a model."""
-    if isinstance(model, FeatureGraphNet):  # a graph has no layers that load could convert
-        return
     args = {k: v for k, v in kwargs.items() if k not in _SOURCES and v is not None}
     try:
         json.dumps(args)
@@ -168,44 +133,17 @@ def _remember(model: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
     remember_architecture(model, "timm.create_model", {"model_name": name.split(".")[0], **args})
 
 
-def _saved_as_ic(cfg: Any) -> bool:
-    """Whether weights come from a folder or repository of an ``ic_`` network; timm's own files are basic networks'."""
-    source = cfg.get("source") if isinstance(cfg, Mapping) else getattr(cfg, "source", None)
-    return source in ("hf-hub", "local-dir")
-
-
-def _load_ic(model: Any, kwargs: Mapping[str, Any]) -> None:
-    cfg: dict[str, Any] = model.pretrained_cfg
-    if kwargs.get("features_only"):
-        what = f"features_only can't take the weights of the IC network in {cfg.get('file') or cfg.get('hf_hub_id')}"
-        raise ValueError(f"{what}; create it whole and call its forward_intermediates")
-    in_chans = kwargs.get("in_chans", cfg["input_size"][0])
-    classes = getattr(model, "num_classes", 0)
-    load_pretrained(model, cfg, num_classes=classes, in_chans=in_chans, cache_dir=kwargs.get("cache_dir"))
-
-
 def _entrypoint(name: str, basic: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, ic: ICConfig | Mapping[str, Any] = _DEFAULT, **kwargs: Any) -> nn.Module:
         config = ic if isinstance(ic, ICConfig) else ICConfig(**ic)
-        saved_as_ic = pretrained and _saved_as_ic(kwargs.get("pretrained_cfg"))
-        pretrained = pretrained and not saved_as_ic
-        used = _used(config, pretrained)
-        model = _build(partial(model_entrypoint(basic), pretrained=pretrained), used, kwargs)
-        if saved_as_ic:
-            _load_ic(model, kwargs)
-        for cfg in ("pretrained_cfg", "default_cfg"):
-            if isinstance(getattr(model, cfg, None), dict):
-                setattr(model, cfg, {**getattr(model, cfg), "architecture": name})
-        # What timm writes into config.json beside the weights, as plain values.
-        model._model_args = {**getattr(model, "_model_args", {}), "ic": used.to_dict()}
+        model: Any = model_entrypoint(basic)(pretrained=pretrained, **kwargs)
+        convert_(model, _used(config, pretrained), optimizers=())
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": name}
         _remember(model, basic, kwargs)
         return model
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = (
-        f"timm's {basic} with IC units for convolutions (arXiv 2102.03495); ``ic``, an ICConfig or its fields as a "
-        "dictionary, sets how."
-    )
+    build.__doc__ = f"timm's {basic} with IC units (arXiv 2102.03495); ``ic``, an ICConfig or its fields, sets how."
     return build
 
 

@@ -13,6 +13,7 @@ from icnets.support.text import differing
 if TYPE_CHECKING:
     from icnets.open_network import OpenedNetwork
 
+_MEASURED = 1000  # test images that int8 is measured on, at most
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
 
 
@@ -24,10 +25,9 @@ def _parser() -> Parser:
     add("--out", metavar="PATH", type=Path, help="the artifact (default: MODEL's name, with the format's suffix)")
     add("--force", action="store_true", help="replace the artifact if it exists")
     add("--no-fuse", action="store_true", help="the network's own graph, not its deployed form")
-    add("--int8", action="store_true", help="quantise, calibrated on images (onnx, openvino)")
+    add("--int8", action="store_true", help="quantise, calibrated on images of --data.root (onnx)")
     add("--image-size", metavar="N", type=int, help="height and width (default: the checkpoint's, or the network's)")
     add("--data.root", dest="root", metavar="DIR", type=Path, help="folder of images, as for icnets fit")
-    add("--images", metavar="N", type=int, default=1000, help="most test images to measure int8 on (default: 1000)")
     add("--num-classes", metavar="N", type=int, help="outputs of a named network")
     add("--in-chans", metavar="N", type=int, help="image channels of a named network")
     add("--pretrained", action="store_true", help="a named network with timm's pretrained weights")
@@ -39,7 +39,7 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     args = _parser().parse_args(argv)
-    for name in ("image_size", "images", "num_classes", "in_chans"):
+    for name in ("image_size", "num_classes", "in_chans"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -86,7 +86,7 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tupl
     notes = opened.notes
     names = notes.class_names if opened.file is not None else None  # ImageNet's may be called otherwise in the images
     metadata: dict[str, Any] = {**notes.transform, **({"class_names": names} if names else {})}
-    if args.root is None and not _of_digits(names, notes.mean):
+    if args.root is None:
         if args.int8:
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
         return metadata, None, None
@@ -108,22 +108,13 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tupl
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
     metadata |= {name: getattr(data, name) for name in ("mean", "std", "crop_pct", "interpolation", "class_names")}
     # Neither is augmented; and the artifact is measured on images that it wasn't calibrated on.
-    return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), args.images)
-
-
-def _of_digits(names: list[str] | None, mean: Sequence[float] | None) -> bool:
-    """Whether a checkpoint was trained on the embedded digits: their classes, and their very mean."""
-    if names != [str(i) for i in range(10)] or mean is None:
-        return False
-    from icnets.data.data_module import ImageData
-
-    return mean[0] == ImageData().mean[0]
+    return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), _MEASURED)
 
 
 def _spread(loader: Any, limit: int) -> Any:
     """At most ``limit`` images of ``loader``, evenly spaced: folders list one class after the other."""
     from torch.utils.data import DataLoader
 
-    count = len(loader.dataset)
-    indices = [i * count // min(limit, count) for i in range(min(limit, count))]
+    step = -(-len(loader.dataset) // limit)
+    indices = range(0, len(loader.dataset), step)
     return DataLoader(loader.dataset, batch_size=64, sampler=indices, collate_fn=loader.collate_fn)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,12 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from icnets.data.protocol import EvaluationTransform
-    from icnets.predict.grad_cam import GradCam
     from icnets.predict.inference import Prediction
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
 _TOP_K = 5
-_ON_SHEET = 100
 
 
 def _parser() -> Parser:
@@ -37,16 +33,13 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), run, artifact (.onnx, .xml, .pt2), or name")
-    add("paths", metavar="PATHS", nargs="+", help="image files, folders, patterns, or lists of paths (.txt, .csv)")
-    add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for the terminal (default)")
-    add("--format", choices=["csv", "json"], help="default: by the name of --out, or csv")
+    add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
+    add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
     add("--top-k", metavar="N", type=int, help=f"classes of each image (default: {_TOP_K}, or all if there are fewer)")
-    add("--class-names", metavar="FILE", type=Path, help="names, one a line, or a list in .json (default: MODEL's)")
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--pretrained", action="store_true", help="with timm's name: its pretrained weights")
-    add("--allow-imports", action="store_true", help="with a .ckpt: import the network that its run's options name")
     add("--image-size", metavar="N", type=int, help="height and width the network sees (default: MODEL's)")
     add("--in-chans", metavar="N", type=int, help="1 (grey) or 3 (default: MODEL's)")
     add("--mean", metavar="X,X,X", type=_numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
@@ -82,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_paths(args.paths)
     _keep_inputs(args, paths)
     require_device(args.device)
-    network, notes, _, file = open_network(args.model, pretrained=args.pretrained, allow_imports=args.allow_imports)
+    network, notes, _, file = open_network(args.model, pretrained=args.pretrained)
     if file is None and not args.pretrained:
         raise ValueError(f"{args.model} has random weights; give --pretrained, or a checkpoint")
     if isinstance(network, Artifact) and args.device != "cpu":
@@ -93,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     network.requires_grad_(False).to(args.device)
     view, line = evaluation_of(args.model, network, notes, vars(args))
     classes = classes_of(args.model, network, view, args.device)
-    names = _names(args, notes.class_names, classes)
+    names = notes.class_names
+    if names is not None and len(names) != classes:
+        print(f"{args.model} has {classes} classes and {len(names)} names; they are left out", file=sys.stderr)
+        names = None
     if args.top_k is not None and args.top_k > classes:
         raise ValueError(f"--top-k is {args.top_k}, but {args.model} has {classes} classes")
     args.top_k = args.top_k or min(_TOP_K, classes)
@@ -112,12 +108,8 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
     args.out = None if args.out == "-" else Path(args.out)
-    suffix = "" if args.out is None else args.out.suffix.lower()[1:]
-    if args.out is not None and suffix not in ("csv", "json"):
+    if args.out is not None and args.out.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--out is {args.out}; it must end in .csv or .json, or be - for the terminal")
-    if suffix and args.format not in (None, suffix):
-        raise ValueError(f"--out is {args.out} and --format {args.format}; leave --format out, or name the file by it")
-    args.format = args.format or suffix or "csv"
     if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
         raise ValueError(f"--contact-sheet is {args.contact_sheet}; it must end in .png")
     for option in ("out", "contact_sheet", "grad_cam"):
@@ -129,31 +121,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """ValueError if an output would replace an image, a list or the model."""
-    inputs = {os.path.abspath(path) for path in [args.model, *args.paths, *paths]}
+    """ValueError if an output would replace an image or the model."""
+    inputs = {os.path.abspath(path) for path in [args.model, *paths]}
     for option, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet)):
         if path is not None and os.path.abspath(path) in inputs:
             raise ValueError(f"{option} is {path}, which is read; give another name")
-
-
-def _names(args: argparse.Namespace, noted: list[str] | None, classes: int) -> list[str] | None:
-    """The names of the classes; None if nobody knows them."""
-    file = args.class_names
-    if file is None:
-        if noted is not None and len(noted) != classes:
-            print(f"{args.model} has {classes} classes and {len(noted)} names; they are left out", file=sys.stderr)
-            return None
-        return noted
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        names = json.loads(text) if file.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:  # no such file, no UTF-8, or no JSON
-        raise ValueError(f"can't read --class-names {file}: {getattr(error, 'strerror', error)}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"--class-names {file} must hold a list of names")
-    if len(names) != classes:
-        raise ValueError(f"--class-names {file} has {len(names)} names, but {args.model} has {classes} classes")
-    return names
 
 
 # The work.
@@ -163,25 +135,20 @@ def _predict(
     args: argparse.Namespace, network: nn.Module, view: EvaluationTransform, paths: Sequence[Path], names: Any
 ) -> list[Prediction]:
     """Predicts and writes everything; returns those that are errors."""
-    import torch
-
-    from icnets.predict.grad_cam import GradCam
     from icnets.predict.inference import predictions
     from icnets.predict.output import write_csv, write_json
+    from icnets.predict.pictures import with_heat_maps, with_sheet
 
     workers = args.workers
     if workers is None:
         workers = 0 if args.device == "cpu" or len(paths) <= args.batch_size else min(8, os.cpu_count() or 1)
     options = {"top_k": args.top_k, "batch_size": args.batch_size, "device": args.device, "workers": workers}
     errors: list[Prediction] = []
-    found = _counted(predictions(args.model, network, view, paths, **options), args, len(paths), errors)
+    found = _counted(predictions(args.model, network, view, paths, **options), len(paths), errors)
     if args.grad_cam is not None:
-        shape = (1, view.in_chans, view.image_size, view.image_size)
-        cam = GradCam(network, torch.zeros(shape, device=args.device))
-        args.grad_cam.mkdir(exist_ok=True)
-        found = _with_heat_maps(found, args, cam, view)
+        found = with_heat_maps(found, network, view, args.grad_cam, args.device)
     if args.contact_sheet is not None:
-        found = _with_sheet(found, args, view, names)
+        found = with_sheet(found, view, names, args.contact_sheet)
     with ExitStack() as stack:
         file = sys.stdout
         if args.out is not None:
@@ -189,59 +156,22 @@ def _predict(
             file = stack.enter_context(open(temporary, "w", newline="", encoding="utf-8"))
         elif hasattr(file, "reconfigure"):  # whatever the terminal's encoding: names aren't lost to it
             file.reconfigure(encoding="utf-8")
-        if args.format == "csv":
+        if args.out is None or args.out.suffix.lower() == ".csv":
             write_csv(file, found, args.top_k, names)
         else:
             write_json(file, found, names, {"model": args.model, "preprocessing": asdict(view)})
     return errors
 
 
-_Stream = Iterator["Prediction"]
-
-
-def _counted(found: _Stream, args: argparse.Namespace, total: int, errors: list[Prediction]) -> _Stream:
+def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) -> Iterator[Prediction]:
     """Collects ``errors``, and counts on standard error if that is a terminal and not full of predictions."""
-    shown = sys.stderr.isatty() and not (args.out is None and sys.stdout.isatty())
+    shown = sys.stderr.isatty() and not sys.stdout.isatty()
     for number, prediction in enumerate(found, 1):
         if prediction.error is not None:
             errors.append(prediction)
         yield prediction
         if shown:
             print(f"\r{number}/{total} images", end="\n" if number == total else "", file=sys.stderr, flush=True)
-
-
-def _with_sheet(found: _Stream, args: argparse.Namespace, view: EvaluationTransform, names: Any) -> _Stream:
-    """Saves the first images on one sheet at the end."""
-    from icnets.predict.contact_sheet import picture, save_sheet
-    from icnets.predict.paths import shown
-
-    tiles: list[Any] = []
-    for prediction in found:
-        yield prediction
-        if len(tiles) == _ON_SHEET:
-            continue
-        label, image = "unreadable", None
-        if prediction.error is None and prediction.image is not None:
-            best = prediction.classes[0]
-            label = f"{f'class {best}' if names is None else names[best]} {prediction.probabilities[0]:.0%}"
-            image = picture(prediction.image, view.mean, view.std)
-        tiles.append((image, [shown(prediction.path), label]))
-    save_sheet(tiles, args.contact_sheet)
-
-
-def _with_heat_maps(found: _Stream, args: argparse.Namespace, cam: GradCam, view: EvaluationTransform) -> _Stream:
-    """Saves each image with the heat map of its class, by the number of its row."""
-    import torch
-
-    from icnets.predict.contact_sheet import as_image, heated, save_png, unnormalized
-
-    for number, prediction in enumerate(found, 1):
-        yield prediction
-        if prediction.error is None and prediction.image is not None:
-            heat = cam(prediction.image[None].to(args.device), torch.tensor(prediction.classes[:1]))[0]
-            pixels = unnormalized(prediction.image, view.mean, view.std)
-            stem = re.sub(r"[^A-Za-z0-9._-]", "_", prediction.path.stem)[:80]
-            save_png(as_image(heated(pixels, heat)), args.grad_cam / f"{number:06d}-{stem}.png")
 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:
@@ -254,7 +184,5 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
             print(f"  {shown(error.path)}: {shown(error.error or '')}", file=sys.stderr)
         if len(errors) > _SHOWN:
             print(f"  and {len(errors) - _SHOWN:,} more", file=sys.stderr)
-    outputs = {"predictions": args.out, "contact sheet": args.contact_sheet, "Grad-CAM": args.grad_cam}
-    if wrote := "; ".join(f"{what}: {path}" for what, path in outputs.items() if path is not None):
-        good, file = total - len(errors), sys.stderr if args.out is None else sys.stdout
-        print(f"{good:,} image{'s' * (good != 1)} predicted; {wrote}", file=file)
+    if wrote := ", ".join(str(path) for path in (args.out, args.contact_sheet, args.grad_cam) if path is not None):
+        print(f"{total - len(errors):,} of {total:,} images predicted: {wrote}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Networks on the Hugging Face Hub, or in a folder with the same files: weights, a model card, timm's config.json.
+"""Networks on the Hugging Face Hub, or in a folder with the same files: weights and a model card.
 
 ``convert_`` makes an IC network of any module, so these are functions of a module, not a base class for it.
 """

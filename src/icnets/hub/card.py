@@ -10,7 +10,7 @@ from torch import nn
 
 from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
-from icnets.hub.markdown import escaped, inline_code
+from icnets.hub.markdown import escaped
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 _SHOWN_CLASSES = 100
@@ -48,25 +48,24 @@ class Card:
     method: str | None = None
 
 
-def evidence_of(card: Card) -> Evidence | None:
-    """The evidence that a card names, read. Raises ValueError for what isn't any."""
-    if card.evidence is None:
-        if card.method is not None:
-            raise ValueError(f"method is {card.method!r} and evidence is None; give the comparison that it is a row of")
-        return None
-    return read_evidence(Path(card.evidence), card.method)
+def evidence_of(card: Card) -> Evidence:
+    """The evidence that a card names, read; empty without any. Raises ValueError for what isn't any."""
+    if card.evidence is not None:
+        return read_evidence(Path(card.evidence), card.method)
+    if card.method is not None:
+        raise ValueError(f"method is {card.method!r} and evidence is None; give the comparison that it is a row of")
+    return Evidence()
 
 
 def card_text(
     model: nn.Module,
     card: Card,
     source: str,
-    evidence: Evidence | None,
+    evidence: Evidence,
     *,
     classes: Sequence[str] = (),
     notes: Mapping[str, str] | None = None,
     own: bool = False,
-    timm_name: str | None = None,
 ) -> str:
     """The README.md of a network.
 
@@ -78,43 +77,39 @@ def card_text(
         classes: the labels.
         notes: of the checkpoint: mean, std, image_size, where known.
         own: whether whoever loads it must bring the basic network.
-        timm_name: the name by which timm can load it, if it can.
     """
     title = card.title or source
     return _TEMPLATE.substitute(
-        header=_header(card, title, evidence, timm_name is not None),
+        header=_header(card, title, evidence),
         title=escaped(title),
         summary=_summary(model),
         description=f"\n{card.description.strip()}\n" if card.description else "",
         source=repr(source),
         basic=", basic" if own else "",
         comment="  # your basic network: the module that convert_ was called on" if own else "",
-        more=_more(timm_name, notes or {}),
-        evidence="" if evidence is None else f"\n## Evidence\n\n{evidence.markdown}\n",
+        images=_images(notes or {}),
+        evidence=evidence.markdown and f"\n## Evidence\n\n{evidence.markdown}\n",
         classes=_listed(classes),
     )
 
 
-def _header(card: Card, title: str, evidence: Evidence | None, timm: bool) -> str:
+def _header(card: Card, title: str, evidence: Evidence) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    datasets = list(card.datasets)
-    if evidence is not None and evidence.dataset and evidence.dataset not in datasets:
-        datasets.append(evidence.dataset)
+    datasets = list(dict.fromkeys([*card.datasets, *filter(None, [evidence.dataset])]))
     found: dict[str, Any] = {}
-    if evidence is not None and evidence.measured is not None and card.pipeline_tag is not None:
-        name, accuracy, split = evidence.measured
+    if evidence.accuracy is not None and card.pipeline_tag is not None:
         result = EvalResult(
             task_type=card.pipeline_tag,
             dataset_type=datasets[0] if datasets else "imagefolder",
             dataset_name=evidence.data,
-            dataset_split=split,
+            dataset_split=evidence.split,
             metric_type="accuracy",
-            metric_name=name,
-            metric_value=round(accuracy, 4),
+            metric_name=evidence.metric,
+            metric_value=round(evidence.accuracy, 4),
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
-    tags = ["icnets", "inter-layer-collision", *(["timm"] if timm else []), "arxiv:2102.03495"]
+    tags = ["icnets", "inter-layer-collision", "arxiv:2102.03495"]
     found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": datasets or None}
     return ModelCardData(license=card.license, library_name="icnets", **found).to_yaml()
 
@@ -129,21 +124,16 @@ def _summary(model: nn.Module) -> str:
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 
-def _more(timm_name: str | None, notes: Mapping[str, str]) -> str:
-    """How timm loads the network, if it can, and what is noted of its images."""
-    parts = []
-    if timm_name is not None:
-        call = f"model = timm.create_model({timm_name!r}, pretrained=True)"
-        parts.append(f"\nor by timm\n\n```python\nimport icnets.timm_models\nimport timm\n\n{call}\n```\n")
+def _images(notes: Mapping[str, str]) -> str:
+    """What is noted of the network's images."""
     sides = {"size": "image_size", "channels": "in_chans", "mean": "mean", "standard deviation": "std"}
-    if known := [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]:
-        parts.append(f"\nImages: {'; '.join(known)}.\n")
-    return "".join(parts)
+    known = [f"{word} {escaped(notes[key])}" for word, key in sides.items() if key in notes]
+    return f"\nImages: {'; '.join(known)}.\n" if known else ""
 
 
 def _listed(classes: Sequence[str]) -> str:
     if not classes:
         return ""
     more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
-    shown = ", ".join(inline_code(name) for name in classes[:_SHOWN_CLASSES])
+    shown = ", ".join(f"**{i}** {escaped(name)}" for i, name in enumerate(classes[:_SHOWN_CLASSES]))
     return f"\n## Classes\n\n{len(classes)}, in the order of the outputs: {shown}{more}.\n"

@@ -19,11 +19,3 @@ def _one_line(text: str, longest: int) -> str:
 def escaped(text: str, longest: int = 120) -> str:
     """``text`` as Markdown that shows it literally, on one line of at most ``longest`` characters before escaping."""
     return _AT_START.sub(r"\1\\", _ANYWHERE.sub(r"\\\1", _one_line(text, longest)))
-
-
-def inline_code(text: str, longest: int = 120) -> str:
-    """``text`` as inline code, between more backticks than it has in a row; not for tables, whose bars it keeps."""
-    line = _one_line(text, longest) or " "
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if "`" in line else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}"

@@ -15,11 +15,10 @@ from icnets.checkpoint.safetensors_file import load, prepare, write
 from icnets.convert.structure import unwrapped
 from icnets.hub.card import Card, card_text, evidence_of
 from icnets.hub.card_evidence import Evidence
-from icnets.hub.timm_format import timm_arguments, write_timm_config
 from icnets.support.files import atomic_write
 from icnets.support.text import first_line
 
-WEIGHTS, CARD, CONFIG = "model.safetensors", "README.md", "config.json"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -54,7 +53,7 @@ def save_pretrained(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes what :func:`push_to_hub` would push: model.safetensors, README.md and, if timm can build it, config.json.
+    """Writes what :func:`push_to_hub` would push: model.safetensors and README.md.
 
     Args:
         model: any network, converted or not.
@@ -83,14 +82,13 @@ def save_pretrained(
     there = [name for name in (WEIGHTS, CARD) if (folder / name).exists()]
     if there and not overwrite:
         raise HubError(f"{folder} has a {there[0]} already; give another folder, or say overwrite")
-    _write(model, folder, folder.resolve().name, "local-dir", card or Card(), architecture, metadata)
+    _write(model, folder, folder.resolve().name, card or Card(), architecture, metadata)
 
 
 def _write(
     model: nn.Module,
     folder: Path,
     source: str,
-    scheme: str,
     card: Card,
     architecture: Mapping[str, Any] | None,
     metadata: Mapping[str, str] | None,
@@ -99,29 +97,23 @@ def _write(
     _hub()
     model = unwrapped(model)
     evidence = evidence_of(card)
-    notes = {**(evidence.notes if evidence is not None else {}), **(metadata or {})}
+    notes = dict(metadata or {})
     classes = _labels(model, card, evidence, notes)
     if classes:
         notes.setdefault("class_names", as_text(classes))
     tensors, strings, claim = prepare(model, architecture, notes)
-    arguments = timm_arguments(model, claim)
-    timm_name = None if arguments is None else f"{scheme}:{source}"
-    own = claim is None
-    text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=own, timm_name=timm_name)
+    text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=claim is None)
     folder.mkdir(parents=True, exist_ok=True)
-    if arguments is None:
-        (folder / CONFIG).unlink(missing_ok=True)  # of the network that was here before
-    else:
-        write_timm_config(model, folder / CONFIG, arguments, classes, notes)
+    (folder / "config.json").unlink(missing_ok=True)  # for timm, as earlier versions wrote it
     write(folder / WEIGHTS, tensors, strings)
     with atomic_write(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _labels(model: nn.Module, card: Card, evidence: Evidence | None, notes: Mapping[str, str]) -> list[str]:
+def _labels(model: nn.Module, card: Card, evidence: Evidence, notes: Mapping[str, str]) -> list[str]:
     """The class labels: given, of the evidence, or noted. Raises ValueError for another number than of outputs."""
     outputs: Any = getattr(model, "num_classes", None)
-    given = list(card.classes or (evidence.classes if evidence is not None else ()))
+    given = list(card.classes or evidence.classes)
     if given and isinstance(outputs, int) and len(given) != outputs:
         source = "card" if card.classes else "evidence"
         raise ValueError(f"the {source} has {len(given)} classes, the network {outputs} outputs; give its own {source}")
@@ -168,7 +160,7 @@ def push_to_hub(
         raise HubError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write(model, folder, repo_id, "hf-hub", card or Card(), architecture, metadata)
+        _write(model, folder, repo_id, card or Card(), architecture, metadata)
         with _told(f"{repo_id} can't be pushed", "check the name, the connection, and hf auth login"):
             api = hub.HfApi(token=token, library_name="icnets")
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -11,6 +11,7 @@ from torch import Tensor
 from icnets.support.files import atomic_write
 
 _COLUMNS, _SIZE, _CAPTION, _GAP = 8, 144, 26, 6  # images in a row, and the rest in pixels
+_LETTERS = 22  # the end of a caption, as wide as an image: paths differ there
 
 
 def unnormalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -58,13 +59,5 @@ def save_sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], path: 
         tile = Image.new("RGB", (1, 1), (225, 225, 225)) if image is None else image
         sheet.paste(tile.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR), (left, top))
         for k, line in enumerate(lines[:2]):
-            draw.text((left, top + _SIZE + 1 + 12 * k), _fitting(draw, line), fill="black")
+            draw.text((left, top + _SIZE + 1 + 12 * k), line[-_LETTERS:], fill="black")
     save_png(sheet, path)
-
-
-def _fitting(draw: ImageDraw.ImageDraw, text: str) -> str:
-    """The end of ``text``, as much as is as wide as an image: paths differ there."""
-    text = "".join(c if c.isprintable() else "?" for c in text)[-80:]
-    while draw.textlength(text) > _SIZE:
-        text = text[1:]
-    return text

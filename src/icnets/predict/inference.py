@@ -13,7 +13,6 @@ from icnets.data.image_files import reason
 from icnets.data.images import ImageFiles, as_is
 from icnets.data.protocol import EvaluationTransform
 from icnets.deploy.export.core import own_input_size
-from icnets.deploy.export.engines import Artifact
 from icnets.support.text import first_line
 
 _VIEW = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
@@ -44,20 +43,13 @@ def evaluation_of(
     (None: not given), else what is noted, else the network's own size, or the default of ``icnets fit``.
 
     Raises:
-        ValueError: an argument out of its range, an unknown size, or another than the one of an artifact.
+        ValueError: an argument out of its range, or an unknown size.
     """
     known = {key: value for key in _VIEW if (value := getattr(notes, key)) is not None}
     wanted = {key: value for key in _VIEW if (value := given.get(key)) is not None}
-    for key in ("image_size", "in_chans") if isinstance(network, Artifact) else ():
-        if wanted.get(key, known[key]) != known[key]:
-            option = f"--{key.replace('_', '-')}"
-            raise ValueError(f"{option} is {wanted[key]}, but {name} was exported for {known[key]}; leave it out")
     values = {**_own(network), **known, **wanted}
     if "image_size" not in values:
         raise ValueError(f"{name} doesn't say how large its images are; give --image-size N")
-    for key in ("mean", "std"):
-        if len(wanted.get(key, ())) == 1:
-            values[key] = wanted[key] * values.get("in_chans", 3)
     try:
         transform = EvaluationTransform(**values)
     except ValueError as error:

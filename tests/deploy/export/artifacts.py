@@ -18,7 +18,7 @@ BUILT_QUICKLY = ["onnx", "openvino", "torch-export"]  # AOTInductor's compiler t
 
 
 def needs(format: str) -> None:
-    for package in (*ENGINES[format].packages, *ENGINES[format].quantize_packages):
+    for package in ENGINES[format].packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} isn't installed")
 

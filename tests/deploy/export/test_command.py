@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 
 from deploy.export.artifacts import load_artifact, needs
@@ -38,11 +40,16 @@ def test_command_exports_a_checkpoint(
 ) -> None:
     needs("onnx")
     monkeypatch.chdir(tmp_path)
-    assert main([str(digits_checkpoint), "--int8"]) == 0
+    digits = load_digits()
+    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        folder = Path("digits", "train" if i % 2 else "val", str(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(folder / f"{i}.png")
+    assert main([str(digits_checkpoint), "--int8", "--data.root", "digits"]) == 0
     said = capsys.readouterr().out
     assert "digits.onnx: onnx, int8, fused" in said
     assert "7 real" in said
-    assert "of 797 images changed their class" in said
+    assert "of 899 images changed their class" in said
     import onnx
 
     notes = {p.key: p.value for p in onnx.load("digits.onnx").metadata_props}
@@ -71,7 +78,7 @@ def test_command_exports_a_named_network(tmp_path: Path, capsys: pytest.CaptureF
         ("ic_resnet18 --format tflite", "invalid choice: 'tflite'"),
         ("ic_resnet18 --int8 --num-classes 2 --image-size 32", "give --data.root DIR"),
         ("ic_resnet18 --image-size 0", "--image-size is 0"),
-        ("ic_resnet18 --format aoti --int8", "int8 is for the formats"),
+        ("ic_resnet18 --format aoti --int8", "int8 is for the format onnx"),
         ("no_such_net", "no network 'no_such_net'"),
         ("missing.safetensors", "there is no checkpoint missing.safetensors"),
         ("{digits} --num-classes 3", "--num-classes goes with a network's name"),

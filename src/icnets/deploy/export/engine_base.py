@@ -2,10 +2,10 @@
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export.parity import Runner
@@ -23,15 +23,12 @@ class Engine:
     """One format.
 
     ``suffix``: of its file; ``companions``: suffixes of the files that belong to it. ``packages``: what writing and
-    reading import; the first is the engine that runs it. ``quantize_packages``: what quantising imports beyond these.
-    ``quantizes``: whether there is int8.
+    reading import; the first is the engine that runs it.
     """
 
     suffix = ".pt2"
     companions: tuple[str, ...] = ()
     packages: tuple[str, ...] = ("torch",)
-    quantize_packages: tuple[str, ...] = ()
-    quantizes = False
 
     @property
     def name(self) -> str:
@@ -50,13 +47,9 @@ class Engine:
         raise NotImplementedError
 
     def read(self, path: Path) -> Runner:
-        """Runs a file of :meth:`write` or :meth:`quantize` on the CPU."""
+        """Runs a file on the CPU."""
         raise NotImplementedError
 
     def notes(self, path: Path) -> dict[str, str]:
         """What :meth:`write` noted in the file."""
-        raise NotImplementedError
-
-    def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
-        """Writes an int8 artifact of the float32 artifact ``source``, calibrated on batches of images."""
         raise NotImplementedError

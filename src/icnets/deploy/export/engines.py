@@ -26,13 +26,10 @@ def require(format: str, int8: bool) -> Engine:
     if format not in ENGINES:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(ENGINES)}")
     engine = ENGINES[format]
-    if int8 and not engine.quantizes:
-        able = " and ".join(name for name, e in ENGINES.items() if e.quantizes)
-        raise ValueError(f"int8 is for the formats {able}, not for {format}; leave it out, or take one of these")
-    packages = (*engine.packages, *(engine.quantize_packages if int8 else ()))
-    if missing := [package for package in packages if not is_installed(package)]:
-        what = f"format {format}{' in int8' if int8 else ''}"
-        raise ValueError(f"{what} needs {', '.join(missing)}: pip install 'icnets[export]'")
+    if int8 and format != "onnx":
+        raise ValueError(f"int8 is for the format onnx, not for {format}; leave it out, or take onnx")
+    if missing := [package for package in engine.packages if not is_installed(package)]:
+        raise ValueError(f"format {format} needs {', '.join(missing)}: pip install 'icnets[export]'")
     engine.check()
     return engine
 

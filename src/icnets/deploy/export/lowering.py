@@ -6,18 +6,13 @@ is a convolution with a kernel of ones and one output channel per group, and the
 bias is the offset. Engines add the rest to its result in place.
 """
 
-import copy
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icnets.unit.deployed import FusedICConv1d, FusedICConv2d, FusedICConv3d
-from icnets.unit.recording import Convolution, convolution_of
-from icnets.unit.subclasses import Replaced, has_own_forward
-
-RANK_ONE = "rank_one"  # the name of a module, and so part of its weights' names
+from icnets.unit.subclasses import has_own_forward
 
 _KINDS: dict[type[nn.Module], Any] = {FusedICConv1d: nn.Conv1d, FusedICConv2d: nn.Conv2d, FusedICConv3d: nn.Conv3d}
 
@@ -48,31 +43,6 @@ class _Lowered(nn.Module):
         if self.rank_one is not None:
             z = z + self.rank_one(input if self.total is None else self.total(input))
         return z
-
-
-class _Padded(nn.Module):
-    """A deployed convolution with a subclass's own forward pass: what that pads, a lowered convolution reads."""
-
-    def __init__(self, unit: Any, scale_by_convolution: bool) -> None:
-        super().__init__()
-        self.unit = unit
-        conv = convolution_of(unit, unit.basic_type.forward)
-        assert isinstance(conv, Convolution)
-        plain = copy.copy(unit)
-        plain.__class__ = next(fused for fused in _KINDS if isinstance(unit, fused))
-        zeros = [0] * len(unit.kernel_size)
-        plain.__dict__ |= {**(conv.call or {}), "padding": tuple(zeros)}
-        plain.__dict__ |= {name: dict(plain.__dict__[name]) for name in ("_parameters", "_buffers")}
-        self.lowered = _Lowered(plain, scale_by_convolution)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
-        with Replaced(self.unit, self._convolution):
-            z: Tensor = self.unit.basic_type.forward(self.unit, x)
-        return z
-
-    def _convolution(self, input: Tensor, weight: Tensor, bias: Tensor, stride: Any, pairs: list[int], *_: Any) -> Any:
-        return self.lowered(F.pad(input, pairs) if any(pairs) else input)
 
 
 def _rank_one(unit: Any) -> tuple[nn.Module | None, nn.Module]:
@@ -124,13 +94,9 @@ def lower_(network: nn.Module, scale_by_convolution: bool) -> nn.Module:
             layout for a product.
     """
     parents = list(network.modules())
-    units = [module for module in parents if isinstance(module, tuple(_KINDS))]
-    lowered: dict[nn.Module, nn.Module] = {
-        unit: (_Padded if has_own_forward(unit, kind) else _Lowered)(unit, scale_by_convolution)
-        for unit in units
-        for kind in _KINDS
-        if isinstance(unit, kind)
-    }
+    # A unit with a forward pass of its own, which looks at its input to pad it, stays as it is: equal, but slower.
+    units = [unit for unit in parents for kind in _KINDS if isinstance(unit, kind) and not has_own_forward(unit, kind)]
+    lowered: dict[nn.Module, nn.Module] = {unit: _Lowered(unit, scale_by_convolution) for unit in units}
     for parent in parents:
         for name, child in parent._modules.items():
             if child is not None and child in lowered:

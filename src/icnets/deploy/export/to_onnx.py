@@ -1,11 +1,10 @@
 """ONNX by PyTorch's exporter; ONNX Runtime reads it back and quantises it."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +22,13 @@ class Onnx(Engine):
 
     suffix = ".onnx"
     packages = ("onnxruntime", "onnx", "onnxscript")
-    quantizes = True
 
     def lower(self, network: nn.Module) -> nn.Module:
         """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
         return lowering.lower_(network, scale_by_convolution=True)
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        proto = to_proto(program)
-        join_residuals(proto)
-        _save(proto, path, notes)
+        _save(to_proto(program), path, notes)
 
     def read(self, path: Path) -> Runner:
         session = _session(path)
@@ -41,37 +37,36 @@ class Onnx(Engine):
     def notes(self, path: Path) -> dict[str, str]:
         return dict(_session(path).get_modelmeta().custom_metadata_map)
 
-    def quantize(self, source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
-        """Quantises statically, as Q/DQ pairs around convolutions and matrix products.
 
-        What is around them stays float32: it is a few per cent of the work, and the sums ``s`` span a range that 8 bits
-        would coarsen for every channel at once.
-        """
-        import onnx
-        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
+    """Writes the int8 artifact of a float32 one, calibrated on images: Q/DQ around convolutions and matrix products.
 
-        batches = iter([{INPUT: x.numpy()} for x in images])
-        calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
-        prepared = target.with_suffix(".prepared.onnx")
-        with _without_advice():
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                target,
-                calibration(),
-                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-                per_channel=True,
-                # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
-                # CPUs without VNNI, where the artifact may well be run, but isn't proved.
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                reduce_range=True,
-            )
-        prepared.unlink()
-        proto = onnx.load(target)
-        require_standard(proto)
-        _save(proto, target, notes, check=False)
+    What is around them stays float32: it is a few per cent of the work, and the sums ``s`` span a range that 8 bits
+    would coarsen for every channel at once.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    batches = iter([{INPUT: x.numpy()} for x in images])
+    calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
+    prepared = target.with_suffix(".prepared.onnx")
+    with patch.object(logging, "warning"):  # that it wants the preparation which it has just had
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            calibration(),
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
+            # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
+            # CPUs without VNNI, where the artifact may well be run, but isn't proved.
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+        )
+    prepared.unlink()
+    _save(onnx.load(target), target, notes, check=False)
 
 
 def _session(path: Path) -> Any:
@@ -91,87 +86,26 @@ def _save(proto: Any, path: Path, notes: Mapping[str, str], check: bool = True) 
     onnx.save(proto, path)
 
 
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Silences the quantiser, which logs on the root logger that it wants the preparation it has just had."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
 # The model.
 
 
 def to_proto(program: ExportedProgram) -> Any:
-    """``program`` as an ONNX ModelProto: input "input", output "output" (or "output_0", ...), dynamic axis "batch".
-
-    Raises ValueError if an operator isn't of ONNX's standard.
-    """
+    """``program`` as an ONNX ModelProto: input "input", output "output" (or "output_0", ...), dynamic axis "batch"."""
     outputs = len(program.graph_signature.user_outputs)
     names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
-    exported = torch.onnx.export(
-        program, dynamo=True, verbose=False, external_data=False, input_names=[INPUT], output_names=names
-    )
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "external_data": False}
+    options |= {"input_names": [INPUT], "output_names": names, "dynamic_shapes": ({0: "batch"},)}
+    exported = torch.onnx.export(program, **options)
     assert exported is not None
     proto = exported.model_proto
     _clean(proto)
-    require_standard(proto)
     return proto
 
 
 def _clean(proto: Any) -> None:
-    """Names the batch, and drops what the exporter notes for its own developers: source files, line by line."""
+    """Drops what the exporter notes for its own developers: source files, line by line."""
     graph = proto.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = "batch"
     for noted in (proto, graph, *graph.input, *graph.output, *graph.value_info, *graph.node):
         noted.ClearField("metadata_props")
     for node in graph.node:
         node.ClearField("doc_string")
-
-
-def require_standard(proto: Any) -> None:
-    """Raises ValueError for operators, or functions in their place, that aren't of ONNX's default domain."""
-    strange = [f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain not in ("", "ai.onnx")]
-    strange = sorted(set(strange)) + sorted(f"{f.domain}::{f.name}" for f in proto.functions)
-    if strange:
-        raise ValueError(f"the graph has operators outside ONNX's standard: {', '.join(dict.fromkeys(strange))}")
-
-
-def join_residuals(proto: Any) -> None:
-    """Rewrites ``(z + rank_one) + shortcut`` as ``(z + shortcut) + rank_one``, in place.
-
-    ONNX Runtime computes a sum inside of a convolution, and the rectifier behind it, but not where the convolution has
-    an activation already, as z's own does. As it was, the rectifier behind the block was a pass over memory; now both
-    are inside of the rank-one convolution.
-    """
-    graph = proto.graph
-    kernel = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "Conv"}
-    rank_one = {name for name, weight in kernel.items() if f".{lowering.RANK_ONE}." in f".{weight}"}
-    readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(value.name for value in graph.output)
-    adds = [node for node in graph.node if node.op_type == "Add"]
-    inner = {node.output[0]: node for node in adds if len(rank_one.intersection(node.input)) == 1}
-    late = {}
-    for outer in adds:
-        name = next((name for name in outer.input if name in inner and readers[name] == 1), None)
-        if name is None:
-            continue
-        first = inner[name]
-        (z,) = set(first.input) - rank_one
-        (shortcut,) = set(outer.input) - {name}
-        outer.input[:] = [name, *rank_one.intersection(first.input)]
-        first.input[:] = [z, shortcut]
-        late[name] = first
-    # What the first sums read now may be made later than they stood, so they move to what reads them.
-    rest = [node for node in graph.node if node.output[0] not in late]
-    nodes = [one for node in rest for one in (*(late[name] for name in node.input if name in late), node)]
-    graph.ClearField("node")
-    graph.node.extend(nodes)
