@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icnets.unit.deployed import FusedICConv1d, FusedICConv2d, FusedICConv3d
-from icnets.unit.recording import Convolution, convolution_of
+from icnets.unit.recording import Convolution, convolution_of, windows
 from icnets.unit.subclasses import Replaced, has_own_forward
 
 RANK_ONE = "rank_one"  # the name of a module, and so part of its weights' names
@@ -61,18 +61,19 @@ class _Padded(nn.Module):
         plain = copy.copy(unit)
         plain.__class__ = next(fused for fused in _KINDS if isinstance(unit, fused))
         zeros = [0] * len(unit.kernel_size)
-        plain.__dict__ |= {**(conv.call or {}), "padding": tuple(zeros)}
+        plain.__dict__ |= {**conv.call, "padding": tuple(zeros)}
         plain.__dict__ |= {name: dict(plain.__dict__[name]) for name in ("_parameters", "_buffers")}
         self.lowered = _Lowered(plain, scale_by_convolution)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
-        with Replaced(self.unit, self._convolution):
+        with Replaced(self._convolution):
             z: Tensor = self.unit.basic_type.forward(self.unit, x)
         return z
 
-    def _convolution(self, input: Tensor, weight: Tensor, bias: Tensor, stride: Any, pairs: list[int], *_: Any) -> Any:
-        return self.lowered(F.pad(input, pairs) if any(pairs) else input)
+    def _convolution(self, call: dict[str, Any]) -> Any:
+        _, pairs, *_ = windows(call, self.unit.kernel_size)
+        return self.lowered(F.pad(call["input"], pairs) if any(pairs) else call["input"])
 
 
 def _rank_one(unit: Any) -> tuple[nn.Module | None, nn.Module]:
