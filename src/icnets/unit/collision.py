@@ -3,12 +3,12 @@
 import copy
 import inspect
 import math
+from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.nn.utils.weight_norm import WeightNorm
 
 from icnets.support.hooks import is_own_forward
 from icnets.unit.guards import Colliding
@@ -26,11 +26,9 @@ def _make_plain_(layer: nn.Module, name: str) -> None:
     """Takes pruning, parametrisations and weight normalisation off the vector ``name``."""
     if parametrize.is_parametrized(layer, name):
         parametrize.remove_parametrizations(layer, name)
-    for hook in list(layer._forward_pre_hooks.values()):
-        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
-            prune.remove(layer, name)
-        elif isinstance(hook, WeightNorm) and hook.name == name:
-            nn.utils.remove_weight_norm(layer, name)
+    for remove in (prune.remove, nn.utils.remove_weight_norm):
+        with suppress(ValueError):  # which says that there is nothing to remove
+            remove(layer, name)
     if name not in layer._parameters:
         raise TypeError(f"{name} isn't a Parameter any more; put back what took its place before revert_")
 
@@ -64,19 +62,10 @@ class Collision(Colliding):
     basic_type: ClassVar[type[nn.Module]]
     # Of w', b1 and the gain; others where the layer has attributes of these names already.
     vector_names: ClassVar[tuple[str, str, str]] = ("collision", "inner_bias", "gain")
-    weight: Tensor
     collision: Tensor
     inner_bias: Tensor | None
     gain: Tensor | None
     sum_scale: float
-    # torch's own, of convolutions
-    in_channels: int
-    kernel_size: Any
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
-    bias: Any
 
     def __init_subclass__(cls, basic: Any = None) -> None:
         """Gives the unit of a ``basic`` layer its constructor, torch's with our options, and their documentation."""

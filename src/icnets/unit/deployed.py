@@ -24,19 +24,11 @@ class _Fused(Colliding):
     ``sign``, ``(C_out,)`` each. Nothing in it trains.
     """
 
-    weight: Any
-    bias: Any
     slope: Tensor | None
     collision: Tensor | None
     offset: Tensor | None
     sign: Tensor | None
     uniform_slope: float
-    # torch's, of convolutions
-    kernel_size: Any
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} has no constructor; icnets.fuse_(model) makes it from an IC unit")
@@ -139,8 +131,7 @@ def _make_plain_(layer: Any) -> None:
         layer.__class__ = _class_of(layer)
         del layer._modules["parametrizations"]
         layer._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's, which can't be pickled
-        for name, value in values.items():
-            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
+        layer._parameters |= {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}
 
 
 def _convolution(layer: Any) -> Convolution | str:

@@ -66,6 +66,16 @@ def _form(module: nn.Module) -> dict[str, tuple[type, set[str]]]:
 class Colliding(nn.Module):
     """A layer of torch's that is more than its weight and bias: an IC unit, or its deployed form."""
 
+    weight: Any
+    bias: Any
+    # torch's, of convolutions
+    in_channels: int
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+
     def collides(self) -> bool:
         """Whether the weight and bias alone would be another function."""
         return True

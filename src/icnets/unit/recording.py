@@ -73,7 +73,8 @@ def try_forward(
     Its input is noise ``(batch, C_in, *L)``, ``more`` places per dimension beyond the window's own. With ``random`` the
     copy's weight is noise too. A bias that is absent is there in the copy, of zeros: it shows whether it would be used.
     """
-    twin = type(layer).__new__(type(layer))
+    kind: Any = type(layer)
+    twin = kind.__new__(kind)
     # Hooks aren't called here, and may hold the whole network.
     twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in layer.__dict__.items()})
     dilation = per_dimension(layer.dilation, len(layer.kernel_size))

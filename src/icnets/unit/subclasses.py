@@ -15,7 +15,6 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from icnets.unit import functional
-from icnets.unit.receptive_field import sum_padding
 from icnets.unit.recording import CONVOLUTIONS, Record, arguments, try_forward, windows
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,16 +44,14 @@ def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
 def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
     """What ``module``, a convolution, convolves when it is given ``x``, as ``receptive_field_sum`` takes it.
 
-    Returns the input, and the convolution's kernel size, stride, padding in pairs, dilation, groups and padding mode.
+    Returns the input, padded where that isn't with zeros, and the kernel size, stride, padding in pairs, dilation and
+    groups of the convolution.
     """
     kernel = list(module.kernel_size)
-    if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
-        conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
-        return x, kernel, *conv, module.padding_mode
-    with Record() as record:
+    with Record(x) as record:
         type(module).forward(module, x)
     call, _ = record.calls[0]
-    return call["input"], kernel, *windows(call, kernel), "zeros"
+    return call["input"], kernel, *windows(call, kernel)
 
 
 def _clash(kind: str, names: set[str]) -> str:
@@ -99,9 +96,9 @@ class Replaced(TorchFunctionMode):
 
 
 def _collided(self: Any, call: dict[str, Any]) -> Tensor:
-    collision, *vectors = self.vectors()
-    kernel = list(self.kernel_size)
-    return functional.convolution(kernel, *call.values(), collision * self.sum_scale, *vectors)
+    collision, inner_bias, gain = self.vectors()
+    vectors = {"collision": collision * self.sum_scale, "inner_bias": inner_bias, "gain": gain}
+    return functional.convolution(list(self.kernel_size), *call.values(), **vectors)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
