@@ -155,7 +155,11 @@ def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
 
 
 def basic_of(layer: Any) -> Any:
-    """The class that ``layer``, a unit, had as a basic one; another one of torch's if its tensors are parametrised."""
-    basic = layer.basic_type
-    basic = basic.__bases__[0] if basic.__name__.startswith("Parametrized") else basic
-    return _parametrised(basic, type(layer)) if parametrize.is_parametrized(layer) else basic
+    """The class that ``layer``, a unit, had as a basic one; a new one if other tensors are parametrised by now."""
+    basic, parametrised = layer.basic_type, parametrize.is_parametrized(layer)
+    if basic.__name__.startswith("Parametrized"):
+        computed = {name for name in vars(basic) if not name.startswith("__")}
+        if parametrised and set(layer.parametrizations) == computed:
+            return basic
+        basic = basic.__bases__[0]
+    return _parametrised(basic, type(layer)) if parametrised else basic
