@@ -2,7 +2,7 @@
 
     python benchmarks/upstream_tests.py PROJECT CHECKOUT [PYTEST'S OPTIONS]
 
-PROJECT is timm, torchvision, torch, smp (segmentation-models-pytorch), peft or composer.
+PROJECT is timm, torchvision, torch, smp (segmentation-models-pytorch) or composer.
 
 The tests aren't in the packages: CHECKOUT is a folder of the project's sources, of about the installed version.
 Nothing in it is changed. What changes is where tests/test_models.py (timm) and test/test_models.py (torchvision) get
@@ -13,9 +13,9 @@ same. torch's are those of convolutions and linear layers; ``torch.nn.Conv2d`` a
 a gain of 0, which must do all that torch's layers do. ``--basic`` among the options leaves all as it is, for what the
 tests say without us. torchvision's need pytest-mock, torch's expecttest.
 
-smp's networks and encoders, peft's models for its tests of LoRA and convolutions, and what composer's
-``replace_module_classes`` is given, are converted with "gain" as well, linear layers too for the last two. smp's have
-random weights. composer's need --noconftest, since its conftest.py downloads.
+smp's networks and encoders, and what composer's ``replace_module_classes`` is given, are converted with "gain" as
+well, linear layers too for the last. smp's have random weights. composer's need --noconftest, since its conftest.py
+downloads.
 
 Counts by test and the failures go to benchmarks/results/upstream_NAME.json. Debian's source packages have the sources.
 """
@@ -42,17 +42,15 @@ TESTS = {
     "torchvision": ["test/test_models.py"],
     "torch": ["test/nn/test_convolution.py", "test/test_nn.py", "test/test_modules.py"],
     "smp": ["tests/base", "tests/models/test_unet.py", "tests/models/test_fpn.py"],
-    "peft": ["tests/test_custom_models.py"],
     "composer": ["tests/utils/test_module_surgery.py"],
 }
 CHOICE = {
     "torch": ["-k", "(conv or linear) and not bilinear"],
-    "peft": ["-k", "TestPeftCustomModel and Conv2d and (LoRA or LORA) and not AdaLoRA"],
     "composer": ["-k", "not gpu"],
 }
 MARKERS = ("base", "cfg", "torchscript", "features", "fxforward", "fxbackward")  # timm's
 PACKAGES = ("icnets", "timm", "torch", "torchvision")
-OTHERS = {"smp": "segmentation-models-pytorch", "peft": "peft", "composer": "mosaicml"}
+OTHERS = {"smp": "segmentation-models-pytorch", "composer": "mosaicml"}
 
 
 def patch_timm() -> None:
@@ -137,14 +135,14 @@ def patch_torch_testing() -> None:
             setattr(module, name, value)
 
 
-def _converting(function: Callable[..., Any], **config: Any) -> Callable[..., Any]:
+def _converting(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, whose result is converted with "gain"."""
     from icnets import ICConfig, convert_
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Any:
         model = function(*args, **kwargs)
-        convert_(model, ICConfig(warm_start="gain", **config), optimizers=())
+        convert_(model, ICConfig(warm_start="gain"), optimizers=())
         return model
 
     return build
@@ -198,7 +196,7 @@ def by_function(test: str) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Before the tests are imported."""
     patches = {"timm": patch_timm, "torchvision": patch_torchvision, "torch": patch_torch}
-    patches |= {"smp": patch_smp, "composer": patch_composer, "peft": lambda: None}
+    patches |= {"smp": patch_smp, "composer": patch_composer}
     project, basic = os.environ["ICNETS_UPSTREAM"].split()
     if project == "torch":
         patch_torch_testing()
@@ -209,10 +207,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test of timm's that names its network itself gets the IC network as well; peft's models are converted."""
-    if os.environ["ICNETS_UPSTREAM"] == "peft False":
-        for models in {item.module.MockTransformerWrapper for item in items}:  # type: ignore[attr-defined]
-            models.from_pretrained = _converting(models.from_pretrained, linear=True)
+    """A test of timm's that names its network itself gets the IC network as well."""
     if os.environ["ICNETS_UPSTREAM"] != "timm False":
         return
     from icnets.timm_models import NETWORKS

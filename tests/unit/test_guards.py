@@ -380,3 +380,36 @@ def test_timms_transformers_take_other_image_sizes():
     with pytest.raises(TypeError, match="set_input_size of PatchEmbed"):
         model.set_input_size(img_size=96, patch_size=8)
     assert model(torch.randn(1, 3, 96, 96)).shape == (1, 3)
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class Adapter(nn.Module):
+    """As those of peft are made: the layer is the ``base_layer``, and merging writes into its weight."""
+
+    adapter_layer_names = ("lora_A", "lora_B")
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A, self.lora_B = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+def test_an_adapter_around_a_unit_is_refused_and_one_around_a_basic_layer_stays_as_it_is():
+    model, x = awake(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), linear=True).eval(), torch.randn(3, 4)
+    y, deployed = model(x).detach(), copy.deepcopy(model)
+    fuse_(deployed, x)
+    for unit in (model[0], deployed[0], nn.Sequential(model[0])):
+        with pytest.raises(TypeError, match=r"Adapter\) can't be put on a \w*ICLinear: .* leave IC units out"):
+            Adapter(unit)
+    assert off_by(model, x, y) == 0
+    adapted = nn.Sequential(Adapter(nn.Linear(4, 4)), nn.Linear(4, 4)).eval()
+    y = adapted(x).detach()
+    report = convert_(adapted, ICConfig(linear=True, warm_start="gain"))
+    assert report.converted == ["1"]
+    assert report.skipped == dict.fromkeys(["0.base_layer", "0.lora_A", "0.lora_B"], "it belongs to an adapter")
+    assert off_by(adapted, x, y) == 0

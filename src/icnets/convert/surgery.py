@@ -23,7 +23,7 @@ from icnets.support.hooks import is_own_forward
 from icnets.support.text import few
 from icnets.support.undo import remember_all
 from icnets.unit import subclasses
-from icnets.unit.guards import Colliding, adapters, guard_, unguard_
+from icnets.unit.guards import Colliding, guard_, is_adapter, unguard_
 from icnets.unit.layers import IC_LAYERS, unit_of
 from icnets.unit.readers import declared, observed
 
@@ -186,7 +186,7 @@ def _choose(
     """Splits the convolutions (and linear layers, if wanted) into those to convert and those left, with reasons."""
     chosen: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
-    adapted = adapters(model)
+    adapted = {m for adapter in model.modules() if is_adapter(adapter) for m in adapter.modules()}
     stem: nn.Module | None = None
     for name, module in model.named_modules():
         reason, is_linear = obstacle(module), isinstance(module, nn.Linear)
@@ -198,7 +198,7 @@ def _choose(
             reason = reason or "its kernel is 1 (layers='kxk')"
         elif config.layers == "no-stem" and module is stem:
             reason = reason or "it is the stem (layers='no-stem')"
-        reason = adapted.get(module, reason)
+        reason = "it belongs to an adapter" if module in adapted else reason
         if reason is None and filter_fn is not None and not filter_fn(module, name):
             reason = "filter_fn said no"
         if reason is None:

@@ -3,12 +3,12 @@
 import copy
 import inspect
 import math
+from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.nn.utils.weight_norm import WeightNorm
 
 from icnets.support.hooks import is_own_forward
 from icnets.unit.guards import Colliding
@@ -26,26 +26,11 @@ def _make_plain_(layer: nn.Module, name: str) -> None:
     """Takes pruning, parametrisations and weight normalisation off the vector ``name``."""
     if parametrize.is_parametrized(layer, name):
         parametrize.remove_parametrizations(layer, name)
-    for hook in list(layer._forward_pre_hooks.values()):
-        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
-            prune.remove(layer, name)
-        elif isinstance(hook, WeightNorm) and hook.name == name:
-            nn.utils.remove_weight_norm(layer, name)
+    for remove in (prune.remove, nn.utils.remove_weight_norm):
+        with suppress(ValueError):  # which says that there is nothing to remove
+            remove(layer, name)
     if name not in layer._parameters:
         raise TypeError(f"{name} isn't a Parameter any more; put back what took its place before revert_")
-
-
-def fan_in_scale(scale: str, fan_in: int) -> float:
-    """Returns the factor between the plain sum ``s`` and the one a learned collision weight multiplies.
-
-    ``"sum"`` is the paper's 1, ``"sqrt"`` is 1/√n and ``"mean"`` is 1/n, n being the fan-in. Raises ValueError for
-    any other word.
-    """
-    n = max(fan_in, 1)
-    scales = {"sum": 1.0, "sqrt": 1.0 / math.sqrt(n), "mean": 1.0 / n}
-    if scale not in scales:
-        raise ValueError(f"scale is {scale!r}; it must be 'sqrt', 'sum' or 'mean'")
-    return scales[scale]
 
 
 class Collision(Colliding):
@@ -77,26 +62,16 @@ class Collision(Colliding):
     basic_type: ClassVar[type[nn.Module]]
     # Of w', b1 and the gain; others where the layer has attributes of these names already.
     vector_names: ClassVar[tuple[str, str, str]] = ("collision", "inner_bias", "gain")
-    weight: Tensor
     collision: Tensor
     inner_bias: Tensor | None
     gain: Tensor | None
     sum_scale: float
-    # torch's own, of convolutions
-    in_channels: int
-    kernel_size: Any
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
-    bias: Any
 
-    def __init_subclass__(cls, summary: str = "", **kwargs: Any) -> None:
-        """Gives a class with a ``summary`` its documentation and its constructor: torch's, with our options."""
-        super().__init_subclass__(**kwargs)
-        if not summary:
+    def __init_subclass__(cls, basic: Any = None) -> None:
+        """Gives the unit of a ``basic`` layer its constructor, torch's with our options, and their documentation."""
+        super().__init_subclass__()
+        if basic is None:
             return
-        basic: Any = cls.__bases__[-1]
         own = [p for p in inspect.signature(cls._add_collision).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
         def __init__(self: Self, *args: Any, **kwargs: Any) -> None:
@@ -109,7 +84,7 @@ class Collision(Colliding):
         init.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])
         init.__qualname__ = f"{cls.__name__}.__init__"
         cls.basic_type, cls.__init__ = basic, init  # type: ignore[method-assign]
-        cls.__doc__ = f"{summary}\n\n    {str(Collision.__doc__).partition('of each.')[2].lstrip()}"
+        cls.__doc__ = f"{cls.__doc__}\n\n    {str(Collision.__doc__).partition('of each.')[2].lstrip()}"
 
     def _add_collision(
         self,
@@ -127,8 +102,11 @@ class Collision(Colliding):
         for name, value in (("collision_weight", collision_weight), ("gain", gain)):
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; it must be a finite number")
-        self.collision_scale = scale
-        self.sum_scale = fan_in_scale(scale, self.fan_in)
+        n = max(self.fan_in, 1)
+        scales = {"sum": 1.0, "sqrt": 1.0 / math.sqrt(n), "mean": 1.0 / n}
+        if scale not in scales:
+            raise ValueError(f"scale is {scale!r}; it must be 'sqrt', 'sum' or 'mean'")
+        self.collision_scale, self.sum_scale = scale, scales[scale]
         self.initial_collision_weight = collision_weight
         self.initial_gain = gain
         with torch.inference_mode(weight.is_inference()):  # what is made in inference mode can't be trained
@@ -252,12 +230,24 @@ class Collision(Colliding):
         return deploy_(self) if obstacle_to_deploying(self) is None else self  # type: ignore[arg-type]
 
     @classmethod
-    def _from_basic(cls, basic: nn.Module, **options: Any) -> Self:
-        if type(basic) is not cls.basic_type:
-            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
-        twin = basic.__class__.__new__(basic.__class__)
+    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
+        """Returns a new IC layer that takes over the very Parameter objects, hooks and mode of ``conv``.
+
+        Args:
+            conv: torch's own layer of the same dimension; a subclass raises TypeError.
+            options: inner_bias, gain, collision_weight and scale, as in the constructor.
+
+        Example:
+            >>> from icnets import ICConv2d
+            >>> conv = nn.Conv2d(3, 8, 3)
+            >>> ICConv2d.from_conv(conv, gain=0.0).weight is conv.weight
+            True
+        """
+        if type(conv) is not cls.basic_type:
+            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(conv).__name__}")
+        twin = conv.__class__.__new__(conv.__class__)
         # Registries are copied one level deep: the same Parameters and hooks, in dictionaries of its own.
-        state = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in basic.__dict__.items()}
+        state = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in conv.__dict__.items()}
         object.__setattr__(twin, "__dict__", state)
         return cls.take_over_(twin, **options)
 

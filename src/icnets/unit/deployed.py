@@ -13,10 +13,8 @@ from icnets.unit.deployed_form import Affine, solve, weight_growth
 from icnets.unit.guards import Colliding
 from icnets.unit.layers import IC_LAYERS, ICLayer
 from icnets.unit.receptive_field import padded, write_out_
-from icnets.unit.recording import Convolution, convolution_of
+from icnets.unit.recording import Convolution, convolution_of, windows
 from icnets.unit.subclasses import FORWARD, combined, own_names
-
-_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class _Fused(Colliding):
@@ -26,19 +24,11 @@ class _Fused(Colliding):
     ``sign``, ``(C_out,)`` each. Nothing in it trains.
     """
 
-    weight: Any
-    bias: Any
     slope: Tensor | None
     collision: Tensor | None
     offset: Tensor | None
     sign: Tensor | None
     uniform_slope: float
-    # torch's, of convolutions
-    kernel_size: Any
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} has no constructor; icnets.fuse_(model) makes it from an IC unit")
@@ -58,12 +48,11 @@ class _FusedConv(_Fused):
         x, padding, unpadded = padded(self, input)
         return self._convolved(x, self.stride, padding, self.dilation, self.groups, unpadded=unpadded)
 
-    def deployed_convolution(
-        self, input: Tensor, weight: Any, bias: Any, stride: Any, pairs: list[int], dilation: Any, groups: int
-    ) -> Tensor:
+    def deployed_convolution(self, call: dict[str, Any]) -> Tensor:
         """Stands in for the convolution that a subclass's own forward pass makes; its weight isn't looked at."""
-        input = F.pad(input, pairs) if any(pairs) else input
-        return self._convolved(input, stride, [0] * len(stride), dilation, groups)
+        stride, pairs, dilation, groups = windows(call, self.kernel_size)
+        x = F.pad(call["input"], pairs) if any(pairs) else call["input"]
+        return self._convolved(x, stride, [0] * len(stride), dilation, groups)
 
     def _convolved(self, input: Tensor, *conv: Any, unpadded: Any = None) -> Tensor:
         of_layer = (self.kernel_size, input, self.weight, self.bias)
@@ -97,7 +86,7 @@ class _FusedConvTranspose(_Fused):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, the shapes of the original unit."""
         nd = len(self.kernel_size)
-        v: Tensor = _TRANSPOSED[nd].forward(self, input, output_size)
+        v: Tensor = super().forward(input, output_size)
         s = None
         if self.collision is not None:
             window = (self.kernel_size, self.stride, self.padding, self.dilation)
@@ -117,15 +106,9 @@ class FusedICConvTranspose3d(_FusedConvTranspose, nn.ConvTranspose3d):
     """ICConvTranspose3d, deployed; see :func:`deploy_`."""
 
 
-FUSED_LAYERS: tuple[type[nn.Module], ...] = (
-    FusedICConv1d,
-    FusedICConv2d,
-    FusedICConv3d,
-    FusedICConvTranspose1d,
-    FusedICConvTranspose2d,
-    FusedICConvTranspose3d,
-    FusedICLinear,
-)
+_CONVOLUTIONS = (FusedICConv1d, FusedICConv2d, FusedICConv3d)
+_TRANSPOSED = (FusedICConvTranspose1d, FusedICConvTranspose2d, FusedICConvTranspose3d)
+FUSED_LAYERS: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, *_TRANSPOSED, FusedICLinear)
 _FUSED: dict[type[nn.Module], Any] = {u.basic_type: f for u, f in zip(IC_LAYERS, FUSED_LAYERS, strict=True)}
 _NAMES = ("slope", "collision", "offset", "sign", "uniform_slope", "deployed_convolution", "post")
 
@@ -148,8 +131,7 @@ def _make_plain_(layer: Any) -> None:
         layer.__class__ = _class_of(layer)
         del layer._modules["parametrizations"]
         layer._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's, which can't be pickled
-        for name, value in values.items():
-            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
+        layer._parameters |= {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}
 
 
 def _convolution(layer: Any) -> Convolution | str:
@@ -233,7 +215,7 @@ def fold_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
     module.__class__ = (
         _FUSED[basic] if former is basic else combined(_FUSED[basic], cast(Any, former), conv.padded, False)
     )
-    if conv.call is not None and not conv.padded:  # its forward pass goes, and this is what it was
+    if not conv.padded:  # its forward pass goes, and this is what it was
         module.__dict__.update(conv.call)
     if basic is not nn.Linear:
         write_out_(module)

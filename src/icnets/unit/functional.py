@@ -337,24 +337,26 @@ def _ic_conv(nd: int, shape: str) -> Callable[..., Tensor]:
         inner_bias: Tensor | None = None,
         gain: Tensor | None = None,
     ) -> Tensor:
+        """Computes an IC convolution over ``x`` of shape ``(N, C_in, H, W)`` (arXiv 2102.03495).
+
+        Takes the arguments of :func:`torch.nn.functional.conv2d` and the unit's own, each of shape ``(C_out,)``:
+        ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (absent means 1).
+        Returns ``(N, C_out, *L_out)``. Raises ValueError for an unknown padding string.
+
+        Example:
+            >>> import icnets.functional, torch
+            >>> x, weight = torch.ones(1, 2, 5, 5), torch.ones(4, 2, 3, 3)
+            >>> tuple(icnets.functional.ic_conv2d(x, weight, collision_weight=torch.zeros(4)).shape)
+            (1, 4, 3, 3)
+        """
         conv = (x, weight, bias, stride, padding, dilation, groups)
         if weight.dim() != nd + 2:
             autograd.CONVOLUTIONS[nd](*conv)  # which says so
         return convolution(weight.shape[2:], *conv, collision_weight, inner_bias, gain)
 
     ic_conv.__name__ = ic_conv.__qualname__ = f"ic_conv{nd}d"
-    ic_conv.__doc__ = f"""Computes an IC convolution over ``x`` of shape ``(N, C_in, {shape})`` (arXiv 2102.03495).
-
-    Takes the arguments of :func:`torch.nn.functional.conv{nd}d` and the unit's own, each of shape ``(C_out,)``:
-    ``collision_weight`` (the paper's w'), ``inner_bias`` (b1) and ``gain`` (absent means 1).
-    Returns ``(N, C_out, *L_out)``. Raises ValueError for an unknown padding string.
-
-    Example:
-        >>> import icnets.functional, torch
-        >>> x, weight = torch.ones(1, 2{", 5" * nd}), torch.ones(4, 2{", 3" * nd})
-        >>> tuple(icnets.functional.ic_conv{nd}d(x, weight, collision_weight=torch.zeros(4)).shape)
-        (1, 4{", 3" * nd})
-    """
+    for of_two, own in (("conv2d", f"conv{nd}d"), ("H, W", shape), (", 5, 5", ", 5" * nd), (", 3, 3", ", 3" * nd)):
+        ic_conv.__doc__ = str(ic_conv.__doc__).replace(of_two, own)
     return ic_conv
 
 

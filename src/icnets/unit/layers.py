@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,21 +17,6 @@ _TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: 
 class _ICConv(Collision):
     """The forward pass that the three convolutions share."""
 
-    @classmethod
-    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
-        """Returns a new IC layer that takes over the very Parameter objects, hooks and mode of ``conv``.
-
-        Args:
-            conv: torch's own layer of the same dimension; a subclass raises TypeError.
-            options: inner_bias, gain, collision_weight and scale, as in the constructor.
-
-        Example:
-            >>> conv = nn.Conv2d(3, 8, 3)
-            >>> ICConv2d.from_conv(conv, gain=0.0).weight is conv.weight
-            True
-        """
-        return cls._from_basic(conv, **options)
-
     def forward(self, input: Tensor) -> Tensor:
         # Module attribute access is slow; read each one once.
         x, padding, unpadded = padded(self, input)
@@ -42,8 +27,6 @@ class _ICConv(Collision):
 
 class _ICConvTranspose(Collision):
     """The receptive field and the forward pass that the three transposed convolutions share."""
-
-    from_conv = _ICConv.__dict__["from_conv"]
 
     @property
     def fan_in(self) -> int:
@@ -58,46 +41,41 @@ class _ICConvTranspose(Collision):
         extra = self._output_padding(input, output_size, *window)  # type: ignore[operator]
         y = _TRANSPOSED[nd](input, self.weight, bias, self.stride, self.padding, extra, self.groups, self.dilation)
         field = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
-        size = [y.size(i - nd) for i in range(nd)]
-        s = receptive_field.transposed_sum(input, *field, size, self.sum_scale)
+        s = receptive_field.transposed_sum(input, *field, [y.size(i - nd) for i in range(nd)], self.sum_scale)
         return functional.collide(y, s, self.collision, self.inner_bias, bias, self.gain, nd)
 
 
-class ICConv1d(_ICConv, nn.Conv1d, summary="1-D convolution with inter-layer collision (arXiv 2102.03495)."):
-    pass
+class ICConv1d(_ICConv, nn.Conv1d, basic=nn.Conv1d):
+    """1-D convolution with inter-layer collision (arXiv 2102.03495)."""
 
 
-class ICConv2d(_ICConv, nn.Conv2d, summary="2-D convolution with inter-layer collision (arXiv 2102.03495)."):
-    pass
+class ICConv2d(_ICConv, nn.Conv2d, basic=nn.Conv2d):
+    """2-D convolution with inter-layer collision (arXiv 2102.03495)."""
 
 
-class ICConv3d(_ICConv, nn.Conv3d, summary="3-D convolution with inter-layer collision (arXiv 2102.03495)."):
-    pass
+class ICConv3d(_ICConv, nn.Conv3d, basic=nn.Conv3d):
+    """3-D convolution with inter-layer collision (arXiv 2102.03495)."""
 
 
-class ICConvTranspose1d(
-    _ICConvTranspose, nn.ConvTranspose1d, summary="1-D transposed convolution with inter-layer collision."
-):
-    pass
+class ICConvTranspose1d(_ICConvTranspose, nn.ConvTranspose1d, basic=nn.ConvTranspose1d):
+    """1-D transposed convolution with inter-layer collision."""
 
 
-class ICConvTranspose2d(
-    _ICConvTranspose, nn.ConvTranspose2d, summary="2-D transposed convolution with inter-layer collision."
-):
-    pass
+class ICConvTranspose2d(_ICConvTranspose, nn.ConvTranspose2d, basic=nn.ConvTranspose2d):
+    """2-D transposed convolution with inter-layer collision."""
 
 
-class ICConvTranspose3d(
-    _ICConvTranspose, nn.ConvTranspose3d, summary="3-D transposed convolution with inter-layer collision."
-):
-    pass
+class ICConvTranspose3d(_ICConvTranspose, nn.ConvTranspose3d, basic=nn.ConvTranspose3d):
+    """3-D transposed convolution with inter-layer collision."""
 
 
-class ICLinear(Collision, nn.Linear, summary="The IC neuron: a linear layer with collision (arXiv 2011.11271)."):
+class ICLinear(Collision, nn.Linear, basic=nn.Linear):
+    """The IC neuron: a linear layer with collision (arXiv 2011.11271)."""
+
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
         """Returns a new IC layer that takes over the very Parameters of ``linear``; see :meth:`ICConv2d.from_conv`."""
-        return cls._from_basic(linear, **options)
+        return cls.from_conv(linear, **options)
 
     def forward(self, input: Tensor) -> Tensor:
         vectors = {"inner_bias": self.inner_bias, "gain": self.gain}
@@ -105,15 +83,7 @@ class ICLinear(Collision, nn.Linear, summary="The IC neuron: a linear layer with
 
 
 ICLayer = ICConv1d | ICConv2d | ICConv3d | ICConvTranspose1d | ICConvTranspose2d | ICConvTranspose3d | ICLinear
-IC_LAYERS: tuple[type[ICLayer], ...] = (
-    ICConv1d,
-    ICConv2d,
-    ICConv3d,
-    ICConvTranspose1d,
-    ICConvTranspose2d,
-    ICConvTranspose3d,
-    ICLinear,
-)
+IC_LAYERS: tuple[type[ICLayer], ...] = get_args(ICLayer)
 
 
 def unit_of(module: nn.Module) -> type[ICLayer] | None:

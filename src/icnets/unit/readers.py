@@ -9,7 +9,7 @@ weights they read are found by their source as well (:func:`merging`).
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -23,10 +23,17 @@ from icnets.support.hooks import as_call, forward_through, undisturbed
 
 # `.weight.dtype` and its like read no value.
 _FACTS = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "size", "dim", "numel", "layout", "grad"}
+_VALUES = {"weight", "bias", "data"}  # which stay what they are when they are assigned
 # What torch calls by itself.
 _IMPLICIT = ("forward", "train")
+# Whose methods merge no unit: peft's adapters are on basic layers only.
+_OTHERS = ("torch.", "peft.")
+# What is called to make a layer, or to put one into a module.
+_MAKING = {n for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Linear | nn.modules.conv._ConvNd)}
+_MAKING |= {"deepcopy", "setattr", "delattr", "__setattr__", "__delattr__", "add_module", "register_module"}
 
-Chain = tuple[str, ...]
+Chain = tuple[str, ...]  # ``self.a.b[i]`` as ("a", "b"): attributes from self on
+Known = dict[str, set[Chain]]  # what each name may stand for
 
 
 # -- by reading the source -------------------------------------------------------------------------------------------
@@ -57,147 +64,104 @@ def _used(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*(_used(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
-def _helpers(function: FunctionType, names: frozenset[str]) -> Iterator[FunctionType]:
-    """Functions outside of classes that ``function`` names, torch's left out but for those that fold a norm."""
+def _helpers(function: FunctionType) -> Iterator[FunctionType]:
+    """Functions outside of classes that ``function`` names, without torch's."""
+    names = _used(function.__code__)
     for name in names:
         value = function.__globals__.get(name)
         members = [vars(value).get(n) for n in names] if isinstance(value, ModuleType) else [value]
         for helper in map(_function, members):
-            module = getattr(helper, "__module__", None) or ""
-            if helper and (not module.startswith("torch.") or module == "torch.nn.utils.fusion"):
+            if helper and not (helper.__module__ or "").startswith("torch."):
                 yield helper
 
 
-def _reached(
-    cls: type,
-    root: str,
-    calls: Callable[[FunctionType], frozenset[str]],
-    helpers: bool = False,
-    changing: bool = True,
-) -> list[FunctionType]:
-    """The method ``root`` of a class and what it calls, as far as names tell; ``helpers``: functions as well.
-
-    ``calls`` gives the names of the methods that a function may call. Without ``changing`` the search stops at methods
-    that change the module.
-    """
+def _reached(cls: type, *roots: str, helpers: bool = False) -> list[FunctionType]:
+    """The methods ``roots`` of a class and what they call, as far as names tell; ``helpers``: functions as well."""
     methods = _methods(cls)
-    waiting = methods.get(root, [])[: None if root == "__init__" else 1]  # constructors call each other
+    waiting = [f for root in roots for f in methods.get(root, [])[: None if root == "__init__" else 1]]
     found: dict[FunctionType, None] = {}
     while waiting:
         function = waiting.pop()
-        if function not in found and (changing or not _source(function).changes):
+        if function not in found:
             found[function] = None
             names = _used(function.__code__)
-            definitions = [methods[name] for name in sorted(calls(function) & methods.keys())]
-            waiting += [f for own in definitions for f in (own if "super" in names else own[:1])]
-            waiting += _helpers(function, names) if helpers else ()
+            own = [methods[name] for name in names & methods.keys() if name != "__init__"]
+            waiting += [f for definitions in own for f in (definitions if "super" in names else definitions[:1])]
+            waiting += _helpers(function) if helpers else ()
     return list(found)
 
 
-def _may_read(cls: type, root: str, helpers: bool = False) -> bool:
-    """Whether a weight is named anywhere; reading the source is slow."""
-    return any("weight" in _used(f.__code__) for f in _reached(cls, root, lambda f: _used(f.__code__), helpers))
+def _parts(node: ast.AST) -> list[ast.expr]:
+    """What the value of ``node`` may be, or be a part of: its operands, and the object of a method that is called."""
+    parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        parts[0] = node.func.value
+    return parts
 
 
-def _called(cls: type, *roots: str) -> dict[FunctionType, None]:
-    return dict.fromkeys(f for root in roots for f in _reached(cls, root, lambda f: _source(f).calls))
-
-
-Known = dict[str, tuple[Chain, ...]]  # what each name may stand for
-
-
-def _chains(node: ast.AST, known: Known) -> tuple[Chain, ...]:
-    """``self.a.b[i]`` as ("a", "b"): attributes from self on; several where it may be one of them, () if unknown."""
+def _chains(node: ast.AST, known: Known) -> set[Chain]:
+    """What ``node`` may stand for: nothing if that is unknown."""
     if isinstance(node, ast.Name):
-        return known.get(node.id, ())
+        return known.get(node.id, set())
     if isinstance(node, ast.Attribute):
-        return tuple((*rest, node.attr) for rest in _chains(node.value, known))
-    parts: list[ast.AST] = []
-    if isinstance(node, ast.Subscript):
-        parts = [node.value]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):  # list(self.convs)
-        parts = [*node.args]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
-        parts = [node.func.value]
-    elif not isinstance(node, ast.Call | ast.Compare | ast.BinOp):
-        parts = list(ast.iter_child_nodes(node))
-    return tuple(c for part in parts for c in _chains(part, known))
+        return {(*rest, node.attr) for rest in _chains(node.value, known)}
+    return {chain for part in _parts(node) for chain in _chains(part, known)}
 
 
 def _bind(target: ast.expr, value: ast.expr, known: Known) -> None:
     """Notes what the names in ``target`` stand for when ``value`` is assigned to it, or iterated over."""
     if isinstance(target, ast.Name):
-        if chains := tuple(c for c in _chains(value, known) if c):
-            known.setdefault(target.id, chains)
+        known[target.id] = known.get(target.id, set()) | (_chains(value, known) - {()})
     elif isinstance(target, ast.Tuple | ast.List):
-        if isinstance(value, ast.Call):  # enumerate(x), zip(x, y), x.items(): the last names stand for the last parts
-            parts = [*([value.func.value] if isinstance(value.func, ast.Attribute) else []), *value.args]
-        else:
-            parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
-        for name, part in zip(reversed(target.elts), reversed(parts), strict=False):
+        # Of enumerate(x), zip(x, y) and x.items() the last names stand for the last parts.
+        for name, part in zip(reversed(target.elts), reversed(_parts(value)), strict=False):
             _bind(name, part, known)
-
-
-def _self_of(function: FunctionType, tree: ast.Module) -> str:
-    """How a method calls its own object, mostly "self"."""
-    code, above = function.__code__, function.__qualname__.rpartition(".")[0]
-    static = any("staticmethod" in ast.unparse(d) for d in getattr(tree.body[0], "decorator_list", ()))
-    is_method = above and not above.endswith("<locals>") and code.co_argcount and not static
-    return code.co_varnames[0] if is_method and code.co_varnames[0] != "cls" else "self"
 
 
 def _names(tree: ast.AST, own: str) -> Known:
     """Names for what hangs on self: ``conv = self.conv``, ``for i, conv in enumerate(self.convs)``."""
-    known: Known = {"self": ((),), own: ((),)}
+    known: Known = {"self": {()}, own: {()}}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            _bind(node.targets[0], node.value, known)
+        if isinstance(node, ast.Assign | ast.NamedExpr):
+            _bind(node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value, known)
         elif isinstance(node, ast.For | ast.comprehension):
-            literal = isinstance(node.target, ast.Tuple) and isinstance(node.iter, ast.Tuple | ast.List)
-            _bind(node.target, ast.Constant(None) if literal else node.iter, known)
-        elif isinstance(node, ast.NamedExpr):
-            _bind(node.target, node.value, known)
+            for value in node.iter.elts if isinstance(node.iter, ast.Tuple | ast.List) else [node.iter]:
+                _bind(node.target, value, known)
     return known
 
 
 class _Source(NamedTuple):
-    """``reads``: attributes from self to each object whose weight is read; None where that isn't known.
+    """``reads``: attributes from self to each object whose weight is read; () where that isn't known.
 
-    ``changes``: attributes of self that are assigned, deleted or changed; "*" for anything else that is, and for a
-    layer that is made.
-    ``calls``: what may be methods of self, or of a base class.
+    ``changes``: attributes of self that are assigned or deleted; "*" for those of other objects, and for a layer that
+    is made.
     """
 
-    reads: tuple[Chain | None, ...]
-    changes: frozenset[str]
-    calls: frozenset[str]
+    reads: set[Chain]
+    changes: set[str]
 
 
 @cache
 def _source(function: FunctionType) -> _Source:
+    code = function.__code__
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):  # made at run time, or no Python
-        names = _used(function.__code__)
-        return _Source((None,) if "weight" in names else (), frozenset("*"), names)
-    own = _self_of(function, tree)
-    known = _names(tree, own)
-    silent = set(_not_read(tree))
-    nodes = list(ast.walk(tree))
-    attributes = [n for n in nodes if isinstance(n, ast.Attribute)]
-    weights = [n for n in attributes if n.attr == "weight"]
-    return _Source(
-        tuple(c for n in weights if id(n) not in silent for c in _chains(n.value, known) or (None,)),
-        frozenset(name for node in nodes for name in _changes(node, known)),
-        frozenset(n.attr for n in attributes if _is_own(n, own)),
-    )
+        return _Source({()} if "weight" in _used(code) else set(), {"*"})
+    known = _names(tree, code.co_varnames[0] if code.co_argcount else "self")
+    silent, reads, changes = set(_not_read(tree)), set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "weight" and id(node) not in silent:
+            reads |= _chains(node.value, known) or {()}
+        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load) and node.attr not in _VALUES:
+            changes.add(node.attr if _chains(node.value, known) == {()} else "*")
+        elif isinstance(node, ast.Call) and _called(node) in _MAKING:
+            changes.add("*")
+    return _Source(reads, changes)
 
 
-def _is_own(node: ast.Attribute, own: str) -> bool:
-    """Whether the node looks up a member of the function's own object or class."""
-    loaded = isinstance(node.ctx, ast.Load) and node.attr != "__init__"
-    names = ("self", own, "super", "type", "cls", f"{own}.__class__")
-    return loaded and ast.unparse(node.value).split("(")[0] in names
+def _called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _weights_in(*nodes: ast.AST) -> list[int]:
@@ -205,120 +169,63 @@ def _weights_in(*nodes: ast.AST) -> list[int]:
 
 
 def _not_read(tree: ast.AST) -> Iterator[int]:
-    """Ids of nodes ``x.weight`` whose values nobody looks at: facts, comparisons, what is only written or tied."""
+    """Ids of nodes ``x.weight`` whose values nobody looks at: facts, comparisons, what is only written."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (node.attr in _FACTS or not isinstance(node.ctx, ast.Load)):
-            yield id(node.value)
-            yield id(node)
+            yield from (id(node.value), id(node))
         elif isinstance(node, ast.Compare):
             yield from map(id, (node.left, *node.comparators))
-        elif isinstance(node, ast.Assign | ast.AugAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            written = {ast.unparse(t).removesuffix(".data") for t in targets}
-            yield from _weights_in(*targets)
-            same = [n for n in ast.walk(node.value) if isinstance(n, ast.Attribute) and ast.unparse(n) in written]
-            yield from map(id, same)
-            if any(w.endswith(".weight") for w in written):  # two layers share one
-                yield id(node.value)
-        elif isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if name.endswith("_") and not name.endswith("__"):  # writes into what it is called on, or given first
-                yield from _weights_in(node.func) or _weights_in(*node.args[:1])
-
-
-_CHANGING = {"append", "insert", "pop", "extend", "remove", "clear", "update"}  # of lists and dictionaries
-_REGISTERING = {"setattr", "delattr", "__setattr__", "__delattr__", "add_module", "register_module", "set_submodule"}
-_REGISTERING |= {"register_parameter", "register_buffer"}
-_MADE = {n for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Linear | nn.modules.conv._ConvNd)}
-
-
-def _changes(node: ast.AST, known: Known) -> Iterator[str]:
-    """The names that ``node`` contributes to :class:`_Source`'s changes."""
-    if isinstance(node, ast.Call):
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        if name in _REGISTERING or name in _MADE or ast.unparse(node.func).startswith(("type(", "copy.deepcopy")):
-            yield "*"
-        elif name in _CHANGING and isinstance(node.func, ast.Attribute):
-            yield from (name for c in _chains(node.func.value, known) for name in c)
-    elif isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
-        found = _chains(node, known)
-        if found and (isinstance(node, ast.Subscript) or all(len(c) == 1 for c in found)):
-            yield from (name for c in found for name in c)
-        elif isinstance(node, ast.Attribute):
-            yield "*"
+        elif isinstance(node, ast.Call) and _called(node).endswith("_") and not _called(node).endswith("__"):
+            # Writes into what it is called on, or given first.
+            yield from _weights_in(node.func) or _weights_in(*node.args[:1])
 
 
 @cache
-def _reads(cls: type) -> tuple[tuple[str, Chain], ...]:
-    """(method, attributes) for each ``self.attributes.weight`` that the forward pass of ``cls`` reads."""
-    reading = _called(cls, *(root for root in _IMPLICIT if _may_read(cls, root)))
-    return tuple((f.__qualname__, chain) for f in reading for chain in _source(f).reads if chain)
+def merging(cls: type) -> dict[str, set[Chain]]:
+    """Methods of ``cls`` that read weights and change what its forward pass uses, with the ways to the weights' owners.
 
-
-@cache
-def merging(cls: type) -> dict[str, tuple[Chain | None, ...]]:
-    """Methods of ``cls`` that read weights and change what its forward pass uses, with the weights' owners.
-
-    The owners are as :func:`owners` takes them. The forward pass, the constructor and what these call are left out.
+    The ways are as :func:`resolve` takes them. The forward pass, the constructor and what these call are left out.
     """
-    own = {n: f for n, (f, *_) in _methods(cls).items() if not hasattr(nn.Module, n)}
-    plain = {n: f for n, f in own.items() if inspect.isfunction(inspect.getattr_static(cls, n))}
-    named = [n for n, f in plain.items() if not f.__module__.startswith("torch.") and _may_read(cls, n, helpers=True)]
-    if not named:
-        return {}
-    implicit = _called(cls, *_IMPLICIT)
-    used = {"*", "forward", "__class__"}.union(*(_used(f.__code__) for f in implicit))
-    implicit |= _called(cls, "__init__")
+    implicit = _reached(cls, *_IMPLICIT, "__init__")
+    used = {"*", "forward"}.union(*(_used(f.__code__) for f in _reached(cls, *_IMPLICIT)))
     found = {}
-    for name in named:
-        sources = [_source(f) for f in _reached(cls, name, lambda f: _source(f).calls, helpers=True)]
-        reads = tuple(chain for source in sources for chain in source.reads)
-        if plain[name] not in implicit and reads and any(not used.isdisjoint(s.changes) for s in sources):
-            found[name] = reads
+    for name, (function, *_) in _methods(cls).items():
+        others = hasattr(nn.Module, name) or function.__module__.startswith(_OTHERS)
+        if others or function in implicit or not inspect.isfunction(inspect.getattr_static(cls, name)):
+            continue
+        reached = _reached(cls, name, helpers=True)
+        if any("weight" in _used(f.__code__) for f in reached):  # reading the source is slow
+            reads = set().union(*(_source(f).reads for f in reached))
+            if reads and any(not used.isdisjoint(_source(f).changes) for f in reached):
+                found[name] = reads
     return found
 
 
-@cache
-def computes_with_weight(cls: type, child: str) -> bool:
-    """Whether the forward pass of ``cls`` reads the weight of what may be its ``child``.
-
-    What it calls to change the module, such as merging an adapter, is left out.
-    """
-    steps = _reached(cls, "forward", lambda f: _source(f).calls, changing=False)
-    return any(chain is None or chain[:1] == (child,) for f in steps for chain in _source(f).reads)
-
-
-def repeats(module: nn.Module, method: str) -> bool:
-    """Whether the module has a method of this name that calls others of the same name, as of its children."""
-    cls: Any = type(module)
-    return any(method in _used(f.__code__) for f in _methods(cls).get(method, [])[:1])
-
-
-def owners(module: nn.Module, chains: tuple[Chain | None, ...]) -> list[nn.Module]:
-    """The modules below ``module`` that ``chains`` lead to: all of them where one isn't known."""
-    if None in chains:
-        return list(module.modules())
-    return [owner for chain in chains if chain is not None for owner in _resolve(module, chain)]
-
-
-def _resolve(module: nn.Module, chain: Chain) -> list[nn.Module]:
+def resolve(module: nn.Module, chain: Chain) -> list[nn.Module]:
+    """The modules below ``module`` that a way may lead to: what an index picks isn't known, so every one is meant."""
     found = [module]
     for name in chain:
-        children = [m._modules.get(name) for m in found]
-        found = [c for c in children if c is not None]
-        # What an index picks isn't known, so every one may be meant.
+        children = [c for m in found if (c := m._modules.get(name)) is not None]
         lists = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-        found = [m for c in found for m in (c.children() if isinstance(c, lists) else [c])]
+        found = [m for c in children for m in (c.children() if isinstance(c, lists) else [c])]
     return found
+
+
+@cache
+def _reads(cls: type) -> list[tuple[str, Chain]]:
+    """(method, attributes) for each ``self.attributes.weight`` that the forward pass of ``cls`` reads."""
+    reached = _reached(cls, *_IMPLICIT)
+    reading = reached if any("weight" in _used(f.__code__) for f in reached) else []
+    return [(f.__qualname__, chain) for f in reading for chain in _source(f).reads if chain]
 
 
 def declared(model: nn.Module) -> dict[nn.Module, str]:
     """Each module whose weight the source of a forward pass reads, and the method that does."""
     found: dict[nn.Module, str] = {}
     for parent in model.modules():
-        cls: Any = type(parent)
-        for method, chain in _reads(cls):
-            for child in _resolve(parent, chain):
+        kind: Any = type(parent)
+        for method, chain in _reads(kind):
+            for child in resolve(parent, chain):
                 found.setdefault(child, method)
     return found
 

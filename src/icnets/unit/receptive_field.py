@@ -41,13 +41,6 @@ def padding_pairs(padding: int | str | Sequence[int], kernel: Sequence[int], dil
     return [p for total in totals for p in (total // 2, total - total // 2)]
 
 
-def sum_padding(conv: Any) -> list[int]:
-    """The padding that ``conv``, one of torch's convolutions, gives its input, as pairs for ``F.pad``."""
-    if conv.padding_mode != "zeros":
-        return list(conv._reversed_padding_repeated_twice)
-    return padding_pairs(conv.padding, conv.kernel_size, conv.dilation)
-
-
 def padded(conv: Any, x: Tensor) -> tuple[Tensor, Any, tuple[Any, ...] | None]:
     """Pads the input of ``conv`` unless that is with zeros; returns also the padding left, and what was before."""
     if conv.padding_mode == "zeros":

@@ -1,9 +1,9 @@
 """What a layer convolves, and with what: observed in a call of its forward pass, whatever its class is."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,22 @@ from icnets.support.text import first_line
 from icnets.unit.receptive_field import padding_pairs, per_dimension
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-_TRIAL_SIZE = 8  # places, per dimension, beyond the window's own
+_ARGUMENTS = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
+def arguments(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments of a call of torch's convolution, by name and in torch's order."""
+    return _ARGUMENTS | dict(zip(_ARGUMENTS, args, strict=False)) | (kwargs or {})
+
+
+def windows(call: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding in pairs, dilation and groups of a call of torch's convolution, whose window is ``kernel``."""
+    stride, dilation = (per_dimension(call[name], len(kernel)) for name in ("stride", "dilation"))
+    return stride, padding_pairs(call["padding"], kernel, dilation), dilation, call["groups"]
 
 
 class Record(TorchFunctionMode):
-    """Notes the arguments of the calls of torch's convolutions, and their results.
+    """Notes the arguments of the calls of torch's convolutions, by name, and their results.
 
     Given a trial's input, it computes no convolution, and notes whether anything else looks at that input.
     """
@@ -30,13 +41,10 @@ class Record(TorchFunctionMode):
         self.trial, self.read = trial, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func not in CONVOLUTIONS:
-            if self.trial is not None and not self.read:
-                self.read = any(leaf is self.trial for leaf in tree_leaves((args, kwargs)))
-            return func(*args, **kwargs)
-        call = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False))
-        call |= kwargs
+            self.read |= self.trial is not None and any(leaf is self.trial for leaf in tree_leaves((args, kwargs)))
+            return func(*args, **(kwargs or {}))
+        call = arguments(args, kwargs)
         if self.trial is None:
             result = func(**call)
         else:
@@ -46,20 +54,51 @@ class Record(TorchFunctionMode):
         return result
 
 
-def twin_of(module: Any, cls: Any) -> Any:
-    """A copy of ``module`` that is a ``cls``."""
-    twin = cls.__new__(cls)
+class Trial(NamedTuple):
+    """The one call of torch's convolution that a copy of a layer makes.
+
+    ``padded``: whether the copy's forward pass looks at its input, to pad it as a rule, before it convolves.
+    """
+
+    twin: Any
+    call: dict[str, Any]
+    padded: bool
+
+
+def try_forward(
+    layer: Any, forward: Callable[..., Any], batch: int = 2, more: int = 8, random: bool = False
+) -> Trial | str:
+    """Calls ``forward``, of the class of ``layer``, for a copy of it; or what it does that isn't one convolution.
+
+    Its input is noise ``(batch, C_in, *L)``, ``more`` places per dimension beyond the window's own. With ``random`` the
+    copy's weight is noise too. A bias that is absent is there in the copy, of zeros: it shows whether it would be used.
+    """
+    kind: Any = type(layer)
+    twin = kind.__new__(kind)
     # Hooks aren't called here, and may hold the whole network.
-    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in module.__dict__.items()})
-    return twin
-
-
-def trial_input(module: Any) -> Tensor:
-    """Noise ``(2, C_in, *L)`` of the weight's type, a little larger than a window."""
-    dilation = per_dimension(module.dilation, len(module.kernel_size))
-    shape = [d * (k - 1) + _TRIAL_SIZE for k, d in zip(module.kernel_size, dilation, strict=True)]
-    noise = torch.randn(2, module.in_channels, *shape, device="cpu")  # whatever the default device is
-    return noise.to(module.weight.device, module.weight.dtype)
+    twin.__dict__.update({k: v if "hook" in k else copy.deepcopy(v) for k, v in layer.__dict__.items()})
+    dilation = per_dimension(layer.dilation, len(layer.kernel_size))
+    size = [d * (k - 1) + more for k, d in zip(layer.kernel_size, dilation, strict=True)]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        x = torch.randn(batch, layer.in_channels, *size, device="cpu")  # whatever the default device is
+        x = x.to(layer.weight.device, layer.weight.dtype)
+        if random and "weight" in twin._parameters:
+            twin.weight.normal_()
+        if "bias" in twin._parameters and twin.bias is None:
+            twin.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
+        try:
+            with Record(x) as record:
+                result = forward(twin, x)
+        except Exception as error:  # whatever someone else's code raises
+            return f"fails on a trial input: {first_line(error)}"
+    if len(record.calls) != 1:
+        return f"calls torch's convolution {len(record.calls)} times"
+    call, output = record.calls[0]
+    if call["weight"].shape != layer.weight.shape:
+        return f"convolves with a weight of shape {tuple(call['weight'].shape)}"
+    if output is not result:
+        return "changes the convolution's output"
+    return Trial(twin, call, record.read or call["input"] is not x)
 
 
 @dataclass(frozen=True)
@@ -77,7 +116,7 @@ class Convolution:
     weight: Tensor
     bias: Tensor | None
     own: bool = True
-    call: dict[str, Any] | None = None
+    call: dict[str, Any] = field(default_factory=dict)
     padded: bool = False
 
 
@@ -86,40 +125,18 @@ def convolution_of(layer: Any, forward: Callable[..., Any]) -> Convolution | str
 
     It is observed on a copy, for inputs of two sizes: what isn't computed from the input is the same for both.
     """
-    calls: list[dict[str, Any]] = []
-    kind, x = getattr(layer, "basic_type", type(layer)).__name__, None
-    for _ in range(2):
-        twin = twin_of(layer, type(layer))
-        with torch.random.fork_rng(devices=[]):
-            x = trial_input(layer) if x is None else F.pad(x[:1], [0, 3] * len(layer.kernel_size))
-        if calls and "bias" in twin._parameters and twin.bias is None:  # would it be used if it were there?
-            twin.bias = nn.Parameter(twin.weight.new_zeros(twin.out_channels), requires_grad=False)
-        try:
-            with torch.no_grad(), Record(x) as record:
-                result = forward(twin, x)
-        except Exception as error:  # whatever someone else's code raises
-            return f"{kind} fails on a trial input: {first_line(error)}"
-        if len(record.calls) != 1 or record.calls[0][1] is not result:
-            times = len(record.calls)
-            made = "changes the convolution's output" if times == 1 else f"calls torch's convolution {times} times"
-            return f"{kind} {made}"
-        calls.append(record.calls[0][0])
-    first, second = calls
-    weight, bias = first["weight"], first.get("bias")
-    if weight.shape != layer.weight.shape:
-        return f"{kind} convolves with a weight of shape {tuple(weight.shape)}"
-    absent = weight.new_zeros(layer.out_channels)
-    biases = [absent if b is None else b for b in (bias, second.get("bias"))]
-    if not torch.equal(weight, second["weight"]) or not torch.equal(*biases):
+    first, second = try_forward(layer, forward), try_forward(layer, forward, batch=1, more=11)
+    kind = getattr(layer, "basic_type", type(layer)).__name__
+    if isinstance(first, str) or isinstance(second, str):
+        return f"{kind} {first if isinstance(first, str) else second}"
+    values = [(first.call[name], second.call[name]) for name in ("weight", "bias")]
+    if any(a is not b and (a is None or b is None or not torch.equal(a, b)) for a, b in values):
         return f"{kind} convolves with another weight or bias at each call"
-    own = all(second.get(n) is twin._parameters.get(n, absent) for n in ("weight", "bias"))
-    if own:
-        weight, bias = layer.weight, layer.bias
-    kernel = list(weight.shape[2:])
-    step, rate = (per_dimension(second.get(n, 1), len(kernel)) for n in ("stride", "dilation"))
-    pairs = padding_pairs(second.get("padding", 0), kernel, rate)
-    call: dict[str, Any] = {"stride": tuple(step), "dilation": tuple(rate), "groups": second.get("groups", 1)}
+    own = all(second.call[name] is second.twin._parameters.get(name, layer) for name in ("weight", "bias"))
+    weight, bias = (layer.weight, layer.bias) if own else (first.call["weight"], first.call["bias"])
+    stride, pairs, dilation, groups = windows(second.call, layer.kernel_size)
+    call: dict[str, Any] = {"stride": tuple(stride), "dilation": tuple(dilation), "groups": groups}
     # As torch's layers note what isn't symmetric.
     call |= {"padding": tuple(pairs[::-2]) if pairs[::2] == pairs[1::2] else "same", "padding_mode": "zeros"}
     call["_reversed_padding_repeated_twice"] = pairs
-    return Convolution(weight, bias, own, call, record.read or second["input"] is not x)
+    return Convolution(weight, bias, own, call, second.padded)

@@ -7,18 +7,15 @@ trial on a copy, that there is exactly one, and that its output is what the laye
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from icnets.support.text import first_line
 from icnets.unit import functional
-from icnets.unit.receptive_field import padding_pairs, per_dimension, sum_padding
-from icnets.unit.recording import CONVOLUTIONS, Record, trial_input, twin_of
+from icnets.unit.recording import CONVOLUTIONS, Record, arguments, try_forward, windows
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OF_TORCH = tuple(layer.forward for layer in _LAYERS)
@@ -44,40 +41,17 @@ def has_own_forward(module: nn.Module, basic: type[nn.Module]) -> bool:
 # -- what such a layer does ------------------------------------------------------------------------------------------
 
 
-def _trial(module: Any) -> tuple[list[tuple[dict[str, Any], Tensor]], Any]:
-    """The convolutions that the forward pass of a copy of ``module`` calls, its weight being random, and its result."""
-    twin = twin_of(module, type(module))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        if (weight := twin._parameters.get("weight")) is not None:
-            weight.normal_()
-        with Record(x := trial_input(module)) as record:
-            result = type(module).forward(twin, x)
-    return record.calls, result
-
-
 def convolved(module: Any, x: Tensor) -> tuple[Any, ...]:
     """What ``module``, a convolution, convolves when it is given ``x``, as ``receptive_field_sum`` takes it.
 
-    Returns the input, and the convolution's kernel size, stride, padding in pairs, dilation, groups and padding mode.
+    Returns the input, padded where that isn't with zeros, and the kernel size, stride, padding in pairs, dilation and
+    groups of the convolution.
     """
     kernel = list(module.kernel_size)
-    if not has_own_forward(module, next(t for t in _LAYERS if isinstance(module, t))):
-        conv = (list(module.stride), sum_padding(module), list(module.dilation), module.groups)
-        return x, kernel, *conv, module.padding_mode
-    with Record() as record:
+    with Record(x) as record:
         type(module).forward(module, x)
-    call = record.calls[0][0]
-    stride, dilation = (per_dimension(call.get(n, 1), len(kernel)) for n in ("stride", "dilation"))
-    padding = padding_pairs(call.get("padding", 0), kernel, dilation)
-    return call["input"], kernel, stride, padding, dilation, call.get("groups", 1), "zeros"
-
-
-def _masks(weight: Tensor) -> bool:
-    # Of random weights some taps are zero in every filter only if something made them so.
-    if weight.device.type == "meta":
-        return False
-    silent = (weight == 0).all(0)
-    return bool(silent.any()) and not bool(silent.all())
+    call, _ = record.calls[0]
+    return call["input"], kernel, *windows(call, kernel)
 
 
 def _clash(kind: str, names: set[str]) -> str:
@@ -98,59 +72,37 @@ def obstacle(module: nn.Module, basic: type[nn.Module], unit: type[nn.Module]) -
     reason = f"{kind} has behaviour of its own ({', '.join(own[:3])})"
     if not hasattr(module, "in_channels") or getattr(module, "transposed", False):
         return reason
-    try:
-        calls, result = _trial(module)
-    except Exception as error:  # whatever someone else's code raises
-        return f"{reason}, which fails on a trial input: {first_line(error)}"
-    if len(calls) != 1:
-        return f"{reason}: it calls torch's convolution {len(calls)} times"
-    call, output = calls[0]
-    weight: Tensor = call["weight"]
-    if weight.shape != cast(Tensor, module.weight).shape:
-        return f"{reason}: it convolves with a weight of shape {tuple(weight.shape)}"
-    if output is not result:
-        return f"{reason}: it changes the convolution's output"
-    return f"{reason}: it masks its weight, but a collision sees every input" if _masks(weight) else None
+    found = try_forward(module, type(module).forward, random=True)
+    if isinstance(found, str):
+        return f"{reason}: it {found}"
+    # Of random weights some taps are zero in every filter only if something made them so.
+    silent = (found.call["weight"] == 0).all(0)
+    masks = not silent.is_meta and bool(silent.any()) and not bool(silent.all())
+    return f"{reason}: it masks its weight, but a collision sees every input" if masks else None
 
 
 # -- the class of its unit -------------------------------------------------------------------------------------------
 
 
 class Replaced(TorchFunctionMode):
-    """While it is entered, ``by`` takes the place of the convolution of ``layer``: by default an IC convolution.
+    """While it is entered, ``by`` takes the place of torch's convolution: it gets the arguments, by name."""
 
-    ``by`` gets its arguments: input, weight, bias, stride, padding in pairs, dilation, groups.
-    """
-
-    def __init__(self, layer: Any, by: Callable[..., Any] | None = None) -> None:
+    def __init__(self, by: Callable[[dict[str, Any]], Any]) -> None:
         super().__init__()
-        self.layer, self.by = layer, by
+        self.by = by
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return self.convolve(*args, **kwargs) if func in CONVOLUTIONS else func(*args, **kwargs)
+        return self.by(arguments(args, kwargs)) if func in CONVOLUTIONS else func(*args, **(kwargs or {}))
 
-    def convolve(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Any:
-        kernel = list(self.layer.kernel_size)
-        if self.by is None:
-            collision, *vectors = self.layer.vectors()
-            conv = (input, weight, bias, stride, padding, dilation, groups)
-            return functional.convolution(kernel, *conv, collision * self.layer.sum_scale, *vectors)
-        step, rate = (per_dimension(v, len(kernel)) for v in (stride, dilation))
-        return self.by(input, weight, bias, step, padding_pairs(padding, kernel, rate), rate, groups)
+
+def _collided(self: Any, call: dict[str, Any]) -> Tensor:
+    collision, inner_bias, gain = self.vectors()
+    vectors = {"collision": collision * self.sum_scale, "inner_bias": inner_bias, "gain": gain}
+    return functional.convolution(list(self.kernel_size), *call.values(), **vectors)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    with Replaced(self, getattr(self, "deployed_convolution", None)):
+    with Replaced(getattr(self, "deployed_convolution", partial(_collided, self))):
         return self.basic_type.forward(self, *args, **kwargs)
 
 
@@ -180,7 +132,7 @@ def combined(unit: Any, former: Any, own_forward: bool, renamed: bool) -> Any:
     elif former.forward not in _OF_TORCH and hasattr(unit, "deployed_convolution"):
         members["forward"] = _by_position
     if renamed:
-        members["vector_names"] = _renamed(unit)
+        members["vector_names"] = tuple(f"ic_{name}" for name in unit.vector_names)
     return type(f"{unit.__name__}Of{former.__name__}", (unit, former), members)
 
 
@@ -190,37 +142,24 @@ def _parametrised(unit: Any, former: Any) -> Any:
     return type(f"Parametrized{unit.__name__}", (unit,), members)
 
 
-def _renamed(unit: Any) -> tuple[str, ...]:
-    return tuple(f"ic_{name}" for name in unit.vector_names)
-
-
-def vector_names(unit: Any, module: Any) -> tuple[str, ...]:
-    """The names that the vectors of ``module`` have, or will have once it is a ``unit``."""
-    if isinstance(module, unit):
-        return cast("tuple[str, ...]", module.vector_names)
-    taken = any(hasattr(module, name) for name in unit.vector_names)
-    return _renamed(unit) if taken else unit.vector_names
-
-
 def unit_class(unit: Any, basic: nn.Module) -> type[nn.Module]:
     """The class that turns ``basic`` into a ``unit``: the unit's own wherever that has the behaviour of both."""
     former: Any = type(basic)
     parametrised = parametrize.is_parametrized(basic)
     own: Any = former.__bases__[0] if parametrised else former  # torch puts a class of its own in front
-    renamed = vector_names(unit, basic) != unit.vector_names
+    renamed = any(hasattr(basic, name) for name in unit.vector_names)
     own_forward = has_own_forward(basic, unit.basic_type) or renamed
     if own_forward or own_names(own, unit.basic_type):
         unit = combined(unit, own, own_forward, renamed)
     return cast(type[nn.Module], _parametrised(unit, former) if parametrised else unit)
 
 
-def basic_of(layer: Any) -> type[nn.Module]:
+def basic_of(layer: Any) -> Any:
     """The class that ``layer``, a unit, had as a basic one; a new one if other tensors are parametrised by now."""
-    former: Any = layer.basic_type
-    basic = former
-    if former.__name__.startswith("Parametrized"):
-        computed = {name for name in vars(former) if not name.startswith("__")}
-        if parametrize.is_parametrized(layer) and set(layer.parametrizations) == computed:
-            return cast(type[nn.Module], former)
-        basic = former.__bases__[0]
-    return cast(type[nn.Module], _parametrised(basic, type(layer)) if parametrize.is_parametrized(layer) else basic)
+    basic, parametrised = layer.basic_type, parametrize.is_parametrized(layer)
+    if basic.__name__.startswith("Parametrized"):
+        computed = {name for name in vars(basic) if not name.startswith("__")}
+        if parametrised and set(layer.parametrizations) == computed:
+            return basic
+        basic = basic.__bases__[0]
+    return _parametrised(basic, type(layer)) if parametrised else basic

@@ -32,8 +32,7 @@ _INSTRUCTIONS = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno"]
-_API = "torch/csrc/api/include"
+_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-DAT_PER_OPERATOR_HEADERS"]
 _TYPES = (torch.float32, torch.float64)
 
 _NAMES = ("ic_conv", "deployed_conv", "field_sums", "add_field_gradient_", "collide_", "collide_backward")
@@ -85,15 +84,11 @@ def build(force: bool = False) -> Path:
     target = library()
     if force or not target.is_file():
         compiler, root = _compiler(), Path(torch.__file__).parent
-        includes = [
-            f"-I{root / 'include'}",
-            f"-I{root / 'include/torch/csrc/api/include'}",
-            "-DAT_PER_OPERATOR_HEADERS",
-        ]
+        headers = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             compiled, linked = Path(folder, "native.o"), Path(folder, "native.so")
-            _run([compiler, *_flags(), *includes, "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
+            _run([compiler, *_flags(), *headers, "-c", str(_SOURCES / "operators.cpp"), "-o", str(compiled)])
             # Without -fopenmp: its runtime must be torch's own, or two pools of threads get in each other's way.
             libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
             _run([compiler, "-shared", *_own_flags(), str(compiled), "-o", str(linked), *libraries])
@@ -120,15 +115,11 @@ def _own_flags() -> list[str]:
 
 def _compiler() -> str:
     if platform.system() != "Linux":
-        raise ValueError(
-            f"the CPU kernels can be built on Linux only, not on {platform.system()}; torch's own are used"
-        )
+        raise ValueError(f"the CPU kernels can be built on Linux only, not on {platform.system()}")
     wanted = os.environ.get("CXX", "g++")
     found = shutil.which(wanted)
     if found is None:
-        raise ValueError(
-            f"there is no C++ compiler {wanted!r}; install g++, or set CXX. Until then torch's own are used"
-        )
+        raise ValueError(f"there is no C++ compiler {wanted!r}; install g++, or set CXX")
     return found
 
 

@@ -39,12 +39,8 @@ def run(name: str, y: Tensor, s: Tensor, *args: Any) -> Any:
     s = s.flatten(2)  # the kernels know one stride from place to place
     if any(isinstance(v, Tensor) and v.dim() < 2 and v.shape != y.shape[1:2] for v in args):
         return None  # a vector of another length: torch's operators say so, and the kernels would read past its end
-    return _guarded(name, y, s, layout, *args)
-
-
-def _guarded(name: str, *args: Any) -> Any:
     try:
-        return getattr(import_module(f"{__name__}.collide"), name)(*args)
+        return getattr(import_module(f"{__name__}.collide"), name)(y, s, layout, *args)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler for Triton's launcher, a GPU too old: it says so in every way

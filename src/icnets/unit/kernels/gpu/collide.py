@@ -108,7 +108,7 @@ def collide_(
     y: Tensor, s: Tensor, layout: Layout, collision: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
 ) -> Tensor:
     """Overwrites y with ``y + gain * relu(y - factor * collision * s + offset)``."""
-    return _forward_(y, s, layout, collision, offset, gain, None, factor, 1.0, deployed=False)
+    return _forward_(y, s, layout, (collision, offset, gain, None), factor, 1.0)
 
 
 def post_(
@@ -122,7 +122,7 @@ def post_(
     offset: Tensor | None,
 ) -> Tensor:
     """Overwrites v with ``sign * prelu(v) + collision * s + offset``; see :mod:`icnets.unit.deployed`."""
-    return _forward_(v, s, layout, collision, offset, slope, sign, 1.0, uniform_slope, deployed=True)
+    return _forward_(v, s, layout, (collision, offset, slope, sign), 1.0, uniform_slope, deployed=True)
 
 
 def _sizes(layout: Layout) -> tuple[int, ...]:
@@ -132,24 +132,16 @@ def _sizes(layout: Layout) -> tuple[int, ...]:
 
 
 def _forward_(
-    y: Tensor,
-    s: Tensor,
-    layout: Layout,
-    collision: Tensor,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    sign: Tensor | None,
-    factor: float,
-    slope: float,
-    deployed: bool,
+    y: Tensor, s: Tensor, layout: Layout, vectors: tuple, factor: float, slope: float, deployed: bool = False
 ) -> Tensor:
-    vectors = [collision if t is None else t for t in (offset, gain, sign)]  # an absent one is never read
-    present = {"OFFSET": offset is not None, "GAIN": gain is not None, "SIGN": sign is not None}
+    """Runs the kernel; ``vectors``: the collision, and the offset, gain and sign where there are any."""
+    present = {name: v is not None for name, v in zip(("OFFSET", "GAIN", "SIGN"), vectors[1:], strict=True)}
+    vectors = tuple(vectors[0] if v is None else v for v in vectors)  # an absent one is never read
     bg, bc, bl = layout.tile()
     columns = layout.batch * blocks(layout.places, bl)
     grid = (columns, blocks(layout.groups, bg), blocks(layout.per_group, bc))
     flags = {"P": layout.per_group, "DEPLOYED": deployed, **present, "BG": bg, "BC": bc, "BL": bl}
-    _forward[grid](y, s, collision, *vectors, factor, slope, *_sizes(layout), **flags)
+    _forward[grid](y, s, *vectors, factor, slope, *_sizes(layout), **flags)
     return y
 
 
