@@ -384,3 +384,13 @@ def test_inputs_that_do_not_fit(student: Any, teacher: Any, target: Any, message
         WeakLogitDistillation()(torch.zeros(2, 3), None, torch.zeros(2).long(), None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="student_accuracy must be a number, got '90 %'"):
         WeakLogitDistillation().observe("90 %", 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_teacher_that_gives_no_numbers(value: float) -> None:
+    student, teacher, target = torch.randn(2, 4), torch.randn(2, 4), torch.tensor([0, 1])
+    teacher[1, 2] = value
+    with pytest.raises(ValueError, match="teacher's logits are not finite: check its weights"):
+        WeakLogitDistillation()(student, teacher, target, 0.0)
+    student[1, 2] = math.nan  # the inputs may be the cause, which the loss shows
+    assert WeakLogitDistillation()(student, teacher, target, 0.0).isnan()

@@ -240,7 +240,8 @@ def _build(header: Mapping[str, Any]) -> nn.Module:
     try:
         model = make(factory, args)
     except ImportError as error:
-        raise CheckpointError(f"needs {FACTORIES[factory][0]}, which can't be imported ({error}); install it") from None
+        library = factory.rpartition(".")[0]
+        raise CheckpointError(f"needs {library}, which can't be imported ({error}); install it") from None
     except Exception as error:
         raise CheckpointError(f"asks {factory} for {args}, which fails: {first_line(error)}") from error
     remember_architecture(model, factory, args)
@@ -286,9 +287,9 @@ def _compare(model: nn.Module, header: Mapping[str, Any], rebuilt: bool) -> str 
         return None
     now, what = versions(), f"in the model, {few(list(found))}"
     moved = [f"{k} {v}, here {now[k]}" for k, v in header.get("versions", {}).items() if now.get(k, v) != v]
-    if not moved or (not rebuilt and any(found.values())):
-        raise CheckpointError(f"is of another network: {what}; pass its own network")
-    return f"was written with {few(moved)}; {what}: compare their outputs"
+    if moved and (rebuilt or not any(found.values())):
+        return f"was written with {few(moved)}; {what}: compare their outputs"
+    raise CheckpointError(f"is of another network: {what}; pass its own network")
 
 
 def load(path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None) -> nn.Module:
