@@ -252,7 +252,7 @@ def convert_(
         filter_fn: ``filter_fn(module, name) -> bool`` chooses among what the config would convert.
         optimizers: optimizers built earlier over this model: each that trains a layer's weight gets the layer's new
             parameters, with the options of the weight's group but without weight decay, and so do the schedules of
-            torch and timm that run on it. By default none may exist; pass ``()`` if those that do are not used.
+            torch.optim that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
             or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
         example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword. A layer whose weight
