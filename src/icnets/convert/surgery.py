@@ -29,11 +29,12 @@ from icnets.unit.readers import declared, observed
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-_CHOICES = {
-    "layers": ("all", "kxk", "no-stem"),
-    "scale": ("sqrt", "sum", "mean"),
-    "warm_start": ("none", "gain", "calibrate"),
-}
+_CHOICES = {"layers": ("all", "kxk", "no-stem"), "scale": ("sqrt", "sum", "mean")}
+_CHOICES["warm_start"] = ("none", "gain", "calibrate")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,20 @@ class ICConfig:
     version: int = 2
 
     def __post_init__(self) -> None:
+        def require(name: str, fits: bool, what: str) -> None:
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {what}")
+
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
-        for name in ("collision_weight", "calibration_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r}; it must be a finite number")
-            object.__setattr__(self, name, float(value))
-        if not 0 < self.calibration_rate < 1:
-            raise ValueError(f"calibration_rate is {self.calibration_rate}; it must lie between 0 and 1")
-        bound = self.max_change
-        if bound is not None and (not isinstance(bound, Real) or isinstance(bound, bool) or not 0 < bound < math.inf):
-            raise ValueError(f"max_change is {bound!r}; it must be a number above 0, or None for no bound")
+            require(name, getattr(self, name) in choices, f"be one of {', '.join(choices)}")
         for name in ("linear", "inner_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+            require(name, isinstance(getattr(self, name), bool), "be True or False")
+        for name in ("collision_weight", "calibration_rate"):
+            require(name, _is_number(getattr(self, name)), "be a finite number")
+            object.__setattr__(self, name, float(getattr(self, name)))
+        require("calibration_rate", 0 < self.calibration_rate < 1, "lie between 0 and 1")
+        bound = self.max_change
+        require("max_change", bound is None or (_is_number(bound) and bound > 0), "be a number above 0, or None")
         if self.version not in (1, 2):
             raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
         if self.version == 1:
@@ -137,15 +136,12 @@ class ConversionReport:
     calibration: Calibration | None = None
 
     def __str__(self) -> str:
-        added = self.parameters_after - self.parameters_before
-        share = added / max(self.parameters_before, 1)
-        lines = [
-            f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}",
-            f"parameters {self.parameters_before:,} -> {self.parameters_after:,} (+{added:,}, +{share:.2%})",
-        ]
+        before, after = self.parameters_before, self.parameters_after
+        share = f"(+{after - before:,}, +{(after - before) / max(before, 1):.2%})"
+        lines = [f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}"]
+        lines += [f"parameters {before:,} -> {after:,} {share}"]
         lines += [] if self.calibration is None else [str(self.calibration)]
-        lines += by_reason("skipped", self.skipped)
-        lines += by_reason("new parameters not trained", self.untrained)
+        lines += by_reason("skipped", self.skipped) + by_reason("new parameters not trained", self.untrained)
         return "\n".join(lines)
 
 
@@ -205,9 +201,8 @@ def _choose(
             chosen[name] = module
         else:
             skipped[name] = reason
-    readers = declared(model)
-    if example_input is not None and chosen:
-        readers = observed(model, chosen, example_input)
+    by_example = example_input is not None and chosen
+    readers = observed(model, chosen, example_input) if by_example else declared(model)
     for name in [n for n, m in chosen.items() if m in readers]:
         skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
     return chosen, skipped
@@ -215,24 +210,20 @@ def _choose(
 
 def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:
     if not isinstance(model, nn.Module):
-        remedy = ": call it first, and convert what it returns" if callable(model) else ""
-        remedy = ": build the network, load the state dict and convert that" if isinstance(model, Mapping) else remedy
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"model is {kind}; convert_ takes an nn.Module{remedy}")
+        raise TypeError(f"model is {kind}; convert_ takes an nn.Module: build the network first")
     if not isinstance(config, ICConfig):
-        remedy = "ICConfig(**config)" if isinstance(config, Mapping) else "an ICConfig"
-        raise TypeError(f"config is a {type(config).__name__}; pass {remedy}")
+        raise TypeError(f"config is a {type(config).__name__}; pass an ICConfig, of a dict ICConfig(**config)")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
     if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
         raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
-    if isinstance(calibration_data, Tensor):
-        found = f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}"
-        raise TypeError(f"{found}; pass a list of batches: calibration_data=[batch]")
-    if calibration_data is not None and not {"__iter__", "__getitem__"} & set(dir(calibration_data)):
-        raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
+    iterable = {"__iter__", "__getitem__"} & set(dir(calibration_data)) and not isinstance(calibration_data, Tensor)
+    if calibration_data is not None and not iterable:
+        kind = type(calibration_data).__name__
+        raise TypeError(f"calibration_data is a {kind}; it must be a list of batches: calibration_data=[batch]")
 
 
 def convert_(
@@ -298,8 +289,7 @@ def convert_(
 
 
 def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor], calibration: Calibration | None) -> None:
-    target = unit_of(module)
-    assert target is not None
+    target: Any = unit_of(module)
     options = {name: getattr(config, name) for name in ("inner_bias", "gain", "collision_weight", "scale")}
     layer = target.take_over_(module, **options)
     if "collision_weight" in start:
@@ -362,8 +352,7 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
     own, new = model.state_dict(), vector_keys(model)
     expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
-    problem = mismatch(expected, shapes(state_dict))
-    if problem is not None:
+    if (problem := mismatch(expected, shapes(state_dict))) is not None:
         refuse_wrapped(model, "load into")  # a wrapper would explain it
         raise ValueError(f"the state dict is not the basic network's: {problem}")
     refuse_without_values(model)

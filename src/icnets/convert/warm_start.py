@@ -9,7 +9,6 @@ The rate alone can't bound the change. A rare branch changes little on data like
 times as much on others, because it lives on the tails of the distributions; a small gain scales every place alike.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from icnets.support.hooks import undisturbed, watched
+from icnets.support.hooks import floating_tensors, undisturbed, watched
 from icnets.unit import receptive_field
 from icnets.unit.subclasses import convolved
 
@@ -55,11 +53,9 @@ class Calibration:
 
     def __str__(self) -> str:
         where = "held back" if self.held_back else "that it was calibrated on, since nothing could be held back"
-        return (
-            f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places\n"
-            f"  on {self.samples} samples {where}: output changed by {self.change:.2%}, "
-            f"largest output the same in {self.agreement:.1%}"
-        )
+        found = f"output changed by {self.change:.2%}, largest output the same in {self.agreement:.1%}"
+        chosen = f"calibrated: gain {self.gain:.3g}, the branches fire in {self.rate:.2%} of places"
+        return f"{chosen}\n  on {self.samples} samples {where}: {found}"
 
 
 # -- where the branch fires ------------------------------------------------------------------------------------------
@@ -127,24 +123,21 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _inputs(batches: Iterable[Any], like: Tensor | None) -> Iterator[Tensor]:
     """The input of each batch, on the network's device; ValueError for one that can't calibrate anything."""
-    sample: Tensor | None = None  # the first, while all are like it
-    count = 0
+    first: Tensor | None = None
+    count, same = 0, True
     for i, batch in enumerate(batches):
         x = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(x, Tensor):
-            what = f"a batch of calibration_data is a {type(batch).__name__}"
-            raise ValueError(f"{what}; it must be an input tensor, or a tuple or list that begins with one")
+            kind = type(batch).__name__
+            raise ValueError(f"a batch of calibration_data is a {kind}; it must be an input tensor, or begin with one")
         if not x.numel():
             raise ValueError(f"batch {i} of calibration_data is empty, of shape {tuple(x.shape)}; leave it out")
-        if not bool(x.isfinite().all()):
-            raise ValueError(f"batch {i} of calibration_data has values that aren't finite; leave those samples out")
         rows = x if x.dim() else x[None]
-        sample = rows[0] if count == 0 else sample
+        first = rows[0] if first is None else first
         count += len(rows)
-        if sample is not None and (rows[0].shape != sample.shape or not bool((rows == sample).all())):
-            sample = None
+        same = same and rows[0].shape == first.shape and bool((rows == first).all())
         yield x if like is None else x.to(like.device)
-    if sample is not None and (count > 1 or (sample.numel() > 1 and bool((sample == sample.flatten()[0]).all()))):
+    if first is not None and same and (count > 1 or bool((first == first.flatten()[0]).all())):
         what = f"its {count} samples are all the same" if count > 1 else "its one sample has one value everywhere"
         raise ValueError(f"calibration_data shows too little: {what}; pass inputs like those of training, or {_REMEDY}")
 
@@ -169,18 +162,12 @@ def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], boo
 # -- how much the network's output changes ---------------------------------------------------------------------------
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors in what a network returns: a dataclass, or nested tuples, lists and dictionaries."""
-    if dataclasses.is_dataclass(output):
-        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
 def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
     """For each batch the network's outputs, ``(samples, values)`` each; its randomness is the same every time."""
     torch.manual_seed(0)
-    found = [[t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1) for t in _tensors(model(x))] for x in data]
-    return [list(map(_wide, batch)) for batch in found]
+    return [
+        [_wide(t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1)) for t in floating_tensors(model(x))] for x in data
+    ]
 
 
 def _energy(t: Tensor) -> Tensor:
@@ -205,11 +192,9 @@ class _Trial:
         if not all(self.basic):
             raise ValueError(f"the network's output holds no floating-point tensor to compare; {_REMEDY}")
         if any(t.isnan().any() for batch in self.basic for t in batch):
-            what = "the network puts out NaN on calibration_data before it is converted"
-            raise ValueError(f"{what}; use data on which it doesn't")
+            raise ValueError(f"the network puts out NaN on calibration_data; {_REMEDY}")
         if not any(_energy(t).any() for batch in self.basic for t in batch):
-            what = "the network's output is zero on calibration_data, so no change can be measured"
-            raise ValueError(f"{what}; {_REMEDY}")
+            raise ValueError(f"the network's output is zero on calibration_data; {_REMEDY}")
 
     def outputs(self, gain: float) -> list[list[Tensor]]:
         self.gain, self.fired = gain, {name: [] for name in self.starts}
@@ -263,7 +248,7 @@ class _Trial:
         return torch.cat(found)
 
     def largest_gain(self, max_change: float) -> float:
-        """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change``."""
+        """A gain, up to 1, that is safe by ``max_change``, and nearly as large as can be."""
         samples = sum(map(len, self.data))
         # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer
         # than about 1 in n s turn at the change itself.
@@ -275,18 +260,13 @@ class _Trial:
             turning = self.stretches(outputs).sort().values[int(max_change * samples) :]
             return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
 
-        good, bad, gain = 0.0, math.inf, 1.0
-        while True:
-            over = excess(gain)
-            good, bad = (gain, bad) if over <= 1 else (good, gain)
-            if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
-                return good
-            if not good and gain < _SMALLEST_GAIN:
-                what = f"no gain keeps the change of the network's output at max_change={max_change:g}"
-                raise ValueError(f"{what} on calibration_data; {_REMEDY}")
+        gain = 1.0
+        while (over := excess(gain)) > 1:
             # The change is nearly proportional to the gain, so the next guess aims just below the bound.
-            aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
-            gain = aim if good < aim < bad else math.sqrt(good * bad)
+            gain *= 0.95 / min(max(over, 1.01), 64.0)
+            if gain < _SMALLEST_GAIN:
+                raise ValueError(f"no gain keeps the change of the output at max_change={max_change:g}; {_REMEDY}")
+        return gain
 
 
 @torch.no_grad()
@@ -339,11 +319,9 @@ def calibrated(
 def _check(records: Mapping[str, _Record], inner_bias: bool) -> None:
     for name, record in records.items():
         if not record.y:
-            what = f"calibration_data never reached layer {name!r}"
-            raise ValueError(f"{what}: leave layers that don't run in eval mode out by filter_fn")
+            raise ValueError(f"calibration_data never reached layer {name!r}: leave it out by filter_fn")
         if not record.finite:
-            what = f"layer {name!r} has values that aren't finite on calibration_data"
-            raise ValueError(f"{what}; use data and a dtype on which the basic network's are")
+            raise ValueError(f"layer {name!r} has values that aren't finite on calibration_data; {_REMEDY}")
         if not (record.nonnegative or inner_bias):
-            what = f"layer {name!r} has negative inputs, where only b1 can calibrate, and inner_bias is False"
+            what = f"layer {name!r} has negative inputs, where only b1 can calibrate"
             raise ValueError(f"{what}; set inner_bias=True, or leave the layer out by filter_fn")

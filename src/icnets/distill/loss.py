@@ -108,9 +108,7 @@ class DistillationSchedule:
         if not -_ROUNDING <= t <= 1.0 + _ROUNDING:
             raise ValueError(f"progress must be in [0, 1] (steps done / steps in total), got {t}")
         t = min(max(t, 0.0), 1.0)
-        if t < self.warmup:
-            return self.weight * t / self.warmup
-        return self.weight * self._plateau_and_decay(t)
+        return self.weight * t / self.warmup if t < self.warmup else self.weight * self._plateau_and_decay(t)
 
     def _plateau_and_decay(self, t: float) -> float:
         if self.kind == "early-off":
@@ -222,7 +220,7 @@ class WeakLogitDistillation(nn.Module):
 
     def weight_at(self, progress: float) -> float:
         """Returns the weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
-        weight = self.schedule(progress)
+        weight = self.schedule(progress)  # which checks the progress
         return 0.0 if self.stopped else weight
 
     def needs_teacher(self, progress: float) -> bool:
