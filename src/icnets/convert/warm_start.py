@@ -262,8 +262,8 @@ class _Trial:
 
         gain = 1.0
         while (over := excess(gain)) > 1:
-            # The change is nearly proportional to the gain, so the next guess aims just below the bound.
-            gain *= 0.95 / min(max(over, 1.01), 64.0)
+            # Near the bound the change is nearly proportional to the gain, so the next guess aims just below it.
+            gain *= 0.95 / min(max(over, 1.01), 4.0)
             if gain < _SMALLEST_GAIN:
                 raise ValueError(f"no gain keeps the change of the output at max_change={max_change:g}; {_REMEDY}")
         return gain
