@@ -32,7 +32,7 @@ training: {epochs: 2, extra_epochs: 1}
 methods:
   - {name: basic}
   - {name: "basic, <b>on</b>", start: basic}
-  - {name: IC, start: basic, ic: {warm_start: calibrate}, control: "basic, <b>on</b>"}
+  - {name: IC, start: basic, ic: {warm_start: calibrate, max_change: null}, control: "basic, <b>on</b>"}
 """
 
 
