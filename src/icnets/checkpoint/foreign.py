@@ -15,8 +15,8 @@ from icnets.convert.state_dicts import plain_name
 from icnets.support.text import few, first_line
 
 # Where trainers keep weights in a checkpoint, those that timm would take first: averages.
-_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "state_dict", "model")
-_ENTRIES += ("model_state_dict", "model_state", "module", "net", "network", "weights")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
+_ENTRIES = (*_AVERAGES, "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights")
 
 _PICKLE = (
     "is a pickle of torch.save, not a checkpoint of icnets.save; icnets convert makes one of it, "

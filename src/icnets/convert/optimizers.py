@@ -122,10 +122,8 @@ def extend_(
 
 
 def _weights_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters that ``layer``'s weight is made of: the largest first, then others that are no bias."""
-    named = [(n.removeprefix("parametrizations."), p) for n, p in layer.named_parameters() if "bias" not in n]
-    named.sort(key=lambda pair: (pair[0].partition(".")[0].partition("_")[0] != "weight", -pair[1].numel()))
-    return [p for _, p in named]
+    """The parameters of ``layer`` that are no bias, those that its weight is made of first: the largest."""
+    return sorted((p for n, p in layer.named_parameters() if "bias" not in n), key=lambda p: -p.numel())
 
 
 def _placed(

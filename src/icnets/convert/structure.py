@@ -29,8 +29,8 @@ _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 
 # -- wrappers --------------------------------------------------------------------------------------------------------
 
-_IN_MODULE = ("DistributedDataParallel", "DataParallel", "AveragedModel", "DeepSpeedEngine")
-_IN_MODULE += ("ModelEma", "ModelEmaV2", "ModelEmaV3", "_FabricModule")
+_EMAS = ("AveragedModel", "ModelEma", "ModelEmaV2", "ModelEmaV3")
+_IN_MODULE = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine", "_FabricModule", *_EMAS)
 _WRAPPERS = {**dict.fromkeys(_IN_MODULE, "module"), "OptimizedModule": "_orig_mod"}
 
 

@@ -29,8 +29,11 @@ from icnets.unit.readers import declared, observed
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-_CHOICES = {"layers": ("all", "kxk", "no-stem"), "scale": ("sqrt", "sum", "mean")}
-_CHOICES["warm_start"] = ("none", "gain", "calibrate")
+_CHOICES = {
+    "layers": ("all", "kxk", "no-stem"),
+    "scale": ("sqrt", "sum", "mean"),
+    "warm_start": ("none", "gain", "calibrate"),
+}
 
 
 def _is_number(value: object) -> bool:
@@ -215,7 +218,7 @@ def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data:
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
     if config.warm_start == "calibrate" and config.max_change is not None:
-        what = f'max_change is {config.max_change}, and "calibrate" bounds the change of the output no more'
+        what = f'max_change is {config.max_change}, but "calibrate" bounds the change of the output no more'
         raise ValueError(f'{what}; use warm_start="gain", which changes nothing, or pass max_change=None')
     if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
         raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')

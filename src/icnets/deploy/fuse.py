@@ -99,7 +99,7 @@ def _calls(model: nn.Module, example: Call) -> list[Call]:
         tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
         shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
         what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
-        raise ValueError(f"{what}; pass another example_input (a batch that is a list: in a tuple)") from error
+        raise ValueError(f"{what}; pass another example_input, one that is a list as (batch,)") from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in outputs):
         what = "the model's outputs for the example input are not finite, before anything is fused"
         raise ValueError(f"{what}; check its weights, its batch norms' statistics and the example")
