@@ -340,14 +340,14 @@ def test_arguments_out_of_range(arguments: dict[str, object], error: type[Except
         (torch.zeros(10), None, torch.tensor(0), r"student logits must be floating and \(N, C, ...\)"),
         (torch.zeros(2, 3).long(), None, torch.zeros(2).long(), "student logits must be floating.*torch.int64"),
         (torch.zeros(2, 3), None, torch.zeros(3).long(), r"for logits \(2, 3\) must be \(2,\), got \(3,\)"),
-        (torch.zeros(2, 3), None, torch.zeros(2, 4), "logits have 3 classes and the soft targets 4"),
+        (torch.zeros(2, 3), None, torch.zeros(2, 4), r"the logits' shape \(2, 3\), got \(2, 4\)"),
         (torch.zeros(2, 3), None, torch.zeros(2), r"the logits' shape \(2, 3\), got \(2,\)"),
         (torch.zeros(2, 3), None, torch.zeros(2).int(), "hard labels must be int64.*got torch.int32"),
         (
             torch.zeros(2, 3),
             None,
             torch.tensor([0, 3]),
-            "target holds the label 3, but .* 3 classes: labels run from 0 to 2, and -100 marks",
+            "target holds the label 3, but the logits have 3 classes: 0 to 2, and -100 for places without one",
         ),
         (torch.zeros(2, 3), None, torch.tensor([0, -1]), "target holds the label -1, but the logits have 3 classes"),
         (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), torch.zeros(2).long(), "cpu and teacher logits on meta"),
@@ -356,7 +356,7 @@ def test_arguments_out_of_range(arguments: dict[str, object], error: type[Except
             (torch.zeros(2, 3),) * 2,
             None,
             torch.zeros(2).long(),
-            "student logits must be a tensor .* a tuple of 2; pass",
+            "student logits must be a tensor .* alone, got a tuple of 2",
         ),
         ({"logits": 1}, None, torch.zeros(2).long(), "student logits must be a tensor .* got a dict of 1"),
         (None, None, torch.zeros(2).long(), "student logits must be a tensor .* got None"),
@@ -384,3 +384,13 @@ def test_inputs_that_do_not_fit(student: Any, teacher: Any, target: Any, message
         WeakLogitDistillation()(torch.zeros(2, 3), None, torch.zeros(2).long(), None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="student_accuracy must be a number, got '90 %'"):
         WeakLogitDistillation().observe("90 %", 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_teacher_that_gives_no_numbers(value: float) -> None:
+    student, teacher, target = torch.randn(2, 4), torch.randn(2, 4), torch.tensor([0, 1])
+    teacher[1, 2] = value
+    with pytest.raises(ValueError, match="teacher's logits are not finite: check its weights"):
+        WeakLogitDistillation()(student, teacher, target, 0.0)
+    student[1, 2] = math.nan  # the inputs may be the cause, which the loss shows
+    assert WeakLogitDistillation()(student, teacher, target, 0.0).isnan()

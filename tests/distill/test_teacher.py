@@ -177,7 +177,11 @@ def test_sequences_and_volumes_are_normalised_too() -> None:
     ("options", "error", "message"),
     [
         (IMAGENET, ValueError, "give all of .* or none: student_mean, student_std missing"),
-        ({**IMAGENET, "student_mean": [0.5], "student_std": [0.5]}, ValueError, "mean 3, std 3, student_mean 1"),
+        (
+            {**IMAGENET, "student_mean": [0.5], "student_std": [0.5]},
+            ValueError,
+            r"one number of channels, .*'student_mean': \(0.5,\)",
+        ),
         ({**IMAGENET, **INCEPTION, "std": (0.2, 0.0, 0.2)}, ValueError, r"std must .* each > 0, got \(0.2, 0.0"),
         ({**IMAGENET, **INCEPTION, "mean": (math.nan, 0, 0)}, ValueError, r"mean must .* each finite, got \(nan"),
         ({**IMAGENET, **INCEPTION, "mean": 0.5}, TypeError, "mean must be a sequence or tensor .* got 0.5"),
@@ -225,11 +229,11 @@ class TwoHeads(Net):
 
 def test_check_names_what_does_not_fit() -> None:
     x = images()
-    with pytest.raises(ValueError, match=r"teacher must return a tensor of logits \(N, C\), got tuple"):
+    with pytest.raises(ValueError, match=r"teacher logits must be a tensor \(N, C, ...\) alone, got a tuple of 2"):
         Teacher(TwoHeads()).check(Net(), x)
-    with pytest.raises(ValueError, match=r"student must return a tensor of logits \(N, C\), got tuple"):
+    with pytest.raises(ValueError, match=r"student logits must be a tensor \(N, C, ...\) alone, got a tuple of 2"):
         Teacher(Net()).check(TwoHeads(), x)
-    with pytest.raises(ValueError, match=r"teacher must return logits \(N, C\) with N = 2 .* got \(384,\)"):
+    with pytest.raises(ValueError, match=r"teacher logits must be floating and \(N, C, ...\), got .*\(384,\)"):
         Teacher(nn.Flatten(0)).check(Net(), x)
     with pytest.raises(ValueError, match=r"cannot process the student's input torch.float32 \(2, 3, 8, 8\)"):
         Teacher(Net(channels=1)).check(Net(), x)

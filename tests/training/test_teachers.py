@@ -320,5 +320,5 @@ def test_positions_in_python() -> None:
         Teacher(network, classes=[5, 0])(x)
     with pytest.raises(ValueError, match=r"classes must be different positions from 0, at least one, got \[1, 1\]"):
         Teacher(network, classes=[1, 1])
-    with pytest.raises(TypeError, match=r"classes must be positions .* got 'cat'"):
+    with pytest.raises(ValueError, match=r"classes must be different positions .* got cat"):
         Teacher(network, classes="cat")  # type: ignore[arg-type]

@@ -16,10 +16,7 @@ from icnets.convert.structure import Structure, difference, structure_of, vector
 from icnets.support.text import few, first_line
 
 # A checkpoint names one of these and its arguments; nothing else is imported on a file's say-so.
-FACTORIES = {
-    "timm.create_model": ("timm", "create_model"),
-    "torchvision.models.get_model": ("torchvision.models", "get_model"),
-}
+FACTORIES = ("timm.create_model", "torchvision.models.get_model")
 
 
 def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any]) -> None:
@@ -29,7 +26,7 @@ def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any
 
 def make(factory: str, args: Mapping[str, Any]) -> nn.Module:
     """Makes the basic network, with random weights. Raises what the factory raises, and ImportError without it."""
-    module, function = FACTORIES[factory]
+    module, _, function = factory.rpartition(".")
     model: nn.Module = getattr(importlib.import_module(module), function)(**args)
     return model
 
@@ -56,25 +53,21 @@ def _problem(model: nn.Module, call: Mapping[str, Any]) -> str | None:
         return f"the call fails: {first_line(error)}"
     if found := difference(structure, structure_of(model), complete=True):
         return few(list(found))
-    own = shapes(model.state_dict())
-    new = vector_keys(model)
+    new, own = vector_keys(model), shapes(model.state_dict())
     return mismatch(wanted, {plain_name(key): shape for key, shape in own.items() if key not in new})
 
 
 def _adapted(model: Any, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """timm's call with the number of classes and the pooling that ``model`` has by now, as after reset_classifier."""
-    sizes: dict[str, Any] = {}
     classifier = None
     with suppress(Exception):  # a network without one
         classifier = model.get_classifier()
-    if isinstance(classifier, nn.Identity):
-        sizes["num_classes"] = 0
-    elif isinstance(weight := getattr(classifier, "weight", None), torch.Tensor):
-        sizes["num_classes"] = len(weight)
+    weight = getattr(classifier, "weight", ())
+    found = {"num_classes": len(weight)} if len(weight) or isinstance(classifier, nn.Identity) else {}
+    yield {**call, "args": {**call["args"], **found}}
     pools = [getattr(m, name, None) for m in model.modules() for name in ("pool_type", "global_pool")]
-    pooled = {"global_pool": next((p for p in pools if isinstance(p, str)), None)}
-    for more in (sizes, pooled, {**sizes, **pooled}):
-        yield {**call, "args": {**call["args"], **{k: v for k, v in more.items() if v is not None}}}
+    if pool := next((p for p in pools if isinstance(p, str)), None):
+        yield {**call, "args": {**call["args"], **found, "global_pool": pool}}
 
 
 def confirmed(model: nn.Module, given: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:

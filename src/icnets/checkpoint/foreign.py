@@ -1,7 +1,6 @@
 """Files of weights that others wrote: what a file is, by its content, and the state dict in it. No pickle is run."""
 
 import re
-import tarfile
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from icnets.convert.state_dicts import plain_name
 from icnets.support.text import few, first_line
 
-# Where trainers keep weights in a checkpoint, those that timm would take first.
+# Where trainers keep weights in a checkpoint, those that timm would take first: averages.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
 _ENTRIES = (*_AVERAGES, "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights")
 
@@ -23,19 +22,10 @@ _PICKLE = (
     "is a pickle of torch.save, not a checkpoint of icnets.save; icnets convert makes one of it, "
     "load_basic_state_dict takes its state dict"
 )
-# By how a file begins, what it is, with the remedy.
-_KINDS = (
-    (rb"\Z", "is empty; fetch or write it again"),
-    (rb"\x80", _PICKLE),  # of torch before 1.6
-    (rb"PK", "is cut off; fetch or write it again"),
-    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; fetch that by git lfs pull"),
-    (rb"\x1f\x8b", "is compressed (gzip); unpack it first"),
-    (rb"\x89HDF", "is HDF5, as Keras writes it; give weights of PyTorch"),
-    (rb"\x93NUMPY", "is a NumPy array; give weights of PyTorch"),
-    (rb"\s*<(!doctype|html|\?xml)", "is a web page, as when a download went wrong; fetch the file itself"),
+_NO_WEIGHTS = (
+    "isn't a file of weights, but perhaps a web page, a pointer of Git LFS or an archive; fetch or unpack the file "
+    "itself, .pth or .safetensors"
 )
-
-
 _ALONE = "write the one alone: torch.save(state_dict, 'weights.pth')"
 
 
@@ -58,26 +48,21 @@ def foreign(path: Path) -> str:
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
-        if "data.pkl" not in names:
-            return "is a zip archive without weights; unpack it"
-        if not any(name.startswith("code/") for name in names):
-            return _PICKLE
-        call = f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
-        return f"is a TorchScript archive; if you trust it, write its weights alone: {call}"
-    if head[8:9] != b"{" and tarfile.is_tarfile(path):
-        return _resave("is a tar archive, perhaps of torch.save before 0.1.10", path, "")
-    return next((what for begins, what in _KINDS if re.match(begins, head, re.IGNORECASE)), "")
-
-
-def _resave(what: str, path: Path, entry: str) -> str:
-    call = f"torch.save(torch.load({path.name!r}, weights_only=False){entry}, 'weights.pth')"
-    return f"{what}, and a pickle can run any code; if you trust it, write its weights alone: {call}"
+        if any(name.startswith("code/") for name in names):
+            call = f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
+            return f"is a TorchScript archive; if you trust it, write its weights alone: {call}"
+        return _PICKLE if "data.pkl" in names else _NO_WEIGHTS
+    if head.startswith(b"\x80"):  # of torch before 1.6
+        return _PICKLE
+    if not head or head.startswith(b"PK"):
+        return f"is {'cut off' if head else 'empty'}; fetch or write it again"
+    return "" if head[8:9] == b"{" else _NO_WEIGHTS  # of safetensors, behind the header's size
 
 
 # -- pickles ---------------------------------------------------------------------------------------------------------
 
 
-def unpickled(path: Path, map_location: Any = "cpu") -> Any:
+def unpickled(path: Path) -> Any:
     """Reads a file of torch.save, of which only plain data. Raises ValueError for anything else."""
     try:
         if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums
@@ -85,13 +70,14 @@ def unpickled(path: Path, map_location: Any = "cpu") -> Any:
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"checksum of {damaged}")
         with open(path, "rb") as file:  # of a path, newer versions of torch look at the suffix
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if objects := foreign_objects(path, str(error)):
             network = any(name.startswith("torch.nn.modules") for name in objects)
-            what = f"holds {'a whole network' if network else 'objects'} ({few(objects)}), not only weights"
-            entry = ".state_dict()" if network else "['state_dict']"
-            raise ValueError(f"{path} {_resave(what, path, entry)}") from error
+            kind, entry = ("a whole network", ".state_dict()") if network else ("objects", "['state_dict']")
+            what = f"{path} holds {kind} ({few(objects)}), not only weights, and a pickle can run any code"
+            call = f"torch.save(torch.load({path.name!r}, weights_only=False){entry}, 'weights.pth')"
+            raise ValueError(f"{what}; if you trust it, write its weights alone: {call}") from error
         raise ValueError(_damaged(path, error)) from error
 
 
@@ -129,16 +115,12 @@ def _states(content: Any, origin: str = "") -> dict[str, Mapping[str, Any]]:
 
 def _chosen(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
     states = _states(content)
-    for entry in _ENTRIES:
-        inside = {origin: state for origin, state in states.items() if origin.startswith(f"[{entry!r}]")}
-        states = inside or states
-        if inside:
-            break
+    places = [[origin for origin in states if origin.startswith(f"[{entry!r}]")] for entry in _ENTRIES]
+    states = {origin: states[origin] for origin in next(filter(None, places), states)}
     if len(states) == 1:
         return next(iter(states.items()))
-    there = list(map(str, content)) if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
-    there = there or ["an empty mapping"]
-    what = f"several state dicts ({few(list(states))})" if states else f"no state dict, but {few(there)}"
+    there = few(list(map(str, content))) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    what = f"several state dicts ({few(list(states))})" if states else f"no state dict, but {there or 'nothing'}"
     raise ValueError(f"{path} holds {what}; {_ALONE}")
 
 
@@ -171,10 +153,7 @@ def read_weights(path: Path, wanted: Collection[str] = ()) -> Weights:
     try:
         content = unpickled(path) if what else load_file(path, device="cpu")
     except SafetensorError as error:
-        with open(path, "rb") as file:
-            begun = file.read(9).endswith(b"{")  # behind the header's size
-        what = _damaged(path, error) if begun else f"{path} is no file of weights; give .pth or .safetensors"
-        raise ValueError(what) from error
+        raise ValueError(_damaged(path, error)) from error
     origin, found = _chosen(path, content)
     state = {plain_name(key): v for key, v in found.items() if isinstance(v, Tensor) or key.endswith("_extra_state")}
     if prefix := _prefix(path, state, wanted):

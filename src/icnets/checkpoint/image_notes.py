@@ -80,13 +80,9 @@ def _items(text: str) -> list[Any]:
     return value if isinstance(value, list) else text.split(",")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(item) for item in _items(text))
-
-
 _KINDS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("image_size", "in_chans"), int),
-    **dict.fromkeys(("mean", "std"), _numbers),
+    **dict.fromkeys(("mean", "std"), lambda text: tuple(float(item) for item in _items(text))),
     "crop_pct": float,
     "interpolation": str,
     "class_names": lambda text: [str(item) for item in _items(text)],

@@ -170,21 +170,19 @@ def prepare(
 def _refuse_unloadable(model: Any, metadata: Mapping[str, Any]) -> None:
     """Raises TypeError for a network that ``load`` can't rebuild, and for notes that aren't strings."""
     if not isinstance(model, nn.Module):
-        found = f"model is a {type(model).__name__}"
-        raise TypeError(f"{found}; save takes the network, an nn.Module, and weights as state=")
+        raise TypeError(f"model is a {type(model).__name__}; save takes the network, and weights as state=")
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise TypeError(f"metadata[{key!r}] is a {type(value).__name__}; it must be a string")
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
-            remedy = "gather the weights (FullStateDictConfig), and save the network without FSDP, with them as state="
-            raise TypeError(f"the model is inside FullyShardedDataParallel, which flattens it; {remedy}")
+            raise TypeError("the model is inside FSDP; gather the weights, and save the network without it with state=")
         if isinstance(module, (*FUSED_LAYERS, FoldedNormAct)):
             raise TypeError("the model is deployed (fuse_), which load can't rebuild; save it before, or export it")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError("the model is scripted; save the nn.Module that it was made from")
         if isinstance(module, IC_LAYERS) and not module._parameters.keys() >= set(module.vector_names):
-            remedy = "make that permanent first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+            remedy = "call prune.remove or parametrize.remove_parametrizations first"
             raise TypeError(f"the collision of {name!r} is pruned or parametrised, which load can't rebuild; {remedy}")
 
 
@@ -226,23 +224,23 @@ def _require_entries(header: Mapping[str, Any]) -> None:
     known = {"scale", "inner_bias", "gain", "collision_weight"}
     well_formed = all(options.keys() == known for options in header["layers"].values())
     well_formed &= call is None or call.keys() == {"factory", "args"}
-    if not (well_formed and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry))):
+    if not (well_formed and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry.values()))):
         raise ValueError("an entry isn't what save writes")
 
 
 def _build(header: Mapping[str, Any]) -> nn.Module:
-    if header["architecture"] is None:
+    call = header["architecture"]
+    if call is None:
         why = f": {header['changed']}" if "changed" in header else ""
         raise CheckpointError(f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)")
-    factory, args = header["architecture"]["factory"], header["architecture"]["args"]
+    factory, args = call["factory"], call["args"]
     if factory not in FACTORIES:
         raise CheckpointError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
     try:
         model = make(factory, args)
-    except ImportError as error:
-        raise CheckpointError(f"needs {FACTORIES[factory][0]}, which can't be imported ({error}); install it") from None
-    except Exception as error:
-        raise CheckpointError(f"asks {factory} for {args}, which fails: {first_line(error)}") from error
+    except Exception as error:  # of the library, or because it is missing
+        why = f"{first_line(error)}; is the library installed, in the version of then?"
+        raise CheckpointError(f"asks {factory} for {args}, which fails: {why}") from error
     remember_architecture(model, factory, args)
     return model
 
@@ -259,7 +257,7 @@ def _convert_as(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Mod
         module = modules.get(name)
         where = f"has an IC unit at {name!r}"
         if module is None or unit_of(module) is None:
-            there = "no such module" if module is None else f"a {type(module).__name__}"
+            there = "nothing" if module is None else f"a {type(module).__name__}"
             raise CheckpointError(f"{where}, where the model has {there}; pass its own network")
         if not isinstance(module, IC_LAYERS):
             if (reason := obstacle(module)) is not None:
@@ -286,9 +284,9 @@ def _compare(model: nn.Module, header: Mapping[str, Any], rebuilt: bool) -> str 
         return None
     now, what = versions(), f"in the model, {few(list(found))}"
     moved = [f"{k} {v}, here {now[k]}" for k, v in header.get("versions", {}).items() if now.get(k, v) != v]
-    if not moved or (not rebuilt and any(found.values())):
-        raise CheckpointError(f"is of another network: {what}; pass its own network")
-    return f"was written with {few(moved)}; {what}: compare their outputs"
+    if moved and (rebuilt or not any(found.values())):
+        return f"was written with {few(moved)}; {what}: compare their outputs"
+    raise CheckpointError(f"is of another network: {what}; pass its own network")
 
 
 def load(path: File, model: nn.Module | None = None, *, optimizers: Optimizers = None) -> nn.Module:

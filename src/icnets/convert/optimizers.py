@@ -1,38 +1,30 @@
 """Optimizers and schedules that were built before a conversion: they get its new parameters.
 
 Each new vector is trained wherever its layer's weight is, with the options of the weight's group but without weight
-decay. A schedule keeps lists with one entry per group; each gets the entry of the weight's group once more.
+decay. A schedule of torch keeps lists with one entry per group; each gets the entry of the weight's group once more.
 """
 
-import copy
 import gc
-import inspect
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from icnets.support.text import few
 from icnets.unit.layers import ic_parameters
 
 Site = tuple[Any, int]  # an optimizer and the index of one of its groups
 
-_DECAY = ("weight_decay", "initial_weight_decay", "weight_decay_rate", "wd")
-# What schedules of torch and timm keep for each group.
-_PER_GROUP = {"base_lrs", "max_lrs", "min_lrs", "lr_lambdas", "base_momentums", "max_momentums", "_last_lr"}
-_PER_GROUP |= {"base_values", "warmup_steps", "restore_lr"}
+_DECAY = ("weight_decay", "weight_decay_rate", "wd")
+_NAMES = ("params", "param_names", "name", "group_name")  # of groups, each its own
+# What schedules of torch keep for each group.
+_PER_GROUP = ("base_lrs", "max_lrs", "min_lrs", "lr_lambdas", "base_momentums", "max_momentums", "_last_lr")
+# They have a single group, make a parameter's state when they are built, or take matrices only.
+_FIXED = ("LBFGS", "Adagrad", "Adahessian", "Muon", "Dion")
 _BUILD_LATER = "build it after convert_"
-
-
-def weights_of(layer: nn.Module) -> list[nn.Parameter]:
-    """Returns the parameters that ``layer``'s weight is made of: the largest first, then others that are no bias."""
-    named = [(n.removeprefix("parametrizations."), p) for n, p in layer.named_parameters() if "bias" not in n]
-    named.sort(key=lambda pair: (pair[0].partition(".")[0].partition("_")[0] != "weight", -pair[1].numel()))
-    return [p for _, p in named]
 
 
 def checked(optimizers: Any) -> list[Any] | None:
@@ -41,13 +33,13 @@ def checked(optimizers: Any) -> list[Any] | None:
         return None
     if hasattr(optimizers, "param_groups"):
         raise TypeError(f"optimizers is a single {type(optimizers).__name__}; pass a list: optimizers=[optimizer]")
-    if not isinstance(optimizers, Iterable) or isinstance(optimizers, str | Tensor):
+    if not isinstance(optimizers, Iterable) or isinstance(optimizers, str):
         raise TypeError(f"optimizers is a {type(optimizers).__name__}; it must be a list of optimizers")
     found = list(optimizers.values() if isinstance(optimizers, Mapping) else optimizers)
     for o in found:
         if not (hasattr(o, "param_groups") and hasattr(o, "add_param_group")):
             raise TypeError(f"optimizers holds a {type(o).__name__}; it must be a list of optimizers")
-    return list({id(o.param_groups): o for o in reversed(found)}.values())[::-1]
+    return list({id(o.param_groups): o for o in found}.values())
 
 
 # -- what exists -----------------------------------------------------------------------------------------------------
@@ -78,11 +70,9 @@ def _built_optimizers(parameters: Iterable[nn.Parameter]) -> list[torch.optim.Op
 
 
 def _scheduled(schedule: Any) -> set[int]:
-    """The identities of the lists of groups that ``schedule`` may step, by what is among its attributes."""
-    values = list(getattr(schedule, "__dict__", {}).values())
-    inside = [e for v in values for e in (v if type(v) in (list, tuple) else v.values() if type(v) is dict else ())]
-    held = [v for v in values + inside if issubclass(type(v), torch.optim.Optimizer)]
-    return {id(v) for v in values} | {id(getattr(v, "param_groups", None)) for v in held}
+    """The identities of the lists of groups of the optimizers among the attributes of ``schedule``."""
+    held = [v for v in getattr(schedule, "__dict__", {}).values() if issubclass(type(v), torch.optim.Optimizer)]
+    return {id(getattr(v, "param_groups", None)) for v in held}
 
 
 def _built_schedules(optimizers: Iterable[Any]) -> list[Any]:
@@ -94,43 +84,6 @@ def _built_schedules(optimizers: Iterable[Any]) -> list[Any]:
         return not other and any("step" in vars(c) for c in kind.__mro__)
 
     return _living(steps, lambda o: not groups.isdisjoint(_scheduled(o))) if groups else []
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer that a wrapper (Lookahead, Lightning's, Accelerate's) hands its steps to."""
-    for name in ("_base_optimizer", "base_optimizer", "_optimizer", "optimizer"):
-        inner = getattr(optimizer, "__dict__", {}).get(name)
-        if isinstance(inner, torch.optim.Optimizer):
-            return _innermost(inner)
-    return optimizer
-
-
-# -- what is refused -------------------------------------------------------------------------------------------------
-
-
-def _refuse_schedule(schedule: Any, groups: list[dict[str, Any]]) -> None:
-    """Raises RuntimeError for a schedule with a list of values for the groups that we don't know."""
-
-    def belongs(value: Any, group: dict[str, Any]) -> bool:
-        if isinstance(value, int | float | Tensor):
-            options = [o for o in group.values() if isinstance(o, float)]
-            return any(math.isclose(float(value), o, rel_tol=1e-6) for o in options)
-        return value is group or (isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) and callable(value))
-
-    for name, values in vars(schedule).items():
-        listed = isinstance(values, list | tuple) and len(values) == len(groups) and values is not groups
-        if listed and name not in _PER_GROUP and all(map(belongs, values, groups)):
-            what = f"{type(schedule).__name__} schedules an optimizer that was passed, and its {name} seems to hold"
-            raise RuntimeError(f"{what} a value for each of the {len(groups)} parameter groups; {_BUILD_LATER}")
-
-
-def _matrices_only(optimizer: Any, index: int) -> bool:
-    """Whether a vector in this group would fail: Muon and its kin orthogonalise, which needs two dimensions."""
-    group = optimizer.param_groups[index]
-    if "use_muon" in group:
-        return bool(group["use_muon"])
-    kind = type(_innermost(optimizer))
-    return any(word in kind.__name__ for word in ("Muon", "Dion")) and not kind.__module__.startswith("timm.")
 
 
 # -- the extension ---------------------------------------------------------------------------------------------------
@@ -168,6 +121,11 @@ def extend_(
     return untrained
 
 
+def _weights_of(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``layer`` that are no bias, those that its weight is made of first: the largest."""
+    return sorted((p for n, p in layer.named_parameters() if "bias" not in n), key=lambda p: -p.numel())
+
+
 def _placed(
     model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any]
 ) -> tuple[dict[Site, dict[str, nn.Module]], dict[str, str]]:
@@ -179,16 +137,14 @@ def _placed(
                 sites.setdefault(id(p), []).append((optimizer, index))
     if optimizers and layers and not any(id(p) in sites for p in model.parameters()):
         raise RuntimeError(f"none of the optimizers passed trains a parameter of this model; {_BUILD_LATER}")
-    of_vectors = [site for p in model.parameters() if p.ndim == 1 for site in sites.get(id(p), [])]
     placed: dict[Site, dict[str, nn.Module]] = {}
     untrained: dict[str, str] = {}
     missed: dict[str, list[nn.Parameter]] = {}
     for name, layer in layers.items():
-        weights = weights_of(layer)
+        weights = _weights_of(layer)
         found = next((sites[id(p)] for p in weights if id(p) in sites), [])
-        biases = [s for n, p in layer.named_parameters() if "bias" in n for s in sites.get(id(p), [])]
         for site in found:
-            placed.setdefault(_for_vectors([site, *biases, *of_vectors]), {})[name] = layer
+            placed.setdefault(site, {})[name] = layer
         if not any(p.requires_grad for p in weights):
             untrained[name] = "its weight is frozen"
         elif optimizers and not found:
@@ -200,57 +156,33 @@ def _placed(
     return placed, untrained
 
 
-def _for_vectors(sites: list[Site]) -> Site:
-    """The first site, that of a weight; if the optimizer there takes matrices only, the next that takes vectors."""
-    inner = _innermost(sites[0][0])
-    if isinstance(inner, torch.optim.LBFGS):
-        raise RuntimeError(f"LBFGS trains a single group of parameters and can't get more; {_BUILD_LATER}")
-    if (found := next((site for site in sites if not _matrices_only(*site)), None)) is None:
-        what = f"{type(inner).__name__} trains matrices only, and none of the optimizers passed trains a vector"
-        raise RuntimeError(f"{what} of this model; pass the one that trains its biases or norms too")
-    return found
-
-
 def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.copy(value) if isinstance(value, list | dict) else value
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _add_group(optimizer: Any, index: int, new: list[tuple[str, nn.Parameter]], undo: ExitStack) -> None:
     """Adds ``new`` with the options of group ``index``, but without weight decay."""
     groups, group = optimizer.param_groups, optimizer.param_groups[index]
+    kind = type(getattr(optimizer, "optimizer", optimizer)).__name__  # Lightning's and Accelerate's wrap one
+    if group.get("use_muon", any(word in kind for word in _FIXED)):
+        raise RuntimeError(f"{kind} can't take vectors later on; {_BUILD_LATER}")
     undo.callback(groups.__delitem__, slice(len(groups), None))
-    options = {k: _copied(v) for k, v in group.items() if k not in ("params", "param_names")}
-    options |= {k: options[k] * 0 for k in _DECAY if options.get(k) is not None}
-    # Monitors of learning rates want names that differ.
-    for key in {"name", "group_name"} & options.keys():
-        taken = {g.get(key) for g in groups}
-        tries = (f"{options[key]} (IC{i})" for i in ("", *range(2, len(groups) + 2)))
-        options[key] = next(name for name in tries if name not in taken)
+    options = {k: v * 0 if k in _DECAY and v is not None else _copied(v) for k, v in group.items() if k not in _NAMES}
     optimizer.add_param_group({"params": new if "param_names" in group else [p for _, p in new], **options})
-    _prepare(_innermost(optimizer), [p for _, p in new], undo)
-    held = Counter(id(p) for g in optimizer.param_groups for p in g["params"])
-    if any(held[id(p)] != 1 for _, p in new):
-        raise RuntimeError(f"{type(optimizer).__name__} took no new parameters; {_BUILD_LATER}")
-
-
-def _prepare(optimizer: Any, new: list[nn.Parameter], undo: ExitStack) -> None:
-    """Makes the state that some optimizers make for each parameter when they are built, not at its first step."""
-    kind = type(optimizer)
-    if kind.__name__ in ("Adagrad", "Adahessian"):
-        known = inspect.signature(kind).parameters
-        made = kind(new, **{k: v for k, v in optimizer.defaults.items() if k in known})
-        optimizer.state.update(made.state)
-        undo.callback(lambda: [optimizer.state.pop(p, None) for p in new])
 
 
 def _extend_schedule(schedule: Any, index: int, groups: list[dict[str, Any]], undo: ExitStack) -> None:
-    """Gives each list with an entry for each of ``groups`` the entry of group ``index`` once more."""
-    if not type(schedule).__module__.startswith(("torch.optim.", "timm.scheduler")):
-        _refuse_schedule(schedule, groups)
-    of_decay = getattr(schedule, "param_group_field", None) in _DECAY
-    for name in _PER_GROUP & vars(schedule).keys():
-        value = vars(schedule)[name]
-        if isinstance(value, list | tuple) and len(value) == len(groups):
-            entry = _copied(value[index])
-            undo.callback(setattr, schedule, name, value)
-            setattr(schedule, name, type(value)([*value, entry * 0 if of_decay else entry]))
+    """Gives each list with an entry for each of ``groups`` the entry of group ``index`` once more.
+
+    Raises RuntimeError for a schedule that isn't torch's and has a list of numbers for the groups.
+    """
+    lists = {k: v for k, v in vars(schedule).items() if isinstance(v, list | tuple) and len(v) == len(groups)}
+    if not type(schedule).__module__.startswith("torch.optim."):
+        options = [[v for v in group.values() if isinstance(v, float)] for group in groups]
+        pairs = [zip(values, options, strict=True) for values in lists.values()]
+        by_group = any(all(isinstance(v, float) and v in own for v, own in several) for several in pairs)
+        if by_group or isinstance(schedule, LRScheduler):
+            raise RuntimeError(f"{type(schedule).__name__} schedules an optimizer that was passed; {_BUILD_LATER}")
+    for name in lists.keys() & set(_PER_GROUP):
+        undo.callback(setattr, schedule, name, lists[name])
+        setattr(schedule, name, type(lists[name])([*lists[name], _copied(lists[name][index])]))

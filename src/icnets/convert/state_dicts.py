@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from icnets.support.text import few
 
 Shape = tuple[int, ...] | None  # None: a module's extra state, which is no tensor
 
 _WRAPPED_PART = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(\.|$)")
-_COUNT = "n_averaged"  # AveragedModel's own buffer
 
 
 def shapes(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
@@ -42,15 +42,12 @@ def unloadable(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
 
     Integers, as of a quantised network, aren't weights; and tensors that the model shares can't have two values.
     """
-    wrong = []
     for key, a in sorted(model.state_dict().items()):
         b = state_dict.get(key)
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             integer = a.is_floating_point() and not b.is_floating_point()
             if integer or (b.is_complex() and not a.is_complex()):
-                wrong.append(f"{key} {b.dtype} instead of {a.dtype}")
-    if wrong:
-        return f"it has the wrong type of {few(wrong)}"
+                return f"it has the wrong type of {key} {b.dtype} instead of {a.dtype}"
     first: dict[int, str] = {}
     named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     for key, value in chain(*named):
@@ -74,26 +71,22 @@ def refuse_without_values(model: nn.Module, error: type[Exception] = ValueError)
             where = f"{name} of the model is on the meta device"
             raise error(f"can't be loaded: {where}; call model.to_empty(device='cpu') first")
         if hasattr(value, "full_tensor"):
-            kind = f"a {type(value).__name__}, of which each process has a part"
-            raise TypeError(f"{name} of the model is {kind}; load into the model first, then shard it")
+            kind = f"a sharded {type(value).__name__}"
+            raise TypeError(f"{name} of the model is {kind}; load into it first, then shard it")
 
 
 def whole_tensor(key: str, value: Any) -> Tensor:
     """Returns ``value`` of a state dict; TypeError where it is no tensor, or one without all of its values."""
-    kind = type(value).__name__
     if not isinstance(value, Tensor):
-        raise TypeError(f"{key!r} is a {kind}; it must be a tensor")
-    if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+        raise TypeError(f"{key!r} is a {type(value).__name__}; it must be a tensor")
+    if is_lazy(value):
         raise TypeError(f"{key!r} has no shape yet; run one batch through the model first")
     if hasattr(value, "full_tensor"):
         remedy = "gather the weights on all processes (.full_tensor()); save takes them as state="
-        raise TypeError(f"{key!r} is a {kind}, of which each process has a part; {remedy}")
+        raise TypeError(f"{key!r} is a sharded {type(value).__name__}; {remedy}")
     if value.is_meta:
-        raise TypeError(
-            f"{key!r} is on the meta device and has no values; model.to_empty(device='cpu') makes room for them, then "
-            "load or initialise the weights; those that accelerate has offloaded come back by "
-            "accelerate.hooks.remove_hook_from_submodules(model)"
-        )
+        remedy = "load the weights first (model.to_empty(device='cpu') makes room), or bring offloaded ones back"
+        raise TypeError(f"{key!r} is on the meta device and has no values; {remedy}")
     return value
 
 
@@ -105,16 +98,11 @@ def plain_tensor(key: str, value: Any) -> Tensor:
             another form (meta, lazy, sharded, quantised, sparse).
     """
     value = whole_tensor(key, value)
-    kind, form, remedy = type(value), "", "pass plain weights (.dequantize()) as state="
-    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        form, remedy = f"a {kind.__name__}", f"save the network before it is quantised, or {remedy}"
-    elif value.is_quantized:
-        form = "quantised"
-    elif value.layout != torch.strided:
-        form, remedy = f"{value.layout}", "pass plain weights (.to_dense()) as state="
-    elif value.dtype == torch.complex128:
-        form, remedy = f"{value.dtype}", "use complex64, or two real tensors"
-    if form:
+    kind = type(value)
+    foreign = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ or value.is_quantized
+    if foreign or value.layout != torch.strided or value.dtype == torch.complex128:
+        form = f"a {kind.__name__} of {value.dtype}, {value.layout}"
+        remedy = "pass plain weights as state= (.dequantize(), .to_dense(), .to(torch.complex64))"
         raise TypeError(f"{key!r} is {form}, which safetensors can't hold; {remedy}")
     return value.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg().contiguous()
 
@@ -127,8 +115,8 @@ def plain_name(name: str) -> str:
 def without_wrapper(state_dict: Mapping[str, Any], expected: Iterable[str]) -> dict[str, Any]:
     """Returns ``state_dict`` under the names ``expected``, if only a wrapper's prefix (``module.``) differs."""
     state, wanted = {plain_name(key): value for key, value in state_dict.items()}, set(expected)
-    if _COUNT not in wanted:
-        state.pop(_COUNT, None)
+    if "n_averaged" not in wanted:  # AveragedModel's own buffer
+        state.pop("n_averaged", None)
     while state and state.keys() != wanted and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state

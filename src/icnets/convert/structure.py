@@ -9,39 +9,29 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
-from enum import Enum
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from icnets.convert.state_dicts import plain_name
 from icnets.support.hooks import is_own_forward
 from icnets.unit.layers import IC_LAYERS
-from icnets.unit.subclasses import STATE
 
 Structure = dict[str, dict[str, str]]  # of each module, by name: its class under "", and its attributes, all as text
 
 LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch")
 _NOTHING = "torch.Identity"  # also what drops at random, in training only
-
-# Attributes that aren't compared: torch's own, ours, notes, and what acts in training only or not at all.
-_SKIPPED = {*vars(nn.Module()), *STATE, "basic_type", "icnets_architecture", "default_cfg"}
-_SKIPPED |= {"_model_args", "feature_info", "grad_checkpointing", "inplace", "momentum", "num_classes", "process_group"}
-_SKIPPED |= {"fused_attn", "fast_norm"}  # of the machine
+_DROPS = ("Identity", "DropPath", "DropBlock2d", "DropBlock3d", "StochasticDepth")
+_IN_TRAINING_ONLY = {"momentum", "inplace", "dropout"}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
-_DROPS = (nn.modules.dropout._DropoutNd, nn.Identity)
-_DROP_NAMES = {"DropPath", "DropBlock2d", "DropBlock3d", "StochasticDepth"}
 
 # -- wrappers --------------------------------------------------------------------------------------------------------
 
-_WRAPPERS = {
-    **dict.fromkeys(("DistributedDataParallel", "DataParallel", "AveragedModel", "DeepSpeedEngine"), "module"),
-    **dict.fromkeys(("ModelEma", "ModelEmaV2", "ModelEmaV3", "_FabricModule"), "module"),
-    "OptimizedModule": "_orig_mod",
-}
+_EMAS = ("AveragedModel", "ModelEma", "ModelEmaV2", "ModelEmaV3")
+_IN_MODULE = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine", "_FabricModule", *_EMAS)
+_WRAPPERS = {**dict.fromkeys(_IN_MODULE, "module"), "OptimizedModule": "_orig_mod"}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -54,31 +44,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 # -- the structure ---------------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str | None:
-    """A plain value or a function as text, equal for equal ones; None for what isn't compared."""
-    if isinstance(value, Enum):
-        return value.name
-    if value is None or isinstance(value, bool | str | torch.dtype):
-        return repr(value)
-    if isinstance(value, int | float):
-        return repr(int(value)) if value == value // 1 else repr(float(value))  # 1 and 1.0 are the same
-    if isinstance(value, functools.partial):
-        value = [value.func, *value.args, *value.keywords.items()]
-    elif isinstance(value, (type, *_FUNCTIONS)):
-        name = str(getattr(value, "__name__", "<lambda>"))
-        return None if name == "<lambda>" else name
-    elif isinstance(value, Mapping):
-        value = sorted(value.items(), key=repr)
-    if not isinstance(value, list | tuple):
-        return None
-    texts = [_text(part) for part in value]
-    return None if None in texts else f"({', '.join(map(str, texts))})"
-
-
 def _class_of(module: nn.Module) -> str:
     """Library and name of the class, "torch.ReLU"; of a class in none of the libraries ".Net"."""
     cls: Any = module.basic_type if isinstance(module, IC_LAYERS) else type(module)
-    if isinstance(module, _DROPS) or cls.__name__ in _DROP_NAMES:
+    if isinstance(module, nn.modules.dropout._DropoutNd) or cls.__name__ in _DROPS:
         return _NOTHING
     if parametrize.is_parametrized(module) or hasattr(cls, "_get_fsdp_state"):  # torch put a class in front
         cls = cls.__bases__[-1] if cls.__name__.startswith(("Parametrized", "FSDP")) else cls
@@ -88,30 +57,33 @@ def _class_of(module: nn.Module) -> str:
     return f"{library if library in LIBRARIES else ''}.{name}"
 
 
-def _attributes(module: nn.Module, own: bool) -> Iterator[tuple[str, str]]:
-    """What configures ``module``: plain attributes, and methods replaced on the instance.
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_text, value))})"
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)  # 1 and 1.0 are the same
 
-    ``own``: its class is in no library, so only functions count: counters and notes look like configuration.
-    """
-    for name, value in vars(module).items():
-        if name in _SKIPPED or "drop" in name or "pretrained" in name:
-            continue
-        if inspect.isfunction(getattr(type(module), name, None)):  # train() and the like compute nothing
-            computes = not is_own_forward(module) if name == "forward" else not hasattr(nn.Module, name)
-            accelerated = hasattr(module, f"_original_{name}")  # replaced by Accelerate, for another precision
-            if computes and not accelerated and isinstance(value, _FUNCTIONS):
-                yield f"{name}()", _text(value) or "a function"
-        elif name.startswith("_") or (own and not isinstance(value, _FUNCTIONS)):
-            continue
-        elif (text := _text(value)) is not None:
-            yield name, text
+
+def _functions(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of the functions among the attributes of ``module``, and of methods replaced on the instance."""
+    for key, value in [(k, v) for k, v in vars(module).items() if isinstance(v, _FUNCTIONS)]:
+        name = getattr(value, "__name__", "<lambda>")
+        if inspect.isfunction(getattr(type(module), key, None)):  # train() and the like compute nothing
+            computes = not is_own_forward(module) if key == "forward" else not hasattr(nn.Module, key)
+            if computes and not hasattr(module, f"_original_{key}"):  # by Accelerate, for another precision
+                yield f"{key}()", "a function" if name == "<lambda>" else name
+        elif name != "<lambda>" and not key.startswith("_"):
+            yield key, name
 
 
 def _entry(module: nn.Module) -> dict[str, str]:
+    """Describes a module: class, functions, and what torch lists as the constants of its configuration."""
     kind = _class_of(module)
     if kind == _NOTHING:
         return {"": kind}
-    entry = {"": kind, **dict(_attributes(module, kind.startswith(".")))}
+    entry = {"": kind, **dict(_functions(module))}
+    for name in {*getattr(module, "__constants__", ()), "num_heads"} - _IN_TRAINING_ONLY:
+        if isinstance(value := getattr(module, name, ...), bool | int | float | str | tuple | list | None):
+            entry[name] = _text(value)
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         entry["parts"] = repr(list(module._modules))
     return entry
@@ -137,22 +109,17 @@ def difference(wanted: Structure, found: Structure, *, complete: bool = False) -
     """
     differences: dict[str, bool] = {}
     for name in {**wanted, **found}:
-        a, b = wanted.get(name), found.get(name)
-        where = name or "the network"
+        a, b, where = wanted.get(name), found.get(name), name or "the network"
         if a is None or b is None:
-            if complete:
-                differences[f"{where} is {'missing' if b is None else 'new'}"] = False
+            differences |= {f"{where} is {'missing' if b is None else 'new'}": False} if complete else {}
             continue
         certain = a[""].startswith("torch.") and b[""].startswith("torch.")
         if a[""] != b[""] and not (a[""].startswith(".") and b[""].startswith(".")):
-            kinds = f"{b[''].rpartition('.')[2]} instead of {a[''].rpartition('.')[2]}"
-            differences[f"{where} is {kinds}"] = certain
+            differences[f"{where} is {b[''].rpartition('.')[2]} instead of {a[''].rpartition('.')[2]}"] = certain
             continue
         methods = {key for key in a.keys() ^ b.keys() if key.endswith("()")}
         for key in sorted(methods | {key for key in a.keys() & b.keys() if key and a[key] != b[key]}):
-            old, new = a.get(key, "its own"), b.get(key, "its own")
-            if certain or "None" not in (old, new):  # None: usually a cache
-                differences[f"{where} has {key} {new} instead of {old}"] = certain
+            differences[f"{where} has {key} {b.get(key, 'its own')} instead of {a.get(key, 'its own')}"] = certain
     return differences
 
 

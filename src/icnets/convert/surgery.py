@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from icnets.convert.optimizers import checked, extend_
 from icnets.convert.state_dicts import mismatch, refuse_without_values, shapes, unloadable, whole_tensor
 from icnets.convert.structure import vector_keys
-from icnets.convert.warm_start import Calibration, calibrated
+from icnets.convert.warm_start import calibrated
 from icnets.convert.wrapped import refuse_wrapped
 from icnets.support.hooks import is_own_forward
 from icnets.support.text import few
@@ -36,6 +36,10 @@ _CHOICES = {
 }
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class ICConfig:
     """How a network is converted. Plain values only, so that it can be saved with a checkpoint.
@@ -48,13 +52,12 @@ class ICConfig:
         collision_weight: initial w' in the paper's units.
         scale: units in which w' is learned; see :class:`icnets.ICConv2d`.
         warm_start: how a trained network keeps its function. "none" starts at ``collision_weight``. "gain" puts a
-            learned gain, from 0, on the branch: the function is exactly the same. "calibrate" sets w' (b1 where inputs
-            can be negative) on a few batches so that the branch fires in ``calibration_rate`` of all places, and
-            starts the gain as large as ``max_change`` allows: w' and b1 learn from the first step on.
+            learned gain, from 0, on the branch: the function is exactly the same. "calibrate", for networks that are
+            trained on, sets w' (b1 where inputs can be negative) on a few batches so that the branch fires in
+            ``calibration_rate`` of all places, without a gain; the function changes.
         calibration_rate: fraction of places, between 0 and 1, in which the branch fires after "calibrate".
-        max_change: how much "calibrate" may change the network's output: relative L2, with a margin for other data,
-            on batches held back from it. None bounds nothing and adds no gain, as in the paper's form: the rate alone
-            decides, and a trained network may lose its function.
+        max_change: None with "calibrate". A bound on the change of the output, by a gain, is only read: networks that
+            earlier versions started so have that gain.
         version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
 
     Raises:
@@ -76,22 +79,20 @@ class ICConfig:
     version: int = 2
 
     def __post_init__(self) -> None:
+        def require(name: str, fits: bool, what: str) -> None:
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {what}")
+
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
-        for name in ("collision_weight", "calibration_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name} is {value!r}; it must be a finite number")
-            object.__setattr__(self, name, float(value))
-        if not 0 < self.calibration_rate < 1:
-            raise ValueError(f"calibration_rate is {self.calibration_rate}; it must lie between 0 and 1")
-        bound = self.max_change
-        if bound is not None and (not isinstance(bound, Real) or isinstance(bound, bool) or not 0 < bound < math.inf):
-            raise ValueError(f"max_change is {bound!r}; it must be a number above 0, or None for no bound")
+            require(name, getattr(self, name) in choices, f"be one of {', '.join(choices)}")
         for name in ("linear", "inner_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+            require(name, isinstance(getattr(self, name), bool), "be True or False")
+        for name in ("collision_weight", "calibration_rate"):
+            require(name, _is_number(getattr(self, name)), "be a finite number")
+            object.__setattr__(self, name, float(getattr(self, name)))
+        require("calibration_rate", 0 < self.calibration_rate < 1, "lie between 0 and 1")
+        bound = self.max_change
+        require("max_change", bound is None or (_is_number(bound) and bound > 0), "be a number above 0, or None")
         if self.version not in (1, 2):
             raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
         if self.version == 1:
@@ -125,7 +126,6 @@ class ConversionReport:
     """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config.
 
     ``untrained`` has those among the converted whose w', b1 and gain nothing will train as it is, with the reason.
-    ``calibration`` says what "calibrate" chose and how much the network's output changed; else it is None.
     """
 
     converted: list[str]
@@ -134,18 +134,13 @@ class ConversionReport:
     parameters_after: int
     config: ICConfig
     untrained: dict[str, str] = field(default_factory=dict)
-    calibration: Calibration | None = None
 
     def __str__(self) -> str:
-        added = self.parameters_after - self.parameters_before
-        share = added / max(self.parameters_before, 1)
-        lines = [
-            f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}",
-            f"parameters {self.parameters_before:,} -> {self.parameters_after:,} (+{added:,}, +{share:.2%})",
-        ]
-        lines += [] if self.calibration is None else [str(self.calibration)]
-        lines += by_reason("skipped", self.skipped)
-        lines += by_reason("new parameters not trained", self.untrained)
+        before, after = self.parameters_before, self.parameters_after
+        share = f"(+{after - before:,}, +{(after - before) / max(before, 1):.2%})"
+        lines = [f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}"]
+        lines += [f"parameters {before:,} -> {after:,} {share}"]
+        lines += by_reason("skipped", self.skipped) + by_reason("new parameters not trained", self.untrained)
         return "\n".join(lines)
 
 
@@ -205,9 +200,8 @@ def _choose(
             chosen[name] = module
         else:
             skipped[name] = reason
-    readers = declared(model)
-    if example_input is not None and chosen:
-        readers = observed(model, chosen, example_input)
+    by_example = example_input is not None and chosen
+    readers = observed(model, chosen, example_input) if by_example else declared(model)
     for name in [n for n, m in chosen.items() if m in readers]:
         skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
     return chosen, skipped
@@ -215,24 +209,23 @@ def _choose(
 
 def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:
     if not isinstance(model, nn.Module):
-        remedy = ": call it first, and convert what it returns" if callable(model) else ""
-        remedy = ": build the network, load the state dict and convert that" if isinstance(model, Mapping) else remedy
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"model is {kind}; convert_ takes an nn.Module{remedy}")
+        raise TypeError(f"model is {kind}; convert_ takes an nn.Module: build the network first")
     if not isinstance(config, ICConfig):
-        remedy = "ICConfig(**config)" if isinstance(config, Mapping) else "an ICConfig"
-        raise TypeError(f"config is a {type(config).__name__}; pass {remedy}")
+        raise TypeError(f"config is a {type(config).__name__}; pass an ICConfig, of a dict ICConfig(**config)")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
+    if config.warm_start == "calibrate" and config.max_change is not None:
+        what = f'max_change is {config.max_change}, but "calibrate" bounds the change of the output no more'
+        raise ValueError(f'{what}; use warm_start="gain", which changes nothing, or pass max_change=None')
     if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
         raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
-    if isinstance(calibration_data, Tensor):
-        found = f"calibration_data is a tensor of shape {tuple(calibration_data.shape)}"
-        raise TypeError(f"{found}; pass a list of batches: calibration_data=[batch]")
-    if calibration_data is not None and not {"__iter__", "__getitem__"} & set(dir(calibration_data)):
-        raise TypeError(f"calibration_data is a {type(calibration_data).__name__}; it must be a list of batches")
+    iterable = {"__iter__", "__getitem__"} & set(dir(calibration_data)) and not isinstance(calibration_data, Tensor)
+    if calibration_data is not None and not iterable:
+        kind = type(calibration_data).__name__
+        raise TypeError(f"calibration_data is a {kind}; it must be a list of batches: calibration_data=[batch]")
 
 
 def convert_(
@@ -252,9 +245,9 @@ def convert_(
         filter_fn: ``filter_fn(module, name) -> bool`` chooses among what the config would convert.
         optimizers: optimizers built earlier over this model: each that trains a layer's weight gets the layer's new
             parameters, with the options of the weight's group but without weight decay, and so do the schedules of
-            torch and timm that run on it. By default none may exist; pass ``()`` if those that do are not used.
+            torch.optim that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
-            or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
+            or list that begins with one.
         example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword. A layer whose weight
             something reads without calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of
             the forward passes shows most such places; with an example the model is run once, which shows them all.
@@ -266,7 +259,7 @@ def convert_(
         TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, or an argument is of another type.
         RuntimeError: an optimizer that trains this model exists and wasn't passed; or it, or a schedule that runs on
             it, can't take the new parameters.
-        ValueError: "calibrate" without data, with data that it can't use, or where it can't keep ``max_change``.
+        ValueError: "calibrate" without data, with data that it can't use, or with ``max_change``.
 
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
 
@@ -283,33 +276,27 @@ def convert_(
     chosen, skipped = _choose(model, config, filter_fn, example_input)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
-    calibration = None
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
-        limits = (config.calibration_rate, config.inner_bias, config.max_change)
-        starts, calibration = calibrated(model, chosen, calibration_data, *limits)
+        starts = calibrated(model, chosen, calibration_data, config.calibration_rate, config.inner_bias)
     with ExitStack() as undo:
         remember_all(undo, model)
         for name, module in chosen.items():
-            _install(module, config, starts.get(name, {}), calibration)
+            _install(module, config, starts.get(name, {}))
         guard_(model)
         untrained = extend_(model, chosen, given, undo)
         undo.pop_all()
-    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration)
+    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained)
 
 
-def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor], calibration: Calibration | None) -> None:
-    target = unit_of(module)
-    assert target is not None
+def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor]) -> None:
+    target: Any = unit_of(module)
     options = {name: getattr(config, name) for name in ("inner_bias", "gain", "collision_weight", "scale")}
     layer = target.take_over_(module, **options)
     if "collision_weight" in start:
         layer.collision_weight = start["collision_weight"]
-    _, inner_bias, gain = layer.vectors()
-    with torch.no_grad():
-        if "inner_bias" in start and inner_bias is not None:
-            inner_bias.copy_(start["inner_bias"])
-        if calibration is not None and gain is not None:
-            gain.fill_(calibration.gain)
+    if "inner_bias" in start:
+        with torch.no_grad():
+            layer.vectors()[1].copy_(start["inner_bias"])
 
 
 def revert_(model: nn.Module) -> list[str]:
@@ -362,8 +349,7 @@ def load_basic_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         raise TypeError(f"state_dict is a {type(state_dict).__name__}; pass what torch.load or state_dict() returns")
     own, new = model.state_dict(), vector_keys(model)
     expected = {k: shape for k, shape in shapes(own).items() if k not in new or k in state_dict}
-    problem = mismatch(expected, shapes(state_dict))
-    if problem is not None:
+    if (problem := mismatch(expected, shapes(state_dict))) is not None:
         refuse_wrapped(model, "load into")  # a wrapper would explain it
         raise ValueError(f"the state dict is not the basic network's: {problem}")
     refuse_without_values(model)

@@ -18,7 +18,9 @@ from icnets.support.hooks import removed_after
 from icnets.unit.deployed_form import Affine
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")  # torchvision's and timm's: known by name, not imported
+# torchvision's and timm's: known by name, not imported; what stays of the latter is drop and act.
+_FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+_NAMED = (*_FROZEN_NORMS, "BatchNormAct2d", "SyncBatchNormAct")
 
 
 # -- who reads whose output ------------------------------------------------------------------------------------------
@@ -129,26 +131,6 @@ def affine_of(norm: nn.Module) -> Affine | str:
     return Affine(scale, shift)
 
 
-def _keeps_activation(norm: nn.Module) -> bool:
-    return type(norm) not in _NORMS
-
-
-def _is_affine_and_act(norm: nn.Module, affine: Affine) -> bool:
-    """Whether a norm of a class we don't know is act(drop(scale * z + shift)), tried on random numbers."""
-    vector = cast(Tensor, norm.running_mean)
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2, len(affine.scale), 5, 5, generator=generator, device="cpu").to(vector) * 3
-    scale, shift = (v.to(vector).view(-1, 1, 1) for v in (affine.scale, affine.shift))
-    twin = FoldedNormAct()
-    twin._modules.update({n: norm._modules.get(n) for n in ("drop", "act")})
-    twin.training = False
-    try:
-        expected, found = norm(z.clone()), twin(z * scale + shift)
-    except (RuntimeError, TypeError, ValueError):  # it takes something else than one batch of maps
-        return False
-    return bool(torch.allclose(expected, found, rtol=1e-2, atol=1e-3 * float(expected.abs().max())))
-
-
 def obstacle_to_folding(norm: nn.Module) -> str | None:
     if norm._forward_hooks or norm._forward_pre_hooks:
         return "it has forward hooks"
@@ -157,14 +139,13 @@ def obstacle_to_folding(norm: nn.Module) -> str | None:
     affine = affine_of(norm)
     if isinstance(affine, str):
         return affine
-    if _keeps_activation(norm) and not _is_affine_and_act(norm, affine):
-        return f"{type(norm).__name__} has behaviour of its own"
-    return None
+    known = type(norm) in _NORMS or type(norm).__name__ in _NAMED
+    return None if known else f"{type(norm).__name__} has behaviour of its own"
 
 
 def remove_norm_(norm: nn.Module) -> None:
     """Makes the norm object an identity, or its activation: every reference to it stays valid."""
-    kept = {n: m for n, m in norm._modules.items() if _keeps_activation(norm) and n in ("drop", "act")}
+    kept = {n: m for n, m in norm._modules.items() if n in ("drop", "act")}
     base = nn.Module()
     for name in [n for n in norm.__dict__ if n not in base.__dict__]:
         del norm.__dict__[name]

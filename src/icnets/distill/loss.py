@@ -30,6 +30,8 @@ ScheduleKind = Literal["hold-cosine", "constant", "linear", "cosine", "early-off
 
 # Asked once, since older compilers can't trace the question.
 _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d))
+# Logits flatter than this count as this wide: a zero-initialised head has std 0, and 1 / std would be its gradient.
+_MIN_LOGIT_STD = 1e-2
 _ROUNDING = 1e-6  # how far the progress may lie outside [0, 1], as step / total computed in float32 does
 
 
@@ -106,9 +108,7 @@ class DistillationSchedule:
         if not -_ROUNDING <= t <= 1.0 + _ROUNDING:
             raise ValueError(f"progress must be in [0, 1] (steps done / steps in total), got {t}")
         t = min(max(t, 0.0), 1.0)
-        if t < self.warmup:
-            return self.weight * t / self.warmup
-        return self.weight * self._plateau_and_decay(t)
+        return self.weight * t / self.warmup if t < self.warmup else self.weight * self._plateau_and_decay(t)
 
     def _plateau_and_decay(self, t: float) -> float:
         if self.kind == "early-off":
@@ -124,6 +124,12 @@ class DistillationSchedule:
 
 
 _DEFAULT_SCHEDULE = DistillationSchedule()
+
+
+def _z_score(logits: Tensor) -> Tensor:
+    """Standardises over the classes."""
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / centred.square().mean(1, keepdim=True).clamp_min(_MIN_LOGIT_STD**2).sqrt()
 
 
 class DistillationTerms(NamedTuple):
@@ -142,8 +148,7 @@ class WeakLogitDistillation(nn.Module):
     """The loss ``CE + lambda(t) * T^2 * KL(teacher / T || student / T)``, averaged over the batch.
 
     Everything is computed in float32 (float64 for float64 logits), under autocast as well. The gradient flows to the
-    student's logits only. Classes that both networks mask by -inf have no part: the value is that without them. Where
-    the teacher alone masks one, its probability is 0 and so is its term.
+    student's logits only.
 
     Args:
         temperature: T > 0.
@@ -215,7 +220,7 @@ class WeakLogitDistillation(nn.Module):
 
     def weight_at(self, progress: float) -> float:
         """Returns the weight in force at ``progress`` in [0, 1]: lambda(t), or 0 after the surpass-stop."""
-        weight = self.schedule(progress)
+        weight = self.schedule(progress)  # which checks the progress
         return 0.0 if self.stopped else weight
 
     def needs_teacher(self, progress: float) -> bool:
@@ -271,8 +276,8 @@ class WeakLogitDistillation(nn.Module):
 
         Raises:
             ValueError, TypeError: shapes, dtypes, devices or labels that don't fit together, both named; an empty
-                batch; and, on the CPU, where looking costs nothing: labels out of range, a class that the student masks
-                by -inf though the target or the teacher wants it, NaN from the teacher. On a GPU the value tells.
+                batch; and, on the CPU, where looking costs nothing: labels out of range, and logits of the teacher
+                that aren't finite. On a GPU the value tells.
 
         Example:
             >>> student, teacher = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10)
@@ -291,9 +296,9 @@ class WeakLogitDistillation(nn.Module):
             if soft:
                 target = target.to(dtype)
             if logits.readable(student):
-                logits.check_values(student, target, soft=soft, masks=self.task_loss is None)
+                logits.check_values(student, target, soft=soft)
             if self.task_loss is None:
-                task = logits.cross_entropy(student, target, 0.0 if soft else self.label_smoothing)
+                task = F.cross_entropy(student, target, label_smoothing=0.0 if soft else self.label_smoothing)
             else:
                 task = self.task_loss(student, target)
             if teacher_logits is None or weight == 0.0:
@@ -303,22 +308,15 @@ class WeakLogitDistillation(nn.Module):
             return DistillationTerms(task + weight * distillation, task, distillation, weight)
 
     def _distillation(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        if logits.readable(teacher):
-            logits.check_values_of_teacher(teacher, student)
+        # Where the student's aren't finite either, the inputs may be the cause, and the loss shows it.
+        if logits.readable(teacher) and not teacher.isfinite().all() and student.isfinite().all():
+            raise ValueError("the teacher's logits are not finite: check its weights and what normalisation it expects")
         correct = teacher.argmax(1) == labels if self.correct_only else None
         if self.standardize:
-            student, teacher = logits.z_score(student), logits.z_score(teacher)
+            student, teacher = _z_score(student), _z_score(teacher)
         log_s = F.log_softmax(student / self.temperature, dim=1)
         log_t = F.log_softmax(teacher / self.temperature, dim=1)
-        p = log_t.exp()
-        # A class that the teacher leaves out adds nothing, whatever the student says: 0 * inf would be NaN.
-        difference = torch.where(p > 0, log_t - log_s, torch.zeros_like(p))
-        if logits.readable(teacher) and (lost := (difference == math.inf).nonzero()).numel():
-            what = (
-                f"the student's logits are -inf for class {int(lost[0, 1])}, to which the teacher gives a probability"
-            )
-            raise ValueError(f"{what}: mask it in both, or in the teacher alone")
-        divergence = (p * difference).sum(1)
+        divergence = (log_t.exp() * (log_t - log_s)).sum(1)
         if correct is not None:
             divergence = torch.where(correct, divergence, torch.zeros_like(divergence))
         return self.temperature**2 * divergence.mean()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icnets.distill.logits import check_logits
 from icnets.support.hooks import modes_kept
 from icnets.support.text import described, first_line
 
@@ -99,8 +100,7 @@ class Teacher(nn.Module):
             return x
         channels = len(self._affine[0])
         if x.ndim < 2 or x.shape[1] != channels:
-            what = f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}"
-            raise ValueError(f"{what}: give mean and std one value per input channel")
+            raise ValueError(f"the normalisation has {channels} channels, but the input is {tuple(x.shape)}")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         scale, shift = (v.to(x.device, dtype).view(-1, *[1] * (x.ndim - 2)) for v in (self._scale, self._shift))
         return (x.to(dtype) * scale + shift).to(x.dtype)
@@ -119,18 +119,17 @@ class Teacher(nn.Module):
         """
         require_independent(self.model, student)
         if (own := list(student.parameters())) and not any(p.requires_grad for p in own):
-            what = f"none of the student's {len(own)} parameters requires a gradient, as in a copy of a frozen teacher"
-            raise ValueError(f"{what}: student.requires_grad_(True) first, or copy before it teaches")
+            what = f"none of the student's {len(own)} parameters requires a gradient"
+            raise ValueError(f"{what}: call student.requires_grad_(True) first, or copy before it teaches")
         with modes_kept(student), torch.no_grad():
-            ours = _require_logits("student", student.eval()(sample), sample)
+            ours = student.eval()(sample)
         try:
-            output = self(sample)
+            theirs = self(sample)
         except RuntimeError as error:
             given = f"{sample.dtype} {tuple(sample.shape)}"
             raise ValueError(f"the teacher cannot process the student's input {given}: {first_line(error)}") from error
-        theirs = _require_logits("teacher", output, sample)
-        require_same_shape(ours, theirs)
-        if theirs.isnan().any() or theirs.amax(1).isinf().any():  # -inf may mask a class, not all of them
+        check_logits(ours, theirs)
+        if not theirs.isfinite().all():
             raise ValueError("the teacher's logits are not finite on the sample: check its weights and normalisation")
 
     def train(self, mode: bool = True) -> Teacher:
@@ -161,12 +160,11 @@ class Teacher(nn.Module):
 def require_independent(network: nn.Module, student: nn.Module) -> None:
     """Raises ValueError if the teaching ``network`` is the student or shares a parameter's memory with it."""
     if student is network:
-        raise ValueError("the teacher is the student itself: make the teacher from copy.deepcopy(model)")
+        raise ValueError("the teacher is the student itself: teach by copy.deepcopy(model)")
     storages = {_storage(p) for p in network.parameters()} - {None}
     for name, parameter in student.named_parameters():
         if _storage(parameter) in storages:
-            remedy = "make the teacher from copy.deepcopy(model), before the model is converted or trained"
-            raise ValueError(f"teacher and student share the parameter {name!r}: {remedy}")
+            raise ValueError(f"teacher and student share the parameter {name!r}: teach by copy.deepcopy(model)")
 
 
 def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
@@ -179,30 +177,9 @@ def _storage(parameter: Tensor) -> tuple[torch.device, int] | None:
     return (parameter.device, pointer) if pointer else None
 
 
-def require_same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Raises ValueError for logits that differ in their number of classes, or else in their shape ``(N, C, ...)``."""
-    if teacher.ndim >= 2 and teacher.shape[1] != student.shape[1]:
-        what = f"the student has {student.shape[1]} classes and the teacher {teacher.shape[1]}"
-        raise ValueError(f"{what}: distillation needs the same classes in the same order")
-    if teacher.shape != student.shape:
-        found = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"student and teacher logits must have one shape, got {found}")
-
-
-def _require_logits(who: str, output: object, sample: Tensor) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(f"the {who} must return a tensor of logits (N, C), got {type(output).__name__}")
-    if output.ndim < 2 or output.shape[0] != sample.shape[0]:
-        wanted = f"(N, C) with N = {sample.shape[0]} as in the sample"
-        raise ValueError(f"the {who} must return logits {wanted}, got {tuple(output.shape)}")
-    return output
-
-
 def _class_positions(classes: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(classes, str) or not all(isinstance(c, int) and not isinstance(c, bool) for c in classes):
-        raise TypeError(f"classes must be positions among the teacher's classes, whole numbers, got {classes!r}")
-    if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be different positions from 0, at least one, got {list(classes)[:8]}")
+    if not classes or not all(type(c) is int and c >= 0 for c in classes) or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be different positions from 0, at least one, got {classes[:8]}")
     return tuple(classes)
 
 
@@ -223,8 +200,7 @@ def _renormalization(**given: Normalization | None) -> tuple[list[float], list[f
     if values and (missing := [name for name in given if name not in values]):
         raise ValueError(f"give all of {', '.join(given)} or none: {', '.join(missing)} missing")
     if len({len(v) for v in values.values()}) > 1:
-        listed = ", ".join(f"{name} {len(v)}" for name, v in values.items())
-        raise ValueError(f"the normalisations must have one number of channels, got {listed}")
+        raise ValueError(f"the normalisations must have one number of channels, got {values}")
     channels = list(zip(*values.values(), strict=True))  # mean, std, student_mean, student_std
     if all(own[:2] == own[2:] for own in channels):
         return None

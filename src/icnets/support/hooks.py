@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model, and those by keyword
@@ -22,12 +23,15 @@ def as_call(model: nn.Module, example: Any) -> Call:
     if isinstance(example, tuple | list):
         return tuple(example), {}
     if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        try:
+        with suppress(TypeError, ValueError):
             inspect.signature(model.forward).bind(**example)
-        except (TypeError, ValueError):
-            return (example,), {}
-        return (), example
+            return (), example
     return (example,), {}
+
+
+def floating_tensors(output: Any) -> list[Tensor]:
+    """Returns the floating-point tensors in what a network returns: nested tuples, lists and dictionaries."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def is_own_forward(module: nn.Module) -> bool:
@@ -67,15 +71,17 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
 def _forward_as(module: nn.Module, forward: Any) -> Iterator[None]:
     """Gives the instance ``module`` another forward pass for a while; None: that of its class."""
     own = module.__dict__.get("forward")
-    try:
-        module.__dict__["forward"] = forward
-        if forward is None:
+
+    def put(value: Any) -> None:
+        module.__dict__["forward"] = value
+        if value is None:
             del module.__dict__["forward"]
+
+    try:
+        put(forward)
         yield
     finally:
-        module.__dict__["forward"] = own
-        if own is None:
-            del module.__dict__["forward"]
+        put(own)
 
 
 @contextmanager

@@ -10,11 +10,10 @@ def end_with_parent() -> None:
 
     A parent that was killed can't end its workers, and they would wait for its orders forever.
     """
-    threading.Thread(target=_wait, daemon=True).start()
 
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
 
-def _wait() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from icnets.unit import functional, receptive_field
-from icnets.unit.deployed_form import Affine, solve, weight_growth
+from icnets.unit.deployed_form import Affine, solve
 from icnets.unit.guards import Colliding
 from icnets.unit.layers import IC_LAYERS, ICLayer
 from icnets.unit.receptive_field import padded, write_out_
@@ -159,14 +159,6 @@ def _convolution(layer: Any) -> Convolution | str:
     if not issubclass(basic, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return f"{kind.__name__} has behaviour of its own"
     return convolution_of(layer, former.forward)
-
-
-def growth_of(unit: ICLayer) -> float:
-    """:func:`icnets.unit.deployed_form.weight_growth` of a unit that can be deployed."""
-    conv = _convolution(unit)
-    assert isinstance(conv, Convolution)
-    with torch.device("cpu"):
-        return weight_growth(unit, conv)
 
 
 def obstacle_to_deploying(layer: nn.Module) -> str | None:

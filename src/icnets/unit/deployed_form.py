@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from icnets.unit.collision import output_channels
-from icnets.unit.layers import IC_LAYERS, ICLayer
+from icnets.unit.layers import IC_LAYERS
 from icnets.unit.recording import Convolution
-
-_DEAD = 1e-2  # part of a layer's range of weights below which a filter is dead
 
 
 @dataclass(frozen=True)
@@ -105,26 +103,3 @@ def _sides(a: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     slope = torch.where(b > 0, 1 / (1 + gain), 1 + gain)
     # A channel that is constant may have any slope and sign: such as others have.
     return torch.where(a == 0, 1.0, sign), factor, torch.where(a == 0, slope[a != 0][0], slope)
-
-
-def weight_growth(layer: ICLayer, conv: Convolution) -> float:
-    """How much wider the deployed weights' range is than the learned ones', at worst over the output channels.
-
-    max|W - w'| / max|W| per channel; factors per channel don't count, as quantisers scale each channel. Of a dead
-    filter, a hundredth of the layer's range, no precision can be lost: the layer's range counts instead. A large value
-    (more than 4: two bits) means that int8 weights lose precision to the collision.
-    """
-    weight = _exact(conv.weight, conv.weight)
-    if _transposed(layer):
-        weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
-    weight = weight.flatten(1)
-    collision, _, gain = layer.vectors()
-    w_prime = (_exact(collision, weight) * layer.sum_scale)[:, None]
-    if gain is not None:
-        w_prime = torch.where(_exact(gain, weight)[:, None] == 0, 0.0, w_prime)
-    if weight.numel() == 0:
-        return 1.0
-    before = weight.abs().amax(1)
-    before = torch.where(before > _DEAD * before.max(), before, before.max())
-    growth = ((weight - w_prime).abs().amax(1) / before).max().item()
-    return growth if before.max() > 0 else 1.0

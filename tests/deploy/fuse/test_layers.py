@@ -12,7 +12,7 @@ import strategies
 from deploy.fuse.networks import random_norm, relative_error
 from icnets import ICConv2d
 from icnets.deploy.fuse import fuse_
-from icnets.unit.deployed import FusedICConv2d, growth_of
+from icnets.unit.deployed import FusedICConv2d
 from icnets.unit.layers import IC_LAYERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -147,14 +147,3 @@ def test_the_input_still_gets_its_gradient():
         found, expected = (torch.autograd.grad(m(x).sin().sum(), x)[0] for m in (layer, twin))
         torch.testing.assert_close(found, expected)
         assert not any(p.requires_grad for p in layer.parameters())
-
-
-def test_weight_growth_counts_channels_and_no_scales():
-    layer = ICConv2d(1, 2, 1)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([1.0, 0.1]).view(2, 1, 1, 1))
-    layer.collision_weight = torch.tensor([-1.0, -0.3])
-    assert growth_of(layer) == pytest.approx(4.0)  # 0.1 + 0.3 against 0.1
-    report = fuse_(layer.eval(), torch.randn(1, 1, 3, 3))
-    assert report.weight_growth == {"": pytest.approx(4.0)}
-    assert "4-fold" in str(report)

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import strategies
-from deploy.fuse.networks import random_norm, relative_error, small
+from deploy.fuse.networks import random_norm
 from icnets import ICConfig, ICConv2d, convert_
 from icnets.deploy.fuse import fuse_
-from icnets.unit.deployed import FUSED_LAYERS, _FusedConv, growth_of
+from icnets.unit.deployed import FUSED_LAYERS, _FusedConv
 
 
 class Amplifies(nn.Module):
@@ -52,61 +52,48 @@ def assert_untouched(model, before):
     assert all(torch.equal(v, now[k]) and v.dtype == now[k].dtype for k, v in values.items())
 
 
-def test_a_network_that_amplifies_rounding_is_fused_and_says_so():
+def test_a_network_that_amplifies_rounding_is_fused_in_double_precision():
     model, x = Amplifies().eval(), torch.randn(2, 3, 8, 8)
-    exact = copy.deepcopy(model).double()
-    exact.plain = exact.plain.double()
-    report = fuse_(model, x)
+    before = state(model)
+    with pytest.raises(RuntimeError, match=r"amplify rounding or overflow\? For the latter fuse it in a wider dtype"):
+        fuse_(model, x)
+    assert_untouched(model, before)
+    report = fuse_(model.double(), x.double())
     assert report.fused == ["conv"]
     assert report.folded == {"norm": "conv"}
-    assert report.max_relative_error > 1e-3
-    assert 0 < report.double_error < 1e-9
-    assert "the network amplifies rounding: in double precision the error is " in str(report)
-    assert all(t.dtype == torch.float32 for t in [*model.parameters(), *model.buffers(), model.plain])
-    assert relative_error(model.double().conv(x.double()), exact.norm(exact.conv(x.double()))) < 1e-6
-    settled, x = small()
-    report = fuse_(settled, x)
-    assert report.double_error is None
-    assert "double" not in str(report)
-
-
-def wants_single(net, x):
-    if x.dtype == torch.float64:
-        raise TypeError("single precision only")
-    return x
+    assert report.max_relative_error < 1e-9
 
 
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        (lambda net, x: x if isinstance(net.norm, nn.BatchNorm2d) else x + 0.01, "in double precision by 0.0"),
+        (lambda net, x: x if isinstance(net.norm, nn.BatchNorm2d) else x + 0.01, "differ by 0.0"),
         (lambda net, x: x + torch.rand_like(x), "is its output random"),
-        (wants_single, r"can't be told, as it fails in double precision \(single precision only\)"),
-        (lambda net, x: x if isinstance(net.norm, nn.BatchNorm2d) else x / 0, "are not finite, or of another shape"),
-        (lambda net, x: x if isinstance(net.norm, nn.BatchNorm2d) else x[1:], "are not finite, or of another shape"),
+        (lambda net, x: x if isinstance(net.norm, nn.BatchNorm2d) else x / 0, "differ by inf"),
+        (lambda net, x: x if isinstance(net.norm, nn.BatchNorm2d) else x[1:], "differ by inf"),
     ],
 )
 def test_a_network_that_is_wrong_is_refused_and_untouched(after, message):
-    model = Amplifies(after=after).eval()
+    model = Amplifies(by=1, after=after).eval()
     before = state(model)
     with pytest.raises(RuntimeError, match=message):
         fuse_(model, torch.randn(2, 3, 8, 8))
     assert_untouched(model, before)
 
 
-def test_a_wrong_kernel_is_not_taken_for_rounding(monkeypatch):
+def test_a_wrong_kernel_is_refused(monkeypatch):
     model = Amplifies(by=1).eval()
     before, forward = state(model), _FusedConv.forward
     monkeypatch.setattr(
         _FusedConv, "forward", lambda self, x: forward(self, x) * (1.01 if x.dtype == torch.float32 else 1)
     )
-    with pytest.raises(RuntimeError, match=r"in double precision it is right, but .* a compiled kernel may be wrong"):
+    with pytest.raises(RuntimeError, match=r"outputs differ by 0.0.*left as it was"):
         fuse_(model, torch.randn(2, 3, 8, 8))
     assert_untouched(model, before)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("call", [1, *range(3, 12)])
+@pytest.mark.parametrize("call", [1, *range(3, 8)])
 def test_whatever_is_raised_whenever_the_model_is_as_it_was(error, call):
     calls = []
 
@@ -267,15 +254,3 @@ def test_computed_tensors_are_right_or_left_with_the_reason(kind, ic):
     assert isinstance(model[0], FUSED_LAYERS) == (can and ic)
     if not can:
         assert "is computed before each call, as by pruning: make it permanent first" in report.skipped["1"]
-
-
-def test_a_dead_filter_raises_no_alarm():
-    layer = strategies.randomise(ICConv2d(8, 8, 3), 0)
-    usual = growth_of(layer)
-    for size in (0, 1e-20, 1e-8, 1e-4):
-        with torch.no_grad():
-            layer.weight[3] = size * torch.randn(8, 3, 3)
-        assert growth_of(layer) < usual + 1
-    with torch.no_grad():  # a small filter is no dead one
-        layer.weight[3] = 0.02 * layer.weight[2]
-    assert growth_of(layer) > usual + 1
