@@ -1,7 +1,6 @@
 """What becomes of trained networks: writes benchmarks/results/trained.jsonl, a line each, which docs/convert.md quotes.
 
 Needs the packages of requirements-trained.txt. Calibrated on every second input; all figures are of the other half.
-Older lines also have "calibrate", with the bound on the change that it had then.
 
 python benchmarks/trained_networks.py                  # every network; about ten minutes on two cores
 python benchmarks/trained_networks.py lite0 crepe      # measure these anew, keep the other lines
@@ -13,6 +12,7 @@ import copy
 import importlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,12 @@ def change(model: nn.Module, basic: nn.Module, x: Tensor) -> tuple[float, float]
 def warm_start(basic: nn.Module, config: ICConfig, x: Tensor) -> dict[str, Any]:
     """What one warm start does to the function."""
     model = copy.deepcopy(basic)
-    convert_(model, config, calibration_data=[x[::2]])
+    found = convert_(model, config, calibration_data=[x[::2]]).calibration
     moved, agreement = change(model, basic, x[1::2])
     networks.values(model(x[::2])).square().sum().backward()
     learn = [any(p.grad is not None and bool(p.grad.any()) for _, p in ic_parameters(u)) for u in units(model)]
-    return {"change": moved, "agreement": agreement, "learn": sum(learn) / len(learn)}
+    row = {"change": moved, "agreement": agreement, "learn": sum(learn) / len(learn)}
+    return row if found is None else row | {"gain": found.gain, "rate": found.rate, "held_back": found.change}
 
 
 def awake(basic: nn.Module) -> nn.Module:
@@ -65,17 +66,36 @@ def awake(basic: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def int8(model: nn.Module, x: Tensor) -> float | str | None:
+    """Share of inputs that ONNX Runtime's int8 gives the same largest output, or why there is none."""
+    from icnets.export import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "net.onnx")
+        data: dict[str, Any] = {"calibration_data": [x[::2]], "evaluation_data": [x], "max_loss": 1.0}
+        try:
+            report = export(model, path, "onnx", x[:1], int8=True, **data)
+        except ValueError as error:
+            return f"refused: {error}"
+    return None if report.agreement is None else report.agreement.same_class
+
+
 def measure(name: str) -> dict[str, Any]:
     """The line of one network."""
     torch.manual_seed(0)
     basic, x = networks.ALL[name]()
     row: dict[str, Any] = {"network": name, "units": len(units(awake(basic))), "inputs": list(x.shape)}
     row["gain"] = warm_start(basic, ICConfig(warm_start="gain"), x)
+    row["calibrate"] = warm_start(basic, ICConfig(warm_start="calibrate"), x)
     row["rate_alone"] = warm_start(basic, ICConfig(warm_start="calibrate", max_change=None), x)
     model = awake(basic)
     fused = copy.deepcopy(model)
     fuse_(fused, example_input=x[:2])
     row["fuse"] = {"error": change(fused, model, x[1::2])[0], "left": len(units(fused))}
+    if name in ("lite0", "foreign", "mobilenet", "crepe"):
+        calibrated = copy.deepcopy(basic)
+        convert_(calibrated, ICConfig(warm_start="calibrate"), calibration_data=[x[::2]])
+        row["int8"] = {"basic": int8(basic, x), "ic": int8(calibrated.eval(), x)}
     return row | {"torch": torch.__version__}
 
 
@@ -87,10 +107,15 @@ def read() -> dict[str, dict[str, Any]]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The lines as a Markdown table."""
-    lines = ["| network | units | gain | calibrate |", "|---|---:|---:|---:|"]
+    lines = [
+        "| network | units | gain | calibrate | by its rate alone | units that learn | int8 agreement, basic → IC |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in rows.values():
-        starts = (row[k] for k in ("gain", "rate_alone"))
+        starts = (row[k] for k in ("gain", "calibrate", "rate_alone"))
         cells = [f"{s['change']:.2g} / {s['agreement']:.0%}" for s in starts]
+        quantised = " → ".join(f"{v:.0%}" if isinstance(v, float) else "refused" for v in row.get("int8", {}).values())
+        cells += [f"{row['calibrate']['learn']:.0%}", quantised]
         lines.append(f"| {row['network']} | {row['units']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -325,9 +325,6 @@ def fails_at(count, error):
     return choose
 
 
-CALIBRATE = ICConfig(warm_start="calibrate", max_change=None)
-
-
 def batches(error):
     yield torch.randn(2, 3, 9, 9)
     raise error
@@ -342,14 +339,11 @@ def batches(error):
         ({"example_input": torch.randn(1, 3, 9, 9)}, ZeroDivisionError),
         ({"example_input": "image"}, Exception),
         (
-            {
-                "config": ICConfig(warm_start="calibrate", max_change=None),
-                "calibration_data": [torch.randn(2, 3, 9, 9)],
-            },
+            {"config": ICConfig(warm_start="calibrate"), "calibration_data": [torch.randn(2, 3, 9, 9)]},
             ZeroDivisionError,
         ),
         (
-            {"config": CALIBRATE, "calibration_data": batches(OSError())},
+            {"config": ICConfig(warm_start="calibrate"), "calibration_data": batches(OSError())},
             (OSError, ZeroDivisionError),
         ),
     ],

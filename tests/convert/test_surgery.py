@@ -186,9 +186,7 @@ def test_a_computed_weight_stays_so(name):
 def test_what_was_converted_in_a_context_without_gradients_trains(context, start):
     model = network()
     with context():
-        convert_(
-            model, ICConfig(warm_start=start, max_change=None), calibration_data=[inputs()], example_input=inputs()
-        )
+        convert_(model, ICConfig(warm_start=start), calibration_data=[inputs()], example_input=inputs())
     assert {n for n, _ in ic_parameters(model)} <= trained_tensors(model.train())
     torch.optim.SGD(model.parameters(), 0.1).step()
 
@@ -211,7 +209,7 @@ def test_a_model_without_values():
     with torch.device("meta"):
         model = network()
     with pytest.raises(ValueError, match="the model is on meta, without values; load its weights first"):
-        convert_(model, ICConfig(warm_start="calibrate", max_change=None), calibration_data=[inputs()])
+        convert_(model, ICConfig(warm_start="calibrate"), calibration_data=[inputs()])
     assert convert_(model).converted == ["0", "3"]
     assert model.to_empty(device="cpu")[0].collision.shape == (4,)
 

@@ -31,7 +31,7 @@ training: {epochs: 2, extra_epochs: 2, extra_lr: 0.3}  # so that some answers di
 methods:
   - {name: basic}
   - {name: "basic, <b>on</b>", start: basic}
-  - {name: IC, start: basic, ic: {warm_start: calibrate, max_change: null}, control: "basic, <b>on</b>"}
+  - {name: IC, start: basic, ic: {warm_start: calibrate}, control: "basic, <b>on</b>"}
 """
 
 

@@ -99,8 +99,7 @@ def test_a_registered_name_warm_starts_by_itself(tmp_path: Path) -> None:
 def test_calibration_happens_when_the_data_is_there(tmp_path: Path) -> None:
     teacher = tiny().eval()
     save(teacher, tmp_path / "basic.safetensors")
-    ic = ICConfig(warm_start="calibrate", max_change=None)
-    module = task(init_from=tmp_path / "basic.safetensors", ic=ic, lr=1e-9)
+    module = task(init_from=tmp_path / "basic.safetensors", ic=ICConfig(warm_start="calibrate"), lr=1e-9)
     assert not list(ic_parameters(module.network))
     fit(module, max_epochs=1)
     assert any((p.abs() > 1e-3).any() for _, p in ic_parameters(module.network))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from icnets.convert.optimizers import checked, extend_
 from icnets.convert.state_dicts import mismatch, refuse_without_values, shapes, unloadable, whole_tensor
 from icnets.convert.structure import vector_keys
-from icnets.convert.warm_start import calibrated
+from icnets.convert.warm_start import Calibration, calibrated
 from icnets.convert.wrapped import refuse_wrapped
 from icnets.support.hooks import is_own_forward
 from icnets.support.text import few
@@ -52,12 +52,13 @@ class ICConfig:
         collision_weight: initial w' in the paper's units.
         scale: units in which w' is learned; see :class:`icnets.ICConv2d`.
         warm_start: how a trained network keeps its function. "none" starts at ``collision_weight``. "gain" puts a
-            learned gain, from 0, on the branch: the function is exactly the same. "calibrate", for networks that are
-            trained on, sets w' (b1 where inputs can be negative) on a few batches so that the branch fires in
-            ``calibration_rate`` of all places, without a gain; the function changes.
+            learned gain, from 0, on the branch: the function is exactly the same. "calibrate" sets w' (b1 where inputs
+            can be negative) on a few batches so that the branch fires in ``calibration_rate`` of all places, and
+            starts the gain as large as ``max_change`` allows: w' and b1 learn from the first step on.
         calibration_rate: fraction of places, between 0 and 1, in which the branch fires after "calibrate".
-        max_change: None with "calibrate". A bound on the change of the output, by a gain, is only read: networks that
-            earlier versions started so have that gain.
+        max_change: how much "calibrate" may change the network's output: relative L2, with a margin for other data,
+            on batches held back from it. None bounds nothing and adds no gain, as in the paper's form: the rate alone
+            decides, and a trained network may lose its function.
         version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
 
     Raises:
@@ -126,6 +127,7 @@ class ConversionReport:
     """What ``convert_`` did: ``converted`` names, ``skipped`` names with the reason, parameter counts, the config.
 
     ``untrained`` has those among the converted whose w', b1 and gain nothing will train as it is, with the reason.
+    ``calibration`` says what "calibrate" chose and how much the network's output changed; else it is None.
     """
 
     converted: list[str]
@@ -134,12 +136,14 @@ class ConversionReport:
     parameters_after: int
     config: ICConfig
     untrained: dict[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __str__(self) -> str:
         before, after = self.parameters_before, self.parameters_after
         share = f"(+{after - before:,}, +{(after - before) / max(before, 1):.2%})"
         lines = [f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}"]
         lines += [f"parameters {before:,} -> {after:,} {share}"]
+        lines += [] if self.calibration is None else [str(self.calibration)]
         lines += by_reason("skipped", self.skipped) + by_reason("new parameters not trained", self.untrained)
         return "\n".join(lines)
 
@@ -217,9 +221,6 @@ def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data:
         raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
-    if config.warm_start == "calibrate" and config.max_change is not None:
-        what = f'max_change is {config.max_change}, but "calibrate" bounds the change of the output no more'
-        raise ValueError(f'{what}; use warm_start="gain", which changes nothing, or pass max_change=None')
     if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
         raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
     iterable = {"__iter__", "__getitem__"} & set(dir(calibration_data)) and not isinstance(calibration_data, Tensor)
@@ -247,7 +248,7 @@ def convert_(
             parameters, with the options of the weight's group but without weight decay, and so do the schedules of
             torch.optim that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
-            or list that begins with one.
+            or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
         example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword. A layer whose weight
             something reads without calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of
             the forward passes shows most such places; with an example the model is run once, which shows them all.
@@ -259,7 +260,7 @@ def convert_(
         TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, or an argument is of another type.
         RuntimeError: an optimizer that trains this model exists and wasn't passed; or it, or a schedule that runs on
             it, can't take the new parameters.
-        ValueError: "calibrate" without data, with data that it can't use, or with ``max_change``.
+        ValueError: "calibrate" without data, with data that it can't use, or where it can't keep ``max_change``.
 
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
 
@@ -276,27 +277,32 @@ def convert_(
     chosen, skipped = _choose(model, config, filter_fn, example_input)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
+    calibration = None
     if config.warm_start == "calibrate" and calibration_data is not None and chosen:
-        starts = calibrated(model, chosen, calibration_data, config.calibration_rate, config.inner_bias)
+        limits = (config.calibration_rate, config.inner_bias, config.max_change)
+        starts, calibration = calibrated(model, chosen, calibration_data, *limits)
     with ExitStack() as undo:
         remember_all(undo, model)
         for name, module in chosen.items():
-            _install(module, config, starts.get(name, {}))
+            _install(module, config, starts.get(name, {}), calibration)
         guard_(model)
         untrained = extend_(model, chosen, given, undo)
         undo.pop_all()
-    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained)
+    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration)
 
 
-def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor]) -> None:
+def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor], calibration: Calibration | None) -> None:
     target: Any = unit_of(module)
     options = {name: getattr(config, name) for name in ("inner_bias", "gain", "collision_weight", "scale")}
     layer = target.take_over_(module, **options)
     if "collision_weight" in start:
         layer.collision_weight = start["collision_weight"]
-    if "inner_bias" in start:
-        with torch.no_grad():
-            layer.vectors()[1].copy_(start["inner_bias"])
+    _, inner_bias, gain = layer.vectors()
+    with torch.no_grad():
+        if "inner_bias" in start and inner_bias is not None:
+            inner_bias.copy_(start["inner_bias"])
+        if calibration is not None and gain is not None:
+            gain.fill_(calibration.gain)
 
 
 def revert_(model: nn.Module) -> list[str]:
