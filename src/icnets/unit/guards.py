@@ -45,13 +45,13 @@ def _makes(method: Any, module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether ``method``, on a copy, makes or removes modules or tensors, or writes into a weight."""
     twin, *given = deepcopy(module, args, kwargs)
     before, known = _form(twin), set(twin.modules())
-    weights = {m: m.weight.detach().clone() for m in known if isinstance(getattr(m, "weight", None), Tensor)}
+    weights = {m: w.detach().clone() for m in known if (w := m._parameters.get("weight")) is not None}
     with torch.random.fork_rng(devices=[]):
         result = method(twin, *given[0], **given[1])
     there = [leaf for leaf in (*tree_leaves(result), *twin.modules()) if isinstance(leaf, nn.Module)]
     if not known.issuperset(there) or _form(twin) != before:
         return True
-    return any(not _equal(weight, module.weight) for module, weight in weights.items())
+    return any(not _equal(weight, m.weight) for m, weight in weights.items())
 
 
 def _form(module: nn.Module) -> dict[str, tuple[type, set[str]]]:
