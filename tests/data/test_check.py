@@ -194,7 +194,7 @@ def test_interrupted() -> None:
         "import signal, sys; from icnets.cli import main; from icnets.cli import data\n"
         "def progress(self, done, total):\n"
         "    print('begun', flush=True); __import__('time').sleep(60)\n"
-        "data.Progress.__call__ = progress\n"
+        "data.CheckProgress.__call__ = progress\n"
         # Where tests run in the background of a shell, SIGINT is ignored, and so in what they start.
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"the folder {args.csv.parent} of --csv doesn't exist; create it first")
     from icnets.data.check import KINDS, check
 
-    report = check(args.root, args.workers, Progress())
+    report = check(args.root, args.workers, CheckProgress())
     images = " and ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in report.images.items())
     shards = f", {report.shards} shards" if report.shards else ""
     severities = Counter(KINDS[problem.kind][0] for problem in report.problems)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(severities["error"] > 0)
 
 
-class Progress:
+class CheckProgress:
     """Tells on standard error, every few seconds, how many images are done."""
 
     def __init__(self) -> None:

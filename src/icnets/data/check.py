@@ -165,9 +165,9 @@ def _inspect(source: Source) -> list[tuple[str, str | None, str]]:
         try:
             with without_warnings():
                 decode(source.open(index))
-            again = source.open(index)
-            with open(again, "rb") if isinstance(again, Path) else again as file:
-                found.append((source.name(index), None, hashlib.file_digest(file, "blake2b").hexdigest()))
+            file = source.open(index)
+            content = file.read_bytes() if isinstance(file, Path) else file.read()
+            found.append((source.name(index), None, hashlib.blake2b(content).hexdigest()))
         except Exception as error:  # decoders raise whatever they stumble over
             found.append((source.name(index), reason(error), ""))
     return found

@@ -81,7 +81,7 @@ class EvaluationTransform:
         return create_transform(self.image_size, **options)
 
     @property
-    def statistics(self) -> dict[str, tuple[float, ...]]:
+    def statistics(self) -> dict[str, Any]:
         """Mean and standard deviation of an image in RGB; of a grey one the channels are equal."""
         return {"mean": (self.mean * 3)[:3], "std": (self.std * 3)[:3]}
 

@@ -87,8 +87,8 @@ class ImageOptions:
         assert self.root is not None
         parts = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
         listings = folder_splits(self.root, train_size=self.train_size, seed=self.seed, **parts)
-        found = {split: (Paths(listing.paths), listing.targets) for split, listing in listings.items()}
-        return listings["train"].class_names, found
+        located: Located = {split: (Paths(listing.paths), listing.targets) for split, listing in listings.items()}
+        return listings["train"].class_names, located
 
 
 def shard_classes(root: Path | None, targets: Mapping[str, Sequence[int]]) -> list[str]:
