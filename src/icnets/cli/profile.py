@@ -44,9 +44,7 @@ def _check(args: Any) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(
-            f"--device is {args.device!r}; it must be cpu or cuda, and cuda needs a device that torch finds"
-        )
+        raise ValueError(f"--device is {args.device!r}; it must be cpu or cuda, for which torch must find a device")
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
 

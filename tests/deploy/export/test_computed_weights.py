@@ -93,6 +93,7 @@ def test_onnx(form, tmp_path: Path) -> None:
 def test_measurements_of_such_units(form) -> None:
     model, x = network(form), torch.randn(2, 2, 8, 8)
     rates = firing_rates(model, x)
+    assert rates.keys() == {"0", "3"}
     assert all(0 < rate < 1 for rate in rates.values())
 
 
