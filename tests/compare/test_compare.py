@@ -26,7 +26,7 @@ methods:
   - {name: basic}
   - {name: "basic, trained on", start: basic}
   - {name: IC, start: basic, ic: {warm_start: gain}, control: "basic, trained on"}
-  - {name: IC + WLD, start: basic, ic: {warm_start: calibrate, max_change: null}, wld: true}
+  - {name: IC + WLD, start: basic, ic: {warm_start: gain}, wld: true}
   - {name: SE, network: seresnet18, options: {channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}
 folder:
   seeds: [5]
