@@ -19,7 +19,7 @@ def _parser() -> Parser:
             add("target", metavar="OWNER/NAME", help="the repository; made if missing")
             add("--private", action="store_true", default=None, help="a new repository is private")
             add("--revision", metavar="NAME", help="the branch")
-        add("--evidence", metavar="DIR", type=Path, help="folder of icnets compare or icnets fit")
+        add("--evidence", metavar="DIR", type=Path, help="folder of icnets compare")
         add("--method", metavar="NAME", help="of a comparison, the row that the network is of")
         add("--title", metavar="TEXT", help="of the card (default: the name of the folder or repository)")
         add("--license", metavar="ID", default="unknown", help="of the weights, in the Hub's words (default: unknown)")

@@ -30,7 +30,7 @@ class Card:
         classes: labels in the order of the outputs; by default those of the evidence.
         pipeline_tag: the task, in the Hub's words.
         description: a paragraph of your own, as Markdown.
-        evidence: folder of ``icnets compare`` or ``icnets fit``, or a results.json.
+        evidence: folder of ``icnets compare``, or its results.json.
         method: of a comparison, the row that this network is of.
 
     Example:
@@ -103,7 +103,7 @@ def _header(card: Card, title: str, evidence: Evidence) -> str:
             task_type=card.pipeline_tag,
             dataset_type=datasets[0] if datasets else "imagefolder",
             dataset_name=evidence.data,
-            dataset_split=evidence.split,
+            dataset_split="test",
             metric_type="accuracy",
             metric_name=evidence.metric,
             metric_value=round(evidence.accuracy, 4),
