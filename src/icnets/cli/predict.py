@@ -137,7 +137,7 @@ def _predict(
     """Predicts and writes everything; returns those that are errors."""
     from icnets.predict.inference import predictions
     from icnets.predict.output import write_csv, write_json
-    from icnets.predict.pictures import with_heat_maps, with_sheet
+    from icnets.predict.saved_pictures import with_heat_maps, with_sheet
 
     workers = args.workers
     if workers is None:

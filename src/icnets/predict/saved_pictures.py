@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from icnets.data.protocol import EvaluationTransform
@@ -43,7 +44,7 @@ def with_sheet(
     found: Iterator[Prediction], view: EvaluationTransform, names: Sequence[str] | None, path: Path
 ) -> Iterator[Prediction]:
     """Yields ``found``, and saves the first images on one sheet at the end."""
-    tiles = []
+    tiles: list[tuple[Image.Image | None, list[str]]] = []
     for prediction in found:
         yield prediction
         if len(tiles) < _ON_SHEET:
