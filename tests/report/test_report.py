@@ -98,7 +98,7 @@ def test_every_picture_has_words(page: str) -> None:
     elements = Elements(page).elements
     images = [attributes for tag, attributes in elements if tag == "img"]
     figures = [attributes for _, attributes in elements if attributes.get("role") == "img"]
-    assert len(figures) == 7  # four of training, two of costs, confusions
+    assert len(figures) == 5  # two of training, two of costs, confusions
     assert len(images) > 3
     assert all(attributes.get("alt") for attributes in images)
     assert all(len(attributes["aria-label"] or "") > 20 for attributes in figures)
@@ -225,7 +225,7 @@ def test_in_a_browser(browser, run: Path, page: str, width: int, scheme: str) ->
     size = view.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert size[0] <= size[1]  # only tables scroll sideways
     figures = view.locator("figure")
-    assert figures.count() >= 8  # seven charts, and images
+    assert figures.count() >= 6  # five charts, and images
     for figure in figures.all():
         assert figure.is_visible()
         box = figure.bounding_box()

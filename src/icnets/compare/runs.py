@@ -8,8 +8,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 
 from icnets import checkpoint
@@ -24,8 +26,7 @@ from icnets.support.gone import without_gone
 from icnets.support.hooks import modes_kept
 from icnets.support.quiet import silence
 from icnets.timm_models import create_model
-from icnets.training.callbacks import WeightAverage
-from icnets.training.fit import fit
+from icnets.training.callbacks import History, WeightAverage
 from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
 
@@ -261,8 +262,11 @@ def _fit(
         **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema")},
     )
     average = [] if training.ema is None else [WeightAverage(training.ema)]
-    history = fit(task, data, *average, accelerator=job.settings.accelerator, tick=tick, **limits)
+    callbacks = [history := History(), *average, LambdaCallback(on_train_epoch_end=lambda *_: tick())]
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, **silent, **limits}
+    L.Trainer(accelerator=job.settings.accelerator, callbacks=callbacks, **options).fit(task, datamodule=data)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
-        for row in history
+        for row in history.rows
     ]

@@ -88,7 +88,7 @@ def _legend(axes: Any) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure of one method after each epoch, one list per seed.
+    """One method's validation error in per cent after each epoch, one list per seed.
 
     ``seconds`` are counted like ``epochs``: from the first step of the network that the method starts from. ``warm``:
     whether it starts from another.
@@ -101,8 +101,8 @@ class Curve:
     warm: bool
 
 
-def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss: bool = False) -> list[Curve]:
-    """Validation error, or the mean training ``loss`` of each epoch, while training.
+def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]]) -> list[Curve]:
+    """Validation error after each epoch.
 
     A warm start counts on from the end of the basic network's training.
     """
@@ -114,8 +114,8 @@ def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]], *, loss:
         epochs = [e.epoch + end * warm for e in own[0].history]
         times = zip(*([epoch.seconds for epoch in run.history] for run in own), strict=True)
         seconds = [median(time) + end_seconds * warm for time in times]
-        values = [[e.train_loss if loss else e.val_error for e in run.history] for run in own]
-        starts = [run.start_error for run in own if run.start_error is not None and not loss]
+        values = [[e.val_error for e in run.history] for run in own]
+        starts = [run.start_error for run in own if run.start_error is not None]
         if warm and len(starts) == len(own):
             epochs, seconds = [end, *epochs], [end_seconds, *seconds]
             values = [[first, *rest] for first, rest in zip(starts, values, strict=True)]
@@ -139,20 +139,18 @@ def _draw_curves(axes: Any, curves: Sequence[Curve], x: str) -> list[float]:
     return drawn
 
 
-def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") -> list[Figure]:
-    """``quantity``, such as "validation error, %", by epoch and by second.
+def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
+    """Validation error by epoch and by second.
 
     Drawn is the mean over seeds, with its 95 % interval where there are three or more: that of two would hide the rest.
-    ``remark`` ends the caption.
     """
     shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].values) - 1, 2)]
-    what = quantity.partition(",")[0]
     words = "; ".join(f"{c.name} ends at {fmean(seed[-1] for seed in c.values):.2f}" for c in curves)
 
     def paint(axes: Any, x: str, label: str) -> None:
         drawn = _draw_curves(axes, curves, x)
         # The lines fill the picture, not the bands, which are wide where seeds are few.
-        axes.set(xlabel=label, ylabel=quantity, ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
+        axes.set(xlabel=label, ylabel="validation error, %", ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
         axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
         if min(drawn) > 0:
             axes.set_yscale("log")
@@ -162,10 +160,10 @@ def curve_charts(curves: Sequence[Curve], quantity: str, *, remark: str = "") ->
 
     return [
         draw(
-            f"{what.replace(' ', '-')}-{x}",
+            f"validation-error-{x}",
             partial(paint, x=x, label=label),
-            alt=f"{quantity.capitalize()}, by {label}. {words}.",
-            caption=f"{what.capitalize()} by {label}{shown}.{remark}",
+            alt=f"Validation error, %, by {label}. {words}.",
+            caption=f"Validation error by {label}{shown}.",
         )
         for x, label in (("epochs", "epoch"), ("seconds", "seconds of training"))
     ]

@@ -44,13 +44,10 @@ def _page(comparison: ComparisonFiles) -> dict[str, Any]:
     record, rows, settings = comparison.record, comparison.rows, comparison.settings
     data, shown = record["data"], entries(settings, plan(settings))
     table = comparison_table(rows, settings, data)
-    remark = " With distillation the loss has another term." if any(method.wld for method in settings.methods) else ""
-    errors = curve_charts(curves(shown, comparison.runs), "validation error, %")
-    losses = curve_charts(curves(shown, comparison.runs, loss=True), "training loss, nats", remark=remark)
     return {
         "verdicts": verdicts(rows),
         "table": table,
-        "curves": [*errors, *losses],
+        "curves": curve_charts(curves(shown, comparison.runs)),
         "costs": [cost_chart(rows, "time"), cost_chart(rows, "macs")],
         "facts": {
             "made": f"{record['created']}, in {record['seconds']:.0f} s",
