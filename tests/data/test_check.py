@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.test_shards import sample, write_shard
 from icnets.cli import main
 from icnets.data import check as checking
 from icnets.data.check import check
@@ -21,8 +20,8 @@ CASES = [
     ([], "the following arguments are required: check, DIR"),
     (["chek", "photos"], "argument check: invalid choice: 'chek' (choose from *"),
     (["check"], "the following arguments are required: DIR"),
-    (["check", "nowhere"], "nowhere is not a folder: give one with train/ and val/, with class folders, or with *"),
-    (["check", "empty"], "empty holds neither class folders nor tar shards; give the folder that does"),
+    (["check", "nowhere"], "nowhere is not a folder: give one with train/ and val/, or with class folders"),
+    (["check", "empty"], "empty holds no class folders; give the folder that does. Tar shards are checked by training"),
     (["check", "photos", "--workers", "0"], "--workers is 0; it must be at least 1"),
     (["check", "photos", "--min-size", "8"], "unknown option --min-size"),
     (["check", "photos", "--csv", "no/p.csv"], "the folder no of --csv doesn't exist; create it first"),
@@ -115,35 +114,6 @@ def test_every_cut_is_noticed() -> None:
 
 def picture(kind: str) -> Image.Image:
     return Image.effect_noise((40, 30), 80).convert("RGB" if kind != "WEBP" else "RGBA")
-
-
-def test_shards(capsys: pytest.CaptureFixture[str]) -> None:
-    """What training refuses, in its own words; nothing is unpacked, or kept elsewhere."""
-    good = {**sample("a", 0, 1), **sample("b", 1, 2)}
-    write_shard(Path("photos/train-0.tar"), good)
-    write_shard(Path("photos/train-1.tar"), {**sample("c", 0, 3), "d.png": b"cut", "d.cls": b"1"})
-    write_shard(Path("photos/train-2.tar"), {"e.png": b"", "f.png": b"", "f.cls": b"cat"})
-    (Path("photos/train-3.tar")).write_bytes(Path("photos/train-0.tar").read_bytes()[:900])
-    write_shard(Path("photos/val-0.tar"), {**sample("x", 5, 4), **sample("a", 0, 1)})
-    before = sorted(Path().rglob("*"))
-    assert problems("photos") == [
-        ("photos", "class-difference"),
-        ("train-1.tar: d.png", "unreadable"),
-        ("train-2.tar", "shard"),
-        ("train-3.tar", "shard"),
-        ("val-0.tar: a.png", "duplicate-split"),
-    ]
-    assert {*Path().rglob("*")} - {*before} == {Path("problems.csv")}
-    out = capsys.readouterr().out
-    assert "photos: 4 train and 2 val images in 3 classes, 5 shards; 5 errors, 0 warnings" in out
-    assert "'e.png' in the shard train-2.tar: no .cls or .json beside the image (and 1 more problems)" in out
-    assert "the shard train-3.tar is damaged or no tar file: " in out
-    assert "the val shards have class 5, but the training shards have 0 to 1" in out
-
-
-def test_shards_of_other_names() -> None:
-    write_shard(Path("photos/part-0.tar"), {**sample("a", 0, 1), "b.png": b"", "b.cls": b"0"})
-    assert problems("photos") == [("part-0.tar: b.png", "unreadable")]
 
 
 def test_the_list_is_short_and_the_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,8 +28,7 @@ def _parser() -> Any:
     )
     add = parser.add_argument
     add("command", metavar="check", choices=["check"], help="what to do")
-    layouts = "train/, val/ (and test/) with class folders, class folders, or tar shards"
-    add("root", metavar="DIR", type=Path, help=layouts)
+    add("root", metavar="DIR", type=Path, help="train/, val/ (and test/) with class folders, or class folders")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--workers", metavar="N", type=int, default=cores, help="processes that decode (default: one per core)")
     add("--csv", metavar="FILE", type=Path, help="every problem: severity, kind, path, reason")
@@ -51,10 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report = check(args.root, args.workers, CheckProgress())
     images = " and ".join(f"{n:,}{'' if split == 'all' else f' {split}'}" for split, n in report.images.items())
-    shards = f", {report.shards} shards" if report.shards else ""
     severities = Counter(KINDS[problem.kind][0] for problem in report.problems)
     counts = [f"{(n := severities[kind]):,} {kind}{'s' * (n != 1)}" for kind in ("error", "warning")]
-    print(f"{args.root}: {images or 'no'} images in {report.classes} classes{shards}; {', '.join(counts)}")
+    print(f"{args.root}: {images or 'no'} images in {report.classes} classes; {', '.join(counts)}")
     for kind, (severity, meaning) in KINDS.items():
         if lines := [f"  {p.path}: {p.reason}" for p in report.problems if p.kind == kind]:
             print(f"\n{severity}: {kind} ({len(lines):,}): {meaning}", *lines[:_SHOWN], sep="\n")

@@ -12,16 +12,13 @@ from typing import NamedTuple
 
 from icnets.data.folders import class_names, split_folders
 from icnets.data.image_files import LeftOut, decode, images_below, left_out_line, reason, without_warnings
-from icnets.data.shards import Shards, find_shards
 from icnets.data.sources import Paths, Source
-from icnets.data.splits import shard_classes
 from icnets.support.processes import end_with_parent
 from icnets.support.text import printable
 
 # Kind: its severity, and what it means. An error stops a training or makes it silently wrong; a warning works.
 KINDS: dict[str, tuple[str, str]] = {
     "unreadable": ("error", "files that are no image, a damaged one, or one that training refuses"),
-    "shard": ("error", "shards that training refuses"),
     "empty-class": ("error", "classes without images"),
     "class-difference": ("error", "classes that are not in every split"),
     "duplicate-class": ("error", "the same file in two classes"),
@@ -41,12 +38,11 @@ class Problem(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All problems, sorted by path and kind; the number of images by split, of their classes, and of shards."""
+    """All problems, sorted by path and kind; the number of images by split, and of their classes."""
 
     problems: list[Problem]
     images: dict[str, int]
     classes: int
-    shards: int
 
 
 class _Group(NamedTuple):
@@ -58,25 +54,20 @@ class _Group(NamedTuple):
 
 
 def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambda *_: None) -> Report:
-    """Look through the data set in ``root``; nothing in it is changed, and no shard is unpacked.
+    """Look through the data set in ``root``; nothing in it is changed.
 
     Args:
-        root: DIR/train, DIR/val (and DIR/test), or class folders in DIR; or tar shards in their place.
+        root: DIR/train, DIR/val (and DIR/test), or class folders in DIR.
         workers: processes that decode.
         progress: is told now and then how many images are done, and how many there are.
 
     Raises:
-        ValueError: the folder is missing, or holds neither class folders nor shards; or a process that decodes died.
+        ValueError: the folder is missing, or holds no class folders; or a process that decodes died.
     """
     if not root.is_dir():
-        raise ValueError(
-            f"{root} is not a folder: give one with train/ and val/, with class folders, or with tar shards"
-        )
-    shards = {split: find_shards(root, split) for split in ("train", "val", "test")}
-    if not any(shards.values()) and not class_names(root):
-        shards = {"all": find_shards(root, "")}
+        raise ValueError(f"{root} is not a folder: give one with train/ and val/, or with class folders")
     problems: list[Problem] = []
-    groups = _shards(root, shards, problems) if any(shards.values()) else _folders(root, problems)
+    groups = _folders(root, problems)
     images: Counter[str] = Counter()
     for group in groups:
         images[group.split] += len(group.labels)
@@ -95,14 +86,16 @@ def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambd
         progress(done, images.total())
     problems = [Problem(*(printable(text.replace(f"{root}/", "")) for text in each)) for each in problems]
     classes = {label for group in groups for label in group.labels}
-    return Report(sorted(problems), dict(images), len(classes), sum(map(len, shards.values())))
+    return Report(sorted(problems), dict(images), len(classes))
 
 
 def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
     folders = split_folders(root) or {"all": root}
     labels = {split: class_names(folder) for split, folder in folders.items()}
     if not any(labels.values()):
-        raise ValueError(f"{root} holds neither class folders nor tar shards; give the folder that does")
+        raise ValueError(
+            f"{root} holds no class folders; give the folder that does. Tar shards are checked by training"
+        )
     groups: list[_Group] = []
     for split, label in ((split, label) for split, names in labels.items() for label in names):
         folder, left_out = folders[split] / label, LeftOut()
@@ -116,25 +109,6 @@ def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
         for other in folders:
             if label not in labels[other] and "train" in (split, other):
                 problems.append(Problem(str(folder), "class-difference", f"there is no {folders[other] / label}"))
-    return groups
-
-
-def _shards(root: Path, shards: dict[str, list[str]], problems: list[Problem]) -> list[_Group]:
-    groups: list[_Group] = []
-    targets: dict[str, list[int]] = {}
-    for split, name in ((split, name) for split, names in shards.items() for name in names):
-        try:
-            source = Shards([name], cache=None)
-        except ValueError as error:
-            problems.append(Problem(name, "shard", str(error)))
-        else:
-            groups.append(_Group(source, split, [str(target) for target in source.targets]))
-            targets.setdefault(split, []).extend(source.targets)
-    try:
-        if "train" in targets:
-            shard_classes(root, targets)
-    except ValueError as error:
-        problems.append(Problem(str(root), "class-difference", str(error)))
     return groups
 
 
