@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,43 +25,9 @@ from icnets.convert.surgery import ICConfig, convert_
 __all__ = ["create_model"]
 
 # timm's CNN families that are downloaded most, and of each the networks that get an IC version: ic_ and timm's name. A
-# word here makes a network; nothing else knows their names.
-FAMILIES = {
-    "ResNet": "resnet18 resnet18d resnet26d resnet34 resnet50 resnet50d resnet101 resnet101d resnet152",
-    "ResNeXt": "resnext50_32x4d resnext101_32x8d resnext101_64x4d",
-    "Wide ResNet": "wide_resnet50_2 wide_resnet101_2",
-    "SE-ResNet": "seresnet50 seresnext50_32x4d seresnext101_32x8d",
-    "ECA-ResNet": "ecaresnet26t ecaresnet50t ecaresnet101d",
-    "Res2Net": "res2net50_26w_4s res2net101_26w_4s",
-    "ResNeSt": "resnest26d resnest50d resnest101e",
-    "ResNet-RS": "resnetrs50 resnetrs101",
-    "ResNetV2, BiT": "resnetv2_50 resnetv2_50x1_bit resnetv2_101x1_bit",
-    "NFNet": "nf_resnet50 nfnet_l0 eca_nfnet_l0 dm_nfnet_f0",
-    "DenseNet": "densenet121 densenet161 densenet169 densenet201",
-    "VGG": "vgg11_bn vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn",
-    "Inception": "inception_v3 inception_v4 inception_resnet_v2",
-    "Xception": "xception41 xception65 xception71",
-    "MobileNetV2": "mobilenetv2_050 mobilenetv2_100 mobilenetv2_140",
-    "MobileNetV3": "mobilenetv3_small_050 mobilenetv3_small_100 mobilenetv3_large_100 tf_mobilenetv3_large_100",
-    "MobileNetV4": "mobilenetv4_conv_small mobilenetv4_conv_medium mobilenetv4_conv_large mobilenetv4_hybrid_medium",
-    "EfficientNet": "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_lite0",
-    "EfficientNet, TensorFlow's": "tf_efficientnet_b0 tf_efficientnet_b1 tf_efficientnet_b2 tf_efficientnet_b3",
-    "EfficientNetV2": "tf_efficientnetv2_b0 tf_efficientnetv2_s efficientnetv2_rw_t efficientnetv2_rw_s",
-    "MnasNet, FBNet, MixNet": "mnasnet_100 semnasnet_100 fbnetc_100 mixnet_s mixnet_m",
-    "RegNet": "regnetx_002 regnetx_032 regnety_002 regnety_004 regnety_016 regnety_032 regnety_080",
-    "RexNet": "rexnet_100 rexnet_150",
-    "GhostNet": "ghostnet_100 ghostnetv2_100",
-    "LCNet, TinyNet, HardCoRe-NAS": "lcnet_050 lcnet_100 tinynet_a tinynet_e hardcorenas_a",
-    "CSPNet": "cspresnet50 cspdarknet53 cs3darknet_m",
-    "DLA, DPN, HRNet, VoVNet": "dla34 dla60 dpn68 dpn92 hrnet_w18 hrnet_w32 ese_vovnet19b_dw ese_vovnet39b",
-    "HGNet": "hgnetv2_b0 hgnetv2_b4",
-    "SelecSLS, TResNet": "selecsls42b tresnet_m",
-    "ConvNeXt": "convnext_atto convnext_nano convnext_tiny convnext_small convnext_base",
-    "ConvNeXt V2": "convnextv2_atto convnextv2_nano convnextv2_tiny convnextv2_base",
-    "RepVGG, MobileOne": "repvgg_a0 repvgg_b0 mobileone_s0 mobileone_s1",
-    "FastViT, RepViT": "fastvit_t8 fastvit_sa12 repvit_m0_9 repvit_m1_1",
-    "InceptionNeXt, FasterNet, StarNet": "inception_next_tiny fasternet_t0 starnet_s1",
-}
+# word in the file makes a network; nothing else knows their names.
+_FILE = Path(__file__).with_name("timm_families.txt")
+FAMILIES = dict(line.split(": ") for line in _FILE.read_text(encoding="utf-8").splitlines())
 NETWORKS = {f"ic_{name}": name for names in FAMILIES.values() for name in names.split()}
 
 _DEFAULT = ICConfig()

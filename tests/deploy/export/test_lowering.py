@@ -1,6 +1,7 @@
 """What is exported has the form that the engine runs fastest, and the same function."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.export.artifacts import needs
+from deploy.export.artifacts import needs, small_network
 from icnets import ICConv2d, fuse_, ic_parameters
 from icnets.deploy.export.lowering import lower_
 from icnets.export import export
@@ -67,6 +68,24 @@ def test_a_unit_in_two_places_is_lowered_once() -> None:
         lowered = lower_(model, True)
         torch.testing.assert_close(lowered(x), expected)
     assert lowered[0] is lowered[2]
+
+
+def test_residual_sums_are_computed_inside_of_convolutions(tmp_path: Path) -> None:
+    needs("onnx")
+    import onnx
+    import onnxruntime
+
+    path, optimised = tmp_path / "net.onnx", tmp_path / "optimised.onnx"
+    export(small_network("ic_resnet18"), path, "onnx", torch.zeros(1, 3, 32, 32))
+    before = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert before.keys() <= {"Conv", "LeakyRelu", "PRelu", "Relu", "Add", "MaxPool", "ReduceMean", "Reshape", "Gemm"}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimised)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options)
+    after = Counter(node.op_type for node in onnx.load(optimised).graph.node)
+    assert after["Conv"] == before["Conv"]
+    assert after["Add"] == after["Relu"] == after["LeakyRelu"] == 0
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from icnets.unit.deployed import FusedICConv1d, FusedICConv2d, FusedICConv3d
 from icnets.unit.subclasses import has_own_forward
 
+RANK_ONE = "rank_one"  # the name of a module, and so part of its weights' names
+
 _KINDS: dict[type[nn.Module], Any] = {FusedICConv1d: nn.Conv1d, FusedICConv2d: nn.Conv2d, FusedICConv3d: nn.Conv3d}
 
 

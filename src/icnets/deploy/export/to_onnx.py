@@ -1,6 +1,7 @@
 """ONNX by PyTorch's exporter; ONNX Runtime reads it back and quantises it."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ class Onnx(Engine):
         return lowering.lower_(network, scale_by_convolution=True)
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        _save(to_proto(program), path, notes)
+        proto = to_proto(program)
+        join_residuals(proto)
+        _save(proto, path, notes)
 
     def read(self, path: Path) -> Runner:
         session = _session(path)
@@ -109,3 +112,35 @@ def _clean(proto: Any) -> None:
         noted.ClearField("metadata_props")
     for node in graph.node:
         node.ClearField("doc_string")
+
+
+def join_residuals(proto: Any) -> None:
+    """Rewrites ``(z + rank_one) + shortcut`` as ``(z + shortcut) + rank_one``, in place.
+
+    ONNX Runtime computes a sum inside of a convolution, and the rectifier behind it, but not where the convolution has
+    an activation already, as z's own does. As it was, the rectifier behind the block was a pass over memory; now both
+    are inside of the rank-one convolution.
+    """
+    graph = proto.graph
+    kernel = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "Conv"}
+    rank_one = {name for name, weight in kernel.items() if f".{lowering.RANK_ONE}." in f".{weight}"}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    adds = [node for node in graph.node if node.op_type == "Add"]
+    inner = {node.output[0]: node for node in adds if len(rank_one.intersection(node.input)) == 1}
+    late = {}
+    for outer in adds:
+        name = next((name for name in outer.input if name in inner and readers[name] == 1), None)
+        if name is None:
+            continue
+        first = inner[name]
+        (z,) = set(first.input) - rank_one
+        (shortcut,) = set(outer.input) - {name}
+        outer.input[:] = [name, *rank_one.intersection(first.input)]
+        first.input[:] = [z, shortcut]
+        late[name] = first
+    # What the first sums read now may be made later than they stood, so they move to what reads them.
+    rest = [node for node in graph.node if node.output[0] not in late]
+    nodes = [one for node in rest for one in (*(late[name] for name in node.input if name in late), node)]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
