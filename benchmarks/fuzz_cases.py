@@ -202,7 +202,6 @@ CASES = [
         "shards", "fit, 3 may be unreadable", _SHARDS,
         _fit("--data.root", "shards", *_PHOTOS, "--data.max_unreadable", "3"), _NEW, _payload,
     ),
-    Case("shards", "data check", _SHARDS, _cli("data", "check", "shards", "--workers", "1"), _printed, _payload),
     Case("Lightning checkpoints", "fit --ckpt_path last", _STEPS, _cli("fit", *_AGAIN, "--ckpt_path", "last"), _OLD,
          _never),
     Case("Lightning checkpoints", "test --ckpt_path best", ("runs/run/checkpoints/best.ckpt",),

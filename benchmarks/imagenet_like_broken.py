@@ -1,7 +1,7 @@
 """Adds to a data set of imagenet_like.py what ``icnets data check`` should find, and a list of it: broken.json.
 
 Nothing that was there is changed: broken files are new ones, and broken members are in shards of their own. The kinds
-are those of ``icnets.data.check``.
+are those of ``icnets.data.check``, and "shard" for what training refuses.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from PIL import Image
 import imagenet_like
 from icnets.cli import main
 from icnets.data.check import KINDS
+from icnets.data.shards import Shards
 from imagenet_like import Sample, Settings, encoded, samples, write
 from imagenet_like_broken import add_broken
 
@@ -113,23 +114,25 @@ def test_sizes_and_classes() -> None:
 def test_a_clean_set_has_no_problems(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert checked(clean, tmp_path / "folders.csv") == (0, [])
     assert "24 train and 8 val images in 4 classes; 0 errors, 0 warnings" in capsys.readouterr().out
-    assert checked(clean / "shards", tmp_path / "shards.csv") == (0, [])
-    assert "24 train and 8 val images in 4 classes, 3 shards; 0 errors" in capsys.readouterr().out
+    assert len(Shards([str(path) for path in (clean / "shards").glob("*.tar")], tmp_path)) == 24 + 8
 
 
 def test_a_broken_set_has_exactly_the_listed_problems(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = [(entry["path"], entry["kind"]) for entry in json.loads((broken / "broken.json").read_text())]
-    assert {kind for _, kind in listed} == KINDS.keys()
+    assert {kind for _, kind in listed} == {*KINDS, "shard"}
     in_folders = sorted(entry for entry in listed if not entry[0].startswith("shards/"))
     assert checked(broken, tmp_path / "folders.csv", "--workers", "1") == (1, in_folders)
     report = capsys.readouterr().out
     assert checked(broken, tmp_path / "again.csv", "--workers", "3") == (1, in_folders)
     assert capsys.readouterr().out == report.replace("folders.csv", "again.csv")
     assert (tmp_path / "folders.csv").read_bytes() == (tmp_path / "again.csv").read_bytes()
-    in_shards = sorted((path.removeprefix("shards/"), kind) for path, kind in listed if path.startswith("shards/"))
-    assert checked(broken / "shards", tmp_path / "shards.csv", "--workers", "2") == (1, in_shards)
+    refused = [path for path, kind in listed if kind == "shard"]
+    assert len(refused) == 8
+    for path in refused:
+        with pytest.raises(ValueError, match=Path(path).name):
+            Shards([str(broken / path)], tmp_path)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,7 +248,7 @@ class _Trial:
         return torch.cat(found)
 
     def largest_gain(self, max_change: float) -> float:
-        """A gain, up to 1, that is safe by ``max_change``, and nearly as large as can be."""
+        """The largest gain, up to 1 and to within a sixth, that is safe by ``max_change``."""
         samples = sum(map(len, self.data))
         # Few samples say little of how rare close decisions are; but if none of n turns at s times the change, fewer
         # than about 1 in n s turn at the change itself.
@@ -260,13 +260,17 @@ class _Trial:
             turning = self.stretches(outputs).sort().values[int(max_change * samples) :]
             return max(over, margin / float(turning[0].clamp_min(1e-6)) if len(turning) and over < math.inf else 0.0)
 
-        gain = 1.0
-        while (over := excess(gain)) > 1:
-            # Near the bound the change is nearly proportional to the gain, so the next guess aims just below it.
-            gain *= 0.95 / min(max(over, 1.01), 4.0)
-            if gain < _SMALLEST_GAIN:
+        good, bad, gain = 0.0, math.inf, 1.0
+        while True:
+            over = excess(gain)
+            good, bad = (gain, bad) if over <= 1 else (good, gain)
+            if good and (good == 1 or 0.85 <= over <= 1 or bad <= 1.1 * good):
+                return good
+            if not good and gain < _SMALLEST_GAIN:
                 raise ValueError(f"no gain keeps the change of the output at max_change={max_change:g}; {_REMEDY}")
-        return gain
+            # The change is nearly proportional to the gain, so the next guess aims just below the bound.
+            aim = min(1.0, 0.95 * gain / min(max(over, 0.01), 64.0))
+            gain = aim if good < aim < bad else math.sqrt(good * bad)
 
 
 @torch.no_grad()
