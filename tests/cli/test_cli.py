@@ -433,7 +433,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--model.ic.layers", "some"], "layers is 'some'; it must be one of all, kxk, no-stem"),
     ([*FIT, "--model.init_from", "none.pth"], "there is no checkpoint none.pth; check the path"),
     ([*FIT, "--model.init_from", "cut.safetensors"], "cut.safetensors is not a whole safetensors file (*"),
-    ([*FIT, "--model.init_from", "bad.ckpt"], "bad.ckpt isn't a file of weights"),
+    ([*FIT, "--model.init_from", "bad.ckpt"], "bad.ckpt isn't a file of weights, but *; fetch or unpack*"),
     ([*FIT, "--model.teacher", "none.safetensors"], "there is no checkpoint none.safetensors; check the path"),
     ([*FIT, "--data.train_size", "5000"], "train_size is 5000, but 850 images are left beside 150 for validation*"),
     ([*FIT, "--data.in_chans", "2"], "in_chans is 2; images are read with 1 (grey) or 3 (colour) channels"),

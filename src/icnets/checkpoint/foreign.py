@@ -120,7 +120,8 @@ def _chosen(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
     if len(states) == 1:
         return next(iter(states.items()))
     there = few(list(map(str, content))) if isinstance(content, Mapping) else f"a {type(content).__name__}"
-    what = f"several state dicts ({few(list(states))})" if states else f"no state dict, but {there or 'nothing'}"
+    there = there or "an empty mapping"
+    what = f"several state dicts ({few(list(states))})" if states else f"no state dict, but {there}"
     raise ValueError(f"{path} holds {what}; {_ALONE}")
 
 
