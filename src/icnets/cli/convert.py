@@ -71,7 +71,7 @@ def _basic(args: argparse.Namespace) -> tuple[Any, Mapping[str, str], str]:
         try:
             network, _, strings, _ = open_network(args.source, **sizes)
         except ValueError as error:
-            if written_by_icnets(args.source):
+            if args.source.is_dir() or written_by_icnets(args.source):
                 raise
             what = f"{args.source} doesn't say which network it is of; give --model NAME"
             raise ValueError(f"{what} ({one_line(error)})") from error
