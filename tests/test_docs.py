@@ -180,7 +180,8 @@ def options(request) -> dict[str, str]:
     for command in sorted({command_of(line) for _, line in commands()}):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            main([command, "--help-all"])
+            for verb in {"hub": (["save"], ["push"])}.get(command, ([],)):
+                main([command, *verb, "--help-all"])
         help_of[command] = out.getvalue()
     return help_of
 

@@ -85,7 +85,7 @@ def test_loops(name, capsys):
 
 def test_the_hub_page(capsys):
     names = run(ROOT / "docs" / "hub.md")
-    assert (units(names["model"]), names["model"].pretrained_cfg["architecture"]) == (17, "ic_resnet18")
+    assert (units(names["model"]), names["model"].pretrained_cfg["architecture"]) == (20, "resnet18")
     assert units(load("my-ic-resnet18/model.safetensors")) == 20
 
 

@@ -82,8 +82,7 @@ def test_every_way_to_the_images_reads_the_same_and_says_what_not(
     assert [len(images_below(mixed / name)) for name in listing.class_names] == [4 + len(NEW), 4]
     assert lines(caplog) == [f"{mixed}: {said}"]
     assert find_paths([str(mixed)]) == sorted(listing.paths)
-    assert set(find_paths([f"{mixed}/**/*"])) == set(listing.paths)
-    assert lines(caplog)[1:] == [f"{mixed}: {said}", f"{mixed}/**/*: {said}"]
+    assert lines(caplog)[1:] == [f"{mixed}: {said}"]
     data = ImageData(mixed, image_size=16, batch_size=2)
     assert sum(data.size(split) for split in ("train", "val", "test")) == len(listing.paths)
     for x, target in (*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
@@ -154,8 +153,6 @@ def test_shards_read_the_same_formats(tmp_path: Path, caplog: pytest.LogCaptureF
     files = ImageFiles(source, source.targets, lambda image: torch.zeros(3, *image.size))
     assert [tuple(files.evaluated(i).shape) for i in range(5)] == [(3, 24, 20)] * 5
     assert source.name(4).endswith("z.jpg")  # of two images of one key, the usual one
-    shard(tmp_path / "val.tar", {"0.gif": encoded("GIF"), "0.cls": b"0"})
-    assert [p.kind for p in checked(tmp_path).problems] == ["duplicate-split"]  # of the first
     label = shard(tmp_path / "long.tar", {"0.gif": encoded("GIF"), "0.cls": b"0" * (1 << 21)})
     with pytest.raises(ValueError, match=r"'0\.cls' in the shard .*: it has 2,097,152 bytes, too many for a class"):
         Shards([label], tmp_path / "cache")
@@ -274,7 +271,6 @@ def test_a_large_file_is_not_taken_into_memory(tmp_path: Path) -> None:
 
 
 def test_links_in_circles_end(hostile: Path) -> None:
-    assert len(find_paths([f"{hostile}/**/*.png"])) == len(set(find_paths([f"{hostile}/**/*.png"])))
     assert len(find_paths([str(hostile)])) == GOOD + len(HOSTILE)
 
 
