@@ -139,6 +139,11 @@ def revert(subject: Subject) -> None:
     assert _difference(subject.before, _outputs(twin, subject.args)) == 0, "the outputs differ"
 
 
+def _noise(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Noise for each tensor among the arguments; boxes and labels of a detector, which lie deeper, must stay sound."""
+    return tuple(random_like(a) if isinstance(a, torch.Tensor) else a for a in args)
+
+
 def fuse(subject: Subject) -> None:
     """``fuse_`` keeps the outputs, with batch norms that aren't the identity; it compares them itself.
 
@@ -151,7 +156,7 @@ def fuse(subject: Subject) -> None:
         subject.fused = fuse_(model, _fresh(subject.args))
     except RuntimeError as error:
         model = copy.deepcopy(subject.model).double()
-        args, train_args = (random_like(tree_map(_doubled, _fresh(a))) for a in (subject.args, subject.train_args))
+        args, train_args = (_noise(tree_map(_doubled, _fresh(a))) for a in (subject.args, subject.train_args))
         for _ in range(3):
             _settle(model, train_args)
             if (rounding := _rounding(model, args)) < 1e-10:
