@@ -77,7 +77,7 @@ def test_torchvisions_is_made_anew(tmp_path):
 
 def test_overwriting_leaves_nothing_of_the_one_before(folder):
     model = nn.Sequential(nn.Conv2d(1, 2, 3))
-    with pytest.raises(HubError, match=r"has a model.safetensors already; give another folder, or say overwrite"):
+    with pytest.raises(HubError, match=r"has a model.safetensors already; give another folder, or overwrite=True"):
         save_pretrained(model, folder)
     (folder / "config.json").touch()  # as earlier versions wrote it, for timm
     save_pretrained(model, folder, overwrite=True)

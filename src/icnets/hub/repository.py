@@ -81,7 +81,7 @@ def save_pretrained(
         raise HubError(f"{folder} is a file; give a folder")
     there = [name for name in (WEIGHTS, CARD) if (folder / name).exists()]
     if there and not overwrite:
-        raise HubError(f"{folder} has a {there[0]} already; give another folder, or say overwrite")
+        raise HubError(f"{folder} has a {there[0]} already; give another folder, or overwrite=True (--overwrite)")
     _write(model, folder, folder.resolve().name, card or Card(), architecture, metadata)
 
 
