@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from icnets.data.folders import find_images
+from icnets.support.text import printable
 
 
 def find_paths(given: Sequence[str]) -> list[Path]:
@@ -31,12 +32,11 @@ def find_paths(given: Sequence[str]) -> list[Path]:
     return found
 
 
-def written(path: Path) -> str:
+def written(path: Path | str) -> str:
     """A path as text for a file in UTF-8: bytes that are none are escaped, as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shown(path: Path | str) -> str:
     """A path as text for a terminal, which it can't command: what isn't printable is escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(written(path))
