@@ -15,7 +15,7 @@ import torch
 
 from coverage_page import markdown
 from icnets.cli.app import COMMANDS, main
-from icnets.compare import lines
+from icnets.comparison import lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

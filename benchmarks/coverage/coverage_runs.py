@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from architectures import Case, build, cases, prepare
-from icnets.compare import lines
-from icnets.compare.grid import worker_count
+from icnets.comparison import lines
+from icnets.comparison.grid import worker_count
 from icnets.convert.surgery import obstacle
 from icnets.profile.machine import machine, versions
 from icnets.support.processes import end_with_parent

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from icnets.compare.statistics import differences, t_interval
+from icnets.comparison.statistics import differences, t_interval
 
 __all__ = ["holm", "paired_p"]
 
@@ -14,7 +14,7 @@ __all__ = ["holm", "paired_p"]
 def paired_p(a: Sequence[float], b: Sequence[float], overlap: float = 0.0) -> float | None:
     """Two-sided p of the paired t test of equal means; None for a single pair.
 
-    ``overlap`` as for :func:`icnets.compare.statistics.t_interval`. Raises ValueError for different lengths
+    ``overlap`` as for :func:`icnets.comparison.statistics.t_interval`. Raises ValueError for different lengths
     or no pairs.
     """
     from scipy.special import stdtr

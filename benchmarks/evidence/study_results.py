@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from icnets.compare.statistics import Interval, paired_difference, t_interval
+from icnets.comparison.statistics import Interval, paired_difference, t_interval
 from icnets.distill.loss import DistillationSchedule
 from significance import holm, paired_p
 
@@ -50,7 +50,7 @@ class Results:
     """The lines of one study.
 
     Args:
-        lines: as :func:`icnets.compare.lines.read` gives them.
+        lines: as :func:`icnets.comparison.lines.read` gives them.
 
     Raises:
         ValueError: there is no header among them.

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from evidence_page import Question, page
-from icnets.compare import lines
+from icnets.comparison import lines
 from study_results import Cell, Results
 
 ROOT = Path(__file__).resolve().parents[2]

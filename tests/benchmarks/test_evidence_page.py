@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from evidence_page import Question, page
-from icnets.compare import lines
+from icnets.comparison import lines
 from study_results import Cell, Results
 from study_tables import budget_table, cell_table, cost_table, label, p_text
 

@@ -13,7 +13,7 @@ from PIL import Image
 import icnets
 from icnets.cli import main
 from icnets.cli.compare import main as compare
-from icnets.compare.run_files import read_run
+from icnets.comparison.run_files import read_run
 from icnets.report.inspection import chosen_method, confusion_counts, disagreements, inspect
 
 # Nothing that a name says may become markup, a formula or a link.

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datafiles import write_cifar, write_folder
-from icnets.compare import runs
-from icnets.compare.runs import imported
+from icnets.comparison import runs
+from icnets.comparison.runs import imported
 from studies.glyphs import CHARACTERS, render_folder
 
 KINDS = {

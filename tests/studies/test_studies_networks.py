@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from icnets import ICConfig, convert_
-from icnets.compare import runs
-from icnets.compare.settings import Network
+from icnets.comparison import runs
+from icnets.comparison.settings import Network
 from icnets.unit.layers import IC_LAYERS
 from studies.networks import BEFORE_NORM, SelfCollision
 

@@ -10,8 +10,8 @@ from dataclasses import fields
 from typing import Any
 
 from icnets.cli.configuration import FLAG, parse, take_flag
-from icnets.compare.comparison import compare
-from icnets.compare.settings import Settings
+from icnets.comparison.engine import compare
+from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.tables import show
 from icnets.support.text import tell

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from icnets.cli.parser import Parser
-from icnets.compare.run_files import read_run
+from icnets.comparison.run_files import read_run
 from icnets.report.page import write_report
 
 

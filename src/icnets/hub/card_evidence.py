@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from icnets.compare.comparison_table import comparison_table
-from icnets.compare.run_files import read_run
+from icnets.comparison.comparison_table import comparison_table
+from icnets.comparison.run_files import read_run
 from icnets.hub.markdown import escaped
 from icnets.support.tables import Table
 from icnets.support.text import few, first_line

@@ -10,10 +10,10 @@ from itertools import product
 from statistics import fmean, median
 from typing import Any
 
-from icnets.compare.comparison_table import Row
-from icnets.compare.planned_runs import Entry
-from icnets.compare.runs import Run
-from icnets.compare.statistics import t_interval
+from icnets.comparison.comparison_table import Row
+from icnets.comparison.planned_runs import Entry
+from icnets.comparison.runs import Run
+from icnets.comparison.statistics import t_interval
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 # Okabe and Ito's colours, which the colour-blind can tell apart.

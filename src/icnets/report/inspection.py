@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icnets.compare.comparison_table import Row
-from icnets.compare.planned_runs import Job, entries, plan
-from icnets.compare.run_files import ComparisonFiles
-from icnets.compare.runs import load, make_data
+from icnets.comparison.comparison_table import Row
+from icnets.comparison.planned_runs import Job, entries, plan
+from icnets.comparison.run_files import ComparisonFiles
+from icnets.comparison.runs import load, make_data
 from icnets.predict.contact_sheet import as_image, heated, unnormalized
 from icnets.predict.grad_cam import GradCam
 from icnets.support.text import differing

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from icnets import __version__
-from icnets.compare.comparison_table import Row, comparison_table, verdicts
-from icnets.compare.planned_runs import entries, plan
-from icnets.compare.run_files import ComparisonFiles
+from icnets.comparison.comparison_table import Row, comparison_table, verdicts
+from icnets.comparison.planned_runs import entries, plan
+from icnets.comparison.run_files import ComparisonFiles
 from icnets.report.charts import confusion_chart, cost_chart, curve_charts, curves
 from icnets.report.inspection import chosen_method, confusion_counts, disagreements, inspect
 from icnets.support.files import atomic_write
@@ -20,7 +20,7 @@ def write_report(comparison: ComparisonFiles, out: Path, *, method: str | None =
     """Writes one HTML file to ``out``, at once or not at all.
 
     Args:
-        comparison: as :func:`icnets.compare.run_files.read_run` gives it.
+        comparison: as :func:`icnets.comparison.run_files.read_run` gives it.
         out: the file, in a folder that exists.
         method: whose network is looked at beside its control's; by default the IC network with the least error.
         images: shown of those that the two answer differently.

@@ -16,8 +16,8 @@ from torch import nn
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
-from icnets.compare.planned_runs import Job
-from icnets.compare.settings import Network, Training, WeakDistillation
+from icnets.comparison.planned_runs import Job
+from icnets.comparison.settings import Network, Training, WeakDistillation
 from icnets.convert.surgery import convert_
 from icnets.data.data_module import ImageData
 from icnets.distill.loss import WeakLogitDistillation

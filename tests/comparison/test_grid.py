@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from icnets.compare import grid
+from icnets.comparison import grid
 
 
 @pytest.fixture

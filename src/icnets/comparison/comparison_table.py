@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from icnets.compare.planned_runs import Entry
-from icnets.compare.runs import Run
-from icnets.compare.settings import Settings
-from icnets.compare.statistics import Interval, paired_difference, t_interval
+from icnets.comparison.planned_runs import Entry
+from icnets.comparison.runs import Run
+from icnets.comparison.settings import Settings
+from icnets.comparison.statistics import Interval, paired_difference, t_interval
 from icnets.profile.measure import Count, Latency
 from icnets.support.tables import Table
 

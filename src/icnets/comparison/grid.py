@@ -8,8 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from icnets.compare.planned_runs import Job
-from icnets.compare.runs import Run, train, warm_up
+from icnets.comparison.planned_runs import Job
+from icnets.comparison.runs import Run, train, warm_up
 from icnets.support.processes import end_with_parent
 
 _MOST_WORKERS = 8

@@ -12,7 +12,7 @@ import pytest
 
 from datafiles import write_cifar, write_folder
 from icnets.cli.compare import main
-from icnets.compare import lines
+from icnets.comparison import lines
 from study_results import Cell, Results
 
 STUDY = """

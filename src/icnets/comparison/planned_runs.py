@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from icnets.compare.settings import Method, Network, Settings, Training, WeakDistillation
+from icnets.comparison.settings import Method, Network, Settings, Training, WeakDistillation
 from icnets.convert.surgery import ICConfig
 
 _PLACES = ("root", "fonts", "download", "workers")
@@ -35,7 +35,7 @@ class Job:
         cell: what is trained, and how.
         seed: of the split, the initial weights and the order of the images.
         settings: of the comparison.
-        data: arguments of :func:`icnets.compare.runs.make_data`, without the seed.
+        data: arguments of :func:`icnets.comparison.runs.make_data`, without the seed.
         network: the network, before any conversion.
         training: how it is trained.
         ic: how the network is converted; None: it isn't.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from icnets.compare.statistics import Interval, paired_difference, t_interval, t_quantile
+from icnets.comparison.statistics import Interval, paired_difference, t_interval, t_quantile
 from significance import holm, paired_p
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from icnets import convert_
 from icnets.cli.compare import read_settings
-from icnets.compare import lines
-from icnets.compare.planned_runs import plan
-from icnets.compare.runs import create, distillation
-from icnets.compare.settings import Settings
+from icnets.comparison import lines
+from icnets.comparison.planned_runs import plan
+from icnets.comparison.runs import create, distillation
+from icnets.comparison.settings import Settings
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "studies"

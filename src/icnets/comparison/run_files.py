@@ -5,10 +5,10 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from icnets.compare.comparison import SCHEMA
-from icnets.compare.comparison_table import Row
-from icnets.compare.runs import Run
-from icnets.compare.settings import Settings
+from icnets.comparison.comparison_table import Row
+from icnets.comparison.engine import SCHEMA
+from icnets.comparison.runs import Run
+from icnets.comparison.settings import Settings
 from icnets.support.text import first_line
 
 
@@ -26,7 +26,7 @@ def rebuilt(kind: Any, value: Any) -> Any:
     """The object of type ``kind`` that ``value`` was made from by ``dataclasses.asdict`` and JSON.
 
     Example:
-        >>> from icnets.compare.settings import Network
+        >>> from icnets.comparison.settings import Network
         >>> rebuilt(Network, {"name": "resnet50", "options": {}})
         Network(name='resnet50', options={}, before_norm=None)
     """

@@ -8,10 +8,10 @@ from PIL import Image
 
 import icnets
 from icnets.cli.compare import main, read_settings
-from icnets.compare.comparison_table import comparison_table
-from icnets.compare.run_files import read_run
-from icnets.compare.runs import error_percent, make_data
-from icnets.compare.settings import Method, Settings
+from icnets.comparison.comparison_table import comparison_table
+from icnets.comparison.run_files import read_run
+from icnets.comparison.runs import error_percent, make_data
+from icnets.comparison.settings import Method, Settings
 from icnets.profile.measure import agreement
 
 RECIPE = """

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from icnets.compare import lines
-from icnets.compare.comparison_table import Cost, comparison_table, rows, verdicts
-from icnets.compare.grid import run_grid, worker_count
-from icnets.compare.planned_runs import Job, entries, plan, without_places
-from icnets.compare.runs import Epoch, Run, build, distillation, make_data
-from icnets.compare.settings import Settings
+from icnets.comparison import lines
+from icnets.comparison.comparison_table import Cost, comparison_table, rows, verdicts
+from icnets.comparison.grid import run_grid, worker_count
+from icnets.comparison.planned_runs import Job, entries, plan, without_places
+from icnets.comparison.runs import Epoch, Run, build, distillation, make_data
+from icnets.comparison.settings import Settings
 from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, count_macs, count_parameters, measure_latency
 from icnets.support.files import atomic_write
