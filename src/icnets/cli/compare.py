@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from icnets.cli.configuration import FLAG, parse, take_flag
+from icnets.cli.parser import Parser
 from icnets.comparison.engine import compare
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
-from icnets.support.tables import show
 from icnets.support.text import tell
 
 
@@ -29,6 +32,34 @@ def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
     data = _options(folder.get("data", {}))
     rest = {name: value for name, value in folder.items() if name != "data"}
     return [*argv[:at], "--config", json.dumps(rest), *data, *argv[at:]]
+
+
+def _with_own_images(argv: Sequence[str]) -> list[str]:
+    """The arguments with the short forms written out: a folder in front, --model and --weights.
+
+    Without a recipe, these are those of the recipe for images of one's own.
+    """
+    rest, root, short = list(argv), None, {"model": None, "weights": None, "config": None, "out": None}
+    if rest and not rest[0].startswith("-"):
+        root = rest.pop(0)
+    early = Parser(add_help=False)
+    for name in short:
+        early.add_argument(f"--{name}")
+    given, rest = early.parse_known_args(rest)
+    own = given.config is None and (root is not None or given.model is not None)
+    recipe = files("icnets.comparison").joinpath("own_images.yaml")
+    out, weights = given.out, given.weights
+    if own and out is None:
+        words = ("compare", Path(given.model or "resnet18").stem, Path(root or "digits").resolve().name)
+        out = str(Path("runs") / re.sub(r"[^\w.-]", "_", "-".join(words)))
+    options = {
+        "config": str(recipe) if own else given.config,
+        "network.name": given.model,
+        "network.weights": weights,
+        "data.root": root,
+        "out": out,
+    }
+    return [part for name, value in options.items() if value is not None for part in (f"--{name}", value)] + rest
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -47,7 +78,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         parser.add_class_arguments(ImageData, **images)
     parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of earlier versions
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
-    argv, everything = take_flag(argv)
+    argv, everything = take_flag(_with_own_images(argv))
     args = parse(parser, argv)
     if args.data.get("root") is not None and args.folder:
         args = parse(parser, _for_folder(argv, dict(args.folder)))
@@ -70,14 +101,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     argv = sys.argv[1:] if argv is None else list(argv)
     settings = read_settings(argv)
-    table, verdicts = compare(settings, shlex.join(["icnets", "compare", *argv]))
-    out = settings.out
-    print()
-    show(table)
-    print("", *verdicts, "", sep="\n")
-    print(f"{out}/results.json    every number, run and setting; also results.md and checkpoints/")
-    print(f"next: {shlex.join(['icnets', 'report', str(out)])}    all of it as one page, with curves and images")
+    command = shlex.join(["icnets", "compare", *argv])
+    found = compare(settings, command)
+    print(f"\n{found}\n")
+    print(f"{found.out}/results.json    every number, run and setting; also results.md and checkpoints/")
+    if found.stop is not None:
+        print(f"{found.stop}: {found.runs} of {found.planned} runs are done; to go on: {command}")
+    print(f"{_page(found.out)}    all of it as one page, with curves and images")
     if "kind" not in settings.data and settings.data.get("root") is None:
-        again = shlex.join(["icnets", "compare", *argv, "--out", "runs/photos", "--data.root"])
-        print(f"your own images (DIR/train and DIR/val, or one folder per class in DIR): {again} DIR")
-    return 0
+        print(
+            "your own images (DIR/train and DIR/val, or one folder per class in DIR): icnets compare DIR --model NAME"
+        )
+    return 130 if found.stop == "interrupted" else 0
+
+
+def _page(folder: Path) -> Path:
+    """Writes the report of a comparison."""
+    from icnets.comparison.run_files import read_run
+    from icnets.report.page import write_report
+
+    write_report(read_run(folder), folder / "report.html")
+    return folder / "report.html"

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def rows(
             Row(
                 name=name,
                 start=entry.start,
-                error=t_interval([run.error for run in own], confidence, overlap),
+                error=_within(t_interval([run.error for run in own], confidence, overlap)),
                 to_basic=difference(name, entry.basic),
                 control=None if to_control is None else entry.control,
                 to_control=to_control,
@@ -111,6 +111,13 @@ def rows(
             )
         )
     return result
+
+
+def _within(error: Interval) -> Interval:
+    """The interval's part that an error can lie in, 0 to 100 %."""
+    if error.low is None or error.high is None:
+        return error
+    return replace(error, low=max(error.low, 0.0), high=min(error.high, 100.0))
 
 
 def _when(row: Row) -> str:
@@ -143,6 +150,13 @@ def _title(settings: Settings, size: int) -> str:
     return f"{settings.network.name} on {where}, {size} training images, {seeds} seeds"
 
 
+def too_few(test: int) -> str | None:
+    """What to say of so few test images that one of them is more than a percentage point; None: there are enough."""
+    if test > 100:
+        return None
+    return f"One test image is {100 / test:.1f} pp of error: smaller differences can't be seen; give more test images."
+
+
 def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str, Any]) -> Table:
     """The table that a comparison prints; ``data`` is what results.json says of the data."""
     basic, folds, images = (settings.networks or rows)[0].name, data.get("folds"), data["images"]
@@ -171,7 +185,22 @@ def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str,
         *_agreements(rows),
     ]
     columns = ("method", "error, %", f"− {basic}, pp", "− control, pp", "parameters (IC)", "MACs (IC)", "ms/image")
+    if first.low is None:
+        notes[0] = (
+            f"Error: {where}. {'Brackets: both values of 2 seeds; an' if first.n == 2 else 'An'} interval takes 3."
+        )
+    if coarse := too_few(images["test"]):
+        notes.insert(1, coarse)
     return Table(_title(settings, images["train"]), (*columns, f"epochs to {basic}'s accuracy"), table, notes)
+
+
+def provisional(rows: Sequence[Row], title: str) -> Table:
+    """What there is while a comparison runs: each method's error, and the difference to its control, with the seeds."""
+    cells = [
+        (row.name, row.error.format(), row.to_control.format(signed=True) if row.to_control else "", str(row.error.n))
+        for row in rows
+    ]
+    return Table(title, ("method", "error, %", "− control, pp", "seeds"), cells, [])
 
 
 def _verdict(row: Row) -> str:
@@ -180,7 +209,8 @@ def _verdict(row: Row) -> str:
     start = f"{row.name} against {row.control}: {difference.format(signed=True)} pp of error: "
     seeds = f"{difference.n} seed{'s' * (difference.n > 1)}"
     if difference.low is None:
-        return start + "one seed can't tell a difference from chance (it takes ≥ 3 seeds)"
+        number = "one seed" if difference.n == 1 else "two seeds"
+        return start + f"{number} can't tell a difference from chance (it takes ≥ 3 seeds)"
     if not difference.excludes_zero:
         return start + f"not distinguishable with {seeds}"
     return start + f"{'fewer' if difference.mean < 0 else 'more'} errors, with {seeds}"

@@ -1,43 +1,78 @@
 """The engine of ``icnets compare``: runs what is missing, keeps each run as a line, and writes the evidence."""
 
 import json
+import math
+import signal
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
 from icnets.comparison import lines
-from icnets.comparison.comparison_table import Cost, comparison_table, rows, verdicts
-from icnets.comparison.grid import run_grid, worker_count
-from icnets.comparison.planned_runs import Job, entries, plan, without_places
+from icnets.comparison.budget import budgeted
+from icnets.comparison.comparison_table import Cost, Row, comparison_table, provisional, rows, verdicts
+from icnets.comparison.grid import Workers, worker_count
+from icnets.comparison.planned_runs import Cell, Job, entries, plain, plan, without_places
+from icnets.comparison.progress import Progress
 from icnets.comparison.runs import Epoch, Run, build, distillation, make_data
 from icnets.comparison.settings import Settings
+from icnets.comparison.verdict import recommendation
 from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, count_macs, count_parameters, measure_latency
 from icnets.support.files import atomic_write
-from icnets.support.tables import Table
+from icnets.support.tables import Table, show
 
 SCHEMA = 1  # of the lines and of results.json
+_REFRESH = 20.0  # seconds between tables of what there is so far
+_OVER = 1.15  # times the minutes that were given
 
 
-def compare(settings: Settings, command: str = "") -> tuple[Table, list[str]]:
+@dataclass(frozen=True)
+class Comparison:
+    """What came of a comparison: printing it shows the table and its verdicts.
+
+    Args:
+        table: of the methods.
+        verdicts: a sentence for each IC network.
+        recommendation: what to do, in a sentence.
+        out: folder of results.json, results.md, lines.jsonl and checkpoints/.
+        runs: that are done.
+        planned: runs of the whole comparison.
+        stop: why there are fewer; None: there aren't.
+    """
+
+    table: Table
+    verdicts: list[str]
+    recommendation: str
+    out: Path
+    runs: int
+    planned: int
+    stop: str | None = None
+
+    def __str__(self) -> str:
+        return "\n".join([self.table.plain(), "", *self.verdicts, *filter(None, ["", self.recommendation])])
+
+
+def compare(settings: Settings, command: str = "") -> Comparison:
     """Trains what the file of lines lacks and writes the evidence to ``settings.out``.
 
     Writes lines.jsonl, results.json, results.md and checkpoints/. What is killed goes on when it is called again with
-    the same settings.
+    the same settings. An interruption (Ctrl-C, SIGTERM) ends it with what there is.
 
     Args:
         settings: of the comparison.
         command: what was typed, for the record.
 
-    Returns:
-        The table of the methods, and a sentence for each IC network.
-
     Raises:
         ValueError: data, a network or a setting that can't be used, before anything is trained; lines of another
             comparison.
+        KeyboardInterrupt: interrupted before the first run was done.
     """
     start = time.monotonic()
     require_accelerator(settings.accelerator)
@@ -45,34 +80,164 @@ def compare(settings: Settings, command: str = "") -> tuple[Table, list[str]]:
     for job in jobs:
         distillation(job.wld, job.training)
     data = make_data(settings.data, jobs[0].seed, cache=settings.out / "data", imports=settings.imports)
-    sizes = {split: data.size(split) for split in ("train", "val", "test")}
-    jobs = plan(settings, {"sizes": sizes, "classes": list(data.class_names)})
+    seen = {"sizes": {split: data.size(split) for split in ("train", "val", "test")}, "classes": list(data.class_names)}
+    jobs = plan(settings, seen)
     networks = _networks(settings, jobs)
     for job in networks.values():
         build(job, data)
     (settings.out / "checkpoints").mkdir(parents=True, exist_ok=True)
     settings.file.parent.mkdir(parents=True, exist_ok=True)
-    with lines.locked(settings.out / "lock"):
-        known, measured = _known(settings, jobs)
-        header = _header(settings, data, sizes)
-        costs = _measured(settings, networks, data, measured)
+    with lines.locked(settings.out / "lock"), _terminable():
+        costs = _measured(settings, networks, data, lines.read(settings.file))
+        workers = Workers(worker_count(settings.workers, len(jobs), settings.accelerator), jobs[0])
+        records: list[_Record] = []
+        stop = None
+        try:
+            with workers:
+                records.append(_Record(settings, jobs, workers, data, seen, costs, command, start))
+                records[0].train(workers)
+        except (KeyboardInterrupt, SystemExit, SIGTERMException) as error:  # Lightning exits on Ctrl-C
+            if not records or not records[0].known:
+                raise KeyboardInterrupt from error
+            stop = "interrupted"
+        except _TimeIsOver:
+            stop = "the time is over"
+        return records[0].evidence(stop)
 
-        def save() -> None:
-            lines.rewrite(settings.file, [header, *costs, *(known[job.id] for job in jobs if job.id in known)])
 
-        save()
-        workers = _train(settings, jobs, known)
-        save()
-    images = {"arguments": settings.data, "classes": list(data.class_names), "images": sizes}
-    rest = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "seconds": round(time.monotonic() - start, 1),
-        "data": images | ({"folds": header["folds"]} if header["folds"] else {}),
-        "versions": versions("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn"),
-        "machine": {**machine(), "workers": workers, "threads_per_worker": settings.threads},
-    }
-    return _write_evidence(settings, jobs, known, costs, rest)
+class _TimeIsOver(Exception):
+    """More time is gone than was given, and there are enough seeds for a verdict."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Record:
+    """The runs of a comparison, done or to be done, and the files that hold them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Sequence[Job],
+        workers: Workers,
+        data: Any,
+        seen: dict[str, Any],
+        costs: Sequence[lines.Line],
+        command: str,
+        start: float,
+    ) -> None:
+        self.minutes, self.expected = settings.minutes, dict[str, float]()
+        if settings.minutes is not None:
+            settings, self.expected = budgeted(settings, jobs, workers, seen, start)
+            jobs = plan(settings, seen)
+        self.settings, self.jobs, self.workers, self.costs = settings, jobs, workers.count, costs
+        self.data, self.seen, self.command, self.start = data, seen, command, start
+        self.known = _known(settings, jobs)
+        self.header = _header(settings, data, seen["sizes"])
+        self._shown = -math.inf
+        self.save()
+
+    def save(self) -> None:
+        """Writes the lines, in the order of the plan."""
+        runs = [self.known[job.id] for job in self.jobs if job.id in self.known]
+        lines.rewrite(self.settings.file, [self.header, *self.costs, *runs])
+
+    def train(self, workers: Workers) -> None:
+        """Runs what is missing, and what others need of a lost checkpoint."""
+        settings, known = self.settings, self.known
+        missing = [job for job in self.jobs if job.id not in known]
+        needed = {path for job in missing for path in job.needs}
+        lost = [
+            job for job in self.jobs if job.id in known and job.keep in needed and not Path(str(job.keep)).is_file()
+        ]
+        again = f", {len(lost)} again for their checkpoints" if lost else ""
+        count = f"{len(self.jobs)} runs, {len(missing)} to do{again}, {self.workers} at a time"
+        print(f"{count}; results go to {settings.out}/", flush=True)
+        todo = [*lost, *missing]
+        for job, run in workers.runs(todo, Progress(todo, self.workers, self.expected)):
+            if job.id not in known:
+                known[job.id] = _line(job, run)
+                lines.append(settings.file, known[job.id])
+            if self.minutes is not None:
+                self._show(last=len(known) == len(self.jobs))
+        self.save()
+
+    def _show(self, *, last: bool) -> None:
+        """Prints what there is so far, now and then; raises _TimeIsOver."""
+        now = time.monotonic()
+        if not last and now - self._shown > _REFRESH:
+            self._shown = now
+            show(provisional(self.rows(), f"so far, {len(self.known)} of {len(self.jobs)} runs"))
+        whole = min(sum(job.cell == cell and job.id in self.known for job in self.jobs) for cell in self.cells)
+        if not last and now - self.start > _OVER * 60 * float(self.minutes or 0) and whole >= 3:
+            raise _TimeIsOver
+
+    @property
+    def cells(self) -> set[Cell]:
+        return {job.cell for job in self.jobs}
+
+    @property
+    def runs(self) -> dict[str, list[Run]]:
+        """The runs that are done, by the name of their row; rows without any are left out."""
+        known = self.known
+        named = {
+            entry.name: [
+                _run(job, entry.name, known[job.id]) for job in self.jobs if job.cell == entry.cell and job.id in known
+            ]
+            for entry in entries(self.settings, self.jobs)
+        }
+        return {name: runs for name, runs in named.items() if runs}
+
+    def rows(self) -> list[Row]:
+        """The rows of the table, of what is done."""
+        runs = self.runs
+        shown = [entry for entry in entries(self.settings, self.jobs) if entry.name in runs]
+        by_network = {line["name"]: _cost(line) for line in self.costs}
+        costs = {entry.name: by_network[entry.cell.network] for entry in shown}
+        return rows(shown, runs, costs, self.settings.confidence, self.header["folds"])
+
+    def evidence(self, stop: str | None) -> Comparison:
+        """Writes results.json and results.md; ``stop``: why there isn't all of it."""
+        settings, found = self.settings, self.rows()
+        folds = {"folds": self.header["folds"]} if self.header["folds"] else {}
+        data = {"arguments": settings.data, "classes": self.seen["classes"], "images": self.seen["sizes"], **folds}
+        table, said = comparison_table(found, settings, data), verdicts(found)
+        a_seed = 1.1 * sum(row.seconds for row in found) / self.workers / 60
+        advice = "" if settings.parts else recommendation(found, a_seed)
+        record = {
+            "schema": SCHEMA,
+            "settings": {name: value for name, value in asdict(settings).items() if name != "data"},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "seconds": round(time.monotonic() - self.start, 1),
+            "data": data,
+            "versions": versions("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn"),
+            "machine": {**machine(), "workers": self.workers, "threads_per_worker": settings.threads},
+            "methods": [asdict(row) for row in found],
+            "verdicts": said,
+            "recommendation": advice,
+            "runs": [asdict(run) for own in self.runs.values() for run in own],
+        }
+        text = json.dumps(record, indent=1, allow_nan=False, default=str) + "\n"
+        markdown = table.markdown() + "\n" + "\n".join(f"- {line}" for line in [*said, *filter(None, [advice])]) + "\n"
+        for name, content in (("results.json", text), ("results.md", markdown)):
+            with atomic_write(settings.out / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        return Comparison(table, said, advice, settings.out, len(self.known), len(self.jobs), stop)
 
 
 def _networks(settings: Settings, jobs: Sequence[Job]) -> dict[str, Job]:
@@ -85,11 +250,10 @@ def _networks(settings: Settings, jobs: Sequence[Job]) -> dict[str, Job]:
     return found
 
 
-def _known(settings: Settings, jobs: Sequence[Job]) -> tuple[dict[str, lines.Line], dict[str, lines.Line]]:
-    """What the file has already: runs by their present id, and networks by name."""
+def _known(settings: Settings, jobs: Sequence[Job]) -> dict[str, lines.Line]:
+    """The runs that the file has already, by their present id."""
     present = {old: job.id for job in jobs for old in job.ids}
-    found = lines.read(settings.file)
-    runs = [line for line in found if line["kind"] == "run"]
+    runs = [line for line in lines.read(settings.file) if line["kind"] == "run"]
     foreign = [line for line in runs if line["id"] not in present]
     if foreign and not settings.prune:
         line = foreign[0]
@@ -98,8 +262,7 @@ def _known(settings: Settings, jobs: Sequence[Job]) -> tuple[dict[str, lines.Lin
             f"{line['network']!r} by {line['method']!r}, seed {line['seed']}; give another --out or --lines, or "
             "--prune true to remove them"
         )
-    networks = {line["name"]: line for line in found if line["kind"] == "network"}
-    return {present[line["id"]]: line for line in runs if line["id"] in present}, networks
+    return {present[line["id"]]: line for line in runs if line["id"] in present}
 
 
 def _header(settings: Settings, data: Any, sizes: dict[str, int]) -> lines.Line:
@@ -122,11 +285,10 @@ def _header(settings: Settings, data: Any, sizes: dict[str, int]) -> lines.Line:
     }
 
 
-def _measured(
-    settings: Settings, networks: dict[str, Job], data: Any, known: dict[str, lines.Line]
-) -> list[lines.Line]:
+def _measured(settings: Settings, networks: dict[str, Job], data: Any, found: Sequence[lines.Line]) -> list[lines.Line]:
     """Parameters, MACs and time of each network; measured once, beside the first."""
-    described = {n: {**asdict(j.network), "ic": None if j.ic is None else asdict(j.ic)} for n, j in networks.items()}
+    known = {line["name"]: line for line in found if line["kind"] == "network"}
+    described = {n: {**plain(j.network), "ic": None if j.ic is None else asdict(j.ic)} for n, j in networks.items()}
     # Lines of earlier versions hold the time of a training step as well.
     kept = {name: known[name] for name in networks if known.get(name, {}).get("network") == described[name]}
     missing = [name for name in networks if "latency" not in kept.get(name, {})]
@@ -147,21 +309,6 @@ def _measured(
                 line |= {key: count.total, f"{key}_ic": count.ic}
             kept[name] = line | kept.get(name, {}) | {"latency": asdict(latency[same[name]])}
     return [kept[name] for name in networks]
-
-
-def _train(settings: Settings, jobs: Sequence[Job], known: dict[str, lines.Line]) -> int:
-    """Runs what is missing, and what others need of a lost checkpoint; returns the number of processes."""
-    missing = [job for job in jobs if job.id not in known]
-    needed = {path for job in missing for path in job.needs}
-    lost = [job for job in jobs if job.id in known and job.keep in needed and not Path(str(job.keep)).is_file()]
-    workers = worker_count(settings.workers, len(lost) + len(missing), settings.accelerator)
-    again = f", {len(lost)} again for their checkpoints" if lost else ""
-    print(f"{len(jobs)} runs, {len(missing)} to do{again}, {workers} at a time; results go to {settings.out}/")
-    for job, run in run_grid([*lost, *missing], workers):
-        if job.id not in known:
-            known[job.id] = _line(job, run)
-            lines.append(settings.file, known[job.id])
-    return workers
 
 
 def _line(job: Job, run: Run) -> lines.Line:
@@ -192,32 +339,3 @@ def _run(job: Job, name: str, line: lines.Line) -> Run:
 def _cost(line: lines.Line) -> Cost:
     parameters, macs = (Count(line[name], line[f"{name}_ic"]) for name in ("parameters", "macs"))
     return Cost(parameters, macs, Latency(**line["latency"]))
-
-
-def _write_evidence(
-    settings: Settings,
-    jobs: Sequence[Job],
-    known: dict[str, lines.Line],
-    costs: Sequence[lines.Line],
-    rest: dict[str, Any],
-) -> tuple[Table, list[str]]:
-    shown = entries(settings, jobs)
-    runs = {e.name: [_run(job, e.name, known[job.id]) for job in jobs if job.cell == e.cell] for e in shown}
-    by_network = {line["name"]: _cost(line) for line in costs}
-    by_row, data = {e.name: by_network[e.cell.network] for e in shown}, rest["data"]
-    found = rows(shown, runs, by_row, settings.confidence, data.get("folds"))
-    table, said = comparison_table(found, settings, data), verdicts(found)
-    record = {
-        "schema": SCHEMA,
-        "settings": {name: value for name, value in asdict(settings).items() if name != "data"},
-        **rest,
-        "methods": [asdict(row) for row in found],
-        "verdicts": said,
-        "runs": [asdict(run) for own in runs.values() for run in own],
-    }
-    text = json.dumps(record, indent=1, allow_nan=False, default=str) + "\n"
-    markdown = table.markdown() + "\n" + "\n".join(f"- {verdict}" for verdict in said) + "\n"
-    for name, content in (("results.json", text), ("results.md", markdown)):
-        with atomic_write(settings.out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    return table, said

@@ -2,18 +2,20 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from icnets.comparison.budget import Pace, measure
 from icnets.comparison.planned_runs import Job
+from icnets.comparison.progress import Progress
 from icnets.comparison.runs import Run, train, warm_up
 from icnets.support.processes import end_with_parent
 
 _MOST_WORKERS = 8
-_PATIENCE = 20.0  # seconds after which something is said, where the first run takes longer
 
 
 def worker_count(wanted: int | None, jobs: int, accelerator: str) -> int:
@@ -27,96 +29,101 @@ def worker_count(wanted: int | None, jobs: int, accelerator: str) -> int:
     return max(1, min(wanted, jobs))
 
 
-class Progress:
-    """Prints a line for every finished run, with the time gone and to go, and one before if that takes long."""
+class Workers:
+    """Processes that train; with a count of 1 it is this one. ``count`` changes the time only.
 
-    def __init__(self, runs: int, epochs: int) -> None:
-        self.runs, self.epochs, self.done, self.seen, self.silent = runs, epochs, 0, 0, True
-        self.start = time.monotonic()
+    Leaving the context ends them: at once where that is by an exception, such as an interruption.
 
-    def epoch(self) -> None:
-        """Hears of a finished epoch."""
-        self.seen += 1
-        if self.silent and time.monotonic() - self.start >= _PATIENCE:
-            self._say(f"{self.seen} of {self.epochs} epochs of all runs")
-
-    def finished(self, run: Run) -> None:
-        """Hears of a finished run."""
-        self.done += 1
-        number = f"[{self.done:>{len(str(self.runs))}}/{self.runs}]"
-        self._say(f"{number} {run.method}, seed {run.seed}: error {run.error:.2f} % after {run.seconds:.0f} s")
-
-    def _say(self, what: str) -> None:
-        self.silent = False
-        gone = time.monotonic() - self.start
-        left = gone * (self.epochs - self.seen) / max(self.seen, 1)
-        times = [f"{int(seconds) // 60}:{int(seconds) % 60:02d}" for seconds in (gone, left)]
-        print(f"{what}; {times[0]} gone, about {times[1]} to go", flush=True)
-
-
-def run_grid(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Run]]:
-    """Trains everything, and gives each job with its run as soon as it is done. ``workers`` changes the time only.
-
-    A job waits for those among ``jobs`` that save what it needs, and stands behind them.
-
-    Raises:
-        RuntimeError: a process ended by itself, usually out of memory.
-        Exception: whatever a run raised; the runs that wait are then dropped.
+    Args:
+        count: of processes.
+        first: the job by which each process warms up, so that no method is charged for one-time costs.
     """
-    if not jobs:
-        return
-    progress = Progress(len(jobs), sum(job.training.epochs for job in jobs))
-    if workers == 1:
-        warm_up(jobs[0])
+
+    def __init__(self, count: int, first: Job) -> None:
+        self.count, self.first = count, first
+        self._pool: Any = None
+
+    def __enter__(self) -> "Workers":
+        if self.count > 1:
+            context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
+            self._ticks = context.SimpleQueue()
+            self._pool = ProcessPoolExecutor(
+                self.count, context, initializer=_begin, initargs=(self._ticks, self.first)
+            )
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:
+            for process in list((self._pool._processes or {}).values()):  # there is no public way before Python 3.14
+                process.kill()  # Lightning has its own way with SIGTERM
+        self._pool.shutdown(cancel_futures=True)
+
+    def paces(self, jobs: Sequence[Job]) -> list[Pace]:
+        """The pace of each job while all processes work, in the seconds of one process divided by their number."""
+        if self._pool is None:
+            return [measure(job) for job in jobs]
+        several = [jobs[i % len(jobs)] for i in range(-(-self.count // len(jobs)) * len(jobs))]
+        found = list(self._pool.map(measure, several))[: len(jobs)]
+        return [Pace(*(seconds / self.count for seconds in (p.step, p.forward, p.rest))) for p in found]
+
+    def runs(self, jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[Job, Run]]:
+        """Trains everything, and gives each job with its run as soon as it is done.
+
+        A job waits for those among ``jobs`` that save what it needs, and stands behind them.
+
+        Raises:
+            RuntimeError: a process ended by itself, usually out of memory.
+            Exception: whatever a run raised; the runs that wait are then dropped.
+        """
+        if self._pool is not None:
+            yield from self._in_pool(list(jobs), progress)
+            return
+        if jobs and self.first.settings.minutes is None:
+            warm_up(jobs[0])
         for job in jobs:
-            run = train(job, progress.epoch)
-            progress.finished(run)
-            yield job, run
-        return
-    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
-    ticks = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(ticks, jobs[0]))
-    try:
-        yield from _in_pool(list(jobs), pool, ticks, progress)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_pool(
-    waiting: list[Job], pool: ProcessPoolExecutor, ticks: Any, progress: Progress
-) -> Iterator[tuple[Job, Run]]:
-    pending: dict[Future[Run], Job] = {}
-    while waiting or pending:
-        coming = {job.keep for job in [*waiting, *pending.values()]}
-        for job in [job for job in waiting if not job.needs & coming]:
-            waiting.remove(job)
-            pending[pool.submit(_in_worker, job)] = job
-        done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-        while not ticks.empty():
-            ticks.get()
-            progress.epoch()
-        for future in done:
-            job = pending.pop(future)
-            try:
-                run = future.result()
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    f"a process ended while it trained {job.method!r}, seed {job.seed}; if memory ran out, "
-                    "use fewer --workers"
-                ) from error
-            progress.finished(run)
+            begun = time.monotonic()
+            run = train(job, lambda job=job: progress.epoch(job.id))  # type: ignore[misc]
+            progress.finished(job, run, time.monotonic() - begun)
             yield job, run
 
+    def _in_pool(self, waiting: list[Job], progress: Progress) -> Iterator[tuple[Job, Run]]:
+        pending: dict[Future[tuple[Run, float]], Job] = {}
+        while waiting or pending:
+            coming = {job.keep for job in [*waiting, *pending.values()]}
+            # No more than can be begun: what is interrupted has not been promised.
+            for job in [job for job in waiting if not job.needs & coming][: self.count - len(pending)]:
+                waiting.remove(job)
+                pending[self._pool.submit(_in_worker, job)] = job
+            done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not self._ticks.empty():
+                progress.epoch(self._ticks.get())
+            for future in done:
+                job = pending.pop(future)
+                try:
+                    run, seconds = future.result()
+                except BrokenProcessPool as error:
+                    raise RuntimeError(
+                        f"a process ended while it trained {job.method!r}, seed {job.seed}; if memory ran out, "
+                        "use fewer --workers"
+                    ) from error
+                progress.finished(job, run, seconds)
+                yield job, run
 
-_tick: Callable[[], None] = lambda: None  # noqa: E731  # in a worker: tell the parent of an epoch
+
+_tick: Callable[[str], None] = lambda _: None  # noqa: E731  # in a worker: tell the parent of an epoch
 
 
 def _begin(ticks: Any, first: Job) -> None:
     global _tick
-    _tick = lambda: ticks.put(1)  # noqa: E731
+    _tick = ticks.put
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     end_with_parent()
-    warm_up(first)
+    if first.settings.minutes is None:
+        warm_up(first)
 
 
-def _in_worker(job: Job) -> Run:
-    return train(job, _tick)
+def _in_worker(job: Job) -> tuple[Run, float]:
+    begun = time.monotonic()
+    return train(job, lambda: _tick(job.id)), time.monotonic() - begun

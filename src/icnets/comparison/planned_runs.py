@@ -12,6 +12,8 @@ from icnets.comparison.settings import Method, Network, Settings, Training, Weak
 from icnets.convert.surgery import ICConfig
 
 _PLACES = ("root", "fonts", "download", "workers")
+# Settings that came later, with their defaults: where they hold, a run has the id that it had before.
+_LATER: dict[str, Any] = {"weights": None, "clip": None, "new_lr": 1.0}
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,16 @@ def without_places(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name not in _PLACES}
 
 
+def plain(part: Any) -> dict[str, Any]:
+    """A dataclass of the settings as a dictionary, without later settings that have their default.
+
+    Example:
+        >>> plain(Network("resnet50"))
+        {'name': 'resnet50', 'options': {}, 'before_norm': None}
+    """
+    return {name: v for name, v in asdict(part).items() if name not in _LATER or v != _LATER[name]}
+
+
 def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
     """The rows of the table: the basic network first, then in the order in which they are planned."""
     first = _first(settings)
@@ -191,7 +203,7 @@ def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], se
         {
             "labels": {**asdict(cell), "seed": seed},
             "data": without_places(data) if settings.parts else {**data, "workers": None, "seen": seen},
-            "job": {key: None if part is None else asdict(part) for key, part in parts.items()},
+            "job": {key: None if part is None else plain(part) for key, part in parts.items()},
             "needs": {role: job.id for role, job in needs.items()},
         }
     )
@@ -222,5 +234,5 @@ def _network(settings: Settings, own: Method) -> Network:
         options = {**(basic.options if same else {}), **(options or {})}
     elif options is None:
         options = basic.options
-    before_norm = own.before_norm or (basic.before_norm if same else None)
-    return Network(own.network or basic.name, options, before_norm)
+    before_norm, weights = own.before_norm or (basic.before_norm if same else None), basic.weights if same else None
+    return Network(own.network or basic.name, options, before_norm, weights)

@@ -1,8 +1,7 @@
 """One run: one network trained by one method with one seed, in whichever process; its data and network by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from torch import nn
 
 from icnets import checkpoint
@@ -21,6 +20,7 @@ from icnets.comparison.settings import Network, Training, WeakDistillation
 from icnets.convert.surgery import convert_
 from icnets.data.data_module import ImageData
 from icnets.distill.loss import WeakLogitDistillation
+from icnets.open_network import load_weights
 from icnets.profile.measure import agreement, use_threads
 from icnets.support.gone import without_gone
 from icnets.support.hooks import modes_kept
@@ -127,7 +127,7 @@ def make_data(
 
 
 def create(network: Network, *, num_classes: int, in_chans: int, imports: Mapping[str, str] | None = None) -> nn.Module:
-    """The network with random weights, not converted.
+    """The network before any conversion: with the weights that its settings name, or random ones.
 
     Args:
         network: its name is one of ``imports``, or timm's.
@@ -136,16 +136,25 @@ def create(network: Network, *, num_classes: int, in_chans: int, imports: Mappin
         imports: import paths of functions that make a network, by name.
 
     Raises:
-        ValueError: there is no network of this name.
+        ValueError: there is no network of this name, or there are no such weights.
         TypeError: options that it doesn't take.
     """
-    path = (imports or {}).get(network.name)
-    build = partial(create_model, network.name, ic=None) if path is None else imported(path)
-    own: dict[str, Any] = {} if network.before_norm is None else {"before_norm": network.before_norm}
-    return build(num_classes=num_classes, in_chans=in_chans, **network.options, **own)
+    path, pretrained = (imports or {}).get(network.name), network.weights == "pretrained"
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **network.options}
+    if network.before_norm is not None:
+        options["before_norm"] = network.before_norm
+    if path is not None:
+        model: nn.Module = imported(path)(**options)
+    else:
+        model = create_model(network.name, ic=None, pretrained=pretrained, **options)
+    if network.weights is not None and not pretrained:
+        load_weights(model, Path(network.weights))
+    return model
 
 
-def _create(network: Network, data: Any, imports: Mapping[str, str]) -> nn.Module:
+def create_for(data: Any, network: Network, imports: Mapping[str, str], *, starts: bool = True) -> nn.Module:
+    """The network for the classes and channels of ``data``; where it isn't what ``starts``, its weights follow."""
+    network = network if starts else replace(network, weights=None)
     return create(network, num_classes=data.num_classes, in_chans=data.in_chans, imports=imports)
 
 
@@ -167,7 +176,7 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         try:
-            model = _create(job.network, data, job.settings.imports)
+            model = create_for(data, job.network, job.settings.imports, starts=trained is None)
         except (TypeError, AssertionError) as error:
             raise ValueError(f"{job.network.name} doesn't take the options of {job.method!r}: {error}") from error
     if trained is not None:
@@ -201,10 +210,11 @@ def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
 
 def load(path: Path, network: Network, data: Any, imports: Mapping[str, str]) -> nn.Module:
     """The trained network of a checkpoint; ``network`` is what it was before its conversion."""
-    return checkpoint.load(path, _create(network, data, imports))
+    return checkpoint.load(path, create_for(data, network, imports, starts=False))
 
 
-def _data_of(job: Job) -> Any:
+def data_of(job: Job) -> Any:
+    """The data module of a job, ready."""
     settings = job.settings
     return make_data(job.data, job.seed, cache=settings.out / "data", imports=settings.imports)
 
@@ -216,12 +226,12 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
     """
     settings = job.settings
     with use_threads(settings.threads), silence():
-        data = _data_of(job)
+        data = data_of(job)
         trained: dict[Path | None, nn.Module] = {
             path: load(path, settings.network, data, settings.imports) for path in job.needs
         }
         model, start_error, agreed = build(job, data, trained.get(job.start))
-        history = _fit(job, model, data, trained.get(job.teacher), tick, max_epochs=job.training.epochs)
+        history = fit(job, model, data, trained.get(job.teacher), tick, max_epochs=job.training.epochs)
         model.cpu()
         if job.keep is not None:
             notes = {"method": job.method, "seed": str(job.seed)}
@@ -243,14 +253,21 @@ def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitD
 def warm_up(job: Job) -> None:
     """Train two steps and forget them, so that the first method isn't charged for one-time costs."""
     with use_threads(job.settings.threads), silence():
-        data = _data_of(job)
+        data = data_of(job)
         model = build(job, data)[0]
-        _fit(job, model, data, None, lambda: None, max_epochs=1, limit_train_batches=2, limit_val_batches=1)
+        fit(job, model, data, None, lambda: None, max_epochs=1, limit_train_batches=2, limit_val_batches=1)
 
 
-def _fit(
-    job: Job, model: nn.Module, data: Any, teacher: nn.Module | None, tick: Callable[[], None], **limits: int
+def fit(
+    job: Job,
+    model: nn.Module,
+    data: Any,
+    teacher: nn.Module | None,
+    tick: Callable[[], None],
+    *more: Callback,
+    **limits: int,
 ) -> list[Epoch]:
+    """Trains a job's network in place: its epochs. ``limits`` and the callbacks ``more`` go to Lightning's trainer."""
     training = job.training
     torch.manual_seed(job.seed)  # for dropout and stochastic depth
     task = ClassificationTask(
@@ -259,14 +276,16 @@ def _fit(
         data.in_chans,
         teacher=teacher,
         distillation=None if teacher is None else distillation(job.wld, training),
-        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema")},
+        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip", "new_lr")},
     )
     average = [] if training.ema is None else [WeightAverage(training.ema)]
-    callbacks = [history := History(), *average, LambdaCallback(on_train_epoch_end=lambda *_: tick())]
+    callbacks = [history := History(), *average, *more, LambdaCallback(on_train_epoch_end=lambda *_: tick())]
     silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    options: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, **silent, **limits}
+    options: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "gradient_clip_val": training.clip}
+    options |= {**silent, **limits}
     L.Trainer(accelerator=job.settings.accelerator, callbacks=callbacks, **options).fit(task, datamodule=data)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
         for row in history.rows
+        if "val/top1" in row  # not where a probe ends within an epoch
     ]

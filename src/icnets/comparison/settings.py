@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ class Network:
         options: its further arguments, as for ``timm.create_model``; number of classes and channels come from the data.
         before_norm: where the function of ``imports`` that makes the network takes an argument of this name, its value:
             a function before each norm, as a control of the collision.
+        weights: to start from: "pretrained" for timm's, or a file of weights; None: random ones.
     """
 
     name: str = "resnet18"
     options: dict[str, Any] = field(default_factory=dict)
     before_norm: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Training:
         optimizer: sgd (Nesterov momentum 0.9) or adamw.
         schedule: of the learning rate after the warm-up: cosine (to 0), one-cycle (linear to 0) or step.
         ema: decay per step of the running average of the weights that is evaluated and kept; None: the last weights.
+        clip: largest norm of the gradients; None: they aren't clipped.
+        new_lr: of what IC adds, as a fraction of ``lr``.
     """
 
     epochs: int = 30
@@ -49,6 +54,8 @@ class Training:
     optimizer: str = "sgd"
     schedule: str = "cosine"
     ema: float | None = None
+    clip: float | None = None
+    new_lr: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -59,6 +66,8 @@ class Training:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is {self.ema}; the decay of an average must lie between 0 and 1, such as 0.99")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; the largest norm of the gradients must be positive, such as 1")
 
 
 @dataclass(frozen=True)
@@ -224,6 +233,7 @@ class Settings:
             ``{solar: "studies.solar:SolarCells"}``.
         lines: file of finished runs, a JSON object in each line; OUT/lines.jsonl by default.
         prune: take lines out of the file that belong to no run of this comparison.
+        minutes: of the whole comparison; epochs and seeds are then chosen so that it fits, by steps that are measured.
     """
 
     methods: list[Method] = field(default_factory=list)
@@ -248,6 +258,7 @@ class Settings:
     imports: dict[str, str] = field(default_factory=dict)
     lines: Path | None = None
     prune: bool = False
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -264,10 +275,22 @@ class Settings:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0 and 1, such as 0.95")
         if self.accelerator not in ("cpu", "gpu", "cuda", "auto"):
             raise ValueError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu, cuda or auto")
+        if self.minutes is not None:
+            self._check_minutes()
         for name in ("workers", "threads", "latency_batch", "latency_rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+
+    def _check_minutes(self) -> None:
+        if not 0 < self.minutes < float("inf"):  # type: ignore[operator]
+            raise ValueError(f"minutes is {self.minutes}; it must be positive, such as 20")
+        if self.parts:
+            raise ValueError("minutes is given, but the parts of this grid say seeds and epochs; leave it out")
+        usual = Settings(self.methods)
+        for name in ("training.epochs", "training.extra_epochs", "seeds"):
+            if (given := attrgetter(name)(self)) != attrgetter(name)(usual):
+                raise ValueError(f"{name} is {given}, but minutes chooses it; leave it out, or give --minutes null")
 
     def _refuse_what_parts_say(self) -> None:
         used = {"seeds": False, "training": not self.recipes, "wld": any(m.wld is True for m in self.methods)}

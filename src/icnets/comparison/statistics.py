@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` values and its confidence interval; one value alone has no interval (low = high = None).
+    """A mean over ``n`` values and its confidence interval; fewer than 3 values have none (low = high = None).
+
+    ``least`` and ``most``: of two values, which are shown instead.
 
     Example:
         >>> Interval(-0.3, -0.9, 0.3, 5).format(1, signed=True)
@@ -20,6 +22,8 @@ class Interval:
     high: float | None
     n: int
     confidence: float = 0.95
+    least: float | None = None
+    most: float | None = None
 
     @property
     def excludes_zero(self) -> bool:
@@ -34,7 +38,9 @@ class Interval:
             return (f"{0:.{digits}f}" if float(text) == 0 else text).replace("-", "−")
 
         if self.low is None or self.high is None:
-            return number(self.mean)
+            if self.least is None or self.most is None:
+                return number(self.mean)
+            return f"{number(self.mean)} ({number(self.least)} and {number(self.most)})"
         return f"{number(self.mean)} [{number(self.low)}, {number(self.high)}]"
 
 
@@ -60,7 +66,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float
     """Mean of ``values`` with Student's t interval, which takes them for independent draws of a normal distribution.
 
     Args:
-        values: at least one.
+        values: at least one; the interval of two would be several times as wide as what they say.
         confidence: of the interval.
         overlap: test over training examples where the values come from the folds of a cross-validation, whose training
             sets overlap: 1 / (k - 1) for k folds. The variance of the mean is then taken as s² (1/n + overlap)
@@ -79,6 +85,8 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Interval(mean, None, None, 1, confidence)
+    if n == 2:
+        return Interval(mean, None, None, 2, confidence, min(values), max(values))
     half = t_quantile(confidence, n - 1) * statistics.stdev(values) * math.sqrt(1 / n + overlap)
     return Interval(mean, mean - half, mean + half, n, confidence)
 

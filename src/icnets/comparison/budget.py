@@ -1,0 +1,212 @@
+"""How many epochs and seeds fit into the minutes that a user gives, from steps that are measured."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from icnets.comparison.planned_runs import Cell, Job, plain
+from icnets.comparison.runs import build, create_for, data_of, fit
+from icnets.comparison.settings import Settings
+from icnets.profile.measure import use_threads
+from icnets.support.files import atomic_write
+from icnets.support.quiet import silence
+
+_FEW, _MANY = 3, 10  # seeds: an interval needs 3, and more than 10 are worth less than longer trainings
+_SHORT, _LONG = 10, 30  # epochs, likewise
+_PART = 0.1  # of the time that one run may take, so that there is something to see soon
+_IDLE = 0.92  # of the processes' time is used: at the end one waits for another
+_LAST = 12.0  # seconds for the table and the page
+_STEPS, _ENOUGH = 6, 3.0  # steps of a probe, or seconds
+_FRESH = 512  # images of an epoch that pass once more, for the statistics of batch norms
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a job takes: ``step`` and ``forward`` for one image, ``rest`` once for a run."""
+
+    step: float
+    forward: float
+    rest: float
+
+    def epoch(self, sizes: dict[str, int]) -> float:
+        """Seconds of an epoch, with its validation."""
+        passes = min(sizes["train"], _FRESH) + sizes["val"]
+        return self.step * sizes["train"] + self.forward * passes
+
+    def run(self, epochs: int, sizes: dict[str, int]) -> float:
+        """Seconds of a run with its tests, of the network that it starts from as well."""
+        return self.rest + epochs * self.epoch(sizes) + self.forward * (sizes["val"] + 3 * sizes["test"])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was chosen. ``seconds``: that a run of the basic network and of another method should take.
+
+    They are those of one process divided by the number of processes.
+    """
+
+    of: str
+    minutes: float
+    epochs: int
+    seeds: int
+    seconds: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.seeds} seeds of {self.epochs} epochs" if self.epochs > 1 else f"{self.seeds} seeds of 1 epoch"
+
+    def apply(self, settings: Settings) -> Settings:
+        """The settings with these epochs and seeds, and without a budget."""
+        training = replace(settings.training, epochs=self.epochs, extra_epochs=self.epochs)
+        return replace(settings, training=training, seeds=list(range(self.seeds)), minutes=None)
+
+
+def probes(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose paces say those of all: the basic network's, and one with a teacher and collisions.
+
+    The latter counts for every other method, so that none takes longer than is thought.
+    """
+    first = [job for job in jobs if job.seed == jobs[0].seed]
+    return [first[0], max(first, key=lambda job: (job.ic is not None) + (job.wld is not None))]
+
+
+def chosen(of: str, minutes: float, paces: Sequence[Pace], rows: int, sizes: dict[str, int], gone: float) -> Budget:
+    """Epochs and seeds for ``minutes``.
+
+    Three seeds with as many epochs as fit, up to 10; then more seeds, up to 10; then more epochs, up to 30. Where
+    three seeds of one epoch don't fit, there are fewer seeds.
+
+    Args:
+        of: digest of what is compared.
+        minutes: of the whole comparison.
+        paces: of the basic network and of the costliest method, with as many processes at work as there will be; in
+            each the seconds are those of one process, divided by their number.
+        rows: methods of the table.
+        sizes: images of each split.
+        gone: seconds that are gone already.
+
+    Example:
+        >>> sizes = {"train": 200, "val": 50, "test": 50}
+        >>> print(chosen("", 5, [Pace(0.005, 0.002, 1), Pace(0.008, 0.003, 1)], 5, sizes, gone=15))
+        4 seeds of 8 epochs
+    """
+    left = _IDLE * max(60 * minutes - gone - _LAST, 0.0)
+
+    def runs(epochs: int) -> tuple[float, float]:
+        return paces[0].run(epochs, sizes), paces[1].run(epochs, sizes)
+
+    def seed(epochs: int) -> float:
+        basic, other = runs(epochs)
+        return basic + (rows - 1) * other
+
+    fits = [epochs for epochs in range(1, _LONG + 1) if _FEW * seed(epochs) <= left]
+    short = [e for e in fits if e <= _SHORT and paces[1].run(e, sizes) <= _PART * 60 * minutes]
+    epochs = max(short or fits[:1] or [1])
+    seeds = min(_MANY, max(1, math.floor(left / seed(epochs))))
+    if seeds == _MANY:
+        epochs = max(e for e in range(epochs, _LONG + 1) if seeds * seed(e) <= left)
+    return Budget(of, minutes, epochs, seeds, runs(epochs))
+
+
+def digest(settings: Settings, seen: dict[str, Any]) -> str:
+    """Of all that is compared, but for how long: a budget is used again where this is the same."""
+    parts = [settings.network, settings.training, settings.wld, *settings.methods]
+    what = {"parts": [plain(part) for part in parts], "data": {**settings.data, "workers": None}, "seen": seen}
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def budgeted(
+    settings: Settings, jobs: Sequence[Job], workers: Any, seen: dict[str, Any], start: float
+) -> tuple[Settings, dict[str, float]]:
+    """The settings with the epochs and seeds that fit, and the seconds that an epoch of each method should take.
+
+    They are kept in budget.json, so that the same command goes on with them; with other minutes it goes on with other
+    seeds of the same epochs.
+
+    Args:
+        settings: with ``minutes``.
+        jobs: of one plan.
+        workers: processes that measure.
+        seen: ``sizes`` of the splits, and the classes.
+        start: when the minutes began, by time.monotonic.
+
+    Raises:
+        ValueError: budget.json is damaged, or of another comparison.
+    """
+    of, file, minutes = digest(settings, seen), settings.out / "budget.json", float(settings.minutes or 0)
+    budget = _kept(file, of, minutes)
+    if budget is None:
+        paces = workers.paces(probes(jobs))
+        budget = chosen(of, minutes, paces, len(settings.methods), seen["sizes"], time.monotonic() - start)
+    with atomic_write(file) as unfinished:
+        unfinished.write_text(json.dumps(asdict(budget)) + "\n", encoding="utf-8")
+    size = settings.data.get("image_size")
+    pixels = f"images of {size} pixels, " if size else ""
+    print(f"{minutes:g} minutes: {budget}, {pixels}{seen['sizes']['train']} to train", flush=True)
+    if budget.seeds < _FEW:
+        print("fewer than 3 seeds have no interval: give more --minutes, or a smaller --data.image_size", flush=True)
+    names = [method.name for method in settings.methods]
+    basic, other = (workers.count * seconds for seconds in budget.seconds)
+    expected = {str(Cell(name, name)): other / budget.epochs for name in names}
+    return budget.apply(settings), expected | {str(Cell(names[0], names[0])): basic / budget.epochs}
+
+
+def _kept(file: Path, of: str, minutes: float) -> Budget | None:
+    """The budget in a file, for ``minutes``; None: there is none.
+
+    Raises:
+        ValueError: it is damaged, or of another comparison.
+    """
+    if not file.is_file():
+        return None
+    try:
+        found = Budget(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); remove it, and epochs and seeds are chosen anew") from None
+    if found.of != of:
+        raise ValueError(f"{file} is of another comparison, with other images or settings; give another --out")
+    seeds = found.seeds if minutes == found.minutes else max(1, math.floor(found.seeds * minutes / found.minutes))
+    return replace(found, minutes=minutes, seeds=seeds)
+
+
+class _Clock(Callback):
+    """Seconds per image of training steps, the first of which doesn't count; ends the training when it has enough."""
+
+    def __init__(self) -> None:
+        self.seconds, self.images, self._steps, self._since = 0.0, 0, 0, 0.0
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
+        if self._steps:
+            self.seconds, self.images = self.seconds + now - self._since, self.images + len(batch[0])
+        self._steps, self._since = self._steps + 1, now
+        trainer.should_stop = self._steps > _STEPS or self.seconds > _ENOUGH
+
+
+@torch.no_grad()
+def measure(job: Job) -> Pace:
+    """The pace of a job in this process, from a few of its steps, which nothing keeps."""
+    start = time.perf_counter()
+    with use_threads(job.settings.threads), silence():
+        data = data_of(job)
+        model, teacher = build(job, data)[0], None
+        if job.wld is not None:
+            teacher = create_for(data, job.settings.network, job.settings.imports, starts=False)
+        rest, clock = time.perf_counter() - start, _Clock()
+        with torch.enable_grad():
+            fit(job, model, data, teacher, lambda: None, clock, max_epochs=_STEPS + 1, limit_val_batches=0)
+        images, model = next(iter(data.val_dataloader()))[0], model.eval().cpu()
+        for _ in range(2):
+            start = time.perf_counter()
+            model(images)
+    return Pace(clock.seconds / max(clock.images, 1), (time.perf_counter() - start) / len(images), rest)
