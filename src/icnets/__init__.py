@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from icnets.checkpoint import CheckpointError as CheckpointError
     from icnets.checkpoint import load as load
     from icnets.checkpoint import save as save
+    from icnets.comparison.own_images import compare as compare
     from icnets.convert.surgery import ConversionReport as ConversionReport
     from icnets.convert.surgery import ICConfig as ICConfig
     from icnets.convert.surgery import convert_ as convert_
@@ -38,6 +39,7 @@ _NAMES = {
     "unit.layers": "ICConv1d ICConv2d ICConv3d ICConvTranspose1d ICConvTranspose2d ICConvTranspose3d ICLinear "
     "ic_parameters",
     "timm_models": "create_model",
+    "comparison.own_images": "compare",
 }
 _LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -8,13 +8,13 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from icnets.cli.configuration import FLAG, parse, take_flag
 from icnets.cli.parser import Parser
-from icnets.comparison.engine import compare
+from icnets.comparison.engine import run_comparison
+from icnets.comparison.own_images import RECIPE
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.text import tell
@@ -47,13 +47,12 @@ def _with_own_images(argv: Sequence[str]) -> list[str]:
         early.add_argument(f"--{name}")
     given, rest = early.parse_known_args(rest)
     own = given.config is None and (root is not None or given.model is not None)
-    recipe = files("icnets.comparison").joinpath("own_images.yaml")
     out, weights = given.out, given.weights
     if own and out is None:
         words = ("compare", Path(given.model or "resnet18").stem, Path(root or "digits").resolve().name)
         out = str(Path("runs") / re.sub(r"[^\w.-]", "_", "-".join(words)))
     options = {
-        "config": str(recipe) if own else given.config,
+        "config": str(RECIPE) if own else given.config,
         "network.name": given.model,
         "network.weights": weights,
         "data.root": root,
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     settings = read_settings(argv)
     command = shlex.join(["icnets", "compare", *argv])
-    found = compare(settings, command)
+    found = run_comparison(settings, command)
     print(f"\n{found}\n")
     print(f"{found.out}/results.json    every number, run and setting; also results.md and checkpoints/")
     if found.stop is not None:

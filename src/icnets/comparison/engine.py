@@ -59,7 +59,7 @@ class Comparison:
         return "\n".join([self.table.plain(), "", *self.verdicts, *filter(None, ["", self.recommendation])])
 
 
-def compare(settings: Settings, command: str = "") -> Comparison:
+def run_comparison(settings: Settings, command: str = "") -> Comparison:
     """Trains what the file of lines lacks and writes the evidence to ``settings.out``.
 
     Writes lines.jsonl, results.json, results.md and checkpoints/. What is killed goes on when it is called again with

@@ -173,7 +173,6 @@ def _wanted(settings: Settings) -> Iterator[tuple[Cell, int]]:
         ):
             yield Cell(network, method, recipe, budget), seed
     if not settings.parts:
-        yield from product([_first(settings)], settings.seeds)
         for seed, row in product(settings.seeds, settings.methods):
             yield Cell(row.name, row.name), seed
 

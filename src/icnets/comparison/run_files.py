@@ -1,5 +1,6 @@
 """What the folder of a comparison holds: its results.json."""
 
+import difflib
 import json
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -22,26 +23,38 @@ class ComparisonFiles:
     runs: dict[str, list[Run]]
 
 
-def rebuilt(kind: Any, value: Any) -> Any:
+def rebuilt(kind: Any, value: Any, *, strict: bool = False) -> Any:
     """The object of type ``kind`` that ``value`` was made from by ``dataclasses.asdict`` and JSON.
+
+    Args:
+        kind: a dataclass, or what its fields can be.
+        value: of dictionaries, lists and plain values.
+        strict: refuse a name that ``kind`` has no field of; otherwise it is of the past, and left out.
+
+    Raises:
+        ValueError: ``strict``, and there is such a name.
 
     Example:
         >>> from icnets.comparison.settings import Network
         >>> rebuilt(Network, {"name": "resnet50", "options": {}})
-        Network(name='resnet50', options={}, before_norm=None)
+        Network(name='resnet50', options={}, before_norm=None, weights=None)
     """
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        fields = {name: rebuilt(hints[name], value[name]) for name in value if name in hints}  # others are of the past
+        if strict and (unknown := value.keys() - hints.keys()):
+            name = min(unknown)
+            near = difflib.get_close_matches(name, hints, n=1)
+            raise ValueError(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+        fields = {name: rebuilt(hints[name], value[name], strict=strict) for name in value if name in hints}
         return kind(**fields)  # type: ignore[operator]
     kinds = get_args(kind)
     if get_origin(kind) is list:
-        return [rebuilt(kinds[0], entry) for entry in value]
+        return [rebuilt(kinds[0], entry, strict=strict) for entry in value]
     if get_origin(kind) is tuple:
         return tuple(value)
     inner = next((k for k in kinds if is_dataclass(k) or k is Path or get_origin(k) is tuple), None)
     if inner is not None and (isinstance(value, dict) or not is_dataclass(inner)):
-        return None if value is None else rebuilt(inner, value)
+        return None if value is None else rebuilt(inner, value, strict=strict)
     return Path(value) if kind is Path else value
 
 

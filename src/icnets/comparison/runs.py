@@ -1,6 +1,7 @@
 """One run: one network trained by one method with one seed, in whichever process; its data and network by name."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from inspect import signature
@@ -29,6 +30,9 @@ from icnets.timm_models import create_model
 from icnets.training.callbacks import History, WeightAverage
 from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
+
+# Networks that Python's callers gave, by name; they are known in this process only.
+GIVEN: dict[str, nn.Module] = {}
 
 _SAME_ERROR = 1e-3  # in percentage points; Lightning keeps accuracies in float32
 
@@ -139,6 +143,8 @@ def create(network: Network, *, num_classes: int, in_chans: int, imports: Mappin
         ValueError: there is no network of this name, or there are no such weights.
         TypeError: options that it doesn't take.
     """
+    if network.name in GIVEN:
+        return deepcopy(GIVEN[network.name])
     path, pretrained = (imports or {}).get(network.name), network.weights == "pretrained"
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **network.options}
     if network.before_norm is not None:

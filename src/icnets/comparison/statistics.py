@@ -85,9 +85,10 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Interval(mean, None, None, 1, confidence)
+    quantile = t_quantile(confidence, n - 1)
     if n == 2:
         return Interval(mean, None, None, 2, confidence, min(values), max(values))
-    half = t_quantile(confidence, n - 1) * statistics.stdev(values) * math.sqrt(1 / n + overlap)
+    half = quantile * statistics.stdev(values) * math.sqrt(1 / n + overlap)
     return Interval(mean, mean - half, mean + half, n, confidence)
 
 
