@@ -4,6 +4,7 @@ They run one after the other in one folder, which holds ``photos`` (150 images a
 appended that make them small, and weights, since timm would download its own. Those of the guides: test_guides.py.
 """
 
+import inspect
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+import demo_photos
 import icnets
 from training.photographs import write_cells
 
@@ -90,6 +92,9 @@ def test_the_demo_is_the_documented_command():
     assert words[2] == photos
     assert options["--weights"] == f"{photos}/lite0.safetensors"
     assert float(options["--minutes"]) <= 5  # six with what comes before and after
+    defaults = inspect.signature(demo_photos.write_photos).parameters
+    photographs = sum(len(demo_photos.CLASSES) * defaults[part].default for part in ("train", "test"))
+    assert f"{photographs} photographs" in PAGES[0].read_text(encoding="utf-8")
 
 
 @pytest.fixture

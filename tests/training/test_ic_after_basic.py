@@ -48,7 +48,7 @@ def test_on_digits() -> None:
     options += ["--data.train_size", "500", "--data.val_fraction", "0.4", "--trainer.max_epochs", "3"]
     found = [basic_then_ic(seed, ["resnet18"], ["ic_resnet18"], options) for seed in SEEDS]
     require(found, 10)
-    assert min(rows["basic"]["val/top1"] for rows in found) > 0.5  # there is something to lose
+    assert min(rows["basic"]["val/top1"] for rows in found) > 0.4  # there is something to lose
 
 
 @pytest.mark.slow
