@@ -59,6 +59,9 @@ def test_the_readmes_numbers_are_those_of_the_evidence():
     assert len(gain) == 3
     for extreme in (max(gain, key=gain.get), min(gain, key=gain.get)):
         assert dict(answers)[extreme] in text, extreme
+    assert "on MNIST-1D half of them" in text
+    for network in ("basic", "IC"):
+        assert f"{network}, WLD: with 50 % of the epochs" in evidence
     coverage = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
     timm, torchvision, smp = re.findall(r"- \w+: (\d+) of (\d+) ", coverage)
     assert f"{int(timm[0]):,} of timm's {int(timm[1]):,} architectures" in text
