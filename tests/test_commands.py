@@ -112,7 +112,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(not callable(getattr(icnets, "compare", None)), reason="waits for icnets.compare(model, folder)")
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_command_runs(folder: Path) -> None:
     for command in commands():
         words = made_small(command)

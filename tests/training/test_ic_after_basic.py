@@ -52,7 +52,7 @@ def test_on_digits() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_on_photographs_with_a_network_that_knows_imagenet(tmp_path: Path) -> None:
     root = write_cells(tmp_path / "photos", 64, train=150, val=160)
     start = ["--model.init_from", str(write_lite0(tmp_path / "lite0.safetensors"))]
