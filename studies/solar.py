@@ -1,7 +1,7 @@
 """Solar cells: 2,624 electroluminescence images, graded by how probably the cell is defective (package elpv-dataset).
 
 Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery",
-EU PVSEC 2018; Deitsch et al., Solar Energy 185, 2019.
+EU PVSEC 2018; Deitsch et al., Solar Energy 185, 2019. Licence of the images: CC BY-NC-SA 4.0.
 """
 
 from __future__ import annotations

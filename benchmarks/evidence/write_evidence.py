@@ -2,12 +2,15 @@
 
 python benchmarks/evidence/write_evidence.py            # or: make evidence
 python benchmarks/evidence/write_evidence.py --check    # say whether the page is what the lines give
+python benchmarks/evidence/write_evidence.py runs/digits  # take the digits' results from that run first
 """
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import digits_table
 from evidence_page import Question, page
 from icnets.comparison import lines
 from study_results import Cell, Results
@@ -107,7 +110,8 @@ START = """\
 
 <!-- Written by benchmarks/evidence from benchmarks/results/studies/*.jsonl; don't edit: make evidence. -->
 
-Every number here comes from lines in `benchmarks/results/studies`, one for each training. A seed decides the data's
+Every number here comes from lines in `benchmarks/results/studies`, one for each training (those of the digits, at the
+end, from `benchmarks/results/demo.json`). A seed decides the data's
 draw or fold, the initial weights and the order of the examples; differences are paired by seed. An answer is read off
 the table by a rule: *better* or *worse* means p < 0.05 by the paired t test after Holm's correction for all rows that
 are compared with the same reference, *not distinguishable* everything else.
@@ -149,7 +153,8 @@ def evidence(folder: Path, images: Path) -> str:
     found = {study.name: study for study in (Results(lines.read(path)) for path in sorted(folder.glob("*.jsonl")))}
     studies = sorted(found.values(), key=lambda s: (ORDER.index(s.name) if s.name in ORDER else len(ORDER), s.name))
     sizes = "\n".join(_size(study) for study in studies) or "No study has been run yet."
-    return f"{START}\n{sizes}\n\n{page(studies, QUESTIONS, images, 'images')}\n{END}"
+    answers = page(studies, QUESTIONS, images, "images")
+    return f"{START}\n{sizes}\n\n{answers}\n{digits_table.section()}\n{END}"
 
 
 def main(argv: list[str]) -> int:
@@ -158,6 +163,8 @@ def main(argv: list[str]) -> int:
             same = evidence(LINES, Path(images)) == PAGE.read_text(encoding="utf-8")
         print("docs/evidence.md is what the lines give" if same else "docs/evidence.md is out of date: make evidence")
         return int(not same)
+    if argv:
+        shutil.copyfile(Path(argv[0]) / "results.json", digits_table.RESULTS)
     PAGE.write_text(evidence(LINES, IMAGES), encoding="utf-8")
     return 0
 
