@@ -15,12 +15,13 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from icnets.checkpoint.weights_files import holds_ic_network
 from icnets.cli.app import COMMANDS
 from icnets.cli.configuration import UNIQUE_KEYS, allowed_imports, of_configuration, take_flag
 from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
 from icnets.data.data_module import ImageData
-from icnets.open_network import holds_ic_network, starting_config
+from icnets.open_network import starting_config
 from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.quiet import quiet
 from icnets.training.callbacks import ByClass, History, WeightAverage, WeightsExport, progress_bar
