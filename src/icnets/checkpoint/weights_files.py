@@ -46,6 +46,7 @@ def load_weights(network: nn.Module, path: Path, *, new_head: bool = True) -> st
 
 
 def weights_of(path: Path, network: nn.Module) -> Weights:
+    """What a file holds for ``network``: all tensors of ``icnets.save``'s, the state dict in any other."""
     if written_by_icnets(path):
         return Weights(read(path)[1], "")
     return read_weights(path, network.state_dict())

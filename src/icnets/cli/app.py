@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 
 from icnets.cli.config_errors import explained
 from icnets.cli.parser import Parser
+from icnets.cli.shorthand import written_out
 
 HELP = """\
 usage: icnets COMMAND [OPTIONS]
@@ -21,7 +22,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   icnets COMMAND --help     options of a command; --help-all: every option there is
   icnets --version          the version
 
-Example: icnets fit --config recipes/fit_digits.yaml --name digits
+Example: icnets fit photos --model resnet18    photos has a folder of images for each class
 
 A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
 """
@@ -32,7 +33,10 @@ COMMANDS = {
     "fit": ("icnets.cli.fit:fit", "train a basic or an IC network, with or without weak logit distillation"),
     "validate": ("icnets.cli.fit:validate", "accuracy of a trained network on the validation images"),
     "test": ("icnets.cli.fit:test", "accuracy of a trained network on the test images, and of each class"),
-    "predict": ("icnets.cli.predict:main", "classes of image files, by a checkpoint or an exported artifact"),
+    "predict": (
+        "icnets.cli.predict:main",
+        "classes of image files, by a run, a checkpoint, an artifact or a network's name",
+    ),
     "compare": ("icnets.cli.compare:main", "basic, IC, IC with distillation over several seeds, in a table"),
     "report": ("icnets.cli.report:main", "a comparison as one HTML page with figures and images"),
     "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    if args[:1] in (["-h"], ["--help"]):
+    if args[:1] in ([], ["-h"], ["--help"]):
         width = max(map(len, COMMANDS))
         commands = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
         print(HELP.format(commands=commands), end="")
@@ -91,11 +95,11 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"icnets {__version__}")
         return 0
-    command, rest = (args[0], args[1:]) if args else ("", [])
+    command, *rest = args
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-        raise ValueError(f"unknown command {command!r}; {hint}" if command else f"no command given; {hint}")
+        raise ValueError(f"unknown command {command!r}; {hint}")
     try:
         return _run(command, rest)
     except ModuleNotFoundError as error:
@@ -110,7 +114,10 @@ def _run(command: str, rest: list[str]) -> int:
         print(page.read_text(encoding="utf-8"), end="")
         return 0
     rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
-    return int(resolve_name(COMMANDS[command][0])(_configurations_first(rest)))
+    rest = _configurations_first(rest)
+    if command in ("fit", "validate", "test"):
+        rest = written_out(command, rest)
+    return int(resolve_name(COMMANDS[command][0])(rest))
 
 
 def _configurations_first(args: Sequence[str]) -> list[str]:

@@ -17,9 +17,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.checkpoint.weights_files import holds_ic_network
 from icnets.cli.app import COMMANDS
-from icnets.cli.configuration import UNIQUE_KEYS, allowed_imports, of_configuration, take_flag
+from icnets.cli.configuration import (
+    UNIQUE_KEYS,
+    allowed_imports,
+    of_configuration,
+    require_named_code,
+    take_flag,
+)
 from icnets.cli.parser import with_hint
-from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
+from icnets.cli.run_folder import find_checkpoint, folder_of, require_empty, run_name, with_configuration_of_run
+from icnets.cli.shorthand import MISSING
 from icnets.data.data_module import ImageData
 from icnets.open_network import starting_config
 from icnets.support.files import atomic_write, remove_unfinished
@@ -42,8 +49,9 @@ _TRAINER_DEFAULTS = {
 _ABOUT = (
     "Options come from YAML files and, with the last word, from the command line. They may name classes of icnets, "
     "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
-    "so only if you trust it."
+    "so only if you trust it. Code that --model names on the command line, as my_cnn.py:MyCNN, is imported too."
 )
+_SHORT = " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from."
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
@@ -52,8 +60,7 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.endswith("are required: model.model"):
             command = self.prog.rpartition(" ")[2]
-            missing = "model.model is missing; give --model.model or --config"
-            message = missing if command == "fit" else _UNTRAINED.format(command)
+            message = MISSING if command == "fit" else _UNTRAINED.format(command)
         raise ValueError(with_hint(message, self)) from ex
 
 
@@ -63,9 +70,9 @@ class _RunCLI(LightningCLI):
     A checkpoint brings the configuration that its run had.
     """
 
-    def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command, summary = command, COMMANDS[command][1]
-        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}"
+    def __init__(self, command: str, args: Sequence[str], *, imports: bool) -> None:
+        self.command, self.imports, summary = command, imports, COMMANDS[command][1]
+        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}{_SHORT if command == 'fit' else ''}"
         super().__init__(
             ClassificationTask,
             ImageData,
@@ -91,7 +98,7 @@ class _RunCLI(LightningCLI):
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
         add("--ckpt_path", type=str | None, default=None, help=checkpoints)
-        for unused in ("output", "target", "weights_only", "model.check_teacher"):  # in configurations of before
+        for unused in ("output", "target", "weights_only"):  # in configurations of before
             add(f"--{unused}", type=Any, default=None, help=argparse.SUPPRESS)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -100,9 +107,10 @@ class _RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with of_configuration():
             self.config = chosen = parser.parse_args(with_configuration_of_run(args))
-        chosen.pop("model.check_teacher")  # no argument of the task any more
+        if not self.imports:
+            require_named_code(chosen.model.model, args)
         chosen.name = chosen.name or run_name(chosen, self.command)
-        self.folder = Path(chosen.runs) / chosen.name
+        self.folder = folder_of(chosen.name, chosen.runs)
         given, chosen.ckpt_path = chosen.ckpt_path, find_checkpoint(chosen.ckpt_path, self.folder)
         if self.command == "fit":
             if given is None and not chosen.overwrite:
@@ -179,7 +187,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     quiet()
     args, everything = take_flag(argv)
     with allowed_imports(everything=everything):
-        _RunCLI(command, args).run()
+        _RunCLI(command, args, imports=everything).run()
     return 0
 
 

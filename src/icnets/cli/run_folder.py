@@ -43,9 +43,20 @@ def run_name(chosen: Any, command: str) -> str:
     if command != "fit":
         return command
     model = chosen.model.model
-    label = model if isinstance(model, str) else str(model.get("class_path", "model")).rpartition(".")[2]
+    named = isinstance(model, str)
+    label = model.rpartition(":")[2] if named else str(model.get("class_path", "model")).rpartition(".")[2]
     label = re.sub(r"[^\w.-]", "_", label)
     return next(n for i in range(1, sys.maxsize) if not (Path(chosen.runs) / (n := f"{label}-{i}")).exists())
+
+
+def folder_of(name: str, runs: str) -> Path:
+    """The folder of a run. Raises ValueError for a name that leads out of ``runs``."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(
+            f"name is {name!r}, which isn't below {runs}; give a plain --name, and --runs DIR for the rest"
+        )
+    return Path(runs) / name
 
 
 def find_checkpoint(given: Any, folder: Path) -> str | None:
