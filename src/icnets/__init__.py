@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from icnets.unit.layers import ICConvTranspose3d as ICConvTranspose3d
     from icnets.unit.layers import ICLinear as ICLinear
     from icnets.unit.layers import ic_parameters as ic_parameters
+    from icnets.verbs import fit as fit
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _NAMES = {
     "unit.layers": "ICConv1d ICConv2d ICConv3d ICConvTranspose1d ICConvTranspose2d ICConvTranspose3d ICLinear "
     "ic_parameters",
     "timm_models": "create_model",
+    "verbs": "fit",
 }
 _LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
 

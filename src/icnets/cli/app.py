@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from icnets.cli.config_errors import explained
 from icnets.cli.parser import Parser
 from icnets.cli.shorthand import written_out
+from icnets.support.text import first_process
 
 HELP = """\
 usage: icnets COMMAND [OPTIONS]
@@ -66,11 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (KeyboardInterrupt, SystemExit) as stop:
+        way = f"; go on by: {stop.resumed_by}" if hasattr(stop, "resumed_by") else ""
         if KeyboardInterrupt in (type(stop), type(stop.__context__)):  # in a run, Lightning exits on Ctrl-C
-            print("icnets: interrupted", file=sys.stderr)
+            _say_first(f"icnets: interrupted{way}")
             return 130
         if (saved := getattr(stop, "checkpoint", None)) is not None:
-            print(f"icnets: told to stop; saved {saved}: go on with --ckpt_path last", file=sys.stderr)
+            _say_first(f"icnets: told to stop; saved {saved}{way}")
         code = getattr(stop, "code", None)
         return code if isinstance(code, int) else int(code is not None)
     except Exception as error:
@@ -82,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"icnets: error: {explained(error)}", file=sys.stderr)
         return 2
+
+
+def _say_first(line: str) -> None:
+    if first_process():
+        print(line, file=sys.stderr)
 
 
 def _dispatch(args: list[str]) -> int:

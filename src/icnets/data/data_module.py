@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from icnets.checkpoint.image_notes import usual_statistics
 from icnets.data.augmentation import mixing, training_transform
-from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, processes, require_at_least
+from icnets.data.epochs import LARGEST_BATCH, EpochData, chosen_batch, require_at_least
 from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform
@@ -113,8 +113,7 @@ class ImageData(ImageOptions, EpochData):
     @property  # type: ignore[misc]  # of an option
     def batch_size(self) -> int:
         """Images per step of one process; where the option is None, chosen by their number."""
-        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return self._batch_size or default_batch(self.size("train"), processes()[1] * accumulated)
+        return self._batch_size or chosen_batch(self)
 
     @batch_size.setter
     def batch_size(self, size: int | None) -> None:

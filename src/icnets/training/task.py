@@ -319,6 +319,10 @@ class ClassificationTask(L.LightningModule):
         if "loss" in means and self.global_rank == 0:  # for all processes
             for value, saved in zip((self.mean_loss.mean_value, self.mean_loss.weight), means["loss"], strict=True):
                 value.copy_(saved)
+        epoch, limit = checkpoint.get("epoch", 0), self.trainer.max_epochs
+        if self.trainer.state.fn == "fit" and limit not in (None, -1) and epoch >= limit:
+            what = f"the checkpoint is of epoch {epoch + 1}, and trainer.max_epochs is {limit}"
+            raise ValueError(f"{what}: nothing is left to train; give --trainer.max_epochs {epoch + 2} or more")
         names = getattr(self._data, "class_names", None)
         if trained and names and list(names) != list(trained):
             known, found = differing(trained, names)
