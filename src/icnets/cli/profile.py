@@ -84,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     try:
         profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = f"{args.name} has batch norms that see one value a channel in a batch of shape {shape}"
+        raise ValueError(f"{what}; give a larger --batch-size or --image-size") from error
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{args.name} can't take a batch of shape {shape}: {first_line(error)}; try another --image-size"

@@ -13,6 +13,7 @@ from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform
 from icnets.data.splits import ImageOptions
+from icnets.support.text import counted
 
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
@@ -175,7 +176,7 @@ class ImageData(ImageOptions, EpochData):
         seen, where = self.view.describe(), f" {self.root or self.val_shards},"
         if self.digits:
             seen, where = f"handwritten digits, whole, {self.image_size} pixels", ""
-        return f"protocol: {seen};{where} {self.size('test'):,} images, one label an image"
+        return f"protocol: {seen};{where} {counted(self.size('test'), 'image')}, one label an image"
 
     def unreadable(self) -> list[str]:
         """Name the images that can't be read, found so far by this process and those that read for it."""

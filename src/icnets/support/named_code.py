@@ -11,7 +11,7 @@ from typing import Any
 
 from icnets.support.text import first_line
 
-_CODE = re.compile(r"(.+\.py|[^\W\d]\w*(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
+_CODE = re.compile(r"(?!timm:)(.+\.py|[^\W\d]\w*(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
 
 
 def names_code(text: str) -> bool:
@@ -44,7 +44,8 @@ def imported(text: str) -> Any:
     try:
         value = _module_of_file(Path(module)) if module.endswith(".py") else _module(module)
     except Exception as error:  # whatever their code raises
-        raise ValueError(f"{text} can't be imported: {type(error).__name__}: {first_line(error)}") from error
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"{text} can't be imported: {kind}{first_line(error)}") from error
     for part in name.split("."):
         if not hasattr(value, part):
             raise ValueError(f"{text} can't be imported: {module} has no {part}; check the name behind the colon")
@@ -59,6 +60,8 @@ def _module(name: str) -> Any:
 
 
 def _module_of_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
     path = path.resolve()
     name = f"{path.stem}_{sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:

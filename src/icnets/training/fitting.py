@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.named_code import names_code
-from icnets.support.text import few, tell
+from icnets.support.text import counted, few, tell
 from icnets.training.callbacks import History, WeightAverage, WeightsExport
 from icnets.training.plan import checkpoint_bytes, preflight
 from icnets.training.run_checkpoints import BestCheckpoint, LastCheckpoints
@@ -128,8 +128,7 @@ class _RunFiles(Callback):
         if len(names) > self.unreadable and trainer.is_global_zero:
             with atomic_write(file) as unfinished:
                 unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-            images = f"{len(names)} images" if len(names) > 1 else "1 image"
-            print(f"{images} can't be read and skipped so far: {file}", flush=True)
+            print(f"{counted(len(names), 'image')} skipped so far that can't be read: {file}", flush=True)
         self.unreadable = len(names)
 
 

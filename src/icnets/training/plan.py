@@ -122,6 +122,7 @@ def _lines_of_the_run(chosen: Any, images: int) -> list[tuple[str, str]]:
     accelerator, per_node, nodes = devices_of(trainer)
     world = per_node * nodes
     batch = chosen.data.batch_size or default_batch(images, world * accumulated)
+    batch = min(batch, max(images // world, 1))
     global_batch = batch * world * accumulated
     per_epoch = math.ceil(math.ceil(images / world) // batch / accumulated)
     total = per_epoch * (trainer.max_epochs or 0)
