@@ -419,7 +419,7 @@ CASES: list[tuple[list[str], str]] = [
         ["fit", "--name", "basic", "--ckpt_path", "last", "--trainer.max_epochs", "1"],
         "the checkpoint is of epoch 2, and trainer.max_epochs is 1: nothing is left to train; give *max_epochs 3 *",
     ),
-    (["predict", "runs", "photos"], "runs is a folder of runs; give one of them: runs/basic"),
+    (["predict", "runs", "photos"], "runs is a folder of runs; give one of them: runs/basic, runs/weights_alone"),
     (
         ["profile", "resnet10t", "--image-size", "1", "--batch-size", "1", "--rounds", "2"],
         "resnet10t has batch norms that see one value a channel in a batch of shape (1, 3, 1, 1); give a larger *",
@@ -560,7 +560,7 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(command: str, args: list[str]) -> None:
+    def bug(command: str, args: list[str], *, imports: bool) -> None:
         raise KeyError("bug")
 
     monkeypatch.setattr("icnets.cli.fit._RunCLI", bug)

@@ -97,7 +97,9 @@ def test_a_configuration_needs_consent(capsys: pytest.CaptureFixture[str]) -> No
     assert "was not imported" in capsys.readouterr().err
 
 
-def test_weights_of_others_say_how_many_classes(caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_of_others_say_how_many_classes(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = make_network(NAME, 5)
     torch.save({"state_dict": other.state_dict()}, "five.pth")
     x = torch.randn(2, 3, 16, 16)
@@ -105,6 +107,9 @@ def test_weights_of_others_say_how_many_classes(caplog: pytest.LogCaptureFixture
     assert len(predicted(NAME, "--weights", "five.pth", "--image-size", "16")) == 24
     assert main([*FIT, "--weights", "five.pth"]) == 0
     assert "five.pth is of 5 classes: the last layer, head, is new, and the rest has the file's weights" in caplog.text
+    evaluated = ["test", "--model", NAME, "--weights", "five.pth", "--data.root", "photos", "--data.image_size", "16"]
+    assert main(evaluated) == 2
+    assert "five.pth is of 5 classes, and the data has 2; give images" in capsys.readouterr().err
     assert main(["convert", "five.pth", "ic.safetensors", "--model", NAME]) == 0
     converted = open_network(NAME, weights="ic.safetensors")
     torch.testing.assert_close(converted.network(x), other(x))

@@ -71,6 +71,13 @@ def new_head_of(network: nn.Module, found: Mapping[str, Shape]) -> tuple[str, in
     return (name, first) if rest and isinstance(network.get_submodule(name), nn.Linear | nn.Conv2d) else None
 
 
+def require_whole(network: nn.Module, path: Path) -> None:
+    """Raises ValueError where the last layer of ``network`` isn't the file's, and so can't be evaluated."""
+    if (head := new_head_of(network, shapes(weights_of(path, network).state))) is not None:
+        own = network.get_submodule(head[0]).weight.shape[0]  # type: ignore[union-attr, index]
+        raise ValueError(f"{path} is of {head[1]} classes, and the data has {own}; give images of the same classes")
+
+
 @contextmanager
 def _replaced(network: nn.Module, head: tuple[str, int] | None) -> Iterator[None]:
     """Within, the last layer has another number of outputs; afterwards it is the one that it was."""

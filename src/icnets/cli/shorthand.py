@@ -27,6 +27,7 @@ def written_out(command: str, args: Sequence[str]) -> list[str]:
     first = next((i for i in range(0, len(words), 2) if words[i] != "--config"), len(words))
     if first < len(words) and not words[first].startswith("-"):
         words.insert(first, "--data.root")
-    if not any(word.startswith(_NAME_IT) for word in words) and "JSONARGPARSE_DEFAULT_ENV" not in os.environ:
+    named = any(word.startswith(_NAME_IT) or ".help" in word for word in words)
+    if not named and "JSONARGPARSE_DEFAULT_ENV" not in os.environ:
         raise ValueError(MISSING)
     return words

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from icnets.checkpoint.weights_files import require_whole
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.data.images import IGNORED, seed_all
@@ -140,6 +141,8 @@ class ClassificationTask(L.LightningModule):
         fits, fresh = stage == "fit", self.trainer.ckpt_path is None
         if fresh:
             compare_start(self._init_from, self._data, trains=fits)
+            if not fits and self._init_from is not None:
+                require_whole(self.network, self._init_from)
         if self._waiting is not None:
             calibrates = fits and fresh  # otherwise weights follow from a checkpoint
             images = calibration_batches(self._data) if calibrates and self._data is not None else None
