@@ -72,7 +72,7 @@ def fit(
         >>> with tempfile.TemporaryDirectory() as runs:
         ...     options = {"train_size": 40, "image_size": 32, "max_epochs": 1, "enable_progress_bar": False}
         ...     result = fit("lcnet_050", runs=runs, name="digits", **options)
-        basic EfficientNet, ... parameters; images: 40 train, 150 val, 797 test; 8 images a step, 5 steps an epoch, ...
+        basic MobileNetV3, ... parameters; images: 40 train, 150 val, 797 test; 8 images a step, ...
         >>> result.weights.name
         'best.safetensors'
     """

@@ -44,6 +44,7 @@ class PairData(EpochData):
         ValueError: nothing says how many classes there are; an argument out of its range.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> images = TensorDataset(torch.zeros(20, 3, 8, 8), torch.arange(20) % 2)
         >>> PairData(images, images, num_classes=2).batch_size
