@@ -1,6 +1,8 @@
 """One contract for every registered network; timm's own test file asks the rest."""
 
 import copy
+import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,6 +13,7 @@ from torch import nn
 import icnets
 import icnets.timm_models
 from icnets import ICConfig, ICConv2d, convert_, ic_parameters, revert_
+from icnets.open_network import make_network
 
 NETWORKS = icnets.timm_models.NETWORKS
 
@@ -144,3 +147,17 @@ def test_twenty_steps_under_autocast_are_finite(dtype):
         scaler.step(optimizer)
         scaler.update()
     assert loss < 2.3
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.perf_counter()
+    with pytest.raises(
+        ValueError, match=r"can't get timm's pretrained weights of resnet10t: .*; .* give --weights FILE"
+    ):
+        make_network("resnet10t", 2, pretrained=True)
+    assert time.perf_counter() - start < 10
+    assert constants.HF_HUB_OFFLINE is False

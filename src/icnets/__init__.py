@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from icnets.unit.layers import ICConvTranspose3d as ICConvTranspose3d
     from icnets.unit.layers import ICLinear as ICLinear
     from icnets.unit.layers import ic_parameters as ic_parameters
+    from icnets.verbs import fit as fit
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _NAMES = {
     "ic_parameters",
     "timm_models": "create_model",
     "comparison.own_images": "compare",
+    "verbs": "fit",
 }
 _LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
 

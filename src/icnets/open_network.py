@@ -1,24 +1,26 @@
-"""Open a network from whatever names it: a checkpoint, a run, an exported artifact, or a name of timm's."""
+"""Open a network from whatever names it: a checkpoint, a run, an artifact, a name of timm's, or code of your own."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model
 from torch import nn
 
 from icnets import checkpoint, timm_models
-from icnets.checkpoint.foreign import read_weights, unpickled
+from icnets.checkpoint.foreign import unpickled
 from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes, usual_statistics
+from icnets.checkpoint.weights_files import holds_ic_network, load_weights, new_head_of, noted, strings_of, weights_of
 from icnets.convert.state_dicts import mismatch, shapes
-from icnets.convert.surgery import ICConfig, convert_, load_basic_state_dict
+from icnets.convert.surgery import ICConfig, convert_
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
-from icnets.support.text import first_line
+from icnets.support.named_code import imported, names_code
+from icnets.support.text import few, first_line
 
 _IN_FOLDERS = ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.ckpt")
 
@@ -26,7 +28,7 @@ _IN_FOLDERS = ("model.safetensors", "checkpoints/best.safetensors", "checkpoints
 class OpenedNetwork(NamedTuple):
     """A network in eval mode on the CPU, and what is known of its images.
 
-    ``strings``: all that is noted beside the weights. ``file``: where they were; None for a name of timm's.
+    ``strings``: all that is noted beside the weights. ``file``: where they were; None for a name alone.
     """
 
     network: nn.Module
@@ -39,16 +41,18 @@ def open_network(
     source: str | Path,
     *,
     pretrained: bool = False,
+    weights: str | Path | None = None,
     **options: Any,
 ) -> OpenedNetwork:
     """Open the network that ``source`` names, with its weights.
 
     Args:
         source: a file of ``icnets.save`` (.safetensors) or of ``icnets fit`` (.ckpt, read by its run's config.yaml), an
-            artifact of ``icnets export`` (.onnx, .xml, .pt2), the folder of a run or of ``save_pretrained``, or timm's
-            name, with or without ``ic_``.
-        pretrained: of a name, with timm's pretrained weights; else they are random.
-        **options: more of timm's arguments for a name, such as num_classes; None for those that aren't given.
+            artifact of ``icnets export`` (.onnx, .xml, .pt2), the folder of a run or of ``save_pretrained``, timm's
+            name, with or without ``ic_``, or code: ``my_package:MyCNN``, ``my_file.py:make_model``, which is imported.
+        pretrained: of timm's name, with its pretrained weights; else a name's are random.
+        weights: of a name, the file or run that holds its weights; what that notes of classes and channels is used.
+        **options: more arguments for a name, such as num_classes; None for those that aren't given.
 
     Raises:
         ValueError: a file that is missing, damaged or something else; options beside a file; an unknown name.
@@ -60,9 +64,17 @@ def open_network(
     """
     given = {name: value for name, value in options.items() if value is not None}
     file = network_file(source)
+    if file is None and weights is not None:
+        if pretrained:
+            raise ValueError("--pretrained and --weights each say which weights; give one of them")
+        file = network_file(weights) or Path(weights)
+        network, notes, _ = named_with_weights(str(source), file, given)
+        if (ic := starting_config(str(source), trained=True)) is not None:
+            convert_(network, ic, optimizers=())  # what the file has as IC units stays as it is
+        return OpenedNetwork(network, notes, noted(file) or notes_of_data(notes), file)
     if file is None:
         return _named(str(source), pretrained, given)
-    if extra := [*given, *["pretrained"] * pretrained]:
+    if extra := [*given, *["pretrained"] * pretrained, *["weights"] * (weights is not None)]:
         what = "an artifact" if file.suffix in SUFFIXES else "a checkpoint"
         raise ValueError(f"--{extra[0].replace('_', '-')} goes with a network's name, but {source} is {what}")
     if file.suffix == ".ckpt":
@@ -71,14 +83,29 @@ def open_network(
     if file.suffix in SUFFIXES:
         network = open_artifact(file)
         return OpenedNetwork(network, _read(file, network.notes), network.notes, file)
-    network, strings = checkpoint.load_with_notes(file)
+    try:
+        network, strings = checkpoint.load_with_notes(file)
+    except checkpoint.UnknownNetworkError as error:
+        raise ValueError(f"{file} {_code_needed(file, first_line(error))}") from error
     return OpenedNetwork(network, _read(file, strings), strings, file)
 
 
 def network_file(source: str | Path) -> Path | None:
-    """The file that ``source`` stands for: itself, or the one in a folder; None: it is a name of timm's."""
+    """The file that ``source`` stands for: itself, or the one in a folder; None: it is a name.
+
+    Raises:
+        ValueError: a folder of runs, or a file of code without the network's name in it.
+    """
     path = Path(source)
+    if names_code(str(source)):
+        return None
+    if path.suffix == ".py":
+        raise ValueError(f"{source} is code; say which class or function in it makes the network: {source}:NAME")
     inside = next((path / name for name in _IN_FOLDERS if (path / name).is_file()), None)
+    if inside is None and path.is_dir():
+        runs = [str(run) for run in sorted(path.iterdir()) if any((run / name).is_file() for name in _IN_FOLDERS)]
+        if runs:
+            raise ValueError(f"{source} is a folder of runs; give one of them: {few(runs)}")
     named_so = path.suffix in (".safetensors", ".ckpt", *SUFFIXES)
     named_so |= path.is_file() or (path.is_dir() and not is_model(path.name))
     return inside or (path if named_so else None)
@@ -91,19 +118,84 @@ def _read(file: Path, strings: Mapping[str, str]) -> ImageNotes:
         raise ValueError(f"{file} can't be used: {error}") from error
 
 
-# Names of timm's.
+# Names: timm's, and code.
 
 
-def _named(name: str, pretrained: bool, options: Mapping[str, Any]) -> OpenedNetwork:
-    basic: dict[str, Any] = {} if name.startswith("ic_") else {"ic": None}
-    try:
-        network: Any = timm_models.create_model(name, pretrained=pretrained, **basic, **options)
-    except Exception as error:  # whatever happens on the way to the hub
-        if not is_model(name.split(".")[0]):
-            raise ValueError(f"there is no file {name}, and {error}") from error
+def make_network(
+    name: str,
+    num_classes: int | None,
+    in_chans: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
+    """Make the basic network that a name stands for, with random weights; where asked for, timm's pretrained ones.
+
+    Args:
+        name: timm's, with or without ``ic_``; or a class or function, ``my_package:MyCNN``, ``my_file.py:make_model``,
+            which is imported and called with num_classes and, if its signature has it, in_chans.
+        num_classes, in_chans: None leaves them to the network.
+        options: more arguments.
+        pretrained: of timm's names.
+
+    Raises:
+        ValueError: there is no such network, it can't be made with these arguments, or its weights can't be had.
+
+    Example:
+        >>> make_network("torchvision.models:resnet18", 4)(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 4])
+    """
+    network_file(name)  # a file of code alone says what is missing
+    sizes = {"num_classes": num_classes, "in_chans": in_chans}
+    given = {**{key: value for key, value in sizes.items() if value is not None}, **(options or {})}
+    if names_code(name):
         if pretrained:
-            raise ValueError(f"can't get timm's pretrained weights of {name}: {first_line(error)}") from error
-        raise
+            raise ValueError(f"pretrained goes with timm's names; give {name} its weights by --weights FILE")
+        return _made(name, given)
+    try:
+        return timm_models.create_model(name, pretrained=pretrained, ic=None, **given)
+    except Exception as error:
+        if not is_model(name.split(".")[0]) or not (pretrained or options):
+            raise
+        if pretrained and not isinstance(error, TypeError):  # whatever happens on the way to the hub
+            what = f"can't get timm's pretrained weights of {name}: {first_line(error).partition('. ')[0]}"
+            raise ValueError(f"{what}; if you have them as a file, give --weights FILE") from error
+        # timm stumbles over unfitting options somewhere within, by any kind of error
+        what = f"timm can't make {name} with model_options {dict(options or {})}: {first_line(error)}"
+        raise ValueError(f"{what}; check them") from error
+
+
+def _made(name: str, given: dict[str, Any]) -> nn.Module:
+    make = imported(name)
+    if not callable(make) or isinstance(make, nn.Module):
+        raise ValueError(f"{name} is a {type(make).__name__}; name a class or function that makes the network")
+    takes = inspect.signature(make).parameters
+    if "in_chans" not in takes:
+        given.pop("in_chans", None)
+    if "num_classes" not in takes and all(p.kind != p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(
+            f"{name} takes no num_classes, by which it is told the number of classes; give it the argument"
+        )
+    try:
+        network = make(**given)
+    except Exception as error:  # whatever their code raises
+        call = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise ValueError(f"{name}({call}) fails: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} makes a {type(network).__name__}; it must make an nn.Module")
+    return network
+
+
+def _named(name: str, pretrained: bool, options: dict[str, Any]) -> OpenedNetwork:
+    sizes = [options.pop(key, None) for key in ("num_classes", "in_chans")]
+    try:
+        network: Any = make_network(name, sizes[0], sizes[1], options, pretrained=pretrained)
+    except ValueError as error:
+        if names_code(name) or is_model(name.split(".")[0]):
+            raise
+        raise ValueError(f"there is no file {name}, and {error}") from error
+    if (ic := starting_config(name, trained=pretrained)) is not None:
+        convert_(network, ic, optimizers=())
     network.eval()
     if not pretrained:
         return OpenedNetwork(network, ImageNotes(), {}, None)
@@ -111,6 +203,35 @@ def _named(name: str, pretrained: bool, options: Mapping[str, Any]) -> OpenedNet
     info = ImageNetInfo(subset) if subset else None
     names = None if info is None else [info.index_to_description(i) for i in range(info.num_classes())]
     return OpenedNetwork(network, replace(notes_of_cfg(network.pretrained_cfg), class_names=names), {}, None)
+
+
+def named_with_weights(
+    name: str, file: Path, options: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, ImageNotes, str]:
+    """Make the network of a name with the weights of a file, whose notes, or else its last layer, say the classes.
+
+    Args:
+        name: timm's, or code; see :func:`make_network`.
+        file: see :func:`icnets.checkpoint.weights_files.load_weights`.
+        options: more arguments for the name, num_classes and in_chans among them; None for those that aren't given.
+
+    Returns:
+        The network in eval mode, basic unless the file holds an IC network; what the file notes of images; and where in
+        it the weights stand.
+
+    Raises:
+        ValueError: there is no such network or file, or they don't fit.
+    """
+    notes, rest = notes_of_start(file), dict(options or {})
+    classes, in_chans = rest.pop("num_classes", None), rest.pop("in_chans", None) or notes.in_chans
+    classes = classes or (len(notes.class_names) if notes.class_names else None)
+    if classes is None:
+        sample = make_network(name, 2, in_chans, rest)
+        head = new_head_of(sample, shapes(weights_of(file, sample).state))
+        classes = 2 if head is None else head[1]
+    network = make_network(name, classes, in_chans, rest)
+    origin = load_weights(network, file, new_head=False)
+    return network.eval(), notes, origin
 
 
 def starting_config(name: str, *, trained: bool) -> ICConfig | None:
@@ -132,6 +253,8 @@ def _of_run(path: Path) -> tuple[nn.Module, ImageNotes]:
     (model, data), names = _config(path), (content["icnets"] or {}).get("class_names")
     if not names or not isinstance(model.get("model"), str):
         raise ValueError(f"{path} is of a network or of images of your own; give the .safetensors beside it")
+    if names_code(model["model"]):
+        raise ValueError(f"{path} {_code_needed(path)}")
     notes = _image_notes(data, list(names))
     network = _untrained(model, notes)
     prefix = "network."
@@ -155,6 +278,16 @@ def _config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{what}; give the .safetensors beside it") from None
 
 
+def _code_needed(file: Path, why: str = "") -> str:
+    """What to give beside a file whose network only code of the user's makes: no file imports it by itself."""
+    name = None
+    with suppress(ValueError):
+        name = _config(file)[0].get("model")
+    ours = isinstance(name, str) and names_code(name)
+    code, why = (name, "") if ours else ("my_cnn.py:MyCNN", f" ({why})" if why else "")
+    return f"is of a network of your own; name its code too: {code} --weights {file.with_suffix('.safetensors')}{why}"
+
+
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
     """How a run evaluated images, by its options and, where these are null, the defaults of the data module."""
     digits = not any(options.get(name) for name in ("root", "train_shards", "hf"))
@@ -173,83 +306,12 @@ def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
     ic = ICConfig(**model["ic"]) if model.get("ic") else None
     ic = ic or starting_config(name, trained=bool(model.get("pretrained") or model.get("init_from")))
     sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
-    network = timm_models.create_model(name, ic=None, **sizes, **(model.get("model_options") or {}))
+    network = make_network(name, **sizes, options=model.get("model_options"))
     if holds_ic_network(source):
         load_weights(network, source)
     if ic is not None:
         convert_(network, ic.without_data(), optimizers=())
     return network
-
-
-# Weights for a network that is there already.
-
-
-def load_weights(network: nn.Module, path: Path) -> str:
-    """Load trained weights into a basic network, in place.
-
-    Args:
-        network: the basic network; it becomes an IC network if the checkpoint holds one. Where the checkpoint names
-            another number of classes than a network of timm's has, the last layer stays a new one.
-        path: what ``icnets.save`` wrote, or a plain state dict of the basic network (.pth, .pt, .safetensors).
-
-    Returns:
-        Where in the file the weights are, "" if they are all of it; see
-        :func:`icnets.checkpoint.foreign.read_weights`.
-
-    Raises:
-        ValueError: the file is missing, damaged, or doesn't fit the network.
-    """
-    path = Path(path)
-    if written_by_icnets(path):
-        with _head_of(network, read_notes(_strings(path) or {}).class_names):
-            checkpoint.load(path, network)
-        return ""
-    weights = read_weights(path, network.state_dict())
-    try:
-        load_basic_state_dict(network, weights.state)
-    except ValueError as error:
-        of = f", of which {weights.origin} was read," if weights.origin else ""
-        raise ValueError(f"{path}{of} doesn't fit the network: {error}") from error
-    return weights.origin
-
-
-@contextmanager
-def _head_of(network: nn.Module, class_names: list[str] | None) -> Iterator[None]:
-    """A network of timm's has a last layer for ``class_names`` within, and a new one for its own classes afterwards."""
-    timms = cast(Any, network)
-    own, name = getattr(timms, "num_classes", None), (getattr(timms, "pretrained_cfg", None) or {}).get("classifier")
-    if class_names is None or len(class_names) == own or not isinstance(name, str):
-        yield
-        return
-    head = network.get_submodule(name)
-    try:
-        timms.reset_classifier(len(class_names))
-        yield
-        timms.reset_classifier(own)
-    except Exception:
-        network.set_submodule(name, head)
-        timms.num_classes = own
-        raise
-
-
-def _strings(path: Path) -> dict[str, str] | None:
-    """The strings in the header of a .safetensors file; None for any other file, and a damaged one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return None
-
-
-def written_by_icnets(path: Path) -> bool:
-    """Whether ``icnets.save`` wrote a file; True for a damaged .safetensors too, which reading it explains."""
-    strings = _strings(path)
-    return path.is_file() and path.suffix == ".safetensors" if strings is None else "icnets" in strings
-
-
-def holds_ic_network(path: Path) -> bool:
-    """Whether a file is a checkpoint of ``icnets.save`` that has IC units; False if it is missing."""
-    return "icnets" in (_strings(path) or ()) and bool(checkpoint.read(path)[0]["layers"])
 
 
 def notes_of_start(path: Path) -> ImageNotes:
@@ -258,7 +320,7 @@ def notes_of_start(path: Path) -> ImageNotes:
     Raises ValueError for a note that makes no sense.
     """
     if path.suffix != ".ckpt":
-        strings = _strings(path) or {}
+        strings = strings_of(path) or {}
         return _read(path, strings if "icnets" in strings else {})
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

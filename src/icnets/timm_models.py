@@ -9,7 +9,8 @@ In timm's own scripts: ``--device-modules icnets.timm_models``.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -78,11 +79,28 @@ def create_model(name: str, *, pretrained: bool = False, ic: ICConfig | None = _
         name = ".".join([basic, *name.split(".")[1:]])
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(_unknown(name))
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    with _no_waiting_for_hub() if pretrained else nullcontext():
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     if ic is not None:
         convert_(model, _used(ic, pretrained), optimizers=())
     _remember(model, name, kwargs)
     return model
+
+
+@contextmanager
+def _no_waiting_for_hub() -> Iterator[None]:
+    """Within, the hub's client looks into its cache only, where the hub doesn't answer: it would try for a minute."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception:  # of whichever library makes its connections
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 # Arguments that say where weights come from or where they go, not what the network is.

@@ -16,6 +16,7 @@ import icnets.checkpoint.safetensors_file
 import update_help
 from icnets.checkpoint.image_notes import read_notes
 from icnets.cli.app import COMMANDS, main
+from icnets.cli.shorthand import MISSING
 from icnets.support.text import one_line
 from icnets.training.run_checkpoints import last_checkpoints
 from icnets.training.task import ClassificationTask
@@ -61,6 +62,19 @@ def test_help_is_there_within_a_second() -> None:
         times.append(time.perf_counter() - start)
     assert min(times) < 1
     assert all(command in result.stdout for command in COMMANDS)
+
+
+def test_without_a_command_there_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    bare = capsys.readouterr()
+    assert main(["--help"]) == 0
+    assert (bare.out, bare.err) == (capsys.readouterr().out, "")
+
+
+def test_fit_without_a_network_says_so_before_anything_is_imported() -> None:
+    code = "import sys; from icnets.cli import main; status = main(['fit', 'photos']); sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, f"icnets: error: {MISSING}\n")
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
@@ -395,13 +409,21 @@ PHOTOS = ["fit", "--config", FOLDER, "--name", "new", "--data.root", "photos"]
 BEST = "runs/basic/checkpoints/best"
 RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
-    (
-        [],
-        "no command given; choose from fit, validate, test, predict, compare, report, profile, convert, "
-        "export, hub, data, build",
-    ),
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
-    (["fit"], "model.model is missing; give --model.model or --config"),
+    (["fit"], MISSING),
+    (["fit", "photos", "--trainer.max_epochs", "1"], MISSING),
+    (["fit", "nowhere", "--model", "resnet10t"], "nowhere is not a folder: data.root must hold train/ and val/, or *"),
+    ([*FIT[:-1], "../x"], "name is '../x', which isn't below runs; give a plain --name, and --runs DIR for the rest"),
+    ([*FIT[:-1], "/tmp/x"], "name is '/tmp/x', which isn't below runs; *"),
+    (
+        ["fit", "--name", "basic", "--ckpt_path", "last", "--trainer.max_epochs", "1"],
+        "the checkpoint is of epoch 2, and trainer.max_epochs is 1: nothing is left to train; give *max_epochs 3 *",
+    ),
+    (["predict", "runs", "photos"], "runs is a folder of runs; give one of them: runs/basic, runs/weights_alone"),
+    (
+        ["profile", "resnet10t", "--image-size", "1", "--batch-size", "1", "--rounds", "2"],
+        "resnet10t has batch norms that see one value a channel in a batch of shape (1, 3, 1, 1); give a larger *",
+    ),
     ([*FIT, "--model.lrr", "1"], "unknown option --model.lrr; did you mean --model.lr?"),
     ([*FIT, "--model.ic.layrs", "all"], "model.ic: unknown option layrs; did you mean layers?"),
     (["fit", "--config", "key.yaml"], "unknown option model.lrr; did you mean model.lr?"),
@@ -538,7 +560,7 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(command: str, args: list[str]) -> None:
+    def bug(command: str, args: list[str], *, imports: bool) -> None:
         raise KeyError("bug")
 
     monkeypatch.setattr("icnets.cli.fit._RunCLI", bug)
@@ -546,13 +568,29 @@ def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         main(FIT)
 
 
-def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(self: object, batch: object, batch_idx: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("icnets.training.task.ClassificationTask.training_step", interrupt)
     assert main(FIT) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "icnets: interrupted"
+    monkeypatch.undo()
+    batches = ClassificationTask.on_train_batch_start
+
+    def later(self: ClassificationTask, batch: object, batch_idx: int) -> None:
+        if self.global_step == 4:
+            raise KeyboardInterrupt
+        batches(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ClassificationTask, "on_train_batch_start", later)
+    monkeypatch.chdir(tmp_path)
+    assert main(FIT) == 130
+    line = "icnets: interrupted; go on by: icnets fit --name new --ckpt_path last"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    monkeypatch.setenv("RANK", "1")
+    assert main([*FIT, "--overwrite", "true"]) == 130
+    assert "interrupted" not in capsys.readouterr().err
 
 
 def test_messages_of_other_kinds() -> None:
@@ -567,7 +605,7 @@ def test_an_unreadable_image_is_skipped_and_named(tmp_path: Path, capsys: pytest
     broken.write_bytes(broken.read_bytes()[:200])
     options = ["--config", FOLDER, "--data.root", str(root), "--name", "photos", "--data.max_unreadable", "1"]
     assert main(["fit", *options]) == 0
-    assert "1 images can't be read and were skipped so far: runs/photos/unreadable.txt" in capsys.readouterr().out
+    assert "1 image skipped so far that can't be read: runs/photos/unreadable.txt" in capsys.readouterr().out
     assert Path("runs/photos/unreadable.txt").read_text() == f"{broken}\n"
     (root / "bee" / "004.png").write_bytes(b"")
     assert main(["fit", *options, "--overwrite", "true"]) == 2
@@ -588,8 +626,9 @@ def test_a_run_that_is_told_to_stop_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(ClassificationTask, "on_train_batch_start", told)
         assert main(auto) == 143
-    assert "told to stop; saved runs/a/checkpoints/step-000000005.ckpt: go on with --ckpt_path last" in (
-        capsys.readouterr().err
+    assert (
+        "told to stop; saved runs/a/checkpoints/step-000000005.ckpt; go on by: icnets fit --name a --ckpt_path last"
+        in (capsys.readouterr().err)
     )
     assert main(auto) == 0
     assert last_checkpoints(Path("runs/a/checkpoints"))[0].name == "step-000000006.ckpt"

@@ -9,6 +9,10 @@ def test_defaults_of_options_that_are_gone_are_dropped() -> None:
     assert options["data"] == {"root": None, "test_crops": 1, "predict_root": None}
 
 
+def test_a_value_that_says_what_happens_anyhow_is_dropped() -> None:
+    assert without_gone({"model": {"model": "resnet18", "check_teacher": False}}) == {"model": {"model": "resnet18"}}
+
+
 def test_another_value_says_what_to_do_instead() -> None:
     with pytest.raises(
         ValueError, match=r"data\.test_crops is 10, but there is no option .* any more: the centre crop"

@@ -30,7 +30,7 @@ def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:
 def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "--config", BASIC, "--trainer.accumulate_grad_batches", "2", "--model.lr_batch", "40")
     assert found["devices"] == "1 × cpu on 1 node"
-    assert found["images"] == "120 to train, 150 to validate, 10 classes (digits)"
+    assert found["images"] == "120 to train, 150 to validate, 797 to test, 10 classes (digits)"
     assert found["batch"] == "80 = 40 a device × 1 devices × 2 accumulated"
     assert found["steps"] == "2 an epoch, 4 in 2 epochs"
     assert found["optimizer"] == "sgd, lr 0.1, one-cycle"
@@ -45,7 +45,8 @@ def test_many_nodes_without_data_or_teacher(capsys: pytest.CaptureFixture[str]) 
     model = ["--model.teacher", "none.safetensors", "--model.activation_checkpointing", "true"]
     found = planned(capsys, "--config", FOLDER, "--data.root", "nowhere", *trainer, *engine, *model)
     assert found["devices"] == "8 × gpu on 4 nodes"
-    assert found["images"] == "1,281,167 to train, 50,000 to validate, 1,000 classes (assumed, as ImageNet-1k has them)"
+    images = "1,281,167 to train, 50,000 to validate, 50,000 to test, 1,000 classes (assumed, as ImageNet-1k has them)"
+    assert found["images"] == images
     assert found["batch"] == "128 = 4 a device × 32 devices × 1 accumulated"
     assert found["steps"] == "10,009 an epoch, 10,009 in 1 epochs"
     assert found["missing"].startswith("data: nowhere is not a folder")

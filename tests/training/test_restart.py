@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 
 from icnets.cli import main
-from icnets.cli.fit import require_one_step
+from icnets.training.fitting import require_one_step
 from icnets.training.run_checkpoints import AtomicCheckpointIO
 
 COMMAND = [

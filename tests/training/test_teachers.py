@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from icnets import Teacher, WeakLogitDistillation, create_model, save
 from icnets.checkpoint.image_notes import as_text
+from icnets.checkpoint.weights_files import load_weights
 from icnets.data.data_module import ImageData
-from icnets.open_network import load_weights
 from icnets.support.quiet import quiet
 from icnets.support.text import differing
 from icnets.training.task import ClassificationTask

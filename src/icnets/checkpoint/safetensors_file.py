@@ -44,6 +44,10 @@ class CheckpointError(ValueError):
     """A file that ``load`` can't use, with the reason and the remedy in one line."""
 
 
+class UnknownNetworkError(CheckpointError):
+    """A file that doesn't say how to make its network."""
+
+
 def _describe(layer: ICLayer) -> dict[str, Any]:
     return {
         "scale": layer.collision_scale,
@@ -232,7 +236,9 @@ def _build(header: Mapping[str, Any]) -> nn.Module:
     call = header["architecture"]
     if call is None:
         why = f": {header['changed']}" if "changed" in header else ""
-        raise CheckpointError(f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)")
+        raise UnknownNetworkError(
+            f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)"
+        )
     factory, args = call["factory"], call["args"]
     if factory not in FACTORIES:
         raise CheckpointError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
@@ -345,5 +351,5 @@ def load_with_notes(
     except CheckpointError as error:
         if model is not None:
             refuse_wrapped(model, "load into")  # a wrapper would explain it
-        raise CheckpointError(f"{path} {error}") from error.__cause__
+        raise type(error)(f"{path} {error}") from error.__cause__
     return model, notes

@@ -10,6 +10,8 @@ from pkgutil import resolve_name
 
 from icnets.cli.config_errors import explained
 from icnets.cli.parser import Parser
+from icnets.cli.shorthand import written_out
+from icnets.support.text import first_process
 
 HELP = """\
 usage: icnets COMMAND [OPTIONS]
@@ -21,7 +23,7 @@ Turn a convolutional network into an Inter-layer Collision (IC) network, train i
   icnets COMMAND --help     options of a command; --help-all: every option there is
   icnets --version          the version
 
-Example: icnets fit --config recipes/fit_digits.yaml --name digits
+Example: icnets fit photos --model resnet18    photos has a folder of images for each class
 
 A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
 """
@@ -32,7 +34,10 @@ COMMANDS = {
     "fit": ("icnets.cli.fit:fit", "train a basic or an IC network, with or without weak logit distillation"),
     "validate": ("icnets.cli.fit:validate", "accuracy of a trained network on the validation images"),
     "test": ("icnets.cli.fit:test", "accuracy of a trained network on the test images, and of each class"),
-    "predict": ("icnets.cli.predict:main", "classes of image files, by a checkpoint or an exported artifact"),
+    "predict": (
+        "icnets.cli.predict:main",
+        "classes of image files, by a run, a checkpoint, an artifact or a network's name",
+    ),
     "compare": ("icnets.cli.compare:main", "basic, IC, IC with distillation over several seeds, in a table"),
     "report": ("icnets.cli.report:main", "a comparison as one HTML page with figures and images"),
     "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
@@ -62,11 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (KeyboardInterrupt, SystemExit) as stop:
+        way = f"; go on by: {stop.resumed_by}" if hasattr(stop, "resumed_by") else ""
         if KeyboardInterrupt in (type(stop), type(stop.__context__)):  # in a run, Lightning exits on Ctrl-C
-            print("icnets: interrupted", file=sys.stderr)
+            _say_first(f"icnets: interrupted{way}")
             return 130
         if (saved := getattr(stop, "checkpoint", None)) is not None:
-            print(f"icnets: told to stop; saved {saved}: go on with --ckpt_path last", file=sys.stderr)
+            _say_first(f"icnets: told to stop; saved {saved}{way}")
         code = getattr(stop, "code", None)
         return code if isinstance(code, int) else int(code is not None)
     except Exception as error:
@@ -80,8 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _say_first(line: str) -> None:
+    if first_process():
+        print(line, file=sys.stderr)
+
+
 def _dispatch(args: list[str]) -> int:
-    if args[:1] in (["-h"], ["--help"]):
+    if args[:1] in ([], ["-h"], ["--help"]):
         width = max(map(len, COMMANDS))
         commands = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
         print(HELP.format(commands=commands), end="")
@@ -91,11 +102,11 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"icnets {__version__}")
         return 0
-    command, rest = (args[0], args[1:]) if args else ("", [])
+    command, *rest = args
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-        raise ValueError(f"unknown command {command!r}; {hint}" if command else f"no command given; {hint}")
+        raise ValueError(f"unknown command {command!r}; {hint}")
     try:
         return _run(command, rest)
     except ModuleNotFoundError as error:
@@ -110,7 +121,10 @@ def _run(command: str, rest: list[str]) -> int:
         print(page.read_text(encoding="utf-8"), end="")
         return 0
     rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
-    return int(resolve_name(COMMANDS[command][0])(_configurations_first(rest)))
+    rest = _configurations_first(rest)
+    if command in ("fit", "validate", "test"):
+        rest = written_out(command, rest)
+    return int(resolve_name(COMMANDS[command][0])(rest))
 
 
 def _configurations_first(args: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from jsonargparse._common import parsing_settings  # the settings can be made in
 from icnets.cli.config_errors import explained
 from icnets.cli.parser import with_hint
 from icnets.support.gone import without_gone
+from icnets.support.named_code import names_code
 
 ALLOWED = ("icnets", "lightning", "timm", "torch", "torchvision")
 FLAG = "--allow-imports"
@@ -86,6 +87,13 @@ def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
     if found.allowed.lower() not in ("true", "false"):
         raise ValueError(f"{FLAG} is {found.allowed!r}; it must be true or false")
     return rest, found.allowed.lower() == "true"
+
+
+def require_named_code(model: Any, args: Sequence[str]) -> None:
+    """Raises ValueError where ``model`` is code of the user's that a file has named, and nobody in ``args``."""
+    if isinstance(model, str) and names_code(model) and not {model, f"--model.model={model}"} & set(args):
+        what = f"{model} was not imported: it is code, and a configuration alone names it"
+        raise ValueError(f"{what}; if you trust it, name it too, by --model {model}, or give {FLAG} true")
 
 
 UNIQUE_KEYS = "yaml-unique-keys"  # a parser's ``parser_mode``

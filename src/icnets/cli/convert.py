@@ -18,8 +18,8 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="file of icnets.save, or a state dict (.pth, .safetensors)")
     add("target", metavar="OUT", type=Path, help="the new checkpoint, .safetensors")
-    add("--model", metavar="NAME", help="timm's name of the network, where IN doesn't say it")
-    add("--num-classes", metavar="N", type=int, help="classes of NAME, where they aren't its own")
+    add("--model", metavar="NAME", help="timm's name, or FILE.py:NAME, where IN doesn't say it")
+    add("--num-classes", metavar="N", type=int, help="classes of NAME, where they aren't IN's")
     add("--in-chans", metavar="N", type=int, help="image channels of NAME, likewise")
     add("--layers", choices=["all", "kxk", "no-stem"], default="all", help="convolutions to convert (default: all)")
     add("--linear", action="store_true", help="convert fully connected layers as well")
@@ -62,9 +62,8 @@ def _check(source: Path, target: Path, force: bool) -> None:
 
 def _basic(args: argparse.Namespace) -> tuple[Any, Mapping[str, str], str]:
     """The network of ``args.source``, what is noted beside it, and where in the file its weights stand."""
-    from icnets.checkpoint import load_with_notes
-    from icnets.open_network import load_weights, open_network, written_by_icnets
-    from icnets.timm_models import create_model
+    from icnets.checkpoint.weights_files import noted, written_by_icnets
+    from icnets.open_network import named_with_weights, open_network
 
     sizes: dict[str, Any] = {"num_classes": args.num_classes, "in_chans": args.in_chans}
     if args.model is None:
@@ -76,7 +75,5 @@ def _basic(args: argparse.Namespace) -> tuple[Any, Mapping[str, str], str]:
             what = f"{args.source} doesn't say which network it is of; give --model NAME"
             raise ValueError(f"{what} ({one_line(error)})") from error
         return network, strings, ""
-    network = create_model(args.model, ic=None, **sizes).eval()
-    if written_by_icnets(args.source):
-        return *load_with_notes(args.source, network), ""
-    return network, {}, load_weights(network, args.source)
+    network, _, origin = named_with_weights(args.model, args.source, sizes)
+    return network, noted(args.source), origin

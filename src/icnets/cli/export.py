@@ -20,7 +20,8 @@ _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": 
 def _parser() -> Parser:
     parser = Parser(prog="icnets export", description=__doc__)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="checkpoint of icnets (.safetensors), or a network's name, such as ic_resnet50")
+    add("model", metavar="MODEL", help="run or checkpoint, or a name, such as ic_resnet50 or my_cnn.py:MyCNN")
+    add("--weights", metavar="FILE", type=Path, help="weights of a named network (.safetensors, .pth, or a run)")
     add("--format", choices=list(_SUFFIX), default="onnx", help="default: onnx")
     add("--out", metavar="PATH", type=Path, help="the artifact (default: MODEL's name, with the format's suffix)")
     add("--force", action="store_true", help="replace the artifact if it exists")
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    out = args.out or Path(f"{Path(args.model).name.removesuffix('.safetensors')}{_SUFFIX[args.format]}")
+    stem = Path(args.model).name.removesuffix(".safetensors").rpartition(":")[2]
+    out = args.out or Path(f"{stem}{_SUFFIX[args.format]}")
     if out.exists() and not args.force:
         raise ValueError(f"{out} exists already; give another --out, or --force")
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     require(args.format, args.int8)
     sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
-    opened = open_network(args.model, pretrained=args.pretrained, **sizes)
+    opened = open_network(args.model, pretrained=args.pretrained, weights=args.weights, **sizes)
     if isinstance(opened.network, Artifact):
         raise ValueError(f"{args.model} is an artifact already; give the checkpoint that it was made of")
     own, notes = own_input_size(opened.network), opened.notes

@@ -1,8 +1,6 @@
 """fit, validate and test: Lightning's command line around our data and task, with one folder per run."""
 
 import argparse
-import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,38 +9,46 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from icnets.checkpoint.weights_files import holds_ic_network
 from icnets.cli.app import COMMANDS
-from icnets.cli.configuration import UNIQUE_KEYS, allowed_imports, of_configuration, take_flag
+from icnets.cli.configuration import (
+    UNIQUE_KEYS,
+    allowed_imports,
+    of_configuration,
+    require_named_code,
+    take_flag,
+)
 from icnets.cli.parser import with_hint
-from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
+from icnets.cli.run_folder import find_checkpoint, run_name, with_configuration_of_run
+from icnets.cli.shorthand import MISSING
 from icnets.data.data_module import ImageData
-from icnets.open_network import holds_ic_network, starting_config
-from icnets.support.files import atomic_write, remove_unfinished
+from icnets.open_network import starting_config
 from icnets.support.quiet import quiet
-from icnets.training.callbacks import ByClass, History, WeightAverage, WeightsExport, progress_bar
-from icnets.training.plan import checkpoint_bytes, plan, preflight
-from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
+from icnets.support.text import first_process
+from icnets.training.callbacks import ByClass, progress_bar
+from icnets.training.fitting import (
+    TRAINER_DEFAULTS,
+    callbacks_of,
+    code_words,
+    folder_of,
+    logger_of,
+    make_room,
+    require_empty,
+    result_of,
+)
+from icnets.training.plan import plan
+from icnets.training.run_checkpoints import AtomicCheckpointIO, last_checkpoints
 from icnets.training.task import ClassificationTask
-from icnets.unit.layers import IC_LAYERS
-
-_TRAINER_DEFAULTS = {
-    "max_epochs": 30,
-    "num_sanity_val_steps": 0,
-    "deterministic": "warn",
-    "enable_model_summary": False,
-    "log_every_n_steps": 10,
-    "use_distributed_sampler": False,  # the data module gives each process its own batches
-}
 
 _ABOUT = (
     "Options come from YAML files and, with the last word, from the command line. They may name classes of icnets, "
     "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
-    "so only if you trust it."
+    "so only if you trust it. Code that --model names on the command line, as my_cnn.py:MyCNN, is imported too."
 )
+_SHORT = " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from."
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
 
@@ -51,8 +57,7 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if message.endswith("are required: model.model"):
             command = self.prog.rpartition(" ")[2]
-            missing = "model.model is missing; give --model.model or --config"
-            message = missing if command == "fit" else _UNTRAINED.format(command)
+            message = MISSING if command == "fit" else _UNTRAINED.format(command)
         raise ValueError(with_hint(message, self)) from ex
 
 
@@ -62,14 +67,14 @@ class _RunCLI(LightningCLI):
     A checkpoint brings the configuration that its run had.
     """
 
-    def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command, summary = command, COMMANDS[command][1]
-        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}"
+    def __init__(self, command: str, args: Sequence[str], *, imports: bool) -> None:
+        self.command, self.imports, summary = command, imports, COMMANDS[command][1]
+        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}{_SHORT if command == 'fit' else ''}"
         super().__init__(
             ClassificationTask,
             ImageData,
             save_config_callback=None,
-            trainer_defaults=_TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=_Parser,
             parser_kwargs={"prog": f"icnets {command}", "description": about, **_PARSING},
@@ -90,7 +95,7 @@ class _RunCLI(LightningCLI):
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
         add("--ckpt_path", type=str | None, default=None, help=checkpoints)
-        for unused in ("output", "target", "weights_only", "model.check_teacher"):  # in configurations of before
+        for unused in ("output", "target", "weights_only"):  # in configurations of before
             add(f"--{unused}", type=Any, default=None, help=argparse.SUPPRESS)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -99,9 +104,10 @@ class _RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with of_configuration():
             self.config = chosen = parser.parse_args(with_configuration_of_run(args))
-        chosen.pop("model.check_teacher")  # no argument of the task any more
+        if not self.imports:
+            require_named_code(chosen.model.model, args)
         chosen.name = chosen.name or run_name(chosen, self.command)
-        self.folder = Path(chosen.runs) / chosen.name
+        self.folder = folder_of(chosen.name, chosen.runs)
         given, chosen.ckpt_path = chosen.ckpt_path, find_checkpoint(chosen.ckpt_path, self.folder)
         if self.command == "fit":
             if given is None and not chosen.overwrite:
@@ -113,7 +119,7 @@ class _RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.config.plan and self.command == "fit":
-            if os.environ.get("RANK", "0") == "0":
+            if first_process():
                 print(plan(self.config, self.folder))
             sys.exit(0)
 
@@ -126,47 +132,46 @@ class _RunCLI(LightningCLI):
         given = self.config_init.trainer.plugins or []
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given if isinstance(given, list) else [given])]
         if trainer.logger is None:
-            kwargs["logger"] = TensorBoardLogger(self.folder, "tensorboard", "") if self.command == "fit" else False
+            kwargs["logger"] = logger_of(self.folder) if self.command == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
 
     def _callbacks_of_fit(self) -> list[Callback]:
-        chosen, checkpoints = self.config, self.folder / "checkpoints"
-        callbacks: list[Callback] = [History(self.folder / "history.csv")]
-        if chosen.ema is not None:
-            callbacks.append(WeightAverage(chosen.ema))
-        if chosen.trainer.logger is not False:
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
-        if chosen.trainer.enable_checkpointing is not False:
-            last = LastCheckpoints(checkpoints, chosen.save_every, chosen.keep)
-            callbacks += [WeightsExport(checkpoints), BestCheckpoint(checkpoints), last]
-        return [*callbacks, RunFiles(self.parser, self.config, self.folder)]
+        chosen, trainer = self.config, self.config.trainer
+        written = {"logs": trainer.logger is not False, "checkpoints": trainer.enable_checkpointing is not False}
+        kept: dict[str, Any] = {"ema": chosen.ema, "save_every": chosen.save_every, "keep": chosen.keep}
+        return callbacks_of(self.folder, self._save, **kept, **written)
+
+    def _save(self, path: Path, trainer: Any, task: ClassificationTask) -> None:
+        """The configuration with what was chosen by default, and no checkpoint to resume."""
+        config, data = self.config.clone(), trainer.datamodule
+        config.ckpt_path = None
+        config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
+        config.model.lr, config.trainer.gradient_clip_val = task.optimization.lr, task.gradient_clip_val
+        self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
 
     def run(self) -> None:
         """Runs the command."""
-        if self.trainer.is_global_zero and self.command == "fit":
-            self._before_fit()
-        if self.trainer.is_global_zero and self.command == "test":
+        chosen, first, fits = self.config, self.trainer.is_global_zero, self.command == "fit"
+        if first and fits:
+            if chosen.ckpt_path is not None:
+                print(f"going on from {chosen.ckpt_path}", flush=True)
+            checkpoints = chosen.trainer.enable_checkpointing is not False
+            make_room(self.folder, self.model, ema=chosen.ema, keep=chosen.keep, checkpoints=checkpoints)
+        if first and self.command == "test":
             print(self.datamodule.protocol(), flush=True)
-        getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
-        if self.trainer.is_global_zero and self.command == "fit":
-            self._after_fit()
+        try:
+            getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, ckpt_path=chosen.ckpt_path)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if fits and last_checkpoints(self.folder / "checkpoints"):
+                vars(stop)["resumed_by"] = self._resumed_by()
+            raise
+        if first and fits:
+            print(result_of(self.trainer, self.folder, chosen.model.model))
 
-    def _before_fit(self) -> None:
-        chosen = self.config
-        remove_unfinished(self.folder)
-        if chosen.ckpt_path is not None:
-            print(f"going on from {chosen.ckpt_path}", flush=True)
-        network, optimizer = self.model.network, self.model.optimization.optimizer
-        _, needed = checkpoint_bytes(network, optimizer, average=chosen.ema is not None, keep=chosen.keep)
-        preflight(self.folder, 0 if chosen.trainer.enable_checkpointing is False else needed)
-
-    def _after_fit(self) -> None:
-        rows = next(c.rows for c in vars(self.trainer)["callbacks"] if isinstance(c, History))
-        if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
-            print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
-        kept = self.folder / "checkpoints" / "best.ckpt"
-        following = f"; next: icnets test --ckpt_path {shlex.quote(str(kept))}" if kept.is_file() else ""
-        print(f"files in {self.folder}{following}")
+    def _resumed_by(self) -> str:
+        runs = self.config.runs
+        words = ["icnets", "fit", "--name", self.config.name, *(["--runs", runs] if runs != "runs" else [])]
+        return shlex.join([*words, "--ckpt_path", "last", *code_words(self.config.model.model)])
 
 
 def run(command: str, argv: Sequence[str]) -> int:
@@ -178,7 +183,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     quiet()
     args, everything = take_flag(argv)
     with allowed_imports(everything=everything):
-        _RunCLI(command, args).run()
+        _RunCLI(command, args, imports=everything).run()
     return 0
 
 
@@ -193,58 +198,3 @@ def _without_sources(model: Any) -> None:
     if model.init_from is not None and not holds_ic_network(model.init_from):
         model.init_from = None
     model.pretrained, model.teacher = False, None
-
-
-class RunFiles(Callback):
-    """Says what is trained on what; writes config.yaml, and unreadable.txt with the images that could not be read.
-
-    The configuration has what was chosen by default, and no checkpoint to resume. It waits until a checkpoint is
-    loaded: options that a checkpoint refuses would spoil the configuration that its run goes on with.
-    """
-
-    def __init__(self, parser: Any, config: Any, folder: Path) -> None:
-        self.parser, self.config, self.folder, self.unreadable = parser, config, folder, 0
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        require_one_step(trainer)
-        if not trainer.is_global_zero:
-            return
-        print(_announcement(trainer, pl_module), flush=True)
-        if trainer.fast_dev_run:
-            return
-        config, data = self.config.clone(), trainer.datamodule
-        config.ckpt_path = None
-        config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
-        config.model.lr, config.trainer.gradient_clip_val = pl_module.optimization.lr, pl_module.gradient_clip_val
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder / "config.yaml") as temporary:  # a process that is started again may read it
-            self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        names, file = trainer.datamodule.unreadable(), self.folder / "unreadable.txt"
-        if len(names) > self.unreadable and trainer.is_global_zero:
-            with atomic_write(file) as unfinished:
-                unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-            print(f"{len(names)} images can't be read and were skipped so far: {file}", flush=True)
-        self.unreadable = len(names)
-
-
-def _announcement(trainer: Any, task: ClassificationTask) -> str:
-    network = task.network
-    units = sum(isinstance(m, IC_LAYERS) for m in network.modules())
-    kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
-    sizes = ", ".join(f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test"))
-    lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
-    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    step = f"{task.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
-    if task.fine_tunes:
-        step += f" (fine-tuning: a tenth of the usual, gradients clipped to {task.gradient_clip_val:g})"
-    return f"{kind}, {sum(p.numel() for p in network.parameters()):,} parameters; images: {sizes}; {step}"
-
-
-def require_one_step(trainer: Any) -> None:
-    """Raises ValueError where hosts would go on at different steps, having found different checkpoints."""
-    step = trainer.strategy.broadcast(trainer.global_step)
-    if step != trainer.global_step:
-        what = f"process {trainer.global_rank} would go on at step {trainer.global_step} and process 0 at step {step}"
-        raise ValueError(f"{what}; give --runs a folder that all hosts share")

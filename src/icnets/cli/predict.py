@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from icnets.cli.parser import Parser
 from icnets.support.files import atomic_write
+from icnets.support.named_code import names_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,13 +33,14 @@ def _parser() -> Parser:
         "their reason in the output. Exit status: 0 all predicted, 1 some can't be read, 2 a mistake in the arguments.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="checkpoint (.safetensors, .ckpt), run, artifact (.onnx, .xml, .pt2), or name")
+    add("model", metavar="MODEL", help="run, checkpoint, artifact (.onnx, .xml, .pt2), timm's name, or FILE.py:NAME")
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
     add("--top-k", metavar="N", type=int, help=f"classes of each image (default: {_TOP_K}, or all if there are fewer)")
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--weights", metavar="FILE", type=Path, help="with a name: its weights (.safetensors, .pth, or a run)")
     add("--pretrained", action="store_true", help="with timm's name: its pretrained weights")
     add("--image-size", metavar="N", type=int, help="height and width the network sees (default: MODEL's)")
     add("--in-chans", metavar="N", type=int, help="1 (grey) or 3 (default: MODEL's)")
@@ -75,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = find_paths(args.paths)
     _keep_inputs(args, paths)
     require_device(args.device)
-    network, notes, _, file = open_network(args.model, pretrained=args.pretrained)
+    untrained = f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)"
+    if names_code(args.model) and args.weights is None:
+        raise ValueError(untrained)
+    network, notes, _, file = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
     if file is None and not args.pretrained:
-        raise ValueError(f"{args.model} has random weights; give --pretrained, or a checkpoint")
+        raise ValueError(untrained)
     if isinstance(network, Artifact) and args.device != "cpu":
         raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
     if isinstance(network, Artifact) and args.grad_cam is not None:
@@ -176,13 +181,17 @@ def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:
     from icnets.predict.paths import shown
+    from icnets.support.text import counted
 
     if errors:
         what = "have no prediction" if any(error.image is not None for error in errors) else "can't be read"
-        print(f"{len(errors):,} of {total:,} images {what}; they are in the output, with the reason:", file=sys.stderr)
+        print(
+            f"{len(errors):,} of {counted(total, 'image')} {what}; they are in the output, with the reason:",
+            file=sys.stderr,
+        )
         for error in errors[:_SHOWN]:
             print(f"  {shown(error.path)}: {shown(error.error or '')}", file=sys.stderr)
         if len(errors) > _SHOWN:
             print(f"  and {len(errors) - _SHOWN:,} more", file=sys.stderr)
     if wrote := ", ".join(str(path) for path in (args.out, args.contact_sheet, args.grad_cam) if path is not None):
-        print(f"{total - len(errors):,} of {total:,} images predicted: {wrote}", file=sys.stderr)
+        print(f"{total - len(errors):,} of {counted(total, 'image')} predicted: {wrote}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """``icnets profile NAME``: what a network costs, as basic and as IC network."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,25 +11,31 @@ import torch
 from torch import nn
 
 from icnets.cli.configuration import parse
-from icnets.convert.surgery import ICConfig
+from icnets.convert.surgery import ICConfig, convert_
+from icnets.deploy.export.core import own_input_size
+from icnets.deploy.export.engines import Artifact
+from icnets.open_network import open_network
 from icnets.profile.measure import profile, profile_table
 from icnets.support.files import atomic_write
 from icnets.support.tables import show
 from icnets.support.text import first_line
+from icnets.timm_models import NETWORKS
+from icnets.unit.layers import ic_parameters
 
 
 def _parser() -> Any:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="icnets profile", description=__doc__, exit_on_error=False)
-    parser.add_argument("name", type=str, help="any network that timm knows, such as resnet50")
+    parser.add_argument("name", type=str, help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
     for name, kind, default, text in (
+        ("weights", str | None, None, "weights of a named network"),
         ("against", str | None, None, "a deeper network, such as resnet101"),
         ("batch-size", int, 8, "images in a batch"),
         ("image-size", int | None, None, "pixels; the network's own, or 224"),
-        ("in-chans", int, 3, "channels of an image"),
+        ("in-chans", int | None, None, "channels of an image; the network's own, or 3"),
         ("num-classes", int | None, None, "outputs; the network's own"),
-        ("options", dict[str, Any], {}, "further arguments for timm, as JSON"),
+        ("options", dict[str, Any], {}, "further arguments for a named network, as JSON"),
         ("threads", int | None, None, "torch's threads; its own choice"),
         ("rounds", int, 11, "interleaved rounds of each measurement"),
         ("device", str, "cpu", "cpu or cuda"),
@@ -49,31 +56,39 @@ def _check(args: Any) -> None:
         raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
 
 
-def _networks(args: Any) -> dict[str, nn.Module]:
-    """The basic network, its two conversions (every convolution; k×k only), and ``--against``, by name."""
-    from icnets.timm_models import NETWORKS, create_model
-
-    name, sizes = NETWORKS.get(args.name, args.name), {"in_chans": args.in_chans}
-    if args.num_classes is not None:
-        sizes["num_classes"] = args.num_classes
-    options = {**sizes, **args.options}
-    configs = {name: None, f"IC {name}, all convolutions": ICConfig(), f"IC {name}, k×k only": ICConfig(layers="kxk")}
-    networks = {key: create_model(name, ic=config, **options) for key, config in configs.items()}
+def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+    """The basic network, its two conversions (every convolution; k×k only), and ``--against``; the shape of a batch."""
+    name = NETWORKS.get(args.name, args.name)
+    options = {"num_classes": args.num_classes, "in_chans": args.in_chans, **args.options}
+    opened = open_network(name, weights=args.weights, **options)
+    basic, notes = opened.network, opened.notes
+    if isinstance(basic, Artifact) or next(iter(ic_parameters(basic)), None) is not None:
+        kind = "an artifact" if isinstance(basic, Artifact) else "an IC network"
+        raise ValueError(f"{args.name} is {kind}; give the basic network, which is compared with its conversions")
+    networks = {name: basic}
+    for text, config in (("all convolutions", ICConfig()), ("k×k only", ICConfig(layers="kxk"))):
+        networks[f"IC {name}, {text}"] = converted = copy.deepcopy(basic)
+        convert_(converted, config, optimizers=())
     if args.against not in (None, name):
-        networks[args.against] = create_model(args.against, ic=None, **options)
-    return {key: network.to(args.device) for key, network in networks.items()}
+        networks[args.against] = open_network(NETWORKS.get(args.against, args.against), **options).network
+    channels = next((m.in_channels for m in basic.modules() if isinstance(m, nn.Conv2d)), 3)
+    size = args.image_size or notes.image_size or (own_input_size(basic) or (224,))[-1]
+    return {key: network.to(args.device) for key, network in networks.items()}, (args.batch_size, channels, size, size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     args = parse(_parser(), argv)
     _check(args)
-    networks = _networks(args)
-    size = args.image_size or getattr(next(iter(networks.values())), "default_cfg", {}).get("input_size", [224])[-1]
-    shape = (args.batch_size, args.options.get("in_chans", args.in_chans), size, size)
+    networks, shape = _networks(args)
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     try:
         profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = f"{args.name} has batch norms that see one value a channel in a batch of shape {shape}"
+        raise ValueError(f"{what}; give a larger --batch-size or --image-size") from error
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{args.name} can't take a batch of shape {shape}: {first_line(error)}; try another --image-size"

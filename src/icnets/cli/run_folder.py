@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from icnets.cli.parser import Parser
-from icnets.support.text import few
+from icnets.support.text import first_process
+from icnets.training.fitting import free_name
 from icnets.training.run_checkpoints import newest_whole, read_checkpoint
 
 _OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
@@ -43,9 +44,10 @@ def run_name(chosen: Any, command: str) -> str:
     if command != "fit":
         return command
     model = chosen.model.model
-    label = model if isinstance(model, str) else str(model.get("class_path", "model")).rpartition(".")[2]
+    named = isinstance(model, str)
+    label = model.rpartition(":")[2] if named else str(model.get("class_path", "model")).rpartition(".")[2]
     label = re.sub(r"[^\w.-]", "_", label)
-    return next(n for i in range(1, sys.maxsize) if not (Path(chosen.runs) / (n := f"{label}-{i}")).exists())
+    return free_name(label, chosen.runs)
 
 
 def find_checkpoint(given: Any, folder: Path) -> str | None:
@@ -55,7 +57,8 @@ def find_checkpoint(given: Any, folder: Path) -> str | None:
     if given in ("last", "auto"):
         path, problems = newest_whole(folder / "checkpoints")
         for problem in problems:
-            print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
+            if first_process():
+                print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
         if path is None and (given == "last" or problems):
             what = f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}"
             raise ValueError(f"{what}; begin anew without --ckpt_path")
@@ -63,10 +66,3 @@ def find_checkpoint(given: Any, folder: Path) -> str | None:
     path = folder / "checkpoints" / "best.ckpt" if given == "best" else Path(given)
     read_checkpoint(path)
     return str(path)
-
-
-def require_empty(folder: Path) -> None:
-    """Raises ValueError where a run would be replaced, also one of which only the finished weights were kept."""
-    if kept := sorted(path.name for path in (folder / "checkpoints").glob("*.*") if path.suffix != ".tmp"):
-        way = "give another --name, resume it with --ckpt_path last, or begin anew with --overwrite true"
-        raise ValueError(f"{folder} holds a run already ({few(kept)}); {way}")

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 
 from icnets.checkpoint.image_notes import usual_statistics
 from icnets.data.augmentation import mixing, training_transform
-from icnets.data.epochs import LARGEST_BATCH, EpochData, default_batch, processes, require_at_least
+from icnets.data.epochs import LARGEST_BATCH, EpochData, chosen_batch, require_at_least
 from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform
 from icnets.data.splits import ImageOptions
+from icnets.support.text import counted
 
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
@@ -113,8 +114,7 @@ class ImageData(ImageOptions, EpochData):
     @property  # type: ignore[misc]  # of an option
     def batch_size(self) -> int:
         """Images per step of one process; where the option is None, chosen by their number."""
-        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return self._batch_size or default_batch(self.size("train"), processes()[1] * accumulated)
+        return self._batch_size or chosen_batch(self)
 
     @batch_size.setter
     def batch_size(self, size: int | None) -> None:
@@ -176,7 +176,7 @@ class ImageData(ImageOptions, EpochData):
         seen, where = self.view.describe(), f" {self.root or self.val_shards},"
         if self.digits:
             seen, where = f"handwritten digits, whole, {self.image_size} pixels", ""
-        return f"protocol: {seen};{where} {self.size('test'):,} images, one label an image"
+        return f"protocol: {seen};{where} {counted(self.size('test'), 'image')}, one label an image"
 
     def unreadable(self) -> list[str]:
         """Name the images that can't be read, found so far by this process and those that read for it."""

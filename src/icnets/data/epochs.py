@@ -20,6 +20,12 @@ def default_batch(images: int, batches_per_step: int) -> int:
     return min(max(images // (_STEPS * batches_per_step), _SMALLEST_BATCH), LARGEST_BATCH)
 
 
+def chosen_batch(data: Any) -> int:
+    """Return the images per step of one process where nobody says, by the number of ``data``'s training images."""
+    accumulated = 1 if data.trainer is None else data.trainer.accumulate_grad_batches
+    return default_batch(data.size("train"), processes()[1] * accumulated)
+
+
 def require_at_least(options: Any, **least: float) -> None:
     """Raise ValueError for an attribute of ``options`` that is below its least value; None is none."""
     for name, low in least.items():

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# By group and name: the default, which is dropped where it is read, and what to do instead of giving another value.
+# By group and name: the default, which is dropped where it is read (...: any value), and what to do instead of another.
 _GONE: dict[str, tuple[Any, str]] = {
     "data.check_limit": (20_000, "icnets data check DIR looks for images that can't be read"),
     "data.hf": (None, "folders and tar shards are read; shards of the hub by hf:// URLs in data.train_shards"),
@@ -12,6 +12,7 @@ _GONE: dict[str, tuple[Any, str]] = {
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
     "data.shuffle_shards": (64, "all images are shuffled at once, whatever their shards; leave it out"),
     "data.test_crops": (1, "the centre crop is tested; leave it out"),
+    "model.check_teacher": (..., "nothing asks whether a teacher guesses; leave it out"),
     "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
 }
 
@@ -42,7 +43,7 @@ def without_gone(options: Any) -> Any:
         group, name = option.split(".")
         values = kept.get(group) if isinstance(kept, dict) else None
         if isinstance(values, dict) and name in values:
-            if values[name] != default:
+            if default not in (..., values[name]):
                 raise ValueError(f"{option} is {values[name]!r}, but {instead_of(option)}")
             kept[group] = {key: value for key, value in values.items() if key != name}
     return kept

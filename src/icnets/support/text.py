@@ -38,9 +38,19 @@ def few(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things, "1 image" or "2,000 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def first_process() -> bool:
+    """Returns whether this is the first of a training's processes, or the only one."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def tell(line: str) -> None:
     """Logs a line that the user should read, in the first of a training's processes only."""
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if first_process():
         _logger.warning("%s", line)
 
 

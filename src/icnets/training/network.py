@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from icnets.checkpoint.weights_files import load_weights
 from icnets.convert.surgery import ICConfig, convert_
-from icnets.open_network import load_weights, starting_config
-from icnets.support.text import first_line
-from icnets.timm_models import create_model
+from icnets.open_network import make_network, starting_config
 from icnets.unit.layers import IC_LAYERS
 
 
@@ -27,13 +26,13 @@ def build_network(
     """The network to train.
 
     Args:
-        model: a timm name, with or without ``ic_`` ("resnet18", "ic_resnet18"), or any module.
+        model: a timm name ("resnet18", "ic_resnet18"), code ("my_cnn.py:MyCNN"), or any module.
         num_classes, in_chans: for a name; a module is taken as it is.
         ic: how to convert. None: a name with ``ic_`` is converted by the defaults, anything else stays basic. Those
             defaults include the warm start "gain" where the weights are trained (``pretrained``, ``init_from``).
         pretrained: start from timm's pretrained weights.
-        init_from: start from the weights of this checkpoint; see :func:`load_weights`.
-        options: more of timm's arguments for a name.
+        init_from: start from the weights of this checkpoint; see :func:`icnets.checkpoint.weights_files.load_weights`.
+        options: more arguments for a name.
 
     Returns:
         The network in train mode, and a configuration that still waits for data ("calibrate") or None.
@@ -44,14 +43,7 @@ def build_network(
     if isinstance(model, str):
         if ic is None:
             ic = starting_config(model, trained=pretrained or init_from is not None)
-        args: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **(options or {})}
-        try:
-            model = create_model(model, pretrained=pretrained, ic=None, **args)
-        except Exception as error:  # timm stumbles over unfitting options somewhere within, by any kind of error
-            if not options:
-                raise
-            what = f"timm can't make {model} with model_options {dict(options)}: {first_line(error)}"
-            raise ValueError(f"{what}; check them") from error
+        model = make_network(model, num_classes, in_chans, options, pretrained=pretrained)
     elif pretrained or options:
         raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
     network = model

@@ -97,9 +97,10 @@ def plan(chosen: Any, folder: Path) -> str:
         folder: of the run.
     """
     data, missing = ImageData(**chosen.data), list[str]()
-    train, val, classes, note = 1_281_167, 50_000, 1_000, "assumed, as ImageNet-1k has them"
+    (train, val, test), classes, note = (1_281_167, 50_000, 50_000), 1_000, "assumed, as ImageNet-1k has them"
     try:
-        train, val, classes, note = data.size("train"), data.size("val"), data.num_classes, f"{data.root or 'digits'}"
+        train, val, test = (data.size(split) for split in ("train", "val", "test"))
+        classes, note = data.num_classes, f"{data.root or 'digits'}"
     except (ValueError, OSError) as error:
         missing.append(f"data: {one_line(error)}")
     for option in ("teacher", "init_from"):
@@ -108,7 +109,7 @@ def plan(chosen: Any, folder: Path) -> str:
             missing.append(f"{option}: there is no checkpoint {source}")
     lines = [
         *_lines_of_the_run(chosen, train),
-        ("images", f"{train:,} to train, {val:,} to validate, {classes:,} classes ({note})"),
+        ("images", f"{train:,} to train, {val:,} to validate, {test:,} to test, {classes:,} classes ({note})"),
         ("network", _network(chosen, classes, data.in_chans)),
         ("writes to", str(folder)),
         *(("" if i else "missing", text) for i, text in enumerate(missing or ["nothing"])),
@@ -121,6 +122,7 @@ def _lines_of_the_run(chosen: Any, images: int) -> list[tuple[str, str]]:
     accelerator, per_node, nodes = devices_of(trainer)
     world = per_node * nodes
     batch = chosen.data.batch_size or default_batch(images, world * accumulated)
+    batch = min(batch, max(images // world, 1))
     global_batch = batch * world * accumulated
     per_epoch = math.ceil(math.ceil(images / world) // batch / accumulated)
     total = per_epoch * (trainer.max_epochs or 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from icnets.checkpoint.weights_files import require_whole
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.data.images import IGNORED, seed_all
@@ -140,6 +141,8 @@ class ClassificationTask(L.LightningModule):
         fits, fresh = stage == "fit", self.trainer.ckpt_path is None
         if fresh:
             compare_start(self._init_from, self._data, trains=fits)
+            if not fits and self._init_from is not None:
+                require_whole(self.network, self._init_from)
         if self._waiting is not None:
             calibrates = fits and fresh  # otherwise weights follow from a checkpoint
             images = calibration_batches(self._data) if calibrates and self._data is not None else None
@@ -319,6 +322,10 @@ class ClassificationTask(L.LightningModule):
         if "loss" in means and self.global_rank == 0:  # for all processes
             for value, saved in zip((self.mean_loss.mean_value, self.mean_loss.weight), means["loss"], strict=True):
                 value.copy_(saved)
+        epoch, limit = checkpoint.get("epoch", 0), self.trainer.max_epochs
+        if self.trainer.state.fn == "fit" and limit not in (None, -1) and epoch >= limit:
+            what = f"the checkpoint is of epoch {epoch + 1}, and trainer.max_epochs is {limit}"
+            raise ValueError(f"{what}: nothing is left to train; give --trainer.max_epochs {epoch + 2} or more")
         names = getattr(self._data, "class_names", None)
         if trained and names and list(names) != list(trained):
             known, found = differing(trained, names)

@@ -1,0 +1,201 @@
+"""A training with everything of it in a folder: the callbacks that write there, and what came of it."""
+
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from icnets.support.files import atomic_write, remove_unfinished
+from icnets.support.named_code import names_code
+from icnets.support.text import counted, few, tell
+from icnets.training.callbacks import History, WeightAverage, WeightsExport
+from icnets.training.plan import checkpoint_bytes, preflight
+from icnets.training.run_checkpoints import BestCheckpoint, LastCheckpoints
+from icnets.training.task import ClassificationTask
+from icnets.unit.layers import IC_LAYERS
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 30,
+    "num_sanity_val_steps": 0,
+    "deterministic": "warn",
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+    "use_distributed_sampler": False,  # the data module gives each process its own batches
+}
+Save = Callable[[Path, Any, ClassificationTask], None]
+
+
+# The folder.
+
+
+def folder_of(name: str, runs: str | Path) -> Path:
+    """The folder of a run. Raises ValueError for a name that leads out of ``runs``."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(
+            f"name is {name!r}, which isn't below {runs}; give a plain --name, and --runs DIR for the rest"
+        )
+    return Path(runs) / name
+
+
+def free_name(label: str, runs: str | Path) -> str:
+    """``label`` with the first number that no run has."""
+    return next(n for i in range(1, sys.maxsize) if not (Path(runs) / (n := f"{label}-{i}")).exists())
+
+
+def require_empty(folder: Path) -> None:
+    """Raises ValueError where a run would be replaced, also one of which only the finished weights were kept."""
+    if kept := sorted(path.name for path in (folder / "checkpoints").glob("*.*") if path.suffix != ".tmp"):
+        way = "give another --name, resume it with --ckpt_path last, or begin anew with --overwrite true"
+        raise ValueError(f"{folder} holds a run already ({few(kept)}); {way}")
+
+
+# Training.
+
+
+def logger_of(folder: Path) -> TensorBoardLogger:
+    """What logs a training's metrics where nothing else is asked for."""
+    return TensorBoardLogger(folder, "tensorboard", "")
+
+
+def callbacks_of(
+    folder: Path,
+    save: Save | None,
+    *,
+    ema: float | None,
+    save_every: int | None,
+    keep: int,
+    logs: bool,
+    checkpoints: bool,
+) -> list[Callback]:
+    """What writes a training's files into ``folder``.
+
+    Args:
+        folder: of the run.
+        save: writes the configuration to a path, given the trainer and the task as well; None: there is none.
+        ema: decay of the running average of the weights; None for none.
+        save_every: steps between checkpoints, beside those of each epoch.
+        keep: number of last checkpoints.
+        logs, checkpoints: whether there are any.
+    """
+    callbacks: list[Callback] = [History(folder / "history.csv")]
+    if ema is not None:
+        callbacks.append(WeightAverage(ema))
+    if logs:
+        callbacks.append(LearningRateMonitor(logging_interval="step"))
+    if checkpoints:
+        there = folder / "checkpoints"
+        callbacks += [WeightsExport(there), BestCheckpoint(there), LastCheckpoints(there, save_every, keep)]
+    return [*callbacks, _RunFiles(folder, save)]
+
+
+def make_room(folder: Path, task: ClassificationTask, *, ema: float | None, keep: int, checkpoints: bool) -> None:
+    """Before training, in the first process: raises ValueError where ``folder`` can't take what will be written."""
+    remove_unfinished(folder)
+    _, needed = checkpoint_bytes(task.network, task.optimization.optimizer, average=ema is not None, keep=keep)
+    preflight(folder, needed if checkpoints else 0)
+
+
+class _RunFiles(Callback):
+    """Says what is trained on what; writes config.yaml, and unreadable.txt with the images that could not be read.
+
+    It waits until a checkpoint is loaded: options that a checkpoint refuses would spoil the configuration that its run
+    goes on with.
+    """
+
+    def __init__(self, folder: Path, save: Save | None) -> None:
+        self.folder, self.save, self.unreadable = folder, save, 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        require_one_step(trainer)
+        if not trainer.is_global_zero:
+            return
+        print(_announcement(trainer, pl_module), flush=True)
+        if self.save is not None and not trainer.fast_dev_run:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.folder / "config.yaml") as temporary:  # a process that starts again may read it
+                self.save(temporary, trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        names: list[str] = getattr(trainer.datamodule, "unreadable", list)()
+        file = self.folder / "unreadable.txt"
+        if len(names) > self.unreadable and trainer.is_global_zero:
+            with atomic_write(file) as unfinished:
+                unfinished.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            print(f"{counted(len(names), 'image')} skipped so far that can't be read: {file}", flush=True)
+        self.unreadable = len(names)
+
+
+def _announcement(trainer: Any, task: ClassificationTask) -> str:
+    network = task.network
+    units = sum(isinstance(m, IC_LAYERS) for m in network.modules())
+    kind = f"{type(network).__name__} with {units} IC units" if units else f"basic {type(network).__name__}"
+    data = trainer.datamodule
+    sizes = "of your own"
+    if hasattr(data, "size"):
+        sizes = ", ".join(f"{data.size(split):,} {split}" for split in ("train", "val", "test"))
+        if data.batch_size > data.size("train"):
+            tell(f"batch_size is {data.batch_size}, but there are {data.size('train')} training images: so many a step")
+    lr = max(group["initial_lr"] for group in trainer.optimizers[0].param_groups)
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    step = f"{task.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
+    if task.fine_tunes:
+        step += f" (fine-tuning: a tenth of the usual, gradients clipped to {task.gradient_clip_val:g})"
+    return f"{kind}, {sum(p.numel() for p in network.parameters()):,} parameters; images: {sizes}; {step}"
+
+
+def require_one_step(trainer: Any) -> None:
+    """Raises ValueError where hosts would go on at different steps, having found different checkpoints."""
+    step = trainer.strategy.broadcast(trainer.global_step)
+    if step != trainer.global_step:
+        what = f"process {trainer.global_rank} would go on at step {trainer.global_step} and process 0 at step {step}"
+        raise ValueError(f"{what}; give --runs a folder that all hosts share")
+
+
+# What came of it.
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training; printed, it says so.
+
+    ``top1``: the best accuracy on the validation images, in [0, 1], reached in ``epoch`` (from 1) of ``epochs``; None
+    without validation. ``weights``: of that epoch, for ``icnets.load`` and ``icnets predict``; ``checkpoint``: the same
+    with all that training goes on with; None where none are kept. ``test_command`` is "" where the program can't.
+    """
+
+    folder: Path
+    epochs: int
+    epoch: int | None
+    top1: float | None
+    weights: Path | None
+    checkpoint: Path | None
+    test_command: str
+
+    def __str__(self) -> str:
+        best = (
+            f"best val/top1 {self.top1:.2%} in epoch {self.epoch} of {self.epochs}\n" if self.top1 is not None else ""
+        )
+        return f"{best}files in {self.folder}" + (f"; next: {self.test_command}" if self.test_command else "")
+
+
+def code_words(model: Any) -> list[str]:
+    """What a command needs that reads a run's configuration, where ``model`` in it is code: its name once more."""
+    return ["--model", model] if isinstance(model, str) and names_code(model) else []
+
+
+def result_of(trainer: Any, folder: Path, model: Any) -> FitResult:
+    """What came of the trainer's training of ``model``, as it was given, in ``folder``."""
+    rows = next(c.rows for c in vars(trainer)["callbacks"] if isinstance(c, History))
+    best: dict[str, Any] = max((r for r in rows if "val/top1" in r), key=lambda row: row["val/top1"], default={})
+    files = (folder / "checkpoints" / f"best.{kind}" for kind in ("safetensors", "ckpt"))
+    weights, kept = (file if file.is_file() else None for file in files)
+    again = kept is not None and (folder / "config.yaml").is_file()
+    command = shlex.join(["icnets", "test", "--ckpt_path", str(kept), *code_words(model)]) if again else ""
+    return FitResult(folder, len(rows), best.get("epoch"), best.get("val/top1"), weights, kept, command)

@@ -1,0 +1,157 @@
+"""What the program does, in Python: one call for a training."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from torch import nn
+
+from icnets.convert.surgery import ICConfig
+from icnets.data.data_module import ImageData
+from icnets.data.pairs import PairData
+from icnets.support.quiet import quiet
+from icnets.training.callbacks import progress_bar
+from icnets.training.fitting import (
+    TRAINER_DEFAULTS,
+    FitResult,
+    Save,
+    callbacks_of,
+    folder_of,
+    free_name,
+    logger_of,
+    make_room,
+    require_empty,
+    result_of,
+)
+from icnets.training.optimization import Optimization
+from icnets.training.run_checkpoints import AtomicCheckpointIO
+from icnets.training.task import ClassificationTask
+
+
+def fit(
+    model: str | nn.Module,
+    data: Any = None,
+    *,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    seed: int = 0,
+    overwrite: bool = False,
+    ema: float | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    **options: Any,
+) -> FitResult:
+    """Train a network as ``icnets fit`` does, with the same defaults and to the same numbers.
+
+    Args:
+        model: a module, which is trained in place, or a name: timm's, or code such as ``my_cnn.py:MyCNN``.
+        data: a folder of images; a pair of torch datasets, to train and to validate; a data module; or None for
+            scikit-learn's digits.
+        name: the run's, whose files are in ``runs/name``; the network's by default.
+        runs: folder of all runs.
+        seed: of everything random.
+        overwrite: whether a run of this name is begun anew.
+        ema, save_every, keep: as of ``icnets fit``.
+        **options: arguments of :class:`icnets.data.data_module.ImageData` (image_size, batch_size, ...),
+            :class:`icnets.training.task.ClassificationTask` (ic, init_from, lr, ...) and Lightning's Trainer
+            (max_epochs, accelerator, devices, ...).
+
+    Returns:
+        The best validation accuracy and the files.
+
+    Raises:
+        ValueError, TypeError: an unknown option, or what ``icnets fit`` refuses.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as runs:
+        ...     options = {"train_size": 40, "image_size": 32, "max_epochs": 1, "enable_progress_bar": False}
+        ...     result = fit("lcnet_050", runs=runs, name="digits", **options)
+        basic MobileNetV3, ... parameters; images: 40 train, 150 val, 797 test; 8 images a step, ...
+        >>> result.weights.name
+        'best.safetensors'
+    """
+    quiet()
+    label = model.rpartition(":")[2] if isinstance(model, str) else type(model).__name__
+    folder = folder_of(name or free_name(label, runs), str(runs))
+    if not overwrite:
+        require_empty(folder)
+    of_data, of_task, of_trainer = _sorted(options)
+    L.seed_everything(seed, workers=True, verbose=False)
+    source = _data(data, {"seed": seed, **of_data}, of_task.get("num_classes"))
+    found = {key: value for key in ("num_classes", "in_chans") if (value := getattr(source, key, None)) is not None}
+    if "num_classes" not in {**found, **of_task}:
+        raise ValueError(f"the {type(source).__name__} has no num_classes; give num_classes=N")
+    task = ClassificationTask(model, **{**of_task, **found})
+    kept: dict[str, Any] = {"ema": ema, "keep": keep}
+    files: dict[str, Any] = {"checkpoints": of_trainer.get("enable_checkpointing") is not False}
+    chosen = {"seed_everything": seed, "name": folder.name, "runs": runs, "save_every": save_every, **kept}
+    chosen |= {"data": {"root": data, **of_data}, "model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
+    files |= {"logs": of_trainer.get("logger") is not False, "save_every": save_every, **kept}
+    callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
+    callbacks += callbacks_of(folder, _saving(chosen), **files)
+    of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
+    of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
+    own: dict[str, Any] = {"default_root_dir": str(folder), "logger": logger_of(folder)}
+    trainer = L.Trainer(**{**TRAINER_DEFAULTS, **own, **of_trainer})
+    if trainer.is_global_zero:
+        make_room(folder, task, **kept, checkpoints=files["checkpoints"])
+    trainer.fit(task, datamodule=source)
+    return result_of(trainer, folder, model)
+
+
+def _sorted(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The options of the images, of the task and of the trainer."""
+    task = {*signature(ClassificationTask).parameters, *(f.name for f in fields(Optimization))} - {"optimization"}
+    names = ({f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters))
+    found: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    for name, value in options.items():
+        place = next((i for i, known in enumerate(names) if name in known), None)
+        if place is None:
+            near = get_close_matches(name, set().union(*names), n=1)
+            raise TypeError(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        found[place][name] = value
+    return found
+
+
+def _data(data: Any, options: dict[str, Any], num_classes: int | None) -> Any:
+    if data is None or isinstance(data, str | Path):
+        return ImageData(None if data is None else Path(data), **options)
+    pair = isinstance(data, tuple | list) and len(data) == 2
+    if not (pair or isinstance(data, L.LightningDataModule)):
+        what = f"data is a {type(data).__name__}"
+        raise TypeError(f"{what}; give a folder, a pair of datasets to train and to validate, or a data module")
+    taken = {"seed", "batch_size", "workers"} if pair else {"seed"}
+    if unknown := options.keys() - taken:
+        raise TypeError(f"{min(unknown)} is an option of a folder of images, but the data is a {type(data).__name__}")
+    return PairData(*data, num_classes=num_classes, **options) if pair else data
+
+
+def _saving(chosen: Mapping[str, Any]) -> Save | None:
+    """What writes the configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
+    try:
+        options: Any = yaml.safe_load(yaml.safe_dump(_plain(chosen)))
+    except yaml.YAMLError:
+        return None
+
+    def save(path: Path, trainer: Any, task: ClassificationTask) -> None:
+        data = trainer.datamodule
+        options["data"] |= {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size}
+        options["model"]["lr"] = task.optimization.lr
+        options["trainer"]["gradient_clip_val"] = task.gradient_clip_val
+        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+
+    return save
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, ICConfig):
+        return value.to_dict()
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

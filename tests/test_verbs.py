@@ -1,0 +1,117 @@
+"""``icnets.fit`` against the program: the same training, to the same numbers."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import icnets
+from icnets.cli import main
+from icnets.data.data_module import ImageData
+from training.folders import write_classes
+
+pytestmark = pytest.mark.usefixtures("own_run")
+SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}
+
+
+def rows(run: str) -> list[dict[str, str]]:
+    with open(f"runs/{run}/history.csv", newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def same_weights(first: str, second: str) -> bool:
+    states = [icnets.load(f"runs/{run}/checkpoints/last.safetensors").state_dict() for run in (first, second)]
+    return all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_the_same_numbers_as_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(tmp_path / "photos", ant=12, bee=12)
+    options = ["--data.image_size", "32", "--trainer.max_epochs", "2", "--seed_everything", "3"]
+    model = ["--model", "ic_resnet18", "--model.model_options", "{channels: [8, 8, 16, 16]}"]
+    assert main(["fit", "photos", *model, *options, "--name", "command"]) == 0
+    said = capsys.readouterr().out
+    kinds = {"model_options": {"channels": [8, 8, 16, 16]}, "image_size": 32, "max_epochs": 2}
+    result = icnets.fit("ic_resnet18", "photos", name="python", seed=3, **kinds)
+    assert rows("python") == rows("command")
+    assert same_weights("python", "command")
+    print(result)
+    assert [line.rpartition(" s")[0] if " s " in line else line for line in capsys.readouterr().out.splitlines()][
+        -2:
+    ] == [line.replace("command", "python") for line in said.splitlines()[-2:]]
+    assert result.folder == Path("runs/python")
+    assert result.weights is not None
+    assert result.weights.is_file()
+    assert result.top1 == max(float(row["val/top1"]) for row in rows("python"))
+
+
+def test_the_program_goes_on_with_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_classes(tmp_path / "photos", ant=12, bee=12)
+    ic = icnets.ICConfig(layers="kxk")
+    options = {"model_options": SMALL, "ic": ic, "image_size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    result = icnets.fit("resnet10t", root, name="a", max_epochs=1, **options)
+    assert main(result.test_command.split()[1:]) == 0
+    assert main(["fit", "--name", "a", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert yaml.safe_load(Path("runs/a/config.yaml").read_text())["model"]["ic"]["layers"] == "kxk"
+    assert len(rows("a")) == 2
+
+
+class Named(Dataset):
+    """Images that are bright where they are of the second class, moved at random."""
+
+    classes = ("dark", "bright")
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3, 8, 8), float(index % 2)) + 0.1 * torch.randn(3, 8, 8), index % 2
+
+
+def network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_a_module_and_two_datasets() -> None:
+    trained = network()
+    quiet = {"enable_progress_bar": False, "lr": 0.5}
+    result = icnets.fit(trained, (Named(), Named()), name="a", max_epochs=3, **quiet)
+    assert (result.top1, result.test_command) == (1.0, "")
+    again = icnets.load(result.folder / "checkpoints" / "last.safetensors", network())
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in trained.state_dict().items())
+    icnets.fit(network(), (Named(), Named()), name="b", max_epochs=3, workers=1, **quiet)
+    assert rows("a") == rows("b")  # what a dataset draws depends on the seed, not on who reads it
+    icnets.fit(network(), (Named(), Named()), name="c", max_epochs=3, seed=1, **quiet)
+    assert rows("a") != rows("c")
+
+
+def test_a_data_module() -> None:
+    data = ImageData(train_size=40, image_size=16)
+    options = {"model_options": SMALL, "max_epochs": 1, "enable_progress_bar": False}
+    icnets.fit("resnet10t", data, name="module", **options)
+    icnets.fit("resnet10t", train_size=40, image_size=16, name="options", **options)
+    assert rows("module") == rows("options")
+
+
+def test_mistakes() -> None:
+    images = TensorDataset(torch.zeros(20, 3, 8, 8), torch.zeros(20))
+    for arguments, options, message in (
+        (("resnet10t", "photos"), {"batch_sise": 3}, r"unknown option batch_sise; did you mean batch_size\?"),
+        (("resnet10t", "photos"), {"name": "../a"}, r"name is '\.\./a', which isn't below runs"),
+        (("resnet10t", 3), {}, "data is a int; give a folder, a pair of datasets"),
+        (("resnet10t", (images, images)), {}, "the TensorDataset has no attribute classes; give num_classes"),
+        (("resnet10t", (images, images)), {"num_classes": 2, "hflip": 0.1}, "hflip is an option of a folder of images"),
+        (("resnet10t", "nowhere"), {}, "nowhere is not a folder"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            icnets.fit(*arguments, **options)
+    assert not Path("runs").exists()
+    options = {"model_options": SMALL, "max_epochs": 1, "enable_progress_bar": False, "train_size": 40, "name": "a"}
+    icnets.fit("resnet10t", **options)
+    with pytest.raises(ValueError, match="runs/a holds a run already"):
+        icnets.fit("resnet10t", **options)
+    icnets.fit("resnet10t", overwrite=True, **options)
