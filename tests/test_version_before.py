@@ -21,6 +21,7 @@ from fixtures.version_0_1.shared import Own, kernels, text_of
 from icnets import fuse_, load, save
 from icnets.cli import main
 from icnets.hub import from_pretrained
+from training.newest import weights_of
 
 BEFORE = Path(__file__).resolve().parent / "fixtures" / "version_0_1"
 MACHINE = json.loads((BEFORE / "machine.json").read_text(encoding="utf-8"))
@@ -123,7 +124,7 @@ def test_a_run_that_was_stopped_in_an_epoch_ends_with_the_same_weights(
 ) -> None:
     assert main(["fit", "--runs", "trainings", "--name", name, "--ckpt_path", "last"]) == 0
     assert f"going on from trainings/{name}/checkpoints/step-000000008.ckpt" in capsys.readouterr().out
-    found = load_file(files / "trainings" / name / "checkpoints" / "last.safetensors")
+    found = weights_of(files / "trainings" / name / "checkpoints")
     expected = load_file(EXPECTED / f"{name}.safetensors")
     assert found.keys() == expected.keys()
     for key, value in expected.items():

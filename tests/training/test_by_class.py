@@ -9,7 +9,7 @@ from PIL import Image
 
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
-from icnets.training.callbacks import ByClass, table_by_class
+from icnets.training.by_class import ByClass, table_by_class
 from icnets.training.task import ClassificationTask
 from training.red import Red
 

@@ -85,7 +85,7 @@ def fit(
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*callbacks, *averages, LastCheckpoints(folder, every_n_steps=every)],
+        callbacks=[*callbacks, *averages, LastCheckpoints(folder, every_n_steps=every, keep=2)],
         **trainer_options,
     )
     data = ImageData(train_size=160, image_size=16, batch_size=batch_size, mixup=0.3, workers=workers)

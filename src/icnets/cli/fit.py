@@ -21,11 +21,13 @@ from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, require_empty, run_name, with_configuration_of_run
 from icnets.data.data_module import ImageData
 from icnets.open_network import holds_ic_network, starting_config
-from icnets.support.files import atomic_write, remove_unfinished
+from icnets.report.run_pictures import SampleBatch, never_fatal, save_confusion, save_curves, save_mistakes
+from icnets.support.files import atomic_write, remove_unfinished, write_json
 from icnets.support.quiet import quiet
-from icnets.training.callbacks import ByClass, History, WeightAverage, WeightsExport, progress_bar
+from icnets.training.by_class import ByClass, ValidationCounts, test_record
+from icnets.training.callbacks import History, Patience, WeightAverage, WeightsExport, progress_bar
 from icnets.training.plan import checkpoint_bytes, plan, preflight
-from icnets.training.run_checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoints
+from icnets.training.run_checkpoints import AtomicCheckpointIO, LastCheckpoints
 from icnets.training.task import ClassificationTask
 from icnets.unit.layers import IC_LAYERS
 
@@ -44,7 +46,8 @@ _ABOUT = (
     "so only if you trust it."
 )
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
-_UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
+_UNTRAINED = "{} needs a trained network: give --name RUN, or --ckpt_path FILE"
+_NOT_RESUMABLE = "{} holds weights alone, and fit goes on from --ckpt_path last; or begin from it: --model.init_from"
 
 
 class _Parser(LightningArgumentParser):
@@ -84,8 +87,9 @@ class _RunCLI(LightningCLI):
         add("--name", type=str | None, default=None, help="the run, whose files are in RUNS/NAME")
         add("--runs", type=str, default="runs", help="folder of all runs")
         add("--save_every", type=int | None, default=None, help="steps between checkpoints, beside those of each epoch")
-        add("--keep", type=int, default=2, help="number of last checkpoints that are kept")
+        add("--keep", type=int, default=1, help="number of last checkpoints that are kept, to resume from")
         add("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
+        add("--patience", type=int | None, default=None, help="end after so many epochs without a better val/top1")
         add("--ema", type=float | None, default=None, help="validate and keep a running average with this decay")
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
@@ -98,7 +102,7 @@ class _RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with of_configuration():
-            self.config = chosen = parser.parse_args(with_configuration_of_run(args))
+            self.config = chosen = parser.parse_args(with_configuration_of_run(args, trains=self.command == "fit"))
         chosen.pop("model.check_teacher")  # no argument of the task any more
         chosen.name = chosen.name or run_name(chosen, self.command)
         self.folder = Path(chosen.runs) / chosen.name
@@ -106,6 +110,8 @@ class _RunCLI(LightningCLI):
         if self.command == "fit":
             if given is None and not chosen.overwrite:
                 require_empty(self.folder)
+            if str(chosen.ckpt_path).endswith(".safetensors"):
+                raise ValueError(_NOT_RESUMABLE.format(chosen.ckpt_path))
         elif chosen.ckpt_path is not None:
             _without_sources(chosen.model)
         elif chosen.model.init_from is None and not chosen.model.pretrained:
@@ -131,14 +137,16 @@ class _RunCLI(LightningCLI):
 
     def _callbacks_of_fit(self) -> list[Callback]:
         chosen, checkpoints = self.config, self.folder / "checkpoints"
-        callbacks: list[Callback] = [History(self.folder / "history.csv")]
+        callbacks: list[Callback] = [History(self.folder / "history.csv"), ValidationCounts(), SampleBatch(self.folder)]
         if chosen.ema is not None:
             callbacks.append(WeightAverage(chosen.ema))
         if chosen.trainer.logger is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         if chosen.trainer.enable_checkpointing is not False:
             last = LastCheckpoints(checkpoints, chosen.save_every, chosen.keep)
-            callbacks += [WeightsExport(checkpoints), BestCheckpoint(checkpoints), last]
+            callbacks += [WeightsExport(checkpoints), last]
+        if chosen.patience is not None:
+            callbacks.append(Patience(chosen.patience))
         return [*callbacks, RunFiles(self.parser, self.config, self.folder)]
 
     def run(self) -> None:
@@ -150,6 +158,8 @@ class _RunCLI(LightningCLI):
         getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
         if self.trainer.is_global_zero and self.command == "fit":
             self._after_fit()
+        if self.trainer.is_global_zero and self.command == "test":
+            self._after_test()
 
     def _before_fit(self) -> None:
         chosen = self.config
@@ -160,13 +170,35 @@ class _RunCLI(LightningCLI):
         _, needed = checkpoint_bytes(network, optimizer, average=chosen.ema is not None, keep=chosen.keep)
         preflight(self.folder, 0 if chosen.trainer.enable_checkpointing is False else needed)
 
+    def _callback(self, kind: type[Any]) -> Any:
+        return next((c for c in vars(self.trainer)["callbacks"] if isinstance(c, kind)), None)
+
     def _after_fit(self) -> None:
-        rows = next(c.rows for c in vars(self.trainer)["callbacks"] if isinstance(c, History))
+        rows, counts = self._callback(History).rows, self._callback(ValidationCounts).counts
         if best := max((row for row in rows if "val/top1" in row), key=lambda row: row["val/top1"], default=None):
             print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
-        kept = self.folder / "checkpoints" / "best.ckpt"
-        following = f"; next: icnets test --ckpt_path {shlex.quote(str(kept))}" if kept.is_file() else ""
-        print(f"files in {self.folder}{following}")
+        patience, total = self._callback(Patience), self.trainer.max_epochs
+        if patience is not None and patience.wait_count >= patience.patience and len(rows) < (total or 0):
+            print(f"stopped after epoch {len(rows)} of {total}: {patience.wait_count} without a better val/top1")
+        if rows and not self.config.trainer.fast_dev_run:
+            with never_fatal(self.folder / "curves.png") as path:
+                save_curves(rows, path)
+        if counts is not None and not self.config.trainer.fast_dev_run:
+            with never_fatal(self.folder / "confusion.png") as path:
+                save_confusion(counts.tolist(), self.datamodule.class_names, path)
+        kept = (self.folder / "checkpoints" / "best.safetensors").is_file()
+        print(f"files in {self.folder}{f'; next: icnets report {shlex.quote(str(self.folder))}' if kept else ''}")
+
+    def _after_test(self) -> None:
+        tested, data = self._callback(ByClass), self.datamodule
+        checkpoint = self.config.ckpt_path or self.config.model.init_from
+        head = {"checkpoint": checkpoint and str(checkpoint), "protocol": data.protocol().removeprefix("protocol: ")}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        with never_fatal(self.folder / "test.json") as path:
+            write_json(test_record(tested, data, metrics, **head), path)
+        with never_fatal(self.folder / "mistakes.png") as path:
+            save_mistakes(tested.mistakes, data, path)
+        print(f"files in {self.folder}: test.json, and the worst mistakes in mistakes.png")
 
 
 def run(command: str, argv: Sequence[str]) -> int:

@@ -1,0 +1,108 @@
+"""Pictures in a run's folder: a batch, the curves of its training, what it confuses and its worst mistakes."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from icnets.predict.contact_sheet import picture, save_sheet
+from icnets.report.charts import paint_confusion, save_chart
+from icnets.support.text import one_line
+from icnets.training.by_class import Mistake
+
+_SAMPLE = 32  # images of a batch that are shown
+
+
+@contextmanager
+def never_fatal(path: Path) -> Iterator[Path]:
+    """Yields ``path``, and makes one line on stderr of what goes wrong in the block: a run is worth more."""
+    try:
+        yield path
+    except Exception as error:
+        print(f"icnets: can't write {path}: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+class SampleBatch(Callback):
+    """Draws the first batch of a training as the network sees it, augmented and mixed, to ``batch.png`` in ``folder``.
+
+    It is the very batch, so nothing random is drawn for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._drawn = folder / "batch.png", False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        self._drawn, data = True, trainer.datamodule
+        with never_fatal(self.path) as path:
+            images, targets = (part[:_SAMPLE].float().cpu() for part in batch)
+            tiles = [
+                (picture(image, data.mean, data.std), _label(target, data.class_names))
+                for image, target in zip(images, targets, strict=True)
+            ]
+            save_sheet(tiles, path)
+
+
+def _label(target: Tensor, names: Sequence[str]) -> list[str]:
+    """The class of a target, a number; of a mixed one (classes,), the two of which there is most."""
+    if target.ndim == 0:
+        return [names[int(target)]]
+    most = target.topk(2)
+    pairs = zip(most.values.tolist(), most.indices.tolist(), strict=True)
+    return [names[i] + (f" {share:.0%}" if share < 0.995 else "") for share, i in pairs if share >= 0.005]
+
+
+def save_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draws the losses and val/top1 by epoch.
+
+    Args:
+        rows: of :class:`icnets.training.callbacks.History`; what one lacks isn't drawn.
+        path: of the PNG file.
+    """
+
+    def paint(panels: Any) -> None:
+        for axes, names, label in zip(panels, (("train/loss", "val/loss"), ("val/top1",)), ("loss", "%"), strict=True):
+            factor = 100 if label == "%" else 1
+            for name, style in zip(names, ("o-", "s--"), strict=False):
+                points = [(row["epoch"], factor * row[name]) for row in rows if name in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label=name, markersize=3)
+            axes.set(xlabel="epoch", ylabel="loss, nats" if factor == 1 else "val/top1, %")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_ylim(0, 100) if factor == 100 else axes.set_ylim(bottom=0)
+        if panels[0].lines:
+            panels[0].legend()
+
+    save_chart(path, paint, size=(9, 3.8), columns=2)
+
+
+def save_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
+    """Draws validation images by class (rows) and answer (columns) to a PNG file."""
+    side = min(5 + 0.22 * max(len(names) - 10, 0), 12)
+
+    def paint(axes: Any) -> None:
+        paint_confusion(axes, counts, names, most_ticks=60)
+        axes.set_title("validation images, epoch of the best val/top1", fontsize=10)
+
+    save_chart(path, paint, size=(side, side))
+
+
+def save_mistakes(mistakes: Sequence[Mistake], data: Any, path: Path) -> None:
+    """Draws the most confident wrong answers on one sheet: the class, then the answer with its probability.
+
+    Without any, a sheet of before is removed.
+    """
+    names, tiles = data.class_names, []
+    for m in mistakes:
+        words = [f"class: {names[m.target]}", f"answer: {names[m.answer]} {m.probability:.0%}"]
+        tiles.append((picture(m.image, data.mean, data.std), words))
+    if tiles:
+        save_sheet(tiles, path)
+    else:
+        path.unlink(missing_ok=True)
