@@ -22,6 +22,7 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = (INK, "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X<>hd"
+_OF_DISTILLATION = " With distillation, that of training has another term."
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 _STYLE: Any = {
     **dict.fromkeys(_INKED, INK),
@@ -90,7 +91,11 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head, end, rest = svg.partition(">")
-    return (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest).replace(INK, "currentColor")
+    return (
+        (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest)
+        .replace(INK, "currentColor")
+        .replace(COLOURS[1].lower(), "var(--blue)")
+    )
 
 
 def as_label(name: str, limit: int = 40) -> str:
@@ -183,6 +188,26 @@ def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
     ]
 
 
+def loss_chart(losses: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
+    """Losses by epoch: for each run its points (epoch, nats) by "train/loss" (solid) and "val/loss" (dashed)."""
+
+    def paint(axes: Any) -> None:
+        for number, (name, of_run) in enumerate(losses.items()):
+            for metric, dash in zip(("train/loss", "val/loss"), DASHES[:2], strict=True):
+                if points := of_run.get(metric):
+                    look = {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 2}
+                    axes.plot(*zip(*points, strict=True), label=as_label(f"{name}, {metric}"), **look)
+        axes.set(xlabel="epoch", ylabel="loss, nats")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend(axes)
+
+    ends = "; ".join(f"{name}, {m}: {p[-1][1]:.3g}" for name, run in losses.items() for m, p in run.items() if p)
+    return draw(
+        "loss", paint, alt=f"Losses by epoch. At the end: {ends}.", caption=f"Losses by epoch.{_OF_DISTILLATION}"
+    )
+
+
 def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
     """Test error against "time" or "macs" per image, every method a mark with its interval."""
     label = {"time": "ms per image, forward", "macs": "million MACs per image"}[cost]
@@ -197,6 +222,7 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
             axes.errorbar([at[i] + dodge], [e.mean], yerr=bars, label=as_label(row.name), **look)
         axes.set(xlabel=label, ylabel="test error, %")
         axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=5)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0), min(high, 100))
         _legend(axes)

@@ -72,7 +72,7 @@ class Mistake(NamedTuple):
     probability: float
     answer: int
     target: int
-    index: int
+    number: int
     image: Tensor
 
 
@@ -102,7 +102,7 @@ class ByClass(Callback):
                 self._keep([*self.mistakes, mistake])
 
     def _keep(self, found: list[Mistake]) -> None:
-        self.mistakes = sorted(found, key=lambda m: (-m.probability, m.index))[:_MISTAKES]
+        self.mistakes = sorted(found, key=lambda m: (-m.probability, m.number))[:_MISTAKES]
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.counts = self._current.total(trainer)
@@ -131,7 +131,7 @@ def test_record(tested: ByClass, data: Any, metrics: Mapping[str, float], **head
     ]
     files = data.names("test")
     mistakes = [
-        {"image": files[m.index], "class": names[m.target], "answer": names[m.answer], "probability": m.probability}
+        {"image": files[m.number], "class": names[m.target], "answer": names[m.answer], "probability": m.probability}
         for m in tested.mistakes
     ]
     scores = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
