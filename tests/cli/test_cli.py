@@ -1,5 +1,7 @@
 import csv
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import icnets.checkpoint.safetensors_file
 import update_help
 from icnets.checkpoint.image_notes import read_notes
 from icnets.cli.app import COMMANDS, main
+from icnets.data.data_module import ImageData
 from icnets.support.text import one_line
 from icnets.training.run_checkpoints import last_checkpoints
 from icnets.training.task import ClassificationTask
@@ -234,6 +237,44 @@ def test_a_run_that_was_moved_knows_its_best(runs: Path) -> None:
         best = max((row for row in csv.DictReader(file)), key=lambda row: float(row["val/top1"]))
     assert notes(kept)["epoch"] == best["epoch"]
     assert float(notes(kept)["val/top1"]) == pytest.approx(float(best["val/top1"]))
+
+
+def test_a_run_alone_is_tested_with_its_best_weights(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tops = []
+    for arguments in ([], ["--ckpt_path", "best"], ["--ckpt_path", "last"]):
+        assert main(["test", "--name", "basic", *arguments]) == 0
+        out = capsys.readouterr().out
+        assert out.endswith("files in runs/basic: test.json, and the worst mistakes in mistakes.png\n")
+        record = json.loads((runs / "basic" / "test.json").read_text())
+        assert str(record["top1"])[:7] in out
+        tops.append((record.pop("checkpoint"), record))
+    assert [name for name, _ in tops] == [f"{BEST}.safetensors"] * 2 + [f"runs/basic/checkpoints/{STEP}.ckpt"]
+    assert tops[0] == tops[1]
+    network = icnets.load(f"{BEST}.safetensors").eval()
+    data = ImageData(image_size=16)
+    with torch.no_grad():
+        right = sum(int((network(x).argmax(1) == target).sum()) for x, target in data.test_dataloader())
+    assert tops[0][1]["top1"] == pytest.approx(right / 797, abs=2e-3)
+    assert (runs / "basic" / "mistakes.png").is_file()
+    assert main(["validate", "--name", "basic"]) == 0
+
+
+def test_a_run_of_before_is_tested_with_its_best_checkpoint(runs: Path) -> None:
+    folder = runs / "basic" / "checkpoints"
+    (folder / f"{STEP}.ckpt").rename(folder / "best.ckpt")
+    (folder / "best.safetensors").unlink()
+    assert main(["test", "--name", "basic"]) == 0
+    assert json.loads((runs / "basic" / "test.json").read_text())["checkpoint"] == f"{BEST}.ckpt"
+
+
+def test_patience_is_said_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.lr", "1e-9", "--trainer.max_epochs", "9", "--patience", "2", "--data.mixup", "0"]
+    assert main(["fit", "--config", BASIC, "--name", "a", *options]) == 0
+    out = capsys.readouterr().out
+    best = re.search(r"best val/top1 .* in epoch (\d) of (\d)\n", out)
+    assert best is not None
+    assert int(best[2]) == int(best[1]) + 2 < 9
+    assert f"stopped after epoch {best[2]} of 9: no better val/top1 in 2 epochs (--patience)\n" in out
 
 
 def test_the_average_is_resumed_and_tested(capsys: pytest.CaptureFixture[str]) -> None:
