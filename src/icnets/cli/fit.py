@@ -179,9 +179,8 @@ class _RunCLI(LightningCLI):
             print(f"best val/top1 {best['val/top1']:.2%} in epoch {best['epoch']} of {len(rows)}")
         patience, total = self._callback(Patience), self.trainer.max_epochs
         if patience is not None and patience.wait_count >= patience.patience and len(rows) < (total or 0):
-            print(
-                f"stopped after epoch {len(rows)} of {total}: no better val/top1 in {patience.wait_count} epochs (--patience)"
-            )
+            why = f"no better val/top1 in {patience.wait_count} epochs (--patience)"
+            print(f"stopped after epoch {len(rows)} of {total}: {why}")
         if rows and not self.config.trainer.fast_dev_run:
             with never_fatal(self.folder / "curves.png") as path:
                 save_curves(rows, path)
