@@ -12,8 +12,7 @@ from PIL import Image
 
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
-from icnets.training.by_class import ByClass, ValidationCounts, table_by_class
-from icnets.training.by_class import test_record as record_of_test
+from icnets.training.by_class import ByClass, ValidationCounts, record_of_test, table_by_class
 from icnets.training.task import ClassificationTask
 from training.red import Red
 

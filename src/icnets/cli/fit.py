@@ -24,7 +24,7 @@ from icnets.open_network import holds_ic_network, starting_config
 from icnets.report.run_pictures import SampleBatch, never_fatal, save_confusion, save_curves, save_mistakes
 from icnets.support.files import atomic_write, remove_unfinished, write_json
 from icnets.support.quiet import quiet
-from icnets.training.by_class import ByClass, ValidationCounts, test_record
+from icnets.training.by_class import ByClass, ValidationCounts, record_of_test
 from icnets.training.callbacks import History, Patience, WeightAverage, WeightsExport, progress_bar
 from icnets.training.plan import checkpoint_bytes, plan, preflight
 from icnets.training.run_checkpoints import AtomicCheckpointIO, LastCheckpoints
@@ -196,7 +196,7 @@ class _RunCLI(LightningCLI):
         head = {"checkpoint": checkpoint and str(checkpoint), "protocol": data.protocol().removeprefix("protocol: ")}
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         with never_fatal(self.folder / "test.json") as path:
-            write_json(test_record(tested, data, metrics, **head), path)
+            write_json(record_of_test(tested, data, metrics, **head), path)
         with never_fatal(self.folder / "mistakes.png") as path:
             save_mistakes(tested.mistakes, data, path)
         print(f"files in {self.folder}: test.json, and the worst mistakes in mistakes.png")

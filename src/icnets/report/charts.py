@@ -22,7 +22,6 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = (INK, "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X<>hd"
-_OF_DISTILLATION = " With distillation, that of training has another term."
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 _STYLE: Any = {
     **dict.fromkeys(_INKED, INK),
@@ -188,24 +187,31 @@ def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
     ]
 
 
-def loss_chart(losses: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
-    """Losses by epoch: for each run its points (epoch, nats) by "train/loss" (solid) and "val/loss" (dashed)."""
+Losses = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+
+
+def paint_losses(axes: Any, losses: Losses) -> None:
+    """Draws, for each run, its points (epoch, nats) by "train/loss" (solid) and "val/loss" (dashed)."""
+    for number, (name, of_run) in enumerate(losses.items()):
+        for metric, dash in zip(("train/loss", "val/loss"), DASHES[:2], strict=True):
+            if points := of_run.get(metric):
+                look = {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 2}
+                axes.plot(*zip(*points, strict=True), label=as_label(f"{name} {metric}".strip()), **look)
+    axes.set(xlabel="epoch", ylabel="loss, nats")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def loss_chart(losses: Losses) -> Figure:
+    """Losses by epoch: see :func:`paint_losses`."""
 
     def paint(axes: Any) -> None:
-        for number, (name, of_run) in enumerate(losses.items()):
-            for metric, dash in zip(("train/loss", "val/loss"), DASHES[:2], strict=True):
-                if points := of_run.get(metric):
-                    look = {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 2}
-                    axes.plot(*zip(*points, strict=True), label=as_label(f"{name}, {metric}"), **look)
-        axes.set(xlabel="epoch", ylabel="loss, nats")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        paint_losses(axes, losses)
         _legend(axes)
 
     ends = "; ".join(f"{name}, {m}: {p[-1][1]:.3g}" for name, run in losses.items() for m, p in run.items() if p)
-    return draw(
-        "loss", paint, alt=f"Losses by epoch. At the end: {ends}.", caption=f"Losses by epoch.{_OF_DISTILLATION}"
-    )
+    caption = "Losses by epoch. With distillation, that of training has another term."
+    return draw("loss", paint, alt=f"Losses by epoch. At the end: {ends}.", caption=caption)
 
 
 def cost_chart(rows: Sequence[Row], cost: str) -> Figure:

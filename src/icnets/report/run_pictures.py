@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from icnets.predict.contact_sheet import picture, save_sheet
-from icnets.report.charts import paint_confusion, save_chart
+from icnets.report.charts import paint_confusion, paint_losses, save_chart
 from icnets.support.text import one_line
 from icnets.training.by_class import Mistake
 
@@ -66,18 +66,15 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         path: of the PNG file.
     """
 
+    points = {m: [(row["epoch"], row[m]) for row in rows if m in row] for m in ("train/loss", "val/loss", "val/top1")}
+
     def paint(panels: Any) -> None:
-        for axes, names, label in zip(panels, (("train/loss", "val/loss"), ("val/top1",)), ("loss", "%"), strict=True):
-            factor = 100 if label == "%" else 1
-            for name, style in zip(names, ("o-", "s--"), strict=False):
-                points = [(row["epoch"], factor * row[name]) for row in rows if name in row]
-                if points:
-                    axes.plot(*zip(*points, strict=True), style, label=name, markersize=3)
-            axes.set(xlabel="epoch", ylabel="loss, nats" if factor == 1 else "val/top1, %")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.set_ylim(0, 100) if factor == 100 else axes.set_ylim(bottom=0)
+        paint_losses(panels[0], {"": points})
         if panels[0].lines:
             panels[0].legend()
+        panels[1].plot([epoch for epoch, _ in points["val/top1"]], [100 * top for _, top in points["val/top1"]], "o-")
+        panels[1].set(xlabel="epoch", ylabel="val/top1, %", ylim=(0, 100))
+        panels[1].xaxis.get_major_locator().set_params(integer=True)
 
     save_chart(path, paint, size=(9, 3.8), columns=2)
 

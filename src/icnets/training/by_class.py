@@ -114,7 +114,7 @@ class ByClass(Callback):
             show(table_by_class(self.counts, self._names))
 
 
-def test_record(tested: ByClass, data: Any, metrics: Mapping[str, float], **head: str | None) -> dict[str, Any]:
+def record_of_test(tested: ByClass, data: Any, metrics: Mapping[str, float], **head: str | None) -> dict[str, Any]:
     """What ``test.json`` holds, in JSON's types; docs/train.md has its schema.
 
     Args:
