@@ -80,7 +80,13 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def save_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
-    """Draws validation images by class (rows) and answer (columns) to a PNG file."""
+    """Draws validation images by class (rows) and answer (columns) to a PNG file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_confusion([[9, 1], [0, 8]], ["cat", "dog"], Path(folder, "confusion.png"))
+    """
     side = min(5 + 0.22 * max(len(names) - 10, 0), 12)
 
     def paint(axes: Any) -> None:

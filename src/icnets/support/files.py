@@ -37,7 +37,15 @@ def move_into_place(source: Path, target: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Writes ``content`` as JSON to ``path``, at once or not at all; its folder is made if missing."""
+    """Writes ``content`` as JSON to ``path``, at once or not at all; its folder is made if missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json({"top1": 0.9}, Path(folder, "new", "test.json"))
+        ...     Path(folder, "new", "test.json").read_text()
+        '{"top1": 0.9}\\n'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
