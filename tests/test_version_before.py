@@ -166,7 +166,10 @@ def test_predictions(name: str, files: Path) -> None:
 def test_the_report_of_a_comparison(files: Path) -> None:
     assert main(["report", "compare", "--out", "page.html", "--images", "2"]) == 0
     found = text_of(Path("page.html").read_text(encoding="utf-8"))
-    expected = (files / "expected" / "report.txt").read_text(encoding="utf-8").splitlines()
+    text = (files / "expected" / "report.txt").read_text(encoding="utf-8")
+    # Grad-CAM leaves the image its colours by now.
+    text = text.replace("the brighter, the more; all grey, nowhere", "the warmer, the more; without colour, nowhere")
+    expected = text.splitlines()
     # What is looked up in the networks anew may be rounded otherwise on another machine.
     end = len(expected) if SAME_MACHINE else expected.index("What it confuses")
     assert found[:end] == expected[:end]

@@ -91,13 +91,14 @@ def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[st
         return nothing_to_look_at(one_line(error).rstrip("."))
     classes = look.data.class_names
     counts = confusion_counts(look.chosen, look.target, len(classes))
-    title = f"{row.name}, seed {look.seed}"
-    return {"confusions": [confusion_chart(counts, classes, title)], **two_networks(look, images=images)}
+    about = f"{row.name}, seed {look.seed}, {len(look.target)} test images."
+    found = {"about": about, "its": "its control ", "confusions": [confusion_chart(counts, classes, row.name)]}
+    return {**found, **two_networks(look, images=images)}
 
 
 def nothing_to_look_at(why: str) -> dict[str, Any]:
     """What the page needs of images where there are none."""
-    return {"missing": why, "confusions": [], "disagreements": []}
+    return {"missing": why, "about": "", "its": "", "confusions": [], "disagreements": []}
 
 
 def two_networks(look: Inspection, *, images: int) -> dict[str, Any]:
