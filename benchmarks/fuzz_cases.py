@@ -26,6 +26,7 @@ from icnets.checkpoint.safetensors_file import CheckpointError
 from icnets.cli import fit as lightning_cli  # noqa: F401
 from icnets.cli import main
 from icnets.data import check  # noqa: F401
+from icnets.training.run_checkpoints import last_checkpoints, read_checkpoint
 from imagenet_like import add_member
 
 __all__ = ["CASES", "Case", "prepare"]
@@ -95,7 +96,7 @@ def prepare(folder: Path) -> None:
     for name, config in (("digits", _CONFIG), ("taught", taught)):
         text = "# A network that is as small as can be.\n" + yaml.safe_dump(config, sort_keys=False)
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    fit = ["fit", "--config", "digits.yaml", "--name", "run", "--trainer.max_epochs", "2"]
+    fit = ["fit", "--config", "digits.yaml", "--name", "run", "--trainer.max_epochs", "2", "--keep", "2"]
     if main(fit):
         raise ValueError("the network that is damaged afterwards couldn't be trained")
     shutil.copy(folder / "runs/run/checkpoints/best.safetensors", folder / "basic.safetensors")
@@ -113,6 +114,10 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
 
 def _weights(path: str) -> str:
     return _digest(load_file(path))
+
+
+def _last_weights(folder: str) -> str:
+    return _digest(read_checkpoint(last_checkpoints(Path(folder))[0])["state_dict"])
 
 
 def _logits(path: str) -> str:
@@ -182,8 +187,7 @@ def _fit(*args: str, config: str = "digits.yaml") -> Callable[[], int]:
     return _cli("fit", "--config", config, "--name", "new", *args, *_EPOCH)
 
 
-_NEW = partial(_weights, "runs/new/checkpoints/last.safetensors")
-_OLD = partial(_weights, "runs/run/checkpoints/last.safetensors")
+_NEW, _OLD = (partial(_last_weights, f"runs/{name}/checkpoints") for name in ("new", "run"))
 _STEPS = ("runs/run/checkpoints/*.ckpt",)
 _SHARDS, _PICTURES = ("shards/*.tar",), ("photos/*/*/*",)
 _WEIGHTS = ("basic.safetensors", "ic.safetensors")
@@ -204,7 +208,7 @@ CASES = [
     ),
     Case("Lightning checkpoints", "fit --ckpt_path last", _STEPS, _cli("fit", *_AGAIN, "--ckpt_path", "last"), _OLD,
          _never),
-    Case("Lightning checkpoints", "test --ckpt_path best", ("runs/run/checkpoints/best.ckpt",),
+    Case("Lightning checkpoints", "test --ckpt_path best", ("runs/run/checkpoints/best.safetensors",),
          _cli("test", "--name", "run", "--ckpt_path", "best"), _printed, _never),
     Case("icnets checkpoints", "icnets.load", ("ic.safetensors",), partial(_load, "ic.safetensors"),
          partial(_logits, "ic.safetensors"), _never),

@@ -22,8 +22,7 @@ _LEFT_OUT = ("loops",)  # Lightning's counters of batches begun, which a killed 
 def differences(a: Path, b: Path) -> list[str]:
     """Names of what differs between two runs' folders: files, weights, states of optimizer, average and all else."""
     found = list(_compare("files", _files(a), _files(b)))
-    for name in ("last", "best"):
-        found += _compare(name, *(load_file(run / "checkpoints" / f"{name}.safetensors") for run in (a, b)))
+    found += _compare("best", *(load_file(run / "checkpoints" / "best.safetensors") for run in (a, b)))
     found += _compare("checkpoint", *(_checkpoint(run) for run in (a, b)))
     found += _compare("history", *(_history(run) for run in (a, b)))
     return found

@@ -144,7 +144,9 @@ def plot_boundaries(results: Mapping[str, Mapping[str, tuple[Tensor, Tensor, Fit
                 ax.set(aspect="equal", xticks=[], yticks=[])
         try:
             with atomic_write(path) as temporary:
-                figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+                figure.savefig(
+                    temporary, format="png", bbox_inches="tight", pad_inches=0.25, metadata={"Software": None}
+                )
         finally:
             plt.close(figure)
 

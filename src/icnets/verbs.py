@@ -14,7 +14,9 @@ from torch import nn
 from icnets.convert.surgery import ICConfig
 from icnets.data.data_module import ImageData
 from icnets.data.pairs import PairData
+from icnets.report.run_pictures import SampleBatch, save_pictures
 from icnets.support.quiet import quiet
+from icnets.training.by_class import ValidationCounts
 from icnets.training.callbacks import progress_bar
 from icnets.training.fitting import (
     TRAINER_DEFAULTS,
@@ -43,7 +45,8 @@ def fit(
     overwrite: bool = False,
     ema: float | None = None,
     save_every: int | None = None,
-    keep: int = 2,
+    keep: int = 1,
+    patience: int | None = None,
     **options: Any,
 ) -> FitResult:
     """Train a network as ``icnets fit`` does, with the same defaults and to the same numbers.
@@ -56,7 +59,7 @@ def fit(
         runs: folder of all runs.
         seed: of everything random.
         overwrite: whether a run of this name is begun anew.
-        ema, save_every, keep: as of ``icnets fit``.
+        ema, save_every, keep, patience: as of ``icnets fit``.
         **options: arguments of :class:`icnets.data.data_module.ImageData` (image_size, batch_size, ...),
             :class:`icnets.training.task.ClassificationTask` (ic, init_from, lr, ...) and Lightning's Trainer
             (max_epochs, accelerator, devices, ...).
@@ -89,12 +92,13 @@ def fit(
         raise ValueError(f"the {type(source).__name__} has no num_classes; give num_classes=N")
     task = ClassificationTask(model, **{**of_task, **found})
     kept: dict[str, Any] = {"ema": ema, "keep": keep}
+    ends: dict[str, Any] = {"save_every": save_every, "patience": patience}
     files: dict[str, Any] = {"checkpoints": of_trainer.get("enable_checkpointing") is not False}
-    chosen = {"seed_everything": seed, "name": folder.name, "runs": runs, "save_every": save_every, **kept}
+    chosen = {"seed_everything": seed, "name": folder.name, "runs": runs, **ends, **kept}
     chosen |= {"data": {"root": data, **of_data}, "model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
-    files |= {"logs": of_trainer.get("logger") is not False, "save_every": save_every, **kept}
+    files |= {"logs": of_trainer.get("logger") is not False, **ends, **kept}
     callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += callbacks_of(folder, _saving(chosen), **files)
+    callbacks += callbacks_of(folder, _saving(chosen), ValidationCounts(), SampleBatch(folder), **files)
     of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
     of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
     own: dict[str, Any] = {"default_root_dir": str(folder), "logger": logger_of(folder)}
@@ -102,7 +106,9 @@ def fit(
     if trainer.is_global_zero:
         make_room(folder, task, **kept, checkpoints=files["checkpoints"])
     trainer.fit(task, datamodule=source)
-    return result_of(trainer, folder, model)
+    if trainer.is_global_zero:
+        save_pictures(trainer, folder)
+    return result_of(trainer, folder)
 
 
 def _sorted(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

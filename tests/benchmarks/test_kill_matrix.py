@@ -31,8 +31,7 @@ def write_run(folder: Path, **changes: object) -> Path:
         **changes,
     }
     AtomicCheckpointIO().save_checkpoint(content, folder / "checkpoints" / "step-000000003.ckpt")
-    for name in ("last", "best"):
-        save_file({"weight": torch.arange(4.0)}, folder / "checkpoints" / f"{name}.safetensors")
+    save_file({"weight": torch.arange(4.0)}, folder / "checkpoints" / "best.safetensors")
     (folder / "history.csv").write_text(f"epoch,seconds,val/top1\n1,{random.random()},0.5\n")
     return folder
 

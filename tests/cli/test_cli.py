@@ -1,5 +1,7 @@
 import csv
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import update_help
 from icnets.checkpoint.image_notes import read_notes
 from icnets.cli.app import COMMANDS, main
 from icnets.cli.shorthand import MISSING
+from icnets.data.data_module import ImageData
 from icnets.support.text import one_line
 from icnets.training.run_checkpoints import last_checkpoints
 from icnets.training.task import ClassificationTask
@@ -131,11 +134,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_fit_leaves_everything_in_its_folder(finished: Path) -> None:
     run = finished / "basic"
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.yaml", "history.csv", "tensorboard"]
+    files = ["batch.png", "checkpoints", "config.yaml", "confusion.png", "curves.png", "history.csv", "tensorboard"]
+    assert sorted(p.name for p in run.iterdir()) == files
     steps = [path.name for path in last_checkpoints(run / "checkpoints")]
-    assert [name[:5] for name in steps] == ["step-"] * 2
-    names = ["best.ckpt", "best.safetensors", "last.safetensors", *steps]
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == sorted(names)
+    assert steps == ["step-000000006.ckpt"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.safetensors", *steps]
     assert list((run / "tensorboard").glob("events.out.tfevents*"))
     with open(run / "history.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
@@ -149,7 +152,7 @@ def test_ic_with_distillation_from_the_basic_run(runs: Path, capsys: pytest.Capt
     assert main(["fit", "--config", IC, "--name", "ic", *arguments]) == 0
     out, err = capsys.readouterr()
     assert "ResNet with 11 IC units" in out
-    assert "next: icnets test --ckpt_path runs/ic/checkpoints/best.ckpt" in out
+    assert out.endswith("files in runs/ic; next: icnets report runs/ic\n")
     assert err == ""
     network = icnets.load(runs / "ic" / "checkpoints" / "best.safetensors")
     assert len({name.rpartition(".")[0] for name, _ in icnets.ic_parameters(network)}) == 11
@@ -169,7 +172,7 @@ def test_a_named_network_from_trained_weights(tmp_path: Path, units: int) -> Non
     assert main(["fit", "--config", BASIC, *arguments, *start]) == 0
     if not units:
         Path("start.safetensors").unlink()
-    trained = icnets.load("runs/warm/checkpoints/last.safetensors")
+    trained = icnets.load("runs/warm/checkpoints/best.safetensors")
     assert any(name.endswith("gain") for name, _ in icnets.ic_parameters(trained)) is (units == 0)
     assert main(["validate", "--name", "warm", "--ckpt_path", "last"]) == 0
 
@@ -233,23 +236,59 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
 def test_other_options_than_a_checkpoint_goes_on_with_are_an_error_and_leave_the_run_alone(
     runs: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    config, best = ((runs / "basic" / name).read_bytes() for name in ("config.yaml", "checkpoints/best.ckpt"))
+    config, best = ((runs / "basic" / name).read_bytes() for name in ("config.yaml", "checkpoints/best.safetensors"))
     go_on = ["fit", "--name", "basic", "--ckpt_path", "last", "--trainer.max_epochs", "3"]
     assert main([*go_on, *options]) == 2
     assert message in capsys.readouterr().err
     assert (runs / "basic" / "config.yaml").read_bytes() == config
-    assert (runs / "basic" / "checkpoints" / "best.ckpt").read_bytes() == best
+    assert (runs / "basic" / "checkpoints" / "best.safetensors").read_bytes() == best
 
 
 def test_a_run_that_was_moved_knows_its_best(runs: Path) -> None:
-    kept = runs / "basic" / "checkpoints" / "best.ckpt"
+    kept = runs / "basic" / "checkpoints" / "best.safetensors"
     assert main(["fit", "--name", "basic", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     with open(runs / "basic" / "history.csv", newline="") as file:
-        best = max(float(row["val/top1"]) for row in csv.DictReader(file))
-    states = torch.load(kept.with_name("step-000000009.ckpt"), weights_only=True)["callbacks"]
-    (state,) = (s for key, s in states.items() if key.startswith("ModelCheckpoint"))
-    assert float(state["best_model_score"]) == pytest.approx(best)
-    assert Path(state["best_model_path"]).resolve() == kept.resolve()
+        best = max((row for row in csv.DictReader(file)), key=lambda row: float(row["val/top1"]))
+    assert notes(kept)["epoch"] == best["epoch"]
+    assert float(notes(kept)["val/top1"]) == pytest.approx(float(best["val/top1"]))
+
+
+def test_a_run_alone_is_tested_with_its_best_weights(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tops = []
+    for arguments in ([], ["--ckpt_path", "best"], ["--ckpt_path", "last"]):
+        assert main(["test", "--name", "basic", *arguments]) == 0
+        out = capsys.readouterr().out
+        assert out.endswith("files in runs/basic: test.json, and the worst mistakes in mistakes.png\n")
+        record = json.loads((runs / "basic" / "test.json").read_text())
+        assert str(record["top1"])[:7] in out
+        tops.append((record.pop("checkpoint"), record))
+    assert [name for name, _ in tops] == [f"{BEST}.safetensors"] * 2 + [f"runs/basic/checkpoints/{STEP}.ckpt"]
+    assert tops[0] == tops[1]
+    network = icnets.load(f"{BEST}.safetensors").eval()
+    data = ImageData(image_size=16)
+    with torch.no_grad():
+        right = sum(int((network(x).argmax(1) == target).sum()) for x, target in data.test_dataloader())
+    assert tops[0][1]["top1"] == pytest.approx(right / 797, abs=2e-3)
+    assert (runs / "basic" / "mistakes.png").is_file()
+    assert main(["validate", "--name", "basic"]) == 0
+
+
+def test_a_run_of_before_is_tested_with_its_best_checkpoint(runs: Path) -> None:
+    folder = runs / "basic" / "checkpoints"
+    (folder / f"{STEP}.ckpt").rename(folder / "best.ckpt")
+    (folder / "best.safetensors").unlink()
+    assert main(["test", "--name", "basic"]) == 0
+    assert json.loads((runs / "basic" / "test.json").read_text())["checkpoint"] == f"{BEST}.ckpt"
+
+
+def test_patience_is_said_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.lr", "1e-9", "--trainer.max_epochs", "9", "--patience", "2", "--data.mixup", "0"]
+    assert main(["fit", "--config", BASIC, "--name", "a", *options]) == 0
+    out = capsys.readouterr().out
+    best = re.search(r"best val/top1 .* in epoch (\d) of (\d)\n", out)
+    assert best is not None
+    assert int(best[2]) == int(best[1]) + 2 < 9
+    assert f"stopped after epoch {best[2]} of 9: no better val/top1 in 2 epochs (--patience)\n" in out
 
 
 def test_the_average_is_resumed_and_tested(capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,16 +299,14 @@ def test_the_average_is_resumed_and_tested(capsys: pytest.CaptureFixture[str]) -
     folder = Path("runs/ema/checkpoints")
     last = last_checkpoints(folder)[0]
     trained = torch.load(last, weights_only=True)["callbacks"]["WeightAverage"]["trained"]
-    average, exported = weights(last), icnets.load(folder / "last.safetensors").state_dict()
-    assert torch.equal(exported["fc.weight"], average["network.fc.weight"])
-    assert not torch.equal(exported["fc.weight"], trained["fc.weight"])
+    assert not torch.equal(weights(last)["network.fc.weight"], trained["fc.weight"])
     assert main(["test", "--name", "ema", "--ckpt_path", "last"]) == 0
 
 
 def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_classes(tmp_path / "photos", ant=12, bee=12)
     assert main(["fit", "--config", FOLDER, "--data.root", str(root), "--name", "photos"]) == 0
-    assert main(["test", "--ckpt_path", "runs/photos/checkpoints/best.ckpt"]) == 0
+    assert main(["test", "--ckpt_path", "runs/photos/checkpoints/best.safetensors"]) == 0
     assert "ant" in capsys.readouterr().out
 
 
@@ -346,7 +383,7 @@ def notes(path: str | Path) -> dict[str, str]:
     return icnets.checkpoint.safetensors_file.read(path)[2]
 
 
-@pytest.mark.parametrize("source", ["best.safetensors", "best.ckpt"])
+@pytest.mark.parametrize("source", ["best.safetensors", "step-000000006.ckpt"])
 def test_convert_carries_what_is_known_of_the_images(runs: Path, source: str) -> None:
     folder = runs / "basic" / "checkpoints"
     known = notes(folder / "best.safetensors")
@@ -395,7 +432,7 @@ def mistakes(runs: Path, tmp_path: Path) -> Path:
     (tmp_path / "runs" / "weights_alone" / "checkpoints" / "best.ckpt").touch()
     good = (runs / "basic" / "checkpoints" / "best.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(good[: len(good) // 2])
-    (tmp_path / "cut.ckpt").write_bytes((runs / "basic" / "checkpoints" / "best.ckpt").read_bytes()[:5000])
+    (tmp_path / "cut.ckpt").write_bytes((runs / "basic" / "checkpoints" / f"{STEP}.ckpt").read_bytes()[:5000])
     (tmp_path / "key.yaml").write_text("model:\n  model: resnet10t\n  lrr: 0.1\n")
     (tmp_path / "syntax.yaml").write_text("model: [resnet10t\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
@@ -406,7 +443,7 @@ def mistakes(runs: Path, tmp_path: Path) -> Path:
 
 FIT = ["fit", "--config", BASIC, "--name", "new"]
 PHOTOS = ["fit", "--config", FOLDER, "--name", "new", "--data.root", "photos"]
-BEST = "runs/basic/checkpoints/best"
+BEST, STEP = "runs/basic/checkpoints/best", "step-000000006"
 RUN = ["--name", "basic", "--ckpt_path", "best"]
 CASES: list[tuple[list[str], str]] = [
     (["fitt"], "unknown command 'fitt'; did you mean fit?"),
@@ -467,10 +504,10 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--ckpt_path", "cut.ckpt"], "cut.ckpt is damaged or no checkpoint of icnets fit (*"),
     (
         [*FIT, "--ckpt_path", f"{BEST}.safetensors"],
-        f"{BEST}.safetensors is damaged or no checkpoint of icnets fit (*); weights alone are given as model.init_from",
+        f"{BEST}.safetensors holds weights alone, and fit goes on from --ckpt_path last; *--model.init_from",
     ),
     (
-        [*FIT, "--ckpt_path", f"{BEST}.ckpt", "--model.ic.layers", "all"],
+        [*FIT, "--ckpt_path", f"runs/basic/checkpoints/{STEP}.ckpt", "--model.ic.layers", "all"],
         "the checkpoint doesn't fit this network, an IC*",
     ),
     (
@@ -492,7 +529,9 @@ CASES: list[tuple[list[str], str]] = [
     ([*PHOTOS[:-1], "differ"], "differ/val has other classes than differ/train: it lacks 'bee' and adds 'cow'"),
     ([*PHOTOS, "--data.auto_augment", "more"], "auto_augment is 'more'; timm understands e.g. rand-m9-mstd0.5*"),
     ([*PHOTOS, "--model.teacher", f"{BEST}.safetensors"], "the teacher *the data has 2 classes*"),
-    (["test"], "test needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"),
+    (["test"], "test needs a trained network: give --name RUN, or --ckpt_path FILE"),
+    (["test", "--name", "none"], "there is no run runs/none; check --name and --runs"),
+    ([*FIT, "--patience", "0"], "patience is 0; it must be at least 1 epoch, or left out"),
     (["test", "--config", BASIC], "test needs a trained network: *"),
     (["test", "--ckpt_path", "best"], "ckpt_path is 'best', of which run? Give --name too"),
     (["test", "--name", "none", "--ckpt_path", "best"], "there is no run runs/none; check --name and --runs"),

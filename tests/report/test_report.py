@@ -223,7 +223,10 @@ def test_in_a_browser(browser, run: Path, page: str, width: int, scheme: str) ->
     assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
     assert len([url for url in requests if url.startswith("file:")]) == 1
     size = view.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert size[0] <= size[1]  # only tables scroll sideways
+    assert size[0] <= size[1]
+    cells = [cell.bounding_box() for cell in view.locator(".stacked tbody tr:last-child td").all()]
+    assert sum(cell is not None for cell in cells) >= 6  # empty ones aren't shown on a phone
+    assert all(cell["x"] >= 0 and cell["x"] + cell["width"] <= width for cell in cells if cell)  # also the last column
     figures = view.locator("figure")
     assert figures.count() >= 6  # five charts, and images
     for figure in figures.all():

@@ -1,9 +1,11 @@
+import json
 import stat
+from pathlib import Path
 
 import pytest
 
 import icnets
-from icnets.support.files import atomic_write, remove_unfinished
+from icnets.support.files import atomic_write, remove_unfinished, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
@@ -55,3 +57,13 @@ def test_a_checkpoint_may_be_read_by_whom_any_file_may(tmp_path):
     icnets.save(icnets.ICLinear(2, 2), tmp_path / "m.safetensors")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("any", "m.safetensors")]
     assert modes[0] == modes[1]
+
+
+def test_json_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    write_json({"name": "bee é", "counts": [1, 2]}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "bee é", "counts": [1, 2]}
+    with pytest.raises(TypeError):
+        write_json({"counts": {1, 2}}, path)
+    assert json.loads(path.read_text(encoding="utf-8"))["counts"] == [1, 2]
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]

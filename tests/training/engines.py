@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from icnets import ICConfig, create_model
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
-from icnets.training.callbacks import WeightsExport
 from icnets.training.task import ClassificationTask
+from training.newest import Newest
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
 EPOCHS = 4  # of 5 steps on each of 2 devices
@@ -48,7 +48,7 @@ def fit(precision: str, folder: Path, *, stop: int = EPOCHS, resume: bool = Fals
         max_epochs=EPOCHS, accelerator="cpu", devices=2, strategy="ddp", logger=False, num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_progress_bar=False, enable_model_summary=False, deterministic="warn",
-        callbacks=[losses, WeightsExport(folder), saver], precision=precision,
+        callbacks=[losses, Newest(folder), saver], precision=precision,
     )  # fmt: skip
     # Not of 16 pixels: of one pixel's 3x3 with a stride oneDNN leaves gradients uninitialised in bfloat16.
     data = ImageData(train_size=160, image_size=32, batch_size=16)

@@ -14,9 +14,10 @@ from torch.optim.swa_utils import update_bn
 
 from icnets import ICConfig, load
 from icnets.data.data_module import ImageData
-from icnets.training.callbacks import WeightAverage, WeightsExport
+from icnets.training.callbacks import WeightAverage
 from icnets.training.norm_statistics import lagging, take_anew
 from icnets.training.task import ClassificationTask
+from training.newest import Newest
 from training.test_task import TINY, digits, fit, task, tiny
 
 
@@ -153,9 +154,9 @@ def test_what_is_kept(
     drop = {"drop_rate": options.pop("drop_rate", 0.0)}
     module, data = task(ic=ICConfig(), lr=0.2, model_options={**TINY, **drop}, **options), digits(batch_size=20)
     seen = _Validated()
-    fit(module, data, *average, WeightsExport(tmp_path), seen, **trainer)
+    fit(module, data, *average, Newest(tmp_path), seen, **trainer)
     found, expected = statistics(module.network), expected_of(module, data, batches, epoch)
-    exported = load(tmp_path / "last.safetensors").state_dict()
+    exported = load(tmp_path / "best.safetensors").state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
         assert torch.equal(exported[name], found[name])

@@ -1,4 +1,5 @@
 import csv
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -6,14 +7,22 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from safetensors import safe_open
 from torch import Tensor
 
 from icnets import ICConfig, load
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
-from icnets.training.callbacks import History, ProgressLines, WeightAverage, WeightsExport, progress_bar
+from icnets.training.callbacks import (
+    BarBelowLines,
+    History,
+    Patience,
+    ProgressLines,
+    WeightAverage,
+    WeightsExport,
+    progress_bar,
+)
 from icnets.training.task import ClassificationTask
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
@@ -48,7 +57,7 @@ def fit(folder: Path, *callbacks: Callback, epochs: int = 3, resume: bool = Fals
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        enable_progress_bar=any(isinstance(c, ProgressLines) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, saver],
@@ -126,7 +135,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     assert without_time(parts[0]) == without_time(whole[0])
     assert parts[0].rows[3]["seconds"] > parts[0].rows[0]["seconds"]
     assert parts[1].best == whole[1].best
-    names = ["best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"]
+    names = ["best.ckpt", "best.safetensors", "last.ckpt"]
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == names
 
 
@@ -137,11 +146,9 @@ def test_checkpoints_load_safely(tmp_path: Path) -> None:
     assert names == {"History", "WeightsExport", "ModelCheckpoint"}
 
 
-def test_weights_are_those_of_the_best_and_last_epoch(tmp_path: Path) -> None:
+def test_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     history = History()
-    module = fit(tmp_path, history, WeightsExport(tmp_path))
-    x = torch.randn(2, 1, 16, 16)
-    assert torch.equal(load(tmp_path / "last.safetensors")(x), module.eval().network(x))
+    fit(tmp_path, history, WeightsExport(tmp_path))
     best = max(history.rows, key=lambda row: row["val/top1"])
     with safe_open(tmp_path / "best.safetensors", framework="pt") as file:
         notes = file.metadata()
@@ -211,7 +218,6 @@ def test_what_was_validated_is_what_the_files_hold(tmp_path: Path) -> None:
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     validated = seen.validated[(content["epoch"] + 1) * len(seen.validated) // 2 - 1]
     assert torch.equal(content["state_dict"]["network.fc.weight"], validated)
-    assert torch.equal(load(tmp_path / "last.safetensors").fc.weight, seen.validated[-1])
     assert not torch.allclose(seen.validated[-1], seen.trained[-1])
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(load(tmp_path / "best.safetensors").fc.weight, best["network.fc.weight"])
@@ -237,3 +243,49 @@ def test_a_checkpoint_after_the_end_holds_the_average_too(tmp_path: Path) -> Non
 def test_an_average_needs_a_decay() -> None:
     with pytest.raises(ValueError, match="decay is 1"):
         WeightAverage(1.0)
+
+
+class _Scripted(Callback):
+    """Makes val/top1 what is given, epoch by epoch."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.metrics["val_top1"].compute = lambda: torch.tensor(self.values[trainer.current_epoch])
+
+
+def test_patience_ends_training_and_resumes_exactly(tmp_path: Path) -> None:
+    script = (0.1, 0.3, 0.2, 0.3, 0.9, 0.9)  # an equal one is no better
+    whole = History()
+    expected = fit(tmp_path / "whole", _Scripted(*script), whole, patience := Patience(2), epochs=6)
+    assert [row["val/top1"] for row in whole.rows] == pytest.approx(script[:4])
+    assert (len(whole.rows), patience.wait_count) == (4, 2)
+    with pytest.raises(_Stopped):
+        fit(tmp_path / "parts", _Scripted(*script), History(), Patience(2), _StopAt(3), epochs=6)
+    found = fit(tmp_path / "parts", _Scripted(*script), parts := History(), Patience(2), epochs=6, resume=True)
+    assert [row["epoch"] for row in parts.rows] == [1, 2, 3, 4]
+    for (name, a), b in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    # After the last epoch nothing is left to do; with more patience there is.
+    fit(tmp_path / "whole", _Scripted(*script), again := History(), Patience(2), epochs=6, resume=True)
+    assert len(again.rows) == 4
+    fit(tmp_path / "whole", _Scripted(*script), more := History(), Patience(3), epochs=6, resume=True)
+    assert len(more.rows) == 6
+
+
+def test_patience_needs_epochs_and_validation(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience is 0; it must be at least 1 epoch, or left out"):
+        Patience(0)
+    trainer: Any = SimpleNamespace(limit_val_batches=0)
+    with pytest.raises(ValueError, match="patience is 2, but nothing is validated; leave out --patience"):
+        Patience(2).on_train_start(trainer, L.LightningModule())
+
+
+def test_on_a_terminal_the_lines_are_above_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("icnets.training.callbacks.sys.stdout.isatty", lambda: True)
+    bar = progress_bar()
+    assert isinstance(bar, BarBelowLines)
+    fit(tmp_path, bar, epochs=2)
+    assert bar._get_train_description(0).rstrip() == "Epoch 1/2"
+    assert re.findall(r"(epoch ./2)  train/loss", capsys.readouterr().out) == ["epoch 1/2", "epoch 2/2"]

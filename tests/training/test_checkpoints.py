@@ -59,6 +59,7 @@ def fit(
     lr: float = 0.05,
     average: float | None = 0.9,
     batch_size: int = 20,
+    keep: int = 2,
     **trainer_options: Any,
 ) -> ClassificationTask:
     quiet()
@@ -85,7 +86,7 @@ def fit(
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*callbacks, *averages, LastCheckpoints(folder, every_n_steps=every)],
+        callbacks=[*callbacks, *averages, LastCheckpoints(folder, every_n_steps=every, keep=keep)],
         **trainer_options,
     )
     data = ImageData(train_size=160, image_size=16, batch_size=batch_size, mixup=0.3, workers=workers)
@@ -179,6 +180,24 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     (tmp_path / ".step-000000001.ckpt.0badcafe.tmp").write_bytes(b"half")
     fit(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000021.ckpt", "step-000000024.ckpt"]
+
+
+def test_a_checkpoint_goes_once_the_next_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, seen = AtomicCheckpointIO.save_checkpoint, []
+
+    def saved(self: AtomicCheckpointIO, *arguments: Any, **options: Any) -> None:
+        before = last_checkpoints(tmp_path)
+        save(self, *arguments, **options)
+        for path in last_checkpoints(tmp_path):
+            read_checkpoint(path)
+        seen.append((before, last_checkpoints(tmp_path)))
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", saved)
+    fit(tmp_path, keep=1)
+    assert len(seen) > 3
+    assert [len(before) for before, _ in seen] == [0] + [1] * (len(seen) - 1)
+    assert all(after[1:] == before for before, after in seen)
+    assert [path.name for path in last_checkpoints(tmp_path)] == ["step-000000024.ckpt"]
 
 
 def test_what_a_killed_process_left_is_removed_even_if_nothing_is_left_to_train(tmp_path: Path) -> None:

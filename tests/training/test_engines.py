@@ -37,7 +37,7 @@ def check(found: dict[str, Any], precision: str, folder: Path) -> None:
     assert sum(whole[-5:]) < sum(whole[:5]) - 0.5  # it trains
     assert rest == whole[10:]
     weights = torch.load(folder / f"{precision}-whole" / "last.ckpt", weights_only=True)["state_dict"]
-    for name, value in load(folder / f"{precision}-whole" / "last.safetensors").state_dict().items():
+    for name, value in load(folder / f"{precision}-whole" / "best.safetensors").state_dict().items():
         assert torch.equal(value, weights[f"network.{name}"]), name
 
 
@@ -49,7 +49,7 @@ def test_all_engines(tmp_path: Path) -> None:
         check(found, precision, tmp_path)
     # A checkpoint says nothing of the engine that wrote it.
     network = convert_network()
-    network.load_state_dict(load(tmp_path / "32-true-whole" / "last.safetensors").state_dict())
+    network.load_state_dict(load(tmp_path / "32-true-whole" / "best.safetensors").state_dict())
 
 
 def convert_network() -> torch.nn.Module:

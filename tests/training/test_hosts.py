@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+
+from training.newest import weights_of
 
 SOURCES = Path(__file__).parents[2] / "src"
 OPTIONS = {
@@ -144,6 +145,6 @@ def test_a_host_that_dies_and_comes_back(hosts: list[Host], tmp_path: Path) -> N
     assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, epoch * STEPS) for epoch in (1, 2, 3, 4)]
     for row, other in zip(rows, history(whole), strict=True):
         assert {**row, "seconds": 0} == pytest.approx({**other, "seconds": 0}, rel=1e-5)
-    expected, found = (load_file(runs / "pair" / "checkpoints" / "last.safetensors") for runs in (whole, broken))
+    expected, found = (weights_of(runs / "pair" / "checkpoints") for runs in (whole, broken))
     assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

@@ -26,9 +26,12 @@ from icnets.cli.run_folder import find_checkpoint, run_name, with_configuration_
 from icnets.cli.shorthand import MISSING
 from icnets.data.data_module import ImageData
 from icnets.open_network import starting_config
+from icnets.report.run_pictures import SampleBatch, never_fatal, save_mistakes, save_pictures
+from icnets.support.files import write_json
 from icnets.support.quiet import quiet
 from icnets.support.text import first_process
-from icnets.training.callbacks import ByClass, progress_bar
+from icnets.training.by_class import ByClass, ValidationCounts, record_of_test
+from icnets.training.callbacks import progress_bar
 from icnets.training.fitting import (
     TRAINER_DEFAULTS,
     callbacks_of,
@@ -50,7 +53,8 @@ _ABOUT = (
 )
 _SHORT = " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from."
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
-_UNTRAINED = "{} needs a trained network: give --name RUN --ckpt_path best, or --ckpt_path FILE.ckpt"
+_UNTRAINED = "{} needs a trained network: give --name RUN, or --ckpt_path FILE"
+_NOT_RESUMABLE = "{} holds weights alone, and fit goes on from --ckpt_path last; or begin from it: --model.init_from"
 
 
 class _Parser(LightningArgumentParser):
@@ -89,8 +93,9 @@ class _RunCLI(LightningCLI):
         add("--name", type=str | None, default=None, help="the run, whose files are in RUNS/NAME")
         add("--runs", type=str, default="runs", help="folder of all runs")
         add("--save_every", type=int | None, default=None, help="steps between checkpoints, beside those of each epoch")
-        add("--keep", type=int, default=2, help="number of last checkpoints that are kept")
+        add("--keep", type=int, default=1, help="number of last checkpoints that are kept, to resume from")
         add("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
+        add("--patience", type=int | None, default=None, help="end after so many epochs without a better val/top1")
         add("--ema", type=float | None, default=None, help="validate and keep a running average with this decay")
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
@@ -103,7 +108,7 @@ class _RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with of_configuration():
-            self.config = chosen = parser.parse_args(with_configuration_of_run(args))
+            self.config = chosen = parser.parse_args(with_configuration_of_run(args, trains=self.command == "fit"))
         if not self.imports:
             require_named_code(chosen.model.model, args)
         chosen.name = chosen.name or run_name(chosen, self.command)
@@ -112,6 +117,8 @@ class _RunCLI(LightningCLI):
         if self.command == "fit":
             if given is None and not chosen.overwrite:
                 require_empty(self.folder)
+            if str(chosen.ckpt_path).endswith(".safetensors"):
+                raise ValueError(_NOT_RESUMABLE.format(chosen.ckpt_path))
         elif chosen.ckpt_path is not None:
             _without_sources(chosen.model)
         elif chosen.model.init_from is None and not chosen.model.pretrained:
@@ -139,7 +146,9 @@ class _RunCLI(LightningCLI):
         chosen, trainer = self.config, self.config.trainer
         written = {"logs": trainer.logger is not False, "checkpoints": trainer.enable_checkpointing is not False}
         kept: dict[str, Any] = {"ema": chosen.ema, "save_every": chosen.save_every, "keep": chosen.keep}
-        return callbacks_of(self.folder, self._save, **kept, **written)
+        kept["patience"] = chosen.patience
+        pictures = [ValidationCounts(), SampleBatch(self.folder)]
+        return callbacks_of(self.folder, self._save, *pictures, **kept, **written)
 
     def _save(self, path: Path, trainer: Any, task: ClassificationTask) -> None:
         """The configuration with what was chosen by default, and no checkpoint to resume."""
@@ -166,12 +175,26 @@ class _RunCLI(LightningCLI):
                 vars(stop)["resumed_by"] = self._resumed_by()
             raise
         if first and fits:
-            print(result_of(self.trainer, self.folder, chosen.model.model))
+            save_pictures(self.trainer, self.folder)
+            print(result_of(self.trainer, self.folder))
+        if first and self.command == "test":
+            self._after_test()
 
     def _resumed_by(self) -> str:
         runs = self.config.runs
         words = ["icnets", "fit", "--name", self.config.name, *(["--runs", runs] if runs != "runs" else [])]
         return shlex.join([*words, "--ckpt_path", "last", *code_words(self.config.model.model)])
+
+    def _after_test(self) -> None:
+        tested = next(c for c in vars(self.trainer)["callbacks"] if isinstance(c, ByClass))
+        data, checkpoint = self.datamodule, self.config.ckpt_path or self.config.model.init_from
+        head = {"checkpoint": checkpoint and str(checkpoint), "protocol": data.protocol().removeprefix("protocol: ")}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        with never_fatal(self.folder / "test.json") as path:
+            write_json(record_of_test(tested, data, metrics, **head), path)
+        with never_fatal(self.folder / "mistakes.png") as path:
+            save_mistakes(tested.mistakes, data, path)
+        print(f"files in {self.folder}: test.json, and the worst mistakes in mistakes.png")
 
 
 def run(command: str, argv: Sequence[str]) -> int:

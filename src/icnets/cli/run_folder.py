@@ -9,18 +9,23 @@ from typing import Any
 from icnets.cli.parser import Parser
 from icnets.support.text import first_process
 from icnets.training.fitting import free_name
-from icnets.training.run_checkpoints import newest_whole, read_checkpoint
+from icnets.training.run_checkpoints import AtomicCheckpointIO, newest_whole
 
 _OF_A_RUN = ("best", "last", "auto")  # checkpoints by their part in a run
 _NAMELESS = "ckpt_path is {!r}, of which run? Give --name too"
 
 
-def with_configuration_of_run(args: Sequence[str]) -> list[str]:
-    """The arguments, and before them the configuration of the run whose checkpoint they name, unless they bring one."""
+def with_configuration_of_run(args: Sequence[str], *, trains: bool) -> list[str]:
+    """The arguments, and before them the configuration of the run whose checkpoint they name, unless they bring one.
+
+    Without ``trains``, a run that is named alone is meant with its best weights.
+    """
     early = Parser(add_help=False)
-    for name in ("ckpt_path", "name", "runs", "config"):
+    for name in ("ckpt_path", "name", "runs", "config", "model.model"):
         early.add_argument(f"--{name}")
     given = early.parse_known_args(args)[0]
+    if not (trains or given.name is None or given.ckpt_path or given.config or vars(given)["model.model"]):
+        given.ckpt_path, args = "best", [*args, "--ckpt_path", "best"]
     if given.ckpt_path is None or given.config is not None or "--help" in args:
         return list(args)
     folder = Path(given.ckpt_path).parent.parent
@@ -63,6 +68,7 @@ def find_checkpoint(given: Any, folder: Path) -> str | None:
             what = f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}"
             raise ValueError(f"{what}; begin anew without --ckpt_path")
         return None if path is None else str(path)
-    path = folder / "checkpoints" / "best.ckpt" if given == "best" else Path(given)
-    read_checkpoint(path)
+    best, before = (folder / "checkpoints" / f"best.{kind}" for kind in ("safetensors", "ckpt"))
+    path = Path(given) if given != "best" else best if best.is_file() or not before.is_file() else before
+    AtomicCheckpointIO().load_checkpoint(path)
     return str(path)

@@ -21,7 +21,7 @@ from icnets.comparison.settings import Network, Training, WeakDistillation
 from icnets.convert.surgery import convert_
 from icnets.data.data_module import ImageData
 from icnets.distill.loss import WeakLogitDistillation
-from icnets.open_network import load_weights
+from icnets.checkpoint.weights_files import load_weights
 from icnets.profile.measure import agreement, use_threads
 from icnets.support.gone import without_gone
 from icnets.support.hooks import modes_kept

@@ -31,15 +31,16 @@ def picture(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Ima
 
 
 def heated(pixels: Tensor, heat: Tensor) -> Tensor:
-    """``pixels`` (3, H, W) in grey under ``heat`` (h, w), both in [0, 1].
+    """``pixels`` (3, H, W) under ``heat`` (h, w), both in [0, 1].
 
-    The colours rise in lightness, for every kind of colour vision.
+    Where there is no heat the image is as it was; from half of the heat on, 45 % of its colours are the heat's, which
+    rise in lightness, for every kind of colour vision.
     """
     from matplotlib import colormaps
 
     large = F.interpolate(heat[None, None].float(), size=pixels.shape[-2:], mode="bilinear")[0, 0]
     colours = torch.from_numpy(colormaps["inferno"](large.numpy())[..., :3]).permute(2, 0, 1).float()
-    return 0.45 * pixels.mean(0, keepdim=True) + 0.55 * colours
+    return torch.lerp(pixels, colours, 0.45 * (2 * large).clamp(max=1))
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -57,7 +58,8 @@ def save_sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], path: 
     for i, (image, lines) in enumerate(tiles):
         left, top = _GAP + i % columns * step, _GAP + i // columns * (step + _CAPTION)
         tile = Image.new("RGB", (1, 1), (225, 225, 225)) if image is None else image
-        sheet.paste(tile.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR), (left, top))
+        kind = Image.Resampling.BILINEAR if max(tile.size) > _SIZE // 2 else Image.Resampling.NEAREST
+        sheet.paste(tile.resize((_SIZE, _SIZE), kind), (left, top))
         for k, line in enumerate(lines[:2]):
             draw.text((left, top + _SIZE + 1 + 12 * k), line[-_LETTERS:], fill="black")
     save_png(sheet, path)

@@ -1,1 +1,1 @@
-"""``icnets report RUN``: what a comparison says about its networks, as one HTML file that needs no network."""
+"""``icnets report RUN``: what a comparison or runs of fit say, as one HTML file that needs no network."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -14,6 +15,7 @@ from icnets.comparison.comparison_table import Row
 from icnets.comparison.planned_runs import Entry
 from icnets.comparison.runs import Run
 from icnets.comparison.statistics import t_interval
+from icnets.support.files import atomic_write
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -63,13 +65,36 @@ def draw(name: str, paint: Callable[[Any], None], *, alt: str, caption: str) -> 
     return Figure(_inline(buffer.getvalue(), name), alt, caption)
 
 
+def save_chart(path: Path, paint: Callable[[Any], None], *, size: tuple[float, float], columns: int = 1) -> None:
+    """Writes a PNG of what ``paint`` draws, at once or not at all, on white so that it is legible anywhere.
+
+    Args:
+        path: of the picture, in a folder that exists.
+        paint: gets matplotlib's axes; with several ``columns``, all of them.
+        size: in inches.
+        columns: axes beside each other.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    with rc_context({**_STYLE, "font.sans-serif": ["DejaVu Sans"], "savefig.facecolor": "white"}):
+        figure = Canvas(figsize=size, dpi=130, layout="constrained")
+        paint(figure.subplots(1, columns))
+        with atomic_write(path) as unfinished:
+            figure.savefig(unfinished, format="png", metadata={"Software": None})
+
+
 def _inline(svg: str, name: str) -> str:
     """The <svg> element alone, its ids its own on the page, its size the page's to decide."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head, end, rest = svg.partition(">")
-    return (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest).replace(INK, "currentColor")
+    return (
+        (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest)
+        .replace(INK, "currentColor")
+        .replace(COLOURS[1].lower(), "var(--blue)")
+    )
 
 
 def as_label(name: str, limit: int = 40) -> str:
@@ -131,7 +156,7 @@ def _draw_curves(axes: Any, curves: Sequence[Curve], x: str) -> list[float]:
         dash = DASHES[(2 * row + curve.warm) % len(DASHES)]
         axes.plot(places, means, label=as_label(curve.name), color=COLOURS[column], linestyle=dash, linewidth=2)
         if len(curve.values) > 2:
-            ends = [[max(getattr(i, end), 0.0) for i in intervals] for end in ("low", "high")]
+            ends = [[min(max(getattr(i, end), 0.0), 100.0) for i in intervals] for end in ("low", "high")]
             axes.fill_between(places, *ends, color=COLOURS[column], alpha=0.08, linewidth=0)
     return drawn
 
@@ -147,12 +172,8 @@ def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
     def paint(axes: Any, x: str, label: str) -> None:
         drawn = _draw_curves(axes, curves, x)
         # The lines fill the picture, not the bands, which are wide where seeds are few.
-        axes.set(xlabel=label, ylabel="validation error, %", ylim=(0.8 * min(drawn), 1.25 * max(drawn) or 1))
+        axes.set(xlabel=label, ylabel="validation error, %", ylim=(0, min(1.05 * max(drawn), 100) or 1))
         axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
-        if min(drawn) > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         _legend(axes)
 
     return [
@@ -164,6 +185,33 @@ def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
         )
         for x, label in (("epochs", "epoch"), ("seconds", "seconds of training"))
     ]
+
+
+Losses = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+
+
+def paint_losses(axes: Any, losses: Losses) -> None:
+    """Draws, for each run, its points (epoch, nats) by "train/loss" (solid) and "val/loss" (dashed)."""
+    for number, (name, of_run) in enumerate(losses.items()):
+        for metric, dash in zip(("train/loss", "val/loss"), DASHES[:2], strict=True):
+            if points := of_run.get(metric):
+                look = {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 2}
+                axes.plot(*zip(*points, strict=True), label=as_label(f"{name} {metric}".strip()), **look)
+    axes.set(xlabel="epoch", ylabel="loss, nats")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def loss_chart(losses: Losses) -> Figure:
+    """Losses by epoch: see :func:`paint_losses`."""
+
+    def paint(axes: Any) -> None:
+        paint_losses(axes, losses)
+        _legend(axes)
+
+    ends = "; ".join(f"{name}, {m}: {p[-1][1]:.3g}" for name, run in losses.items() for m, p in run.items() if p)
+    caption = "Losses by epoch. With distillation, that of training has another term."
+    return draw("loss", paint, alt=f"Losses by epoch. At the end: {ends}.", caption=caption)
 
 
 def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
@@ -180,6 +228,9 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
             axes.errorbar([at[i] + dodge], [e.mean], yerr=bars, label=as_label(row.name), **look)
         axes.set(xlabel=label, ylabel="test error, %")
         axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=5)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 100))
         _legend(axes)
 
     points = "; ".join(f"{row.name}: {row.error.format()} % at {x:.3g}" for row, x in zip(rows, at, strict=True))
@@ -191,33 +242,35 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
     )
 
 
-def confusion_chart(counts: Sequence[Sequence[int]], names: Sequence[str], title: str) -> Figure:
+def paint_confusion(axes: Any, counts: Sequence[Sequence[int]], names: Sequence[str], most_ticks: int = 30) -> None:
     """Rows: the images' classes; columns: the network's answers; shading by share of the row, off the diagonal."""
     size = len(counts)
     shares = [[c / max(sum(row), 1) for c in row] for row in counts]
     places = [(i, j) for i, j in product(range(size), repeat=2) if counts[i][j]]
     labels = [as_label(name, 14) for name in names]
     most = max(0.05, *(s for i, row in enumerate(shares) for j, s in enumerate(row) if i != j))
+    # Nothing is drawn where there is nothing, so that the page's own ground shows.
+    wrong = [[float("nan") if i == j or not s else s for j, s in enumerate(row)] for i, row in enumerate(shares)]
+    axes.imshow(wrong, cmap="Oranges", vmin=-0.2 * most, vmax=most)
+    for i, j in places if size <= 12 else []:
+        # Off the diagonal the ground is orange in dark mode too.
+        colour = INK if i == j else "#ffffff" if shares[i][j] > 0.6 * most else "#000000"
+        axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=9, color=colour)
+    step = -(-size // most_ticks)
+    axes.set_xticks(range(0, size, step), labels[::step], rotation=90, fontsize=8)
+    axes.set_yticks(range(0, size, step), labels[::step], fontsize=8)
+    axes.set(xlabel="answer", ylabel="class")
+    axes.grid(visible=False)
 
-    def paint(axes: Any) -> None:
-        wrong = [[float("nan") if i == j else s for j, s in enumerate(row)] for i, row in enumerate(shares)]
-        axes.imshow(wrong, cmap="Oranges", vmin=0, vmax=most)
-        for i, j in places if size <= 12 else []:
-            # Off the diagonal the ground is orange in dark mode too.
-            colour = INK if i == j else "#ffffff" if shares[i][j] > 0.6 * most else "#000000"
-            axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=9, color=colour)
-        step = -(-size // 30)
-        axes.set_xticks(range(0, size, step), labels[::step], rotation=90, fontsize=8)
-        axes.set_yticks(range(0, size, step), labels[::step], fontsize=8)
-        axes.set(xlabel="answer", ylabel="class")
-        axes.grid(visible=False)
 
-    pairs = sorted(((counts[i][j], i, j) for i, j in places if i != j), reverse=True)
+def confusion_chart(counts: Sequence[Sequence[int]], names: Sequence[str], title: str, number: int = 0) -> Figure:
+    """The confusion matrix of ``title``, the ``number``-th on its page: see :func:`paint_confusion`."""
+    pairs = sorted(((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j), reverse=True)
     worst = "; ".join(f"{names[i]} taken for {names[j]}: {n}" for n, i, j in pairs[:5])
-    total, right = sum(map(sum, counts)), sum(counts[i][i] for i in range(size))
+    total, right = sum(map(sum, counts)), sum(row[i] for i, row in enumerate(counts))
     return draw(
-        "confusion",
-        paint,
+        f"confusion-{number}",
+        lambda axes: paint_confusion(axes, counts, names),
         alt=f"Confusion matrix of {title}: {right} of {total} right. {worst or 'No confusions'}.",
         caption=f"{title}: {right} of {total} test images right. Shading: share of a class's images with that answer.",
     )

@@ -36,7 +36,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Two networks of one seed on the test images ``images`` (N, C, H, W), whose classes are ``target`` (N,)."""
+    """Two networks on the test images ``images`` (N, C, H, W), whose classes are ``target`` (N,)."""
 
     seed: int
     data: Any
@@ -86,7 +86,11 @@ def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:
 def _answers(name: str, job: Job, data: Any, images: Tensor) -> Answers:
     if job.keep is None or not job.keep.is_file():
         raise ValueError(f"there is no checkpoint of {name!r}" + (f", {job.keep}" if job.keep else ""))
-    network = load(job.keep, job.network, data, job.settings.imports).eval()
+    return answers(name, load(job.keep, job.network, data, job.settings.imports).eval(), images)
+
+
+def answers(name: str, network: nn.Module, images: Tensor) -> Answers:
+    """Of a network in eval mode; raises ValueError where they aren't finite."""
     with torch.inference_mode():
         logits = torch.cat([network(batch) for batch in images.split(256)])
     if not bool(logits.isfinite().all()):

@@ -1,11 +1,13 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then moved into it."""
 
+import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
@@ -32,6 +34,21 @@ def move_into_place(source: Path, target: Path) -> None:
     with open(source, "r+b") as file:
         os.fsync(file.fileno())
     os.replace(source, target)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Writes ``content`` as JSON to ``path``, at once or not at all; its folder is made if missing.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json({"top1": 0.9}, Path(folder, "new", "test.json"))
+        ...     Path(folder, "new", "test.json").read_text()
+        '{"top1": 0.9}\\n'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,26 +1,20 @@
-"""Callbacks: a run's history, its weights, their running average, progress by epoch, and a test's table by class."""
+"""Callbacks: a run's history, its best weights, their running average, early stopping and progress by epoch."""
 
 import csv
 import math
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar, RichProgressBar
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
-from icnets.data.images import IGNORED
 from icnets.support.files import atomic_write
-from icnets.support.tables import Table, show
-
-_CLASSES_SHOWN = 20
 
 
 def validates_within_fit(trainer: L.Trainer) -> bool:
@@ -77,7 +71,7 @@ class History(Callback):
 
 
 class WeightsExport(Callback):
-    """Writes the network after every epoch to last.safetensors, and the best so far to best.safetensors.
+    """Writes the network to best.safetensors after each epoch that is better than all before.
 
     The weights are those that were validated: the average, where there is a :class:`WeightAverage`. The files are
     ``icnets.save``'s: ``icnets.load`` rebuilds the network from them, without Lightning.
@@ -105,9 +99,9 @@ class WeightsExport(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         value, before = float(trainer.callback_metrics.get(self.monitor, math.nan)), self.best
         better = before is None or (value > before if self.mode == "max" else value < before)
-        improved = better and not math.isnan(value)
-        if improved:
-            self.best = value
+        if not better or math.isnan(value):
+            return
+        self.best = value
         if not trainer.is_global_zero:
             return
         averages = [c for c in vars(trainer)["callbacks"] if isinstance(c, WeightAverage)]
@@ -116,8 +110,7 @@ class WeightsExport(Callback):
         notes = {"epoch": str(trainer.current_epoch + 1)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         notes |= notes_of_data(getattr(trainer, "datamodule", None))
-        for name in ("last", "best") if improved else ("last",):
-            checkpoint.save(_network(pl_module), self.folder / f"{name}.safetensors", metadata=notes, state=state)
+        checkpoint.save(_network(pl_module), self.folder / "best.safetensors", metadata=notes, state=state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -204,16 +197,42 @@ def _network(module: L.LightningModule) -> Any:
     return getattr(module, "network", module)
 
 
-class ProgressLines(ProgressBar):
-    """One line per epoch, with the time left: for logs and pipes, where a bar would only leave debris."""
+class Patience(EarlyStopping):
+    """Ends training after so many epochs without a better val/top1, also where it is resumed after the last of them.
 
-    def disable(self) -> None:
-        """Does nothing: the first process alone prints."""
+    Args:
+        epochs: how many; at least 1. What a checkpoint says of it doesn't count.
+
+    Raises:
+        ValueError: a number below 1; when training starts, a trainer that doesn't validate.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[Patience(5)], accelerator="cpu", logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, epochs: int) -> None:
+        if epochs < 1:
+            raise ValueError(f"patience is {epochs}; it must be at least 1 epoch, or left out")
+        super().__init__("val/top1", mode="max", patience=epochs, check_on_train_epoch_end=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.limit_val_batches:
+            raise ValueError(f"patience is {self.patience}, but nothing is validated; leave out --patience")
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+class _EpochLines(ProgressBar):
+    """Prints a line per epoch, with the time left; of several processes, the first one alone does."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         done, total, metrics = trainer.current_epoch + 1, trainer.max_epochs or 0, trainer.callback_metrics
         elapsed = time.perf_counter() - self._started
         forms = {"train/loss": ".3f", "val/loss": ".3f", "val/top1": ".2%"}
@@ -224,51 +243,27 @@ class ProgressLines(ProgressBar):
             print("  ".join(parts), f" {elapsed:.0f} s{left}", flush=True)
 
 
+class ProgressLines(_EpochLines):
+    """The lines alone: for logs and pipes, where a bar would only leave debris."""
+
+    def disable(self) -> None:
+        """Does nothing: the first process alone prints."""
+
+
+class BarBelowLines(_EpochLines, RichProgressBar):
+    """The lines above a bar, which counts epochs from 1 as they do."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.progress is not None:
+            self.progress.live.transient = True  # nothing of the bar stays behind at the end
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = self.trainer.max_epochs or 0
+        name = f"Epoch {current_epoch + 1}" + (f"/{total}" if total > 0 else "")
+        return name.ljust(len(self.validation_description))  # or the bar would jump between the two
+
+
 def progress_bar() -> ProgressBar:
-    """A bar with ETA on a terminal, one line per epoch elsewhere."""
-    return RichProgressBar(leave=False) if sys.stdout.isatty() else ProgressLines()
-
-
-class ByClass(Callback):
-    """Prints a table by class at the end of a test; ``test_step`` must return ``preds`` and ``target``, ``(N,)``."""
-
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._names: Sequence[str] = vars(trainer)["datamodule"].class_names
-        self._counts = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORED).to(pl_module.device)
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._counts.update(**outputs)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        counts = self._counts.compute().cpu()  # of all processes
-        if trainer.is_global_zero:
-            show(table_by_class(counts, self._names))
-
-
-def table_by_class(counts: Tensor, names: Sequence[str]) -> Table:
-    """A row for each class that has images, or for the worst of many.
-
-    Args:
-        counts: ``(classes, classes)``, images by class and answer.
-        names: of the classes.
-
-    Example:
-        >>> table_by_class(Tensor([[3, 1], [0, 2]]).int(), ["cat", "dog"]).rows[0]
-        ['cat', '4', '75.00%', '100.00%', 'dog (1)']
-    """
-    right, images, answers = counts.diag(), counts.sum(1), counts.sum(0)
-    wrong = counts - right.diag()
-    known = [i for i in range(len(names)) if images[i] > 0]
-    title = "by class"
-    if len(known) > _CLASSES_SHOWN:
-        known.sort(key=lambda i: float(right[i] / images[i]))
-        title = f"the {_CLASSES_SHOWN} worst of {len(known)} classes"
-    rows = []
-    for i in known[:_CLASSES_SHOWN]:
-        most = int(wrong[i].argmax())
-        taken = f"{names[most]} ({int(wrong[i, most])})" if wrong[i, most] else ""
-        of_answers = f"{right[i] / answers[i]:.2%}" if answers[i] else ""
-        rows.append([names[i], f"{int(images[i]):,}", f"{right[i] / images[i]:.2%}", of_answers, taken])
-    return Table(title, ["class", "images", "of these right", "of its answers right", "most often taken for"], rows)
+    """A line per epoch; on a terminal, above a bar with the time left."""
+    return BarBelowLines(leave=False) if sys.stdout.isatty() else ProgressLines()

@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from icnets.support.files import atomic_write, remove_unfinished
 from icnets.support.named_code import names_code
 from icnets.support.text import counted, few, tell
-from icnets.training.callbacks import History, WeightAverage, WeightsExport
+from icnets.training.callbacks import History, Patience, WeightAverage, WeightsExport
 from icnets.training.plan import checkpoint_bytes, preflight
-from icnets.training.run_checkpoints import BestCheckpoint, LastCheckpoints
+from icnets.training.run_checkpoints import LastCheckpoints
 from icnets.training.task import ClassificationTask
 from icnets.unit.layers import IC_LAYERS
 
@@ -67,10 +67,11 @@ def logger_of(folder: Path) -> TensorBoardLogger:
 def callbacks_of(
     folder: Path,
     save: Save | None,
-    *,
+    *more: Callback,
     ema: float | None,
     save_every: int | None,
     keep: int,
+    patience: int | None,
     logs: bool,
     checkpoints: bool,
 ) -> list[Callback]:
@@ -79,19 +80,23 @@ def callbacks_of(
     Args:
         folder: of the run.
         save: writes the configuration to a path, given the trainer and the task as well; None: there is none.
+        *more: callbacks that draw.
         ema: decay of the running average of the weights; None for none.
         save_every: steps between checkpoints, beside those of each epoch.
         keep: number of last checkpoints.
+        patience: epochs without a better val/top1 after which training ends; None: it doesn't.
         logs, checkpoints: whether there are any.
     """
-    callbacks: list[Callback] = [History(folder / "history.csv")]
+    callbacks: list[Callback] = [History(folder / "history.csv"), *more]
     if ema is not None:
         callbacks.append(WeightAverage(ema))
     if logs:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if checkpoints:
         there = folder / "checkpoints"
-        callbacks += [WeightsExport(there), BestCheckpoint(there), LastCheckpoints(there, save_every, keep)]
+        callbacks += [WeightsExport(there), LastCheckpoints(there, save_every, keep)]
+    if patience is not None:
+        callbacks.append(Patience(patience))
     return [*callbacks, _RunFiles(folder, save)]
 
 
@@ -166,8 +171,8 @@ class FitResult:
     """What came of a training; printed, it says so.
 
     ``top1``: the best accuracy on the validation images, in [0, 1], reached in ``epoch`` (from 1) of ``epochs``; None
-    without validation. ``weights``: of that epoch, for ``icnets.load`` and ``icnets predict``; ``checkpoint``: the same
-    with all that training goes on with; None where none are kept. ``test_command`` is "" where the program can't.
+    without validation. ``weights``: of that epoch, for ``icnets.load`` and ``icnets predict``; None where none are
+    kept. ``stopped``: why training ended early, or "".
     """
 
     folder: Path
@@ -175,14 +180,12 @@ class FitResult:
     epoch: int | None
     top1: float | None
     weights: Path | None
-    checkpoint: Path | None
-    test_command: str
+    stopped: str
 
     def __str__(self) -> str:
-        best = (
-            f"best val/top1 {self.top1:.2%} in epoch {self.epoch} of {self.epochs}\n" if self.top1 is not None else ""
-        )
-        return f"{best}files in {self.folder}" + (f"; next: {self.test_command}" if self.test_command else "")
+        best = [f"best val/top1 {self.top1:.2%} in epoch {self.epoch} of {self.epochs}"] * (self.top1 is not None)
+        report = f"; next: icnets report {shlex.quote(str(self.folder))}" if self.weights is not None else ""
+        return "\n".join([*best, *filter(None, [self.stopped]), f"files in {self.folder}{report}"])
 
 
 def code_words(model: Any) -> list[str]:
@@ -190,12 +193,16 @@ def code_words(model: Any) -> list[str]:
     return ["--model", model] if isinstance(model, str) and names_code(model) else []
 
 
-def result_of(trainer: Any, folder: Path, model: Any) -> FitResult:
-    """What came of the trainer's training of ``model``, as it was given, in ``folder``."""
-    rows = next(c.rows for c in vars(trainer)["callbacks"] if isinstance(c, History))
+def result_of(trainer: Any, folder: Path) -> FitResult:
+    """What came of the trainer's training in ``folder``."""
+    callbacks = vars(trainer)["callbacks"]
+    rows = next(c.rows for c in callbacks if isinstance(c, History))
     best: dict[str, Any] = max((r for r in rows if "val/top1" in r), key=lambda row: row["val/top1"], default={})
-    files = (folder / "checkpoints" / f"best.{kind}" for kind in ("safetensors", "ckpt"))
-    weights, kept = (file if file.is_file() else None for file in files)
-    again = kept is not None and (folder / "config.yaml").is_file()
-    command = shlex.join(["icnets", "test", "--ckpt_path", str(kept), *code_words(model)]) if again else ""
-    return FitResult(folder, len(rows), best.get("epoch"), best.get("val/top1"), weights, kept, command)
+    weights = folder / "checkpoints" / "best.safetensors"
+    total, stopped = trainer.max_epochs or 0, ""
+    for patience in (c for c in callbacks if isinstance(c, Patience)):
+        if patience.wait_count >= patience.patience and len(rows) < total:
+            why = f"no better val/top1 in {patience.wait_count} epochs (--patience)"
+            stopped = f"stopped after epoch {len(rows)} of {total}: {why}"
+    kept = weights if weights.is_file() else None
+    return FitResult(folder, len(rows), best.get("epoch"), best.get("val/top1"), kept, stopped)

@@ -45,7 +45,7 @@ def devices_of(trainer: Any) -> tuple[str, int, int]:
 def checkpoint_bytes(network: nn.Module, optimizer: str, *, average: bool, keep: int) -> tuple[int, int]:
     """Bytes of one checkpoint to resume from, and of all that a run has at a time.
 
-    That is the best, the last ``keep`` and one that is being written, and the weights alone of the best and the last.
+    That is the last ``keep`` and one that is being written, and the best weights, beside which better ones are written.
 
     Args:
         network: in float32.
@@ -54,13 +54,13 @@ def checkpoint_bytes(network: nn.Module, optimizer: str, *, average: bool, keep:
         keep: number of the last checkpoints.
 
     Example:
-        >>> checkpoint_bytes(nn.Linear(9, 10), "sgd", average=False, keep=2)
-        (800, 4000)
+        >>> checkpoint_bytes(nn.Linear(9, 10), "sgd", average=False, keep=1)
+        (800, 2400)
     """
     parameters = sum(4 * p.numel() for p in network.parameters())
     weights = parameters + sum(b.numel() * b.element_size() for b in network.buffers())
     one = weights * (1 + average) + parameters * _STATES[optimizer]
-    return one, (keep + 2) * one + 2 * weights
+    return one, (keep + 1) * one + 2 * weights
 
 
 def preflight(folder: Path, needed: int) -> None:

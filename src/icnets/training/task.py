@@ -274,11 +274,12 @@ class ClassificationTask(L.LightningModule):
                 self.log(key, metric, prog_bar=key == "val/top1", on_step=False, on_epoch=True)
         return logits, target
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates val/loss, val/top1, val/top5."""
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Updates val/loss, val/top1, val/top5; the answers and targets."""
+        logits, target = self._evaluate(batch, "val")
         if self._watches_teacher and self._teacher_top1 is None and self.teacher is not None:
             self.metrics["teacher_top1"].update(self.teacher(self.images(batch[0])).float(), batch[1])
+        return {"preds": logits.argmax(1), "target": target}
 
     @property
     def _watches_teacher(self) -> bool:
@@ -294,9 +295,10 @@ class ClassificationTask(L.LightningModule):
             self.criterion.observe(self.metrics["val_top1"].compute(), self._teacher_top1)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Updates test/loss, test/top1, test/top5; the answers and targets."""
+        """Updates test/loss, test/top1, test/top5; the answers with their probabilities, and the targets."""
         logits, target = self._evaluate(batch, "test")
-        return {"preds": logits.argmax(1), "target": target}
+        best = logits.softmax(1).max(1)
+        return {"preds": best.indices, "target": target, "confidence": best.values}
 
     # Checkpoints.
 
@@ -332,6 +334,9 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(f"the checkpoint was trained on {known}, but the data has {found}")
         if "state_dict" not in checkpoint:  # the strategy has loaded it already
             return
+        if notes.get("weights_alone"):  # what isn't the network's stays as it is
+            rest = {key: value for key, value in self.state_dict().items() if not key.startswith("network.")}
+            checkpoint["state_dict"] = rest | checkpoint["state_dict"]
         problem = mismatch(shapes(self.state_dict()), shapes(checkpoint["state_dict"]))
         if problem is not None:
             kind = "an IC" if any(isinstance(m, IC_LAYERS) for m in self.network.modules()) else "a basic"
