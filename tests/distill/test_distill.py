@@ -376,7 +376,8 @@ def test_arguments_out_of_range(arguments: dict[str, object], error: type[Except
     ],
 )
 def test_inputs_that_do_not_fit(student: Any, teacher: Any, target: Any, message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
+    no_tensor = "must be a tensor" in message or "hard labels must be int64" in message
+    with pytest.raises(TypeError if no_tensor else ValueError, match=message):
         WeakLogitDistillation()(student, teacher, target, 0.0)
     with pytest.raises(ValueError, match=r"progress must be in \[0, 1\]"):
         WeakLogitDistillation()(torch.zeros(2, 3), None, torch.zeros(2).long(), 2.0)

@@ -215,7 +215,8 @@ class RunFiles(Callback):
         config, data = self.config.clone(), trainer.datamodule
         config.ckpt_path = None
         config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
-        config.model.lr, config.trainer.gradient_clip_val = pl_module.optimization.lr, pl_module.gradient_clip_val
+        config.model.lr, config.model.new_lr = pl_module.optimization.lr, pl_module.optimization.new_lr
+        config.trainer.gradient_clip_val = pl_module.gradient_clip_val
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / "config.yaml") as temporary:  # a process that is started again may read it
             self.parser.save(config, temporary, skip_none=False, overwrite=True, multifile=False)
@@ -238,7 +239,8 @@ def _announcement(trainer: Any, task: ClassificationTask) -> str:
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     step = f"{task.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
     if task.fine_tunes:
-        step += f" (fine-tuning: a tenth of the usual, gradients clipped to {task.gradient_clip_val:g})"
+        new = f", times {task.optimization.new_lr:g} for what IC adds" if units else ""
+        step += f" (fine-tuning: a tenth of the usual{new}, gradients clipped to {task.gradient_clip_val:g})"
     return f"{kind}, {sum(p.numel() for p in network.parameters()):,} parameters; images: {sizes}; {step}"
 
 
