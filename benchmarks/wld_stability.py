@@ -112,6 +112,8 @@ def plan() -> Iterator[Run]:
                 yield Run("lite0", 0.25, 1, seed)
                 yield Run("lite0", 0.25, 1, seed, new_lr=0.1)
                 yield Run("lite0, AdamW", 0.25, 1, seed, new_lr=0.1)
+                yield Run("lite0", 0.25, 4, seed)
+                yield Run("lite0", 0.25, 4, seed, new_lr=0.1)
 
 
 # Images: 300 to train on and the validation part, normalised.

@@ -61,6 +61,8 @@ def test_the_docs_have_the_rows_of_the_file() -> None:
     )
     said = f"{tenth:.1%} at a tenth, {full:.1%} at the full rate, and {adamw:.1%} with AdamW".replace("%", " %")
     assert said in page
+    tenth, full = (found["lite0", 0.25, 4, f][1] for f in (0.1, 1))
+    assert f"{tenth:.1%} at a tenth, {full:.1%} at the\nfull one".replace("%", " %") in page
     digits = {(w, m, f): found["digits, warm", w, m, f][1] for w in (0, 0.25) for m in (1, 8) for f in (0.1, 1)}
     assert all(abs(digits[w, m, 0.1] - digits[w, m, 1]) <= 0.002 for w, m, _ in digits)
 
