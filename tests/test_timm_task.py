@@ -21,7 +21,7 @@ from timm.utils import CheckpointSaver  # noqa: E402
 
 from examples.timm_task import WeakLogitDistillationTask  # noqa: E402
 
-LINEAR = DistillationSchedule("linear")
+LINEAR = DistillationSchedule("linear", weight=1.0)
 
 
 def net(classes: int = 4) -> nn.Sequential:
@@ -101,7 +101,7 @@ def test_progress_by_hand() -> None:
 
 
 def test_schedules_that_need_no_progress() -> None:
-    constant = WeakLogitDistillation(schedule=DistillationSchedule("constant"))
+    constant = WeakLogitDistillation(schedule=DistillationSchedule("constant", weight=1.0))
     assert WeakLogitDistillationTask(net(), net(), constant)(*batch())["kd_weight"].item() == 1.0
     baseline = WeakLogitDistillationTask(net(), None)
     x, target = batch()

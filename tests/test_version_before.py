@@ -202,6 +202,9 @@ def recipe_of(study: dict[str, Any]) -> str:
     """The file of a recipe for ``icnets compare`` that says what a study of version 0.1 said."""
     basic = study["networks"][0]
     study["network"] = {"name": basic.pop("model"), "options": basic.pop("options")}
+    for method in study["methods"]:
+        if "wld" in method:
+            method["wld"] = {"schedule": {"weight": 1.0}}  # which was the default
     Path("recipe.yaml").write_text(json.dumps(study), encoding="utf-8")
     return "recipe.yaml"
 

@@ -148,7 +148,7 @@ def _saving(chosen: Mapping[str, Any]) -> Save | None:
     def save(path: Path, trainer: Any, task: ClassificationTask) -> None:
         data = trainer.datamodule
         options["data"] |= {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size}
-        options["model"]["lr"] = task.optimization.lr
+        options["model"] |= {"lr": task.optimization.lr, "new_lr": task.optimization.new_lr}
         options["trainer"]["gradient_clip_val"] = task.gradient_clip_val
         path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 

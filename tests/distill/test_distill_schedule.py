@@ -16,14 +16,17 @@ KINDS = ("hold-cosine", "constant", "linear", "cosine", "early-off")
 @pytest.mark.parametrize(
     ("schedule", "points"),
     [
-        (DistillationSchedule(), {0.0: 1.0, 0.4: 1.0, 0.7: 0.5, 0.55: 0.5 + math.sqrt(0.125), 1.0: 0.0}),
-        (DistillationSchedule(warmup=0.2), {0.0: 0.0, 0.05: 0.25, 0.2: 1.0, 0.4: 1.0, 0.7: 0.5, 1.0: 0.0}),
-        (DistillationSchedule(hold=1.0), {0.0: 1.0, 1.0: 1.0}),
+        (DistillationSchedule(weight=1.0), {0.0: 1.0, 0.4: 1.0, 0.7: 0.5, 0.55: 0.5 + math.sqrt(0.125), 1.0: 0.0}),
+        (DistillationSchedule(weight=1.0, warmup=0.2), {0.0: 0.0, 0.05: 0.25, 0.2: 1.0, 0.4: 1.0, 0.7: 0.5, 1.0: 0.0}),
+        (DistillationSchedule(weight=1.0, hold=1.0), {0.0: 1.0, 1.0: 1.0}),
         (DistillationSchedule("constant", weight=2.0, warmup=0.1), {0.0: 0.0, 0.05: 1.0, 0.1: 2.0, 1.0: 2.0}),
-        (DistillationSchedule("linear", warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}),
-        (DistillationSchedule("cosine", warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}),
-        (DistillationSchedule("cosine"), {0.0: 1.0, 0.25: 0.5 + math.sqrt(0.125), 1.0: 0.0}),
-        (DistillationSchedule("early-off", warmup=0.25), {0.0: 0.0, 0.125: 0.5, 0.25: 1.0, 0.4999: 1.0, 0.5: 0.0}),
+        (DistillationSchedule("linear", weight=1.0, warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}),
+        (DistillationSchedule("cosine", weight=1.0, warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}),
+        (DistillationSchedule("cosine", weight=1.0), {0.0: 1.0, 0.25: 0.5 + math.sqrt(0.125), 1.0: 0.0}),
+        (
+            DistillationSchedule("early-off", weight=1.0, warmup=0.25),
+            {0.0: 0.0, 0.125: 0.5, 0.25: 1.0, 0.4999: 1.0, 0.5: 0.0},
+        ),
     ],
     ids=str,
 )
@@ -58,7 +61,7 @@ def test_schedules_rise_then_never_rise_again(
 
 
 def test_progress_outside_is_an_error_and_rounding_is_not() -> None:
-    schedule = DistillationSchedule("linear")
+    schedule = DistillationSchedule("linear", weight=1.0)
     assert (schedule(-1e-7), schedule(1 + 1e-7)) == (1.0, 0.0)
     for progress in (-0.01, 1.01, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"progress must be in \[0, 1\].*got"):

@@ -229,9 +229,9 @@ class TwoHeads(Net):
 
 def test_check_names_what_does_not_fit() -> None:
     x = images()
-    with pytest.raises(ValueError, match=r"teacher logits must be a tensor \(N, C, ...\) alone, got a tuple of 2"):
+    with pytest.raises(TypeError, match=r"teacher logits must be a tensor \(N, C, ...\) alone, got a tuple of 2"):
         Teacher(TwoHeads()).check(Net(), x)
-    with pytest.raises(ValueError, match=r"student logits must be a tensor \(N, C, ...\) alone, got a tuple of 2"):
+    with pytest.raises(TypeError, match=r"student logits must be a tensor \(N, C, ...\) alone, got a tuple of 2"):
         Teacher(Net()).check(TwoHeads(), x)
     with pytest.raises(ValueError, match=r"teacher logits must be floating and \(N, C, ...\), got .*\(384,\)"):
         Teacher(nn.Flatten(0)).check(Net(), x)

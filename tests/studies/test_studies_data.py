@@ -10,7 +10,7 @@ import torch
 
 from datafiles import write_cifar, write_folder
 from icnets.comparison import runs
-from icnets.comparison.runs import imported
+from icnets.support.named_code import imported
 from studies.glyphs import CHARACTERS, render_folder
 
 KINDS = {

@@ -53,6 +53,9 @@ def test_steps_at_milestones_and_a_floor() -> None:
         ({"milestones": (30.0,)}, r"milestones is \(30\.0,\)"),
         ({"min_lr": 1.0}, "min_lr is 1.0; it must be at least 0 and less than 1"),
         ({"lr_batch": 0}, "lr_batch is 0; it must be at least 1"),
+        ({"new_lr": 0.0}, "new_lr is 0.0; it must be greater than 0 and at most 1"),
+        ({"new_lr": 1.5}, "new_lr is 1.5; it must be greater than 0 and at most 1"),
+        ({"new_lr": math.nan}, "new_lr is nan"),
         ({"lr_scaling": "cubic"}, "lr_scaling is 'cubic'; it must be one of linear, sqrt"),
         ({"loss": "hinge"}, "loss is 'hinge'; it must be one of cross-entropy, bce"),
         ({"bce_threshold": 0.2}, "bce_threshold is 0.2 with loss 'cross-entropy'"),
@@ -73,6 +76,33 @@ def test_lamb_is_timms_and_decays_weights_alone() -> None:
     module = task(optimizer="lamb", lr=0.01, loss="bce", bce_threshold=0.2)
     trainer = fit(module, digits(train_size=300, mixup=0.1, cutmix=1.0), max_epochs=3)
     assert math.isfinite(float(trainer.callback_metrics["train/loss"]))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_what_ic_adds_trains_at_a_fraction_of_the_rate_all_along(name: Any) -> None:
+    network = tiny()
+    convert_(network, ICConfig(warm_start="gain"))
+    options = Optimization(name, lr=0.02, new_lr=0.25, lr_batch=10)
+    optimizer, schedule = make_optimizer(network, options, total=10, global_batch=20)
+    for step in range(10):
+        weights, norms, own = (group["lr"] for group in optimizer.param_groups)
+        assert weights == norms == pytest.approx(0.04 * schedule.lr_lambdas[0](step))
+        assert own == pytest.approx(0.25 * weights)
+        optimizer.step()
+        schedule.step()
+
+
+def test_at_the_full_rate_the_groups_are_those_of_before() -> None:
+    network = tiny()
+    convert_(network, ICConfig(warm_start="gain"))
+    plain, given = (make_optimizer(network, Optimization(lr=0.1, new_lr=f), total=9)[0] for f in (None, 1.0))
+    assert given.state_dict() == plain.state_dict()
+    assert len(given.param_groups) == 2
+    apart = make_optimizer(network, Optimization(lr=0.1, new_lr=0.5), total=9)[0]
+    for optimizer, state, said in ((apart, plain, "1, and new_lr is 0.5"), (plain, apart, "0.5, and new_lr is 1:")):
+        with pytest.raises(ValueError, match=f"the checkpoint was trained with new_lr {said}"):
+            optimizer.load_state_dict(state.state_dict())
+    apart.load_state_dict(apart.state_dict())
 
 
 # Binary cross-entropy as the task's loss of the distillation.

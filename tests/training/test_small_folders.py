@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from icnets.cli import main
 from icnets.data.epochs import default_batch
@@ -100,20 +101,24 @@ def test_the_batch_leaves_an_epoch_steps_enough(batches_per_step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "fine_tunes", "lr"),
+    ("options", "fine_tunes", "lr", "new_lr"),
     [
-        ({}, False, 0.1),
-        ({}, True, 0.01),
-        ({"optimizer": "adamw"}, False, 1e-3),
-        ({"optimizer": "adamw", "lr_scaling": "sqrt"}, True, 1e-4),
-        ({"optimizer": "lamb"}, True, 5e-4),
-        ({"lr": 0.3}, True, 0.3),
-        ({"lr_batch": 32}, True, 0.01),  # for 32 images; 0.0025 for 8
+        ({}, False, 0.1, 1),
+        ({}, True, 0.01, 0.1),
+        ({"optimizer": "adamw"}, False, 1e-3, 1),
+        ({"optimizer": "adamw", "lr_scaling": "sqrt"}, True, 1e-4, 0.1),
+        ({"optimizer": "lamb"}, True, 5e-4, 0.1),
+        ({"lr": 0.3}, False, 0.3, 1),
+        ({"new_lr": 0.5}, False, 0.1, 0.5),
+        ({"new_lr": 1.0}, True, 0.01, 1),
+        ({"lr_batch": 32}, True, 0.01, 0.1),  # for 32 images; 0.0025 for 8
     ],
 )
-def test_the_learning_rate_where_none_is_given(options: dict[str, Any], fine_tunes: bool, lr: float) -> None:
+def test_the_learning_rates_where_none_is_given(
+    options: dict[str, Any], fine_tunes: bool, lr: float, new_lr: float
+) -> None:
     found = with_lr(Optimization(**options), fine_tunes=fine_tunes)
-    assert found.lr == lr
+    assert (found.lr, found.new_lr) == (lr, new_lr)
     assert with_lr(found, fine_tunes=fine_tunes) == found
     if found.lr_batch is not None:
         assert scaled_lr(lr, lr_batch=found.lr_batch, global_batch=8) == pytest.approx(lr / 4)
@@ -147,6 +152,7 @@ def test_what_is_chosen_is_said_and_written_and_gives_the_same_again(
     assert line in capsys.readouterr().out
     found = config("fine")
     assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (0.01, 1.0)
+    assert found["model"]["new_lr"] == 0.1
     assert (found["data"]["batch_size"], found["data"]["eval_batch_size"]) == (8, 64)
 
     assert main(["fit", "--config", "runs/fine/config.yaml", "--name", "again"]) == 0
@@ -178,6 +184,24 @@ def test_what_is_given_wins(tmp_path: Path, given: list[str], lr: float, clip: f
     assert main(["fit", "--name", "fine", *given, *small, *start]) == 0
     found = config("fine")
     assert (found["model"]["lr"], found["trainer"]["gradient_clip_val"]) == (lr, clip)
+
+
+def test_what_ic_adds_to_trained_weights_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_classes(tmp_path / "photos", ant=40, bee=40)
+    small = ["--data.root", str(root), *TINY, "--trainer.max_epochs", "2", "--keep", "9"]
+    assert main(["fit", "--name", "basic", "--model.model", "resnet18", *small]) == 0
+    start = ["--model.model", "ic_resnet18", "--model.init_from", "runs/basic/checkpoints/best.safetensors"]
+    assert main(["fit", "--name", "ic", *small, *start]) == 0
+    assert "a tenth of the usual, times 0.1 for what IC adds, gradients clipped to 1)" in capsys.readouterr().out
+    assert config("ic")["model"]["new_lr"] == 0.1
+    first, *_ = sorted(Path("runs/ic/checkpoints").glob("step-*.ckpt"), key=lambda p: int(p.stem.split("-")[1]))
+    groups = torch.load(first, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert [group["initial_lr"] for group in groups] == pytest.approx([0.01, 0.01, 0.001])
+    assert main(["fit", "--name", "resumed", "--ckpt_path", str(first)]) == 0
+    whole, resumed = (load_file(Path("runs", name, "checkpoints/last.safetensors")) for name in ("ic", "resumed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert main(["fit", "--name", "other", "--ckpt_path", str(first), "--model.new_lr", "1"]) != 0
+    assert "was trained with new_lr 0.1, and new_lr is 1: a training goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "clipped"), [({}, True), ({"lr": 0.00125}, False)])

@@ -182,6 +182,19 @@ def test_only_weights_decay() -> None:
     assert len(decayed["params"]) + len(rest["params"]) == len(names)
 
 
+def test_what_ic_adds_can_have_a_rate_of_its_own() -> None:
+    network = tiny()
+    convert_(network, ICConfig(warm_start="gain"))
+    decayed, rest, own = parameter_groups(network, 0.1, new_lr=0.002)
+    assert [group.get("lr") for group in (decayed, rest, own)] == [None, None, 0.002]
+    assert (decayed["weight_decay"], rest["weight_decay"], own["weight_decay"]) == (0.1, 0.0, 0.0)
+    assert [id(p) for p in own["params"]] == [id(p) for _, p in ic_parameters(network)]
+    before, _ = parameter_groups(network, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(p) for p in before["params"]]
+    assert len(decayed["params"]) + len(rest["params"]) + len(own["params"]) == len(list(network.parameters()))
+    assert len(parameter_groups(tiny(), 0.1, new_lr=0.002)) == 2
+
+
 def test_frozen_parameters_are_left_out() -> None:
     network = tiny()
     network.requires_grad_(False)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import sys
 from argparse import SUPPRESS
@@ -11,10 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from icnets.cli.configuration import FLAG, parse, take_flag
+from icnets.cli.configuration import FLAG, parse, require_named_code, take_flag
 from icnets.cli.parser import Parser
 from icnets.comparison.engine import run_comparison
-from icnets.comparison.own_images import RECIPE
+from icnets.comparison.own_images import RECIPE, for_network
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.text import tell
@@ -39,26 +38,28 @@ def _with_own_images(argv: Sequence[str]) -> list[str]:
 
     Without a recipe, these are those of the recipe for images of one's own.
     """
-    rest, root, short = list(argv), None, {"model": None, "weights": None, "config": None, "out": None}
-    if rest and not rest[0].startswith("-"):
-        root = rest.pop(0)
     early = Parser(add_help=False)
-    for name in short:
+    early.add_argument("-c", "--config", action="append", default=[])
+    for name in ("model", "weights", "out"):
         early.add_argument(f"--{name}")
-    given, rest = early.parse_known_args(rest)
-    own = given.config is None and (root is not None or given.model is not None)
-    out, weights = given.out, given.weights
-    if own and out is None:
-        words = ("compare", Path(given.model or "resnet18").stem, Path(root or "digits").resolve().name)
-        out = str(Path("runs") / re.sub(r"[^\w.-]", "_", "-".join(words)))
-    options = {
-        "config": str(RECIPE) if own else given.config,
-        "network.name": given.model,
-        "network.weights": weights,
-        "data.root": root,
-        "out": out,
-    }
-    return [part for name, value in options.items() if value is not None for part in (f"--{name}", value)] + rest
+    given, rest = early.parse_known_args(argv)
+    root = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    options: dict[str, Any] = {"data.root": root, "out": given.out, "network.name": given.model}
+    options["network.weights"] = given.weights
+    if not given.config and (root is not None or given.model is not None):
+        for name in ("root", "mean", "std", "in_chans"):
+            early.add_argument(f"--data.{name}", dest=name, default=root if name == "root" else None)
+        early.add_argument("--network.weights", dest="start")
+        images = vars(early.parse_known_args(rest)[0])
+        own = for_network(given.model or "resnet18", given.weights or images["start"], images)
+        options |= {f"network.{name}": value for name, value in own["network"].items()}
+        options |= {f"data.{name}": value for name, value in own["data"].items()} | {"out": given.out or own["out"]}
+        given.config = [str(RECIPE)]
+    words = [part for file in given.config for part in ("--config", file)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return words + rest
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -77,7 +78,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         parser.add_class_arguments(ImageData, **images)
     parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of earlier versions
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
-    argv, everything = take_flag(_with_own_images(argv))
+    typed, (argv, everything) = argv, take_flag(_with_own_images(argv))
     args = parse(parser, argv)
     if args.data.get("root") is not None and args.folder:
         args = parse(parser, _for_folder(argv, dict(args.folder)))
@@ -88,6 +89,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
         checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
         checker.add_class_arguments(ImageData, **images)
         parse(checker, _options(settings.data))
+    if not everything:
+        require_named_code(settings.network.name, typed)
     if everything:
         sys.path.append(os.getcwd())  # so that the folder in which one is can hold what is imported
     elif settings.imports:

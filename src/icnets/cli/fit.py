@@ -155,7 +155,8 @@ class _RunCLI(LightningCLI):
         config, data = self.config.clone(), trainer.datamodule
         config.ckpt_path = None
         config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
-        config.model.lr, config.trainer.gradient_clip_val = task.optimization.lr, task.gradient_clip_val
+        config.model.lr, config.model.new_lr = task.optimization.lr, task.optimization.new_lr
+        config.trainer.gradient_clip_val = task.gradient_clip_val
         self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
 
     def run(self) -> None:

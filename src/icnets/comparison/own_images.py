@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
+from icnets import checkpoint
+from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, read_notes
+from icnets.checkpoint.weights_files import strings_of
 from icnets.comparison.engine import Comparison, run_comparison
 from icnets.comparison.run_files import rebuilt
 from icnets.comparison.runs import GIVEN
 from icnets.comparison.settings import Settings
+from icnets.open_network import network_file
+from icnets.support.named_code import names_code
 
 RECIPE = files("icnets.comparison").joinpath("own_images.yaml")
 
@@ -62,18 +68,58 @@ def compare(
     import yaml
 
     images = dict(data) if isinstance(data, Mapping) else {"root": str(data)}
-    name = model if isinstance(model, str) else _given(model)
-    if isinstance(model, nn.Module) and weights is not None:
-        raise ValueError(f"weights is {weights}, but the network has weights already; leave it out")
-    words = ("compare", Path(name).stem, Path(images.get("root") or "digits").resolve().name)
-    network: dict[str, Any] = {"name": name}
-    if isinstance(model, nn.Module) or weights is not None:
-        network["weights"] = None if weights is None else str(weights)
-    place = str(out or Path("runs") / re.sub(r"[^\w.-]", "_", "-".join(words)))
-    own = {"network": network, "data": images, "minutes": minutes, "workers": 1, "out": place}
+    if isinstance(model, nn.Module):
+        if weights is not None:
+            raise ValueError(f"weights is {weights}, but the network has weights already; leave it out")
+        own: dict[str, Any] = {"network": {"name": _given(model), "weights": None}, "out": default_out(model, images)}
+    else:
+        own = for_network(model, None if weights is None else str(weights), images)
+    own |= {"minutes": minutes, "workers": 1} | ({} if out is None else {"out": str(out)})
+    own["data"] = {**own.get("data", {}), **images}
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     chosen = rebuilt(Settings, _over(_over(recipe, own), settings), strict=True)
-    return run_comparison(chosen, f"icnets.compare({name!r}, {str(data)!r})")
+    return run_comparison(chosen, f"icnets.compare({own['network']['name']!r}, {str(data)!r})")
+
+
+def for_network(model: str, weights: str | None, images: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a network and its weights bring along: its name, where it starts, and how its images are made.
+
+    Args:
+        model: timm's name, a checkpoint of icnets, or code.
+        weights: file of weights; None: those of the checkpoint, or timm's pretrained ones.
+        images: options of the data, which go before what the network's file says.
+
+    Raises:
+        ValueError: a checkpoint of an IC network, or of one that timm doesn't make; code without weights.
+    """
+    network: dict[str, Any] = {"name": model, "weights": weights or "pretrained"}
+    notes, file = ImageNotes(), network_file(model)
+    if file is not None:
+        header, _, strings = checkpoint.read(file)
+        made = header.get("architecture") or {}
+        if header["layers"] or made.get("factory") != "timm.create_model":
+            what = "has IC units already" if header["layers"] else "is no network of timm's"
+            raise ValueError(f"{model} {what}; give the basic network, or its code and --weights {model}")
+        options = {k: v for k, v in made["args"].items() if k not in ("num_classes", "in_chans", "model_name")}
+        network = {"name": made["args"]["model_name"], "weights": weights or str(file), "options": options}
+        notes = read_notes(strings)
+    elif names_code(model):
+        if weights is None:
+            raise ValueError(f"{model} needs the weights that it starts from: give --weights FILE")
+        notes = read_notes(strings_of(Path(weights)) or {})
+    elif (cfg := get_pretrained_cfg(model.removeprefix("ic_"), allow_unregistered=True)) is not None:
+        notes = notes_of_cfg(cfg.to_dict())
+    channels = int(images.get("in_chans") or 3)
+    seen = {name: getattr(notes, name) or () for name in ("mean", "std")}
+    said = {name: list(v) for name, v in seen.items() if len(v) == channels and images.get(name) is None}
+    return {"network": network, "data": said, "out": default_out(model, images)}
+
+
+def default_out(model: str | nn.Module, images: Mapping[str, Any]) -> str:
+    """A folder in ``runs`` named after the network and the images."""
+    name = Path(model).stem if isinstance(model, str) else type(model).__name__
+    words = ("compare", name, Path(images.get("root") or "digits").resolve().name)
+    return str(Path("runs") / re.sub(r"[^\w.-]", "_", "-".join(words)))
 
 
 def _given(model: nn.Module) -> str:

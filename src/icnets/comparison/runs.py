@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,18 @@ from torch import nn
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import notes_of_data
+from icnets.checkpoint.weights_files import load_weights
 from icnets.comparison.planned_runs import Job
 from icnets.comparison.settings import Network, Training, WeakDistillation
 from icnets.convert.surgery import convert_
 from icnets.data.data_module import ImageData
 from icnets.distill.loss import WeakLogitDistillation
-from icnets.checkpoint.weights_files import load_weights
+from icnets.open_network import make_network
 from icnets.profile.measure import agreement, use_threads
 from icnets.support.gone import without_gone
 from icnets.support.hooks import modes_kept
+from icnets.support.named_code import imported
 from icnets.support.quiet import silence
-from icnets.timm_models import create_model
 from icnets.training.callbacks import History, WeightAverage
 from icnets.training.network import calibration_batches
 from icnets.training.task import ClassificationTask
@@ -74,26 +74,6 @@ class Run:
         return next(((e.epoch, e.seconds) for e in self.history if e.val_error <= limit), None)
 
 
-def imported(path: str) -> Any:
-    """The object at an import path.
-
-    Args:
-        path: module and name, such as ``studies.solar:SolarCells``.
-
-    Raises:
-        ValueError: there is no such module, or no such name in it.
-
-    Example:
-        >>> imported("math:gcd")(12, 18)
-        6
-    """
-    try:
-        module, name = path.split(":")
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} can't be imported: {error}; write it as module:name") from error
-
-
 def make_data(
     arguments: Mapping[str, Any], seed: int, *, cache: Path | None = None, imports: Mapping[str, str] | None = None
 ) -> Any:
@@ -134,7 +114,7 @@ def create(network: Network, *, num_classes: int, in_chans: int, imports: Mappin
     """The network before any conversion: with the weights that its settings name, or random ones.
 
     Args:
-        network: its name is one of ``imports``, or timm's.
+        network: its name is one of ``imports``, timm's, or code.
         num_classes: of its output.
         in_chans: of its input.
         imports: import paths of functions that make a network, by name.
@@ -146,13 +126,13 @@ def create(network: Network, *, num_classes: int, in_chans: int, imports: Mappin
     if network.name in GIVEN:
         return deepcopy(GIVEN[network.name])
     path, pretrained = (imports or {}).get(network.name), network.weights == "pretrained"
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **network.options}
+    options = dict(network.options)
     if network.before_norm is not None:
         options["before_norm"] = network.before_norm
     if path is not None:
-        model: nn.Module = imported(path)(**options)
+        model: nn.Module = imported(path)(num_classes=num_classes, in_chans=in_chans, **options)
     else:
-        model = create_model(network.name, ic=None, pretrained=pretrained, **options)
+        model = make_network(network.name, num_classes, in_chans, options, pretrained=pretrained)
     if network.weights is not None and not pretrained:
         load_weights(model, Path(network.weights))
     return model
@@ -282,7 +262,7 @@ def fit(
         data.in_chans,
         teacher=teacher,
         distillation=None if teacher is None else distillation(job.wld, training),
-        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip", "new_lr")},
+        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip")},
     )
     average = [] if training.ema is None else [WeightAverage(training.ema)]
     callbacks = [history := History(), *average, *more, LambdaCallback(on_train_epoch_end=lambda *_: tick())]

@@ -25,10 +25,10 @@ def check_values(logits: Tensor, target: Tensor, *, soft: bool) -> None:
 
 
 def check_logits(student: object, teacher: object) -> None:
-    """Raises ValueError for logits that no loss can be computed from; ``teacher`` may be None."""
+    """Raises ValueError or TypeError for logits that no loss can be computed from; ``teacher`` may be None."""
     for who, logits in (("student", student), *([("teacher", teacher)] if teacher is not None else [])):
         if not isinstance(logits, Tensor):
-            raise ValueError(f"{who} logits must be a tensor (N, C, ...) alone, got {described(logits)}")
+            raise TypeError(f"{who} logits must be a tensor (N, C, ...) alone, got {described(logits)}")
         shape = tuple(logits.shape)
         if logits.ndim < 2 or not logits.is_floating_point():
             raise ValueError(f"{who} logits must be floating and (N, C, ...), got {logits.dtype} {shape}")

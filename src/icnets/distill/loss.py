@@ -65,7 +65,8 @@ class DistillationSchedule:
 
     Args:
         kind: the shape, see above.
-        weight: the largest value, finite and >= 0.
+        weight: the largest value, finite and >= 0. The default is 1 / T of the loss's default T: more, and the
+            distillation's gradient could exceed cross-entropy's, which needs a lower learning rate.
         warmup: fraction of training in [0, 1); at most ``hold`` or ``off`` where that ends the plateau.
         hold: fraction of training in [0, 1]; read by ``"hold-cosine"``.
         off: fraction of training in [0, 1]; read by ``"early-off"``.
@@ -76,11 +77,11 @@ class DistillationSchedule:
     Example:
         >>> schedule = DistillationSchedule("hold-cosine", hold=0.4)
         >>> [round(schedule(t), 3) for t in (0.0, 0.4, 0.7, 1.0)]
-        [1.0, 1.0, 0.5, 0.0]
+        [0.25, 0.25, 0.125, 0.0]
     """
 
     kind: ScheduleKind = "hold-cosine"
-    weight: float = 1.0
+    weight: float = 0.25
     warmup: float = 0.0
     hold: float = 0.4
     off: float = 0.5
@@ -284,7 +285,7 @@ class WeakLogitDistillation(nn.Module):
             >>> terms = WeakLogitDistillation().terms(student, teacher, torch.arange(4), progress=0.1)
             >>> terms.loss.backward()
             >>> terms.weight
-            1.0
+            0.25
         """
         weight = self.weight_at(progress)
         logits.check_logits(student_logits, teacher_logits)

@@ -151,7 +151,8 @@ def _announcement(trainer: Any, task: ClassificationTask) -> str:
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     step = f"{task.global_batch} images a step, {steps:,} steps an epoch, lr {lr:.4g}"
     if task.fine_tunes:
-        step += f" (fine-tuning: a tenth of the usual, gradients clipped to {task.gradient_clip_val:g})"
+        new = f", times {task.optimization.new_lr:g} for what IC adds" if units else ""
+        step += f" (fine-tuning: a tenth of the usual{new}, gradients clipped to {task.gradient_clip_val:g})"
     return f"{kind}, {sum(p.numel() for p in network.parameters()):,} parameters; images: {sizes}; {step}"
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
@@ -21,6 +21,7 @@ LossName = Literal["cross-entropy", "bce"]
 
 _LR = {"sgd": 0.1, "adamw": 1e-3, "lamb": 5e-3}  # from scratch
 _FINE_TUNING = 0.1  # of these, for weights that are trained already
+_NEW_LR = 0.1  # and of that, for what IC adds to them
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Optimization:
         lr_batch: the global batch (per device x devices x accumulated) that lr is meant for; lr is scaled to the one
             in use. None: lr is taken as it is.
         lr_scaling: linear or sqrt, in the global batch.
+        new_lr: factor on lr for what IC adds (w', b1, gain), in (0, 1]. None: 0.1 where that is fine-tuning, else 1.
 
     Raises:
         ValueError: a value is out of its range; the message names both.
@@ -64,6 +66,7 @@ class Optimization:
     milestones: tuple[float, ...] = (0.5, 0.75)
     lr_batch: int | None = None
     lr_scaling: ScalingName = "linear"
+    new_lr: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("lr_scaling", ScalingName)):
@@ -72,6 +75,7 @@ class Optimization:
         marks, ascending = list(self.milestones), "ascending fractions of the training, such as (0.5, 0.75)"
         for name, fits, allowed in (
             ("lr", self.lr is None or 0 < self.lr < math.inf, "positive"),
+            ("new_lr", self.new_lr is None or 0 < self.new_lr <= 1, "greater than 0 and at most 1"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             *((name, fits, "at least 0 and less than 1") for name, fits in fractions.items()),
             ("lr_batch", self.lr_batch is None or self.lr_batch >= 1, "at least 1, or null to take lr as it is"),
@@ -103,31 +107,40 @@ def scaled_lr(lr: float, *, lr_batch: int | None, global_batch: int, scaling: Sc
 
 
 def with_lr(options: Optimization, *, fine_tunes: bool) -> Optimization:
-    """``options`` with a learning rate, where none is given: 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth.
+    """``options`` with the learning rates that aren't given: 0.1 (AdamW 0.001, LAMB 0.005), to fine-tune a tenth, and
+    to fine-tune a tenth of that for what IC adds.
 
-    It doesn't follow the small batches of small folders: with less, short trainings learn too little there.
+    They don't follow the small batches of small folders: with less, short trainings learn too little there.
 
     Example:
-        >>> with_lr(Optimization("adamw"), fine_tunes=True).lr
-        0.0001
+        >>> found = with_lr(Optimization("adamw"), fine_tunes=True)
+        >>> found.lr, found.new_lr
+        (0.0001, 0.1)
     """
-    if options.lr is not None:
-        return options
-    lr = _LR[options.optimizer] * (_FINE_TUNING if fine_tunes else 1.0)
-    return replace(options, lr=float(f"{lr:.3g}"))  # no digits of rounding in a configuration
+    lr, new_lr = options.lr, options.new_lr
+    if lr is None:
+        lr = float(f"{_LR[options.optimizer] * (_FINE_TUNING if fine_tunes else 1.0):.3g}")  # no digits of rounding
+    return replace(options, lr=lr, new_lr=(_NEW_LR if fine_tunes else 1.0) if new_lr is None else new_lr)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, weight_decay: float, new_lr: float | None = None) -> list[dict[str, Any]]:
     """Two groups: weights, with decay, and without it biases, norms and IC's own parameters.
 
-    Decay would pull w', b1 and the gain towards the basic network, and a norm's scale has no use for it.
+    Decay would pull w', b1 and the gain towards the basic network, and a norm's scale has no use for it. With
+    ``new_lr``, a learning rate, IC's own are a third group that has it.
     """
     new = {id(p) for _, p in ic_parameters(network)}
+    apart = set() if new_lr is None else new
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in new]
-    rest = [p for p in trained if p.ndim <= 1 or id(p) in new]
-    groups = [(decayed, weight_decay), (rest, 0.0)]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    rest = [p for p in trained if (p.ndim <= 1 or id(p) in new) and id(p) not in apart]
+    own = [p for p in trained if id(p) in apart]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+        {"params": own, "weight_decay": 0.0, "lr": new_lr},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate_factor(
@@ -159,10 +172,19 @@ def learning_rate_factor(
     return min_lr + (1 - min_lr) * shape
 
 
+def _new_lr(groups: Sequence[Mapping[str, Any]]) -> float:
+    """The factor on the learning rate of IC's own parameters, which are the last group where it isn't 1."""
+    first, last = (groups[i].get("initial_lr", groups[i]["lr"]) for i in (0, -1))
+    return float(last / first) if first else 1.0
+
+
 def _require_same_options(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """ValueError where a resumed training is given other options: those of its checkpoint would replace them."""
     remedy = "a training goes on as it began; leave --model.{0} as it was, or begin anew from the weights by "
     message = "the checkpoint was trained with {0} {1}, and {0} is {2}: " + remedy + "--model.init_from"
+    factors = [_new_lr(groups) for groups in (state["param_groups"], optimizer.param_groups)]
+    if not math.isclose(*factors):
+        raise ValueError(message.format("new_lr", *(f"{factor:.6g}" for factor in factors)))
     for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=False):
         if ("betas" in ours) != ("betas" in theirs):
             was = "adamw or lamb" if "betas" in theirs else "sgd"
@@ -192,13 +214,14 @@ def make_optimizer(
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.0005, 0.0]
     """
-    lr: Any = with_lr(options, fine_tunes=False).lr
-    groups = parameter_groups(network, options.weight_decay)
-    if not groups:
+    options = with_lr(options, fine_tunes=False)
+    lr, new_lr = cast(float, options.lr), cast(float, options.new_lr)
+    if not any(p.requires_grad for p in network.parameters()):
         raise ValueError("the network has no parameters to train: all have requires_grad=False")
     if options.lr_batch is not None and global_batch is None:
         raise ValueError("lr_batch is given, but the data module has no batch_size to scale lr by; leave lr_batch out")
     lr = scaled_lr(lr, lr_batch=options.lr_batch, global_batch=global_batch or 1, scaling=options.lr_scaling)
+    groups = parameter_groups(network, options.weight_decay, None if new_lr == 1 else new_lr * lr)
     # timm's name for SGD without Nesterov is "momentum", which is all that torch allows of a momentum of 0.
     name = "momentum" if options.optimizer == "sgd" and options.momentum == 0 else options.optimizer
     optimizer = create_optimizer_v2(groups, opt=name, lr=lr, momentum=options.momentum)
