@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icnets.comparison import budget
-from icnets.comparison.budget import Budget, Pace, budgeted, chosen, measure, probes
+from icnets.comparison.budget import Budget, Pace, budgeted, chosen, measure, pace_of, probes
 from icnets.comparison.planned_runs import plan
 from icnets.comparison.settings import ComparedTraining, Method, Network, Settings
 
@@ -15,9 +15,8 @@ SIZES = {"train": 180, "val": 45, "test": 75}
 PACES = [Pace(0.002, 0.0007, 0.5), Pace(0.003, 0.001, 0.7)]
 
 
-def total(found: Budget, paces: list[Pace], rows: int) -> float:
-    basic, other = (pace.run(found.epochs, SIZES) for pace in paces)
-    return found.seeds * (basic + (rows - 1) * other)
+def total(found: Budget, paces: list[Pace]) -> float:
+    return found.seeds * sum(pace.run(found.epochs, SIZES) for pace in paces)
 
 
 @given(
@@ -28,22 +27,22 @@ def total(found: Budget, paces: list[Pace], rows: int) -> float:
     rest=st.floats(0, 20),
 )
 def test_what_is_chosen_fits_and_uses_the_time(minutes, step, forward, dearer, rest):
-    paces = [Pace(step, forward * step, rest), Pace(dearer * step, dearer * forward * step, rest)]
-    found = chosen("", minutes, paces, 5, SIZES, gone=10)
+    paces = [Pace(step, forward * step, rest)] + 4 * [Pace(dearer * step, dearer * forward * step, rest)]
+    found = chosen("", minutes, paces, SIZES, gone=10)
     left = 60 * minutes - 10
     if found.seeds * found.epochs > 1:
-        assert total(found, paces, 5) <= left
+        assert total(found, paces) <= left
     more = replace(found, seeds=found.seeds + 1) if found.seeds < 10 else replace(found, epochs=found.epochs + 1)
     if found.seeds < 10 or found.epochs < 30:
-        assert total(more, paces, 5) > 0.9 * (left - 12)
+        assert total(more, paces) > 0.9 * (left - 12)
 
 
 def test_three_seeds_come_before_long_trainings():
-    slow = [Pace(0.05, 0.02, 2), Pace(0.08, 0.03, 2)]
-    assert (found := chosen("", 10, slow, 5, SIZES, gone=10)).seeds >= 3
+    slow = [Pace(0.05, 0.02, 2)] + 4 * [Pace(0.08, 0.03, 2)]
+    assert (found := chosen("", 10, slow, SIZES, gone=10)).seeds >= 3
     assert found.epochs < 10
-    assert chosen("", 60, PACES, 5, SIZES, gone=10).seeds == 10
-    assert chosen("", 1, slow, 5, SIZES, gone=10).seeds < 3  # and that is said
+    assert chosen("", 60, PACES, SIZES, gone=10).seeds == 10
+    assert chosen("", 1, slow, SIZES, gone=10).seeds < 3  # and that is said
 
 
 def settings(tmp_path, **changes) -> Settings:
@@ -105,6 +104,14 @@ def test_the_budget_of_another_comparison_is_refused(tmp_path):
 def test_what_contradicts_a_budget_is_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **change)
+
+
+def test_what_a_teacher_and_collisions_cost_is_told_apart():
+    basic, other = Pace(1.0, 0.25, 1), Pace(2.0, 0.5, 1)
+    paces = [pace_of(Method(n, **m), basic, other).step for n, m in (("a", {}), ("b", {"wld": True}))]
+    assert paces == [1.0, 1.25]
+    ic = budget_ic()
+    assert [pace_of(Method("c", ic=ic, wld=w), basic, other).step for w in (False, True)] == [1.75, 2.0]
 
 
 def test_a_pace_is_that_of_the_job(tmp_path):

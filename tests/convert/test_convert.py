@@ -49,6 +49,11 @@ def test_converts_every_convolution_by_default():
 @pytest.mark.parametrize(
     ("config", "converted", "skipped"),
     [
+        (
+            ICConfig(layers="auto"),
+            ["stem", "point"],
+            {"depthwise": "s would cost as much as its 1 inputs a group (layers='auto')"},
+        ),
         (ICConfig(layers="kxk"), ["stem", "depthwise"], {"point": "its kernel is 1 (layers='kxk')"}),
         (ICConfig(layers="no-stem"), ["depthwise", "point"], {"stem": "it is the stem (layers='no-stem')"}),
         (ICConfig(linear=True), ["stem", "depthwise", "point", "head"], {}),
@@ -252,7 +257,7 @@ def test_arguments_of_another_type(arguments, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("layers", "1x1", "layers is '1x1'; it must be one of all, kxk, no-stem"),
+        ("layers", "1x1", "layers is '1x1'; it must be one of all, auto, kxk, no-stem"),
         ("scale", "l2", "scale is 'l2'; it must be one of sqrt, sum, mean"),
         ("warm_start", "warm", "warm_start is 'warm'; it must be one of none, gain, calibrate"),
         ("calibration_rate", 1.5, "calibration_rate is 1.5; it must lie between 0 and 1"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from icnets.comparison.planned_runs import Cell, Job, plain
 from icnets.comparison.runs import build, create_for, data_of, fit
-from icnets.comparison.settings import Settings
+from icnets.comparison.settings import Method, Settings
 from icnets.profile.measure import use_threads
 from icnets.support.files import atomic_write
 from icnets.support.quiet import silence
@@ -24,7 +25,7 @@ _SHORT, _LONG = 10, 30  # epochs, likewise
 _PART = 0.1  # of the time that one run may take, so that there is something to see soon
 _IDLE = 0.92  # of the processes' time is used: at the end one waits for another
 _LAST = 12.0  # seconds for the table and the page
-_STEPS, _ENOUGH = 6, 3.0  # steps of a probe, or seconds
+_WARM, _STEPS, _ENOUGH = 2, 10, 3.0  # steps of a probe that don't count, and all of them; or seconds
 _FRESH = 512  # images of an epoch that pass once more, for the statistics of batch norms
 
 
@@ -48,16 +49,13 @@ class Pace:
 
 @dataclass(frozen=True)
 class Budget:
-    """What was chosen. ``seconds``: that a run of the basic network and of another method should take.
-
-    They are those of one process divided by the number of processes.
-    """
+    """What was chosen. ``seconds``: that a run of each method should take, divided by the number of processes."""
 
     of: str
     minutes: float
     epochs: int
     seeds: int
-    seconds: tuple[float, float]
+    seconds: list[float]
 
     def __str__(self) -> str:
         return f"{self.seeds} seeds of {self.epochs} epochs" if self.epochs > 1 else f"{self.seeds} seeds of 1 epoch"
@@ -69,15 +67,19 @@ class Budget:
 
 
 def probes(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs whose paces say those of all: the basic network's, and one with a teacher and collisions.
-
-    The latter counts for every other method, so that none takes longer than is thought.
-    """
+    """The jobs whose paces say those of all: the basic network's, and the costliest."""
     first = [job for job in jobs if job.seed == jobs[0].seed]
     return [first[0], max(first, key=lambda job: (job.ic is not None) + (job.wld is not None))]
 
 
-def chosen(of: str, minutes: float, paces: Sequence[Pace], rows: int, sizes: dict[str, int], gone: float) -> Budget:
+def pace_of(method: Method, basic: Pace, other: Pace) -> Pace:
+    """The pace of a method, of which :func:`probes` has neither: without collisions, a teacher is a forward pass."""
+    if method.ic is None and method.network is None:
+        return replace(basic, step=basic.step + basic.forward * bool(method.wld))
+    return replace(other, step=max(other.step - basic.forward * (not method.wld), basic.step))
+
+
+def chosen(of: str, minutes: float, paces: Sequence[Pace], sizes: dict[str, int], gone: float) -> Budget:
     """Epochs and seeds for ``minutes``.
 
     Three seeds with as many epochs as fit, up to 10; then more seeds, up to 10; then more epochs, up to 30. Where
@@ -86,33 +88,29 @@ def chosen(of: str, minutes: float, paces: Sequence[Pace], rows: int, sizes: dic
     Args:
         of: digest of what is compared.
         minutes: of the whole comparison.
-        paces: of the basic network and of the costliest method, with as many processes at work as there will be; in
-            each the seconds are those of one process, divided by their number.
-        rows: methods of the table.
+        paces: of each method, with as many processes at work as there will be; their seconds are those of one process,
+            divided by the number of processes.
         sizes: images of each split.
         gone: seconds that are gone already.
 
     Example:
         >>> sizes = {"train": 200, "val": 50, "test": 50}
-        >>> print(chosen("", 5, [Pace(0.005, 0.002, 1), Pace(0.008, 0.003, 1)], 5, sizes, gone=15))
+        >>> print(chosen("", 5, [Pace(0.005, 0.002, 1)] + 4 * [Pace(0.008, 0.003, 1)], sizes, gone=15))
         4 seeds of 8 epochs
     """
     left = _IDLE * max(60 * minutes - gone - _LAST, 0.0)
 
-    def runs(epochs: int) -> tuple[float, float]:
-        return paces[0].run(epochs, sizes), paces[1].run(epochs, sizes)
-
     def seed(epochs: int) -> float:
-        basic, other = runs(epochs)
-        return basic + (rows - 1) * other
+        return sum(pace.run(epochs, sizes) for pace in paces)
 
     fits = [epochs for epochs in range(1, _LONG + 1) if _FEW * seed(epochs) <= left]
-    short = [e for e in fits if e <= _SHORT and paces[1].run(e, sizes) <= _PART * 60 * minutes]
+    longest = max(paces, key=lambda pace: pace.run(1, sizes))
+    short = [e for e in fits if e <= _SHORT and longest.run(e, sizes) <= _PART * 60 * minutes]
     epochs = max(short or fits[:1] or [1])
     seeds = min(_MANY, max(1, math.floor(left / seed(epochs))))
     if seeds == _MANY:
         epochs = max(e for e in range(epochs, _LONG + 1) if seeds * seed(e) <= left)
-    return Budget(of, minutes, epochs, seeds, runs(epochs))
+    return Budget(of, minutes, epochs, seeds, [pace.run(epochs, sizes) for pace in paces])
 
 
 def digest(settings: Settings, seen: dict[str, Any]) -> str:
@@ -143,8 +141,9 @@ def budgeted(
     of, file, minutes = digest(settings, seen), settings.out / "budget.json", float(settings.minutes or 0)
     budget = _kept(file, of, minutes)
     if budget is None:
-        paces = workers.paces(probes(jobs))
-        budget = chosen(of, minutes, paces, len(settings.methods), seen["sizes"], time.monotonic() - start)
+        basic, other = workers.paces(probes(jobs))
+        paces = [pace_of(method, basic, other) for method in settings.methods]
+        budget = chosen(of, minutes, paces, seen["sizes"], time.monotonic() - start)
     with atomic_write(file) as unfinished:
         unfinished.write_text(json.dumps(asdict(budget)) + "\n", encoding="utf-8")
     size = settings.data.get("image_size")
@@ -152,10 +151,9 @@ def budgeted(
     print(f"{minutes:g} minutes: {budget}, {pixels}{seen['sizes']['train']} to train", flush=True)
     if budget.seeds < _FEW:
         print("fewer than 3 seeds have no interval: give more --minutes, or a smaller --data.image_size", flush=True)
-    names = [method.name for method in settings.methods]
-    basic, other = (workers.count * seconds for seconds in budget.seconds)
-    expected = {str(Cell(name, name)): other / budget.epochs for name in names}
-    return budget.apply(settings), expected | {str(Cell(names[0], names[0])): basic / budget.epochs}
+    cells = [str(Cell(method.name, method.name)) for method in settings.methods]
+    expected = [workers.count * seconds / budget.epochs for seconds in budget.seconds]
+    return budget.apply(settings), dict(zip(cells, expected, strict=True))
 
 
 def _kept(file: Path, of: str, minutes: float) -> Budget | None:
@@ -177,36 +175,43 @@ def _kept(file: Path, of: str, minutes: float) -> Budget | None:
 
 
 class _Clock(Callback):
-    """Seconds per image of training steps, the first of which doesn't count; ends the training when it has enough."""
+    """Seconds per image of training steps, the first of which don't count; ends the training when it has enough."""
 
     def __init__(self) -> None:
-        self.seconds, self.images, self._steps, self._since = 0.0, 0, 0, 0.0
+        self.seconds: list[float] = []
+        self._steps, self._since, self._begun = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
-        if self._steps:
-            self.seconds, self.images = self.seconds + now - self._since, self.images + len(batch[0])
-        self._steps, self._since = self._steps + 1, now
-        trainer.should_stop = self._steps > _STEPS or self.seconds > _ENOUGH
+        self._steps += 1
+        if self._steps > _WARM:
+            self.seconds.append((now - self._since) / len(batch[0]))
+        else:
+            self._begun = now
+        self._since = now
+        trainer.should_stop = self._steps >= _STEPS or (len(self.seconds) > 0 and now - self._begun > _ENOUGH)
 
 
 @torch.no_grad()
 def measure(job: Job) -> Pace:
     """The pace of a job in this process, from a few of its steps, which nothing keeps."""
-    start = time.perf_counter()
     with use_threads(job.settings.threads), silence():
-        data = data_of(job)
-        model, teacher = build(job, data)[0], None
+        for _ in range(2):  # the first imports what is used first
+            start = time.perf_counter()
+            data = data_of(job)
+            model, teacher = build(job, data)[0], None
+            rest = time.perf_counter() - start
         if job.wld is not None:
             teacher = create_for(data, job.settings.network, job.settings.imports, starts=False)
-        rest, clock = time.perf_counter() - start, _Clock()
+        clock = _Clock()
         with torch.enable_grad():
-            fit(job, model, data, teacher, lambda: None, clock, max_epochs=_STEPS + 1, limit_val_batches=0)
+            fit(job, model, data, teacher, lambda: None, clock, max_epochs=_STEPS, limit_val_batches=0)
         images, model = next(iter(data.val_dataloader()))[0], model.eval().cpu()
-        for _ in range(2):
+        for _ in range(3):
             start = time.perf_counter()
             model(images)
-    return Pace(clock.seconds / max(clock.images, 1), (time.perf_counter() - start) / len(images), rest)
+            forward = time.perf_counter() - start
+    return Pace(median(clock.seconds), forward / len(images), rest)

@@ -26,6 +26,7 @@ from icnets.comparison.verdict import recommendation
 from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, count_macs, count_parameters, measure_latency
 from icnets.support.files import atomic_write
+from icnets.support.quiet import silence
 from icnets.support.tables import Table, show
 
 SCHEMA = 1  # of the lines and of results.json
@@ -83,8 +84,11 @@ def run_comparison(settings: Settings, command: str = "") -> Comparison:
     seen = {"sizes": {split: data.size(split) for split in ("train", "val", "test")}, "classes": list(data.class_names)}
     jobs = plan(settings, seen)
     networks = _networks(settings, jobs)
-    for job in networks.values():
-        build(job, data)
+    build(first := next(iter(networks.values())), data)  # says what its weights lack; the others say the same
+    with silence():
+        for job in networks.values():
+            if job is not first:
+                build(job, data)
     (settings.out / "checkpoints").mkdir(parents=True, exist_ok=True)
     settings.file.parent.mkdir(parents=True, exist_ok=True)
     with lines.locked(settings.out / "lock"), _terminable():
@@ -298,7 +302,8 @@ def _measured(settings: Settings, networks: dict[str, Job], data: Any, found: Se
         same = {
             name: next(o for o in networks if described[o] == described[name]) for name in [*networks][:1] + missing
         }
-        models = {name: build(networks[name], data)[0] for name in dict.fromkeys(same.values())}
+        with silence():
+            models = {name: build(networks[name], data)[0] for name in dict.fromkeys(same.values())}
         image = next(iter(data.test_dataloader()))[0][:1]
         sample = image.expand(settings.latency_batch, *image.shape[1:]).contiguous()
         latency = measure_latency(models, sample, rounds=settings.latency_rounds, threads=settings.threads)

@@ -30,7 +30,7 @@ from icnets.unit.readers import declared, observed
 FilterFn = Callable[[nn.Module, str], bool]
 
 _CHOICES = {
-    "layers": ("all", "kxk", "no-stem"),
+    "layers": ("all", "auto", "kxk", "no-stem"),
     "scale": ("sqrt", "sum", "mean"),
     "warm_start": ("none", "gain", "calibrate"),
 }
@@ -40,13 +40,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+_FEW_INPUTS = 2  # of a filter, whose s takes as long as the filter
+
+
 @dataclass(frozen=True)
 class ICConfig:
     """How a network is converted. Plain values only, so that it can be saved with a checkpoint.
 
     Args:
-        layers: "all" convolutions (the paper's), only those with a kernel larger than 1 ("kxk"), or all but the first
-            convolution ("no-stem").
+        layers: "all" convolutions (the paper's), all in which s costs little beside the layer itself ("auto": not
+            depthwise ones and groups of two inputs), only those with a kernel larger than 1 ("kxk"), or all but the
+            first convolution ("no-stem").
         linear: convert ``nn.Linear`` as well (the paper converts convolutions).
         inner_bias: learn b1, the bias inside the rectifier (paper: arXiv 2011.11271).
         collision_weight: initial w' in the paper's units.
@@ -195,6 +199,8 @@ def _choose(
         kernel: Any = getattr(module, "kernel_size", ())
         if config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
             reason = reason or "its kernel is 1 (layers='kxk')"
+        elif config.layers == "auto" and getattr(module, "groups", 1) > 1 and _inputs(module) <= _FEW_INPUTS:
+            reason = reason or f"s would cost as much as its {_inputs(module)} inputs a group (layers='auto')"
         elif config.layers == "no-stem" and module is stem:
             reason = reason or "it is the stem (layers='no-stem')"
         reason = "it belongs to an adapter" if module in adapted else reason
@@ -209,6 +215,10 @@ def _choose(
     for name in [n for n, m in chosen.items() if m in readers]:
         skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
     return chosen, skipped
+
+
+def _inputs(module: Any) -> int:
+    return int(module.in_channels // module.groups)
 
 
 def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:

@@ -31,8 +31,8 @@ def quiet() -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Hides all warnings, and what Lightning logs below an error, for a while: for one of many runs in a row."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    """Hides all warnings, and what Lightning and we log below an error, for a while: for one of many runs in a row."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "icnets")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
