@@ -110,7 +110,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(not callable(getattr(icnets, "compare", None)), reason="waits for icnets.compare(model, folder)")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_command_runs(folder: Path) -> None:

@@ -24,7 +24,7 @@ def rows(run: str) -> list[dict[str, str]]:
 
 
 def same_weights(first: str, second: str) -> bool:
-    states = [icnets.load(f"runs/{run}/checkpoints/last.safetensors").state_dict() for run in (first, second)]
+    states = [icnets.load(f"runs/{run}/checkpoints/best.safetensors").state_dict() for run in (first, second)]
     return all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
@@ -53,7 +53,8 @@ def test_the_program_goes_on_with_its_run(tmp_path: Path, capsys: pytest.Capture
     ic = icnets.ICConfig(layers="kxk")
     options = {"model_options": SMALL, "ic": ic, "image_size": 32, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     result = icnets.fit("resnet10t", root, name="a", max_epochs=1, **options)
-    assert main(result.test_command.split()[1:]) == 0
+    assert str(result).endswith("next: icnets report runs/a")
+    assert main(["test", "--name", "a"]) == 0
     assert main(["fit", "--name", "a", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
     assert yaml.safe_load(Path("runs/a/config.yaml").read_text())["model"]["ic"]["layers"] == "kxk"
     assert len(rows("a")) == 2
@@ -80,9 +81,12 @@ def test_a_module_and_two_datasets() -> None:
     trained = network()
     quiet = {"enable_progress_bar": False, "lr": 0.5}
     result = icnets.fit(trained, (Named(), Named()), name="a", max_epochs=3, **quiet)
-    assert (result.top1, result.test_command) == (1.0, "")
-    again = icnets.load(result.folder / "checkpoints" / "last.safetensors", network())
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in trained.state_dict().items())
+    assert (result.top1, result.stopped) == (1.0, "")
+    assert result.weights is not None
+    icnets.load(result.weights, network())
+    (last,) = (result.folder / "checkpoints").glob("step-*.ckpt")
+    kept = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, kept[f"network.{key}"]) for key, value in trained.state_dict().items())
     icnets.fit(network(), (Named(), Named()), name="b", max_epochs=3, workers=1, **quiet)
     assert rows("a") == rows("b")  # what a dataset draws depends on the seed, not on who reads it
     icnets.fit(network(), (Named(), Named()), name="c", max_epochs=3, seed=1, **quiet)

@@ -229,8 +229,12 @@ def test_a_finished_study_trains_nothing_and_says_the_same(files: Path, capsys: 
     errors = dict(map(figures_of, out.partition("error, %")[2].splitlines()[2:8]))
     assert list(accuracies) == list(errors)
     for name, (mean, low, high, *difference) in accuracies.items():  # of accuracy; now of error
-        now = [100 - mean, 100 - high, 100 - low, *(-difference[i] for i in (0, 2, 1) if difference)]
-        assert errors[name][: len(now)] == pytest.approx(now, abs=0.0101)
+        # Two seeds: what was their interval is now the two values, whose half distance is 1 / 12.706 of its half width.
+        now = [100 - mean, *(100 - mean + sign * (high - low) / 2 / 12.7062 for sign in (-1, 1))]
+        if difference:
+            middle, least, most = difference
+            now += [-middle, *(-middle + sign * (most - least) / 2 / 12.7062 for sign in (-1, 1))]
+        assert errors[name][: len(now)] == pytest.approx(now, abs=0.0121)
 
 
 def test_a_study_that_was_killed_trains_what_is_missing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,7 @@ def make_network(
             what = f"can't get timm's pretrained weights of {name}: {first_line(error).partition('. ')[0]}"
             raise ValueError(f"{what}; if you have them as a file, give --weights FILE") from error
         # timm stumbles over unfitting options somewhere within, by any kind of error
-        what = f"timm can't make {name} with model_options {dict(options or {})}: {first_line(error)}"
+        what = f"timm can't make {name} with the options {dict(options or {})}: {first_line(error)}"
         raise ValueError(f"{what}; check them") from error
 
 

@@ -54,7 +54,7 @@ def predicted(*argv: str) -> list[dict[str, str]]:
 
 def test_it_is_trained_resumed_tested_predicted_and_exported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FIT, "--model.ic.layers", "all"]) == 0
-    assert f"next: icnets test --ckpt_path runs/a/checkpoints/best.ckpt --model {NAME}\n" in capsys.readouterr().out
+    assert "next: icnets report runs/a\n" in capsys.readouterr().out
     resumed = ["fit", "--name", "a", "--ckpt_path", "last", "--model", NAME, "--trainer.max_epochs", "2"]
     assert main(resumed) == 0
     assert main(["test", "--name", "a", "--ckpt_path", "best", "--model", NAME]) == 0
@@ -69,7 +69,7 @@ def test_it_is_trained_resumed_tested_predicted_and_exported(capsys: pytest.Capt
     assert Path("MyCNN.pt2").is_file()
 
 
-@pytest.mark.parametrize("source", ["runs/a", BEST, "runs/a/checkpoints/best.ckpt"])
+@pytest.mark.parametrize("source", ["runs/a", BEST, "runs/a/checkpoints/step-000000002.ckpt"])
 def test_a_file_imports_no_code_and_says_how(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(FIT) == 0
     del sys.modules[imported(NAME).__module__]
@@ -93,7 +93,7 @@ def test_a_configuration_needs_consent(capsys: pytest.CaptureFixture[str]) -> No
     assert main([*config, "--model", NAME]) == 0
     assert Path("made").is_dir()
     assert main([*config, "--allow-imports", "true"]) == 0
-    assert main(["test", "--ckpt_path", "runs/MyCNN-1/checkpoints/best.ckpt"]) == 2
+    assert main(["test", "--ckpt_path", "runs/MyCNN-1/checkpoints/best.safetensors"]) == 2
     assert "was not imported" in capsys.readouterr().err
 
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from icnets.comparison.comparison_table import too_few
-from icnets.comparison.statistics import paired_difference, t_interval
+from icnets.comparison.statistics import shown_interval, t_interval
 from icnets.comparison.verdict import recommendation
 
 
 def row(name: str, differences: list[float] | None, ic: int = 10, time: float = 1.0) -> SimpleNamespace:
-    gain = None if differences is None else paired_difference([10 + d for d in differences], [10.0] * len(differences))
+    gain = None if differences is None else shown_interval(differences)
     cost = SimpleNamespace(
         parameters=SimpleNamespace(total=1000 + ic, ic=ic), latency=SimpleNamespace(ratio=time, ms_per_image=1.0)
     )
@@ -67,7 +67,7 @@ def test_below_three_seeds_there_is_no_verdict(differences, more):
 
 
 def test_two_values_show_their_range_and_no_interval():
-    found = t_interval([4.0, 5.0])
+    found = shown_interval([4.0, 5.0])
     assert (found.low, found.high, found.excludes_zero) == (None, None, False)
     assert found.format() == "4.50 (4.00 and 5.00)"
 

@@ -155,7 +155,7 @@ def test_an_output_that_is_no_number_is_an_error(capsys: pytest.CaptureFixture[s
     write_image(Path("x.png"))
     assert main(["predict", "nan.safetensors", "x.png", "--out", "a.csv"]) == 1
     assert [row["error"] for row in rows_of("a.csv")] == ["the network's output is not a number"]
-    assert "1 of 1 images have no prediction; they are in the output, with the reason:" in capsys.readouterr().err
+    assert "1 of 1 image can't be predicted; they are in the output, with the reason:" in capsys.readouterr().err
 
 
 def test_a_folder_of_save_pretrained_is_a_model() -> None:
@@ -215,7 +215,7 @@ MISTAKES = [
     ("net.safetensors x.png ", "one of the paths is empty; give image files or folders of them"),
     ("x.png x.png", "x.png isn't a file of weights*"),
     ("resnet19 x.png", "there is no file resnet19, and timm * has no network 'resnet19'; near it: *"),
-    ("resnet18 x.png", "resnet18 has random weights; give --pretrained, or a checkpoint"),
+    ("resnet18 x.png", "resnet18 alone has random weights; give --weights FILE, or --pretrained"),
     ("resnet18.none x.png --pretrained", "can't get timm's pretrained weights of resnet18.none: *"),
 ]
 

@@ -113,7 +113,7 @@ def test_ids_are_unique(page: str) -> None:
 def test_the_table_is_the_comparisons(run: Path, page: str) -> None:
     text = Elements(page).text
     for row in json.loads((run / "results.json").read_text())["methods"]:
-        assert f"{row['error']['mean']:.2f} [" in text
+        assert f"{row['error']['mean']:.2f} (" in text  # of two seeds
     assert "basic, <b>on</b>" in text
     assert "icnets compare --config" in text
 

@@ -172,5 +172,5 @@ def test_every_kind_can_be_imported() -> None:
 
 @pytest.mark.parametrize("path", ["studies.solar", "studies.nowhere:Data", "studies.solar:Nothing", ":Data"])
 def test_import_paths_that_lead_nowhere(path: str) -> None:
-    with pytest.raises(ValueError, match=f"'{path}' can't be imported: .*module:name"):
+    with pytest.raises(ValueError, match=f"{path}'? (can't be imported|names no code)"):
         imported(path)

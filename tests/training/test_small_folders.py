@@ -10,7 +10,6 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from icnets.cli import main
 from icnets.data.epochs import default_batch
@@ -198,7 +197,9 @@ def test_what_ic_adds_to_trained_weights_and_resuming(tmp_path: Path, capsys: py
     groups = torch.load(first, weights_only=True)["optimizer_states"][0]["param_groups"]
     assert [group["initial_lr"] for group in groups] == pytest.approx([0.01, 0.01, 0.001])
     assert main(["fit", "--name", "resumed", "--ckpt_path", str(first)]) == 0
-    whole, resumed = (load_file(Path("runs", name, "checkpoints/last.safetensors")) for name in ("ic", "resumed"))
+    last = [sorted(Path("runs", name, "checkpoints").glob("step-*.ckpt"))[-1] for name in ("ic", "resumed")]
+    assert last[0].name == last[1].name != first.name
+    whole, resumed = (torch.load(path, weights_only=True)["state_dict"] for path in last)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert main(["fit", "--name", "other", "--ckpt_path", str(first), "--model.new_lr", "1"]) != 0
     assert "was trained with new_lr 0.1, and new_lr is 1: a training goes on" in capsys.readouterr().err

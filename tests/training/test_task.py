@@ -116,14 +116,24 @@ def test_an_ic_network_is_not_calibrated_again(tmp_path: Path) -> None:
         task(init_from=tmp_path / "ic.safetensors", ic=ICConfig(warm_start="calibrate"))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_last_layer_of_other_classes_is_new(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained, file = tiny(num_classes=7), tmp_path / f"seven{suffix}"
+    if suffix == ".pth":
+        torch.save(trained.state_dict(), file)
+    else:
+        save(trained, file)
+    found = task(init_from=file).network.state_dict()
+    assert f"seven{suffix} is of 7 classes: the last layer, fc, is new" in caplog.text
+    assert found["fc.weight"].shape == (10, 16)
+    assert all(torch.equal(found[k], v) for k, v in trained.state_dict().items() if not k.startswith("fc."))
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    save(tiny(num_classes=7), tmp_path / "seven.safetensors")
-    with pytest.raises(
-        ValueError, match=r"seven\.safetensors doesn't fit the model: .*\(7, 16\) instead of \(10, 16\)"
-    ):
-        task(init_from=tmp_path / "seven.safetensors")
-    torch.save(tiny(num_classes=7).state_dict(), tmp_path / "seven.pth")
-    with pytest.raises(ValueError, match=r"seven\.pth doesn't fit the network: .*\(7, 16\)"):
+    state = tiny(num_classes=7).state_dict()
+    state["conv1.0.weight" if "conv1.0.weight" in state else "conv1.weight"] = torch.zeros(5, 1, 3, 3)
+    torch.save(state, tmp_path / "seven.pth")
+    with pytest.raises(ValueError, match=r"seven\.pth doesn't fit the network: .*\(5, 1, 3, 3\)"):
         task(init_from=tmp_path / "seven.pth")
     with pytest.raises(ValueError, match=r"there is no checkpoint .*none\.pth"):
         task(init_from=tmp_path / "none.pth")

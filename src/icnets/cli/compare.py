@@ -70,11 +70,17 @@ def read_settings(argv: Sequence[str]) -> Settings:
     """
     from jsonargparse import ArgumentParser
 
-    about = f"{__doc__} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
+    own = "icnets compare FOLDER --model NAME --minutes 20 fine-tunes a trained network on images of your own."
+    about = f"{__doc__} {own} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
     parser = ArgumentParser(prog="icnets compare", description=about, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
     images = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
     if "--help" in argv:
+        parser.add_argument("FOLDER", nargs="?", help="images of your own, as --data.root; needs --model")
+        parser.add_argument("--model", help="timm's name, a checkpoint, or code such as my_cnn.py:MyCNN")
+        parser.add_argument(
+            "--weights", help="file of the weights that it starts from; timm's pretrained ones by default"
+        )
         parser.add_class_arguments(ImageData, **images)
     parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of earlier versions
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())

@@ -184,7 +184,7 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
     from icnets.support.text import counted
 
     if errors:
-        what = "have no prediction" if any(error.image is not None for error in errors) else "can't be read"
+        what = "can't be predicted" if any(error.image is not None for error in errors) else "can't be read"
         print(
             f"{len(errors):,} of {counted(total, 'image')} {what}; they are in the output, with the reason:",
             file=sys.stderr,

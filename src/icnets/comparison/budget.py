@@ -96,7 +96,7 @@ def chosen(of: str, minutes: float, paces: Sequence[Pace], sizes: dict[str, int]
     Example:
         >>> sizes = {"train": 200, "val": 50, "test": 50}
         >>> print(chosen("", 5, [Pace(0.005, 0.002, 1)] + 4 * [Pace(0.008, 0.003, 1)], sizes, gone=15))
-        4 seeds of 8 epochs
+        3 seeds of 6 epochs
     """
     left = _IDLE * max(60 * minutes - gone - _LAST, 0.0)
 

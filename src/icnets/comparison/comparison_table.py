@@ -9,7 +9,7 @@ from typing import Any
 from icnets.comparison.planned_runs import Entry
 from icnets.comparison.runs import Run
 from icnets.comparison.settings import Settings
-from icnets.comparison.statistics import Interval, paired_difference, t_interval
+from icnets.comparison.statistics import Interval, differences, shown_interval
 from icnets.profile.measure import Count, Latency
 from icnets.support.tables import Table
 
@@ -89,7 +89,7 @@ def rows(
         if name == other or not found:
             return None
         own, theirs = zip(*((a.error, b.error) for a, b in found), strict=True)
-        return paired_difference(own, theirs, confidence, overlap)
+        return shown_interval(differences(own, theirs), confidence, overlap)
 
     result = []
     for entry in entries:
@@ -100,7 +100,7 @@ def rows(
             Row(
                 name=name,
                 start=entry.start,
-                error=_within(t_interval([run.error for run in own], confidence, overlap)),
+                error=_within(shown_interval([run.error for run in own], confidence, overlap)),
                 to_basic=difference(name, entry.basic),
                 control=None if to_control is None else entry.control,
                 to_control=to_control,

@@ -112,6 +112,8 @@ def for_network(model: str, weights: str | None, images: Mapping[str, Any]) -> d
     channels = int(images.get("in_chans") or 3)
     seen = {name: getattr(notes, name) or () for name in ("mean", "std")}
     said = {name: list(v) for name, v in seen.items() if len(v) == channels and images.get(name) is None}
+    if images.get("root") is None and images.get("train_shards") is None:  # digits, which have their own
+        said = {}
     return {"network": network, "data": said, "out": default_out(model, images)}
 
 

@@ -262,7 +262,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.methods:
-            raise ValueError("there are no methods to compare; give a recipe, such as --config recipes/demo.yaml")
+            what = "there are no methods to compare"
+            raise ValueError(f"{what}; give a folder of images, or a recipe, such as --config recipes/demo.yaml")
         if bool(self.networks) != bool(self.parts):
             raise ValueError("a grid needs networks and parts; give both, or neither")
         _check_methods("methods", self.methods)

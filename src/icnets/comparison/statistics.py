@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` values and its confidence interval; fewer than 3 values have none (low = high = None).
+    """A mean over ``n`` values and its confidence interval; one value alone has no interval (low = high = None).
 
-    ``least`` and ``most``: of two values, which are shown instead.
+    ``least`` and ``most``: of values that are shown instead of an interval.
 
     Example:
         >>> Interval(-0.3, -0.9, 0.3, 5).format(1, signed=True)
@@ -66,7 +66,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float
     """Mean of ``values`` with Student's t interval, which takes them for independent draws of a normal distribution.
 
     Args:
-        values: at least one; the interval of two would be several times as wide as what they say.
+        values: at least one.
         confidence: of the interval.
         overlap: test over training examples where the values come from the folds of a cross-validation, whose training
             sets overlap: 1 / (k - 1) for k folds. The variance of the mean is then taken as s² (1/n + overlap)
@@ -85,10 +85,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Interval(mean, None, None, 1, confidence)
-    quantile = t_quantile(confidence, n - 1)
-    if n == 2:
-        return Interval(mean, None, None, 2, confidence, min(values), max(values))
-    half = quantile * statistics.stdev(values) * math.sqrt(1 / n + overlap)
+    half = t_quantile(confidence, n - 1) * statistics.stdev(values) * math.sqrt(1 / n + overlap)
     return Interval(mean, mean - half, mean + half, n, confidence)
 
 
@@ -111,3 +108,16 @@ def paired_difference(
         '+0.67 [−0.05, +1.38]'
     """
     return t_interval(differences(a, b), confidence, overlap)
+
+
+def shown_interval(values: Sequence[float], confidence: float = 0.95, overlap: float = 0.0) -> Interval:
+    """:func:`t_interval`, but two values are shown as they are: their interval would be 13 times as wide as they lie.
+
+    Example:
+        >>> shown_interval([4.0, 5.0]).format()
+        '4.50 (4.00 and 5.00)'
+    """
+    found = t_interval(values, confidence, overlap)
+    if found.n != 2:
+        return found
+    return Interval(found.mean, None, None, 2, confidence, min(values), max(values))

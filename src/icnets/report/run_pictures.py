@@ -63,7 +63,7 @@ def save_pictures(trainer: Any, folder: Path) -> None:
     """Draws what a training has to show at its end: curves.png and confusion.png."""
     callbacks = vars(trainer)["callbacks"]
     rows = next(c.rows for c in callbacks if isinstance(c, History))
-    counts = next(c.counts for c in callbacks if isinstance(c, ValidationCounts))
+    counts = next((c.counts for c in callbacks if isinstance(c, ValidationCounts)), None)
     if trainer.fast_dev_run:
         return
     if rows:

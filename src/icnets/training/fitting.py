@@ -184,7 +184,7 @@ class FitResult:
     stopped: str
 
     def __str__(self) -> str:
-        best = [f"best val/top1 {self.top1:.2%} in epoch {self.epoch} of {self.epochs}"] * (self.top1 is not None)
+        best = [] if self.top1 is None else [f"best val/top1 {self.top1:.2%} in epoch {self.epoch} of {self.epochs}"]
         report = f"; next: icnets report {shlex.quote(str(self.folder))}" if self.weights is not None else ""
         return "\n".join([*best, *filter(None, [self.stopped]), f"files in {self.folder}{report}"])
 
