@@ -148,7 +148,10 @@ def budgeted(
         unfinished.write_text(json.dumps(asdict(budget)) + "\n", encoding="utf-8")
     size = settings.data.get("image_size")
     pixels = f"images of {size} pixels, " if size else ""
-    print(f"{minutes:g} minutes: {budget}, {pixels}{seen['sizes']['train']} to train", flush=True)
+    print(
+        f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}: {budget}, {pixels}{seen['sizes']['train']} to train",
+        flush=True,
+    )
     if budget.seeds < _FEW:
         print("fewer than 3 seeds have no interval: give more --minutes, or a smaller --data.image_size", flush=True)
     cells = [str(Cell(method.name, method.name)) for method in settings.methods]

@@ -54,7 +54,8 @@ def write_page(content: Mapping[str, Any], out: Path) -> None:
 
 def _page(comparison: ComparisonFiles) -> dict[str, Any]:
     record, rows, settings = comparison.record, comparison.rows, comparison.settings
-    data, shown = record["data"], entries(settings, plan(settings))
+    data = record["data"]
+    shown = [entry for entry in entries(settings, plan(settings)) if comparison.runs.get(entry.name)]
     table = comparison_table(rows, settings, data)
     return {
         "verdicts": verdicts(rows),
