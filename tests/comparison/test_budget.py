@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icnets.comparison import budget
-from icnets.comparison.budget import Budget, Pace, budgeted, chosen, measure, pace_of, probes
+from icnets.comparison.budget import Budget, Pace, budgeted, chosen, measure, pace_of, probes, with_more_seeds
 from icnets.comparison.planned_runs import plan
 from icnets.comparison.settings import ComparedTraining, Method, Network, Settings
 
@@ -81,6 +81,17 @@ def test_a_budget_is_kept_and_other_minutes_change_the_seeds_alone(tmp_path, cap
     assert len(more.seeds) == 2 * len(applied.seeds)
     assert more.training == applied.training
     assert f"{len(applied.seeds)} seeds of {applied.training.epochs} epochs" in capsys.readouterr().out
+
+
+def test_time_that_is_left_is_for_more_seeds(tmp_path):
+    first = settings(tmp_path, minutes=5.0)
+    applied, _ = budgeted(first, plan(first), OneWorker(), {"sizes": SIZES}, budget.time.monotonic())
+    done = replace(applied, seeds=[0, 1, 2])
+    assert with_more_seeds(done, 5.0, gone=250.0, a_seed=40.0) is None
+    more = with_more_seeds(done, 5.0, gone=190.0, a_seed=40.0)
+    assert more == replace(done, seeds=[0, 1, 2, 3, 4])
+    again, _ = budgeted(first, plan(first), OneWorker(), {"sizes": SIZES}, budget.time.monotonic())
+    assert again.seeds == more.seeds
 
 
 def test_the_budget_of_another_comparison_is_refused(tmp_path):

@@ -22,10 +22,10 @@ from icnets.support.quiet import silence
 
 _FEW, _MANY = 3, 10  # seeds: an interval needs 3, and more than 10 are worth less than longer trainings
 _SHORT, _LONG = 10, 30  # epochs, likewise
-_PART = 0.1  # of the time that one run may take, so that there is something to see soon
+_PART = 0.08  # of the time that one run may take, so that there is something to see soon
 _IDLE = 0.92  # of the processes' time is used: at the end one waits for another
 _LAST = 12.0  # seconds for the table and the page
-_WARM, _STEPS, _ENOUGH = 2, 10, 3.0  # steps of a probe that don't count, and all of them; or seconds
+_WARM, _STEPS, _ENOUGH = 2, 8, 2.0  # steps of a probe that don't count, and all of them; or seconds
 _FRESH = 512  # images of an epoch that pass once more, for the statistics of batch norms
 
 
@@ -144,8 +144,7 @@ def budgeted(
         basic, other = workers.paces(probes(jobs))
         paces = [pace_of(method, basic, other) for method in settings.methods]
         budget = chosen(of, minutes, paces, seen["sizes"], time.monotonic() - start)
-    with atomic_write(file) as unfinished:
-        unfinished.write_text(json.dumps(asdict(budget)) + "\n", encoding="utf-8")
+    _keep(file, budget)
     size = settings.data.get("image_size")
     pixels = f"images of {size} pixels, " if size else ""
     print(
@@ -157,6 +156,29 @@ def budgeted(
     cells = [str(Cell(method.name, method.name)) for method in settings.methods]
     expected = [workers.count * seconds / budget.epochs for seconds in budget.seconds]
     return budget.apply(settings), dict(zip(cells, expected, strict=True))
+
+
+def with_more_seeds(settings: Settings, minutes: float, gone: float, a_seed: float) -> Settings | None:
+    """The settings with the seeds for which there is time left, in budget.json as well; None: there is none.
+
+    Args:
+        settings: of which everything is done.
+        minutes: of the whole comparison.
+        gone: seconds that are gone.
+        a_seed: seconds that one more seed takes.
+    """
+    more = min(math.floor((60 * minutes - gone - _LAST) / a_seed), _MANY - len(settings.seeds))
+    if more < 1:
+        return None
+    file, seeds = settings.out / "budget.json", len(settings.seeds) + more
+    _keep(file, replace(Budget(**json.loads(file.read_text(encoding="utf-8"))), seeds=seeds))
+    print(f"there is time for {seeds} seeds", flush=True)
+    return replace(settings, seeds=list(range(seeds)))
+
+
+def _keep(file: Path, budget: Budget) -> None:
+    with atomic_write(file) as unfinished:
+        unfinished.write_text(json.dumps(asdict(budget)) + "\n", encoding="utf-8")
 
 
 def _kept(file: Path, of: str, minutes: float) -> Budget | None:

@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from icnets.comparison import lines
-from icnets.comparison.budget import budgeted
+from icnets.comparison.budget import budgeted, with_more_seeds
 from icnets.comparison.comparison_table import Cost, Row, comparison_table, provisional, rows, verdicts
 from icnets.comparison.grid import Workers, worker_count
 from icnets.comparison.planned_runs import Cell, Job, entries, plain, plan, without_places
@@ -161,6 +161,19 @@ class _Record:
         lines.rewrite(self.settings.file, [self.header, *self.costs, *runs])
 
     def train(self, workers: Workers) -> None:
+        """Runs everything; of a budget, seeds for which there is time left as well."""
+        begun, done = time.monotonic(), len(self.known)
+        self._train_missing(workers)
+        while self.minutes is not None and len(self.known) - done >= len(self.cells):
+            now = time.monotonic()
+            a_seed = (now - begun) / (len(self.known) - done) * len(self.cells)
+            more = with_more_seeds(self.settings, self.minutes, now - self.start, a_seed)
+            if more is None:
+                return
+            self.settings, self.jobs = more, plan(more, self.seen)
+            self._train_missing(workers)
+
+    def _train_missing(self, workers: Workers) -> None:
         """Runs what is missing, and what others need of a lost checkpoint."""
         settings, known = self.settings, self.known
         missing = [job for job in self.jobs if job.id not in known]

@@ -61,7 +61,7 @@ def compare(
         ...     network={"weights": None, "options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
         ...     training={"epochs": 1, "extra_epochs": 1},
         ... )  # doctest: +ELLIPSIS
-        5 runs, 5 to do...
+        measuring 5 networks...
         >>> found.runs
         5
     """
