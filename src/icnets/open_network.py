@@ -22,6 +22,7 @@ from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.support.named_code import imported, names_code
 from icnets.support.text import few, first_line
 
+_BEST = "best.safetensors"
 _IN_FOLDERS = ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.ckpt")
 
 
@@ -285,7 +286,8 @@ def _code_needed(file: Path, why: str = "") -> str:
         name = _config(file)[0].get("model")
     ours = isinstance(name, str) and names_code(name)
     code, why = (name, "") if ours else ("my_cnn.py:MyCNN", f" ({why})" if why else "")
-    return f"is of a network of your own; name its code too: {code} --weights {file.with_suffix('.safetensors')}{why}"
+    weights = file.with_suffix(".safetensors") if file.with_suffix(".safetensors").is_file() else file.parent / _BEST
+    return f"is of a network of your own; name its code too: {code} --weights {weights}{why}"
 
 
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:

@@ -472,7 +472,7 @@ CASES: list[tuple[list[str], str]] = [
     (["compare", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
     (
         ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, x, 16, 16], stem_width: 8}"],
-        "timm can't make resnet10t with model_options {'channels': [8, 'x', 16, 16], 'stem_width': 8}: *; check them",
+        "timm can't make resnet10t with the options {'channels': [8, 'x', 16, 16], 'stem_width': 8}: *; check them",
     ),
     (
         ["fit", "--config", BASIC, "--model.model_options", "{channels: [8, 8], stem_width: 8}"],
@@ -489,7 +489,7 @@ CASES: list[tuple[list[str], str]] = [
         "resnet10t has no ic_ name of its own; convert it by its name: --model.model resnet10t --model.ic.layers all*",
     ),
     ([*FIT, "--model.model", "resnet19"], "timm * has no network 'resnet19'; near it: *"),
-    ([*FIT, "--model.ic.layers", "some"], "layers is 'some'; it must be one of all, kxk, no-stem"),
+    ([*FIT, "--model.ic.layers", "some"], "layers is 'some'; it must be one of all, auto, kxk, no-stem"),
     ([*FIT, "--model.init_from", "none.pth"], "there is no checkpoint none.pth; check the path"),
     ([*FIT, "--model.init_from", "cut.safetensors"], "cut.safetensors is not a whole safetensors file (*"),
     ([*FIT, "--model.init_from", "bad.ckpt"], "bad.ckpt isn't a file of weights, but *; fetch or unpack*"),
