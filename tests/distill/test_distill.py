@@ -410,3 +410,15 @@ def test_a_teacher_that_gives_no_numbers(value: float) -> None:
         WeakLogitDistillation()(student, teacher, target, 0.0)
     student[1, 2] = math.nan  # the inputs may be the cause, which the loss shows
     assert WeakLogitDistillation()(student, teacher, target, 0.0).isnan()
+
+
+def test_classes_that_logits_leave_out_count_for_nothing() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([0.0, 0.0, 0.0, float("-inf")])
+    student, teacher = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4)
+    target, wld = torch.tensor([0, 1, 2, 0]), WeakLogitDistillation()
+    found = wld(student + mask, teacher + mask, target, 0.0)
+    wanted = wld(student[:, :3], teacher[:, :3], target, 0.0)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (found, wanted)]
+    torch.testing.assert_close(*gradients)

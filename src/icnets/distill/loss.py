@@ -317,7 +317,8 @@ class WeakLogitDistillation(nn.Module):
             student, teacher = _z_score(student), _z_score(teacher)
         log_s = F.log_softmax(student / self.temperature, dim=1)
         log_t = F.log_softmax(teacher / self.temperature, dim=1)
-        divergence = (log_t.exp() * (log_t - log_s)).sum(1)
+        masked = log_t.isneginf()  # classes that both leave out by logits of -inf, of which 0 * (inf - inf) is nan
+        divergence = (log_t.exp() * (log_t.masked_fill(masked, 0) - log_s.masked_fill(masked, 0))).sum(1)
         if correct is not None:
             divergence = torch.where(correct, divergence, torch.zeros_like(divergence))
         return self.temperature**2 * divergence.mean()
