@@ -17,8 +17,9 @@ from icnets.comparison.planned_runs import Cell, Job, plain
 from icnets.comparison.runs import build, create_for, data_of, fit
 from icnets.comparison.settings import Method, Settings
 from icnets.profile.measure import use_threads
-from icnets.support.files import atomic_write
+from icnets.support.files import write_json
 from icnets.support.quiet import silence
+from icnets.support.text import counted
 
 _FEW, _MANY = 3, 10  # seeds: an interval needs 3, and more than 10 are worth less than longer trainings
 _SHORT, _LONG = 10, 30  # epochs, likewise
@@ -58,7 +59,7 @@ class Budget:
     seconds: list[float]
 
     def __str__(self) -> str:
-        return f"{self.seeds} seeds of {self.epochs} epochs" if self.epochs > 1 else f"{self.seeds} seeds of 1 epoch"
+        return f"{counted(self.seeds, 'seed')} of {counted(self.epochs, 'epoch')}"
 
     def apply(self, settings: Settings) -> Settings:
         """The settings with these epochs and seeds, and without a budget."""
@@ -144,7 +145,7 @@ def budgeted(
         basic, other = workers.paces(probes(jobs))
         paces = [pace_of(method, basic, other) for method in settings.methods]
         budget = chosen(of, minutes, paces, seen["sizes"], time.monotonic() - start)
-    _keep(file, budget)
+    write_json(asdict(budget), file)
     size = settings.data.get("image_size")
     pixels = f"images of {size} pixels, " if size else ""
     print(
@@ -171,14 +172,9 @@ def with_more_seeds(settings: Settings, minutes: float, gone: float, a_seed: flo
     if more < 1:
         return None
     file, seeds = settings.out / "budget.json", len(settings.seeds) + more
-    _keep(file, replace(Budget(**json.loads(file.read_text(encoding="utf-8"))), seeds=seeds))
+    write_json(asdict(replace(Budget(**json.loads(file.read_text(encoding="utf-8"))), seeds=seeds)), file)
     print(f"there is time for {seeds} seeds", flush=True)
     return replace(settings, seeds=list(range(seeds)))
-
-
-def _keep(file: Path, budget: Budget) -> None:
-    with atomic_write(file) as unfinished:
-        unfinished.write_text(json.dumps(asdict(budget)) + "\n", encoding="utf-8")
 
 
 def _kept(file: Path, of: str, minutes: float) -> Budget | None:

@@ -149,7 +149,7 @@ class _Record:
             settings, self.expected = budgeted(settings, jobs, workers, seen, start)
             jobs = plan(settings, seen)
         self.settings, self.jobs, self.workers, self.costs = settings, jobs, workers.count, costs
-        self.data, self.seen, self.command, self.start = data, seen, command, start
+        self.seen, self.command, self.start = seen, command, start
         self.known = _known(settings, jobs)
         self.header = _header(settings, data, seen["sizes"])
         self._shown = -math.inf

@@ -13,12 +13,11 @@ from torch import nn
 
 from icnets import checkpoint
 from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, read_notes
-from icnets.checkpoint.weights_files import strings_of
 from icnets.comparison.engine import Comparison, run_comparison
 from icnets.comparison.run_files import rebuilt
 from icnets.comparison.runs import GIVEN
 from icnets.comparison.settings import Settings
-from icnets.open_network import network_file
+from icnets.open_network import network_file, notes_of_start
 from icnets.support.named_code import names_code
 
 RECIPE = files("icnets.comparison").joinpath("own_images.yaml")
@@ -106,7 +105,7 @@ def for_network(model: str, weights: str | None, images: Mapping[str, Any]) -> d
     elif names_code(model):
         if weights is None:
             raise ValueError(f"{model} needs the weights that it starts from: give --weights FILE")
-        notes = read_notes(strings_of(Path(weights)) or {})
+        notes = notes_of_start(Path(weights))
     elif (cfg := get_pretrained_cfg(model.removeprefix("ic_"), allow_unregistered=True)) is not None:
         notes = notes_of_cfg(cfg.to_dict())
     channels = int(images.get("in_chans") or 3)
