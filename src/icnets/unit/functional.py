@@ -17,7 +17,6 @@ The environment variable ``ICNETS_FUSED=0`` turns these paths off. All of them a
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -121,7 +120,7 @@ def collide_(
 
     ``y`` is ``(N, C, *L)``, dense and contiguous or channels last; ``s`` is ``(N, groups, *L)``, vectors ``(C,)``.
     """
-    if native.serves(y, s):
+    if native.serves(y, sums=s):
         return cast(Tensor, native.operator("collide_")(y, s, collision, factor, offset, gain))
     if (z := gpu.run("collide_", y, s, collision, factor, offset, gain)) is not None:
         return cast(Tensor, z)
@@ -146,7 +145,7 @@ def collide_backward(
     ``followed``: autograd (for second derivatives) or vmap follows this call, so it uses torch's operators alone.
     """
     if not followed:
-        if native.serves(z, s) and native.serves(z, dz):
+        if native.serves(z, dz, s):
             operator = native.operator("collide_backward")
             dy, ds, dv, do, dg = operator(dz, z, z_is_y, s, collision, factor, offset, gain)
             return dy, ds, dv, None if offset is None else do, None if gain is None else dg
@@ -271,9 +270,8 @@ def convolution(
         x, pairs = F.pad(x, pairs), [0] * len(pairs)
     conv, offset = (stride, pairs[::-2], dilation, groups), _offset(inner_bias, bias)
     trains = autograd.differentiable(x, weight, bias, collision, offset, gain)
-    if trains:
-        x, weight, bias = autograd.lowered(x, weight, bias)
-    with autograd.without_autocast(x.device.type) if trains else nullcontext():
+    x, weight, bias = autograd.lowered(x, weight, bias)
+    with autograd.without_autocast(x.device.type):
         compiled = native.serves(x, weight)
         if compiled and not trains:
             return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))

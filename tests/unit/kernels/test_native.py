@@ -59,14 +59,21 @@ def test_each_operator_is_used(called):
     assert called == ["deployed_conv"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_torchs_operators(called, dtype):
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, ["ic_conv"] * 2), (torch.float16, [])])
+def test_half_precision(called, dtype, expected):
     layer, x = ICConv2d(3, 4, 3, dtype=dtype), torch.randn(2, 3, 6, 6, dtype=dtype)
     with torch.no_grad():
         layer(x)
         with torch.autocast("cpu", dtype):
             ICConv2d(3, 4, 3)(x.float())
-    assert not called
+    assert called == expected
+    called.clear()
+    with torch.autocast("cpu", dtype):
+        z = ICConv2d(3, 4, 3)(x.float().requires_grad_())
+    assert z.dtype is dtype
+    z.sum().backward()
+    trained = ["field_sums", "collide_", "collide_backward", "add_field_gradient_"]
+    assert called == (trained if expected else [])
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -87,23 +94,58 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+SHAPES = [(9, 64, 1, 40), (9, 64, 4, 7), (9, 64, 64, 19), (9, 64, 1, 1), (3, 24, 1, 20), (2, 40, 8, 13), (5, 31, 31, 9)]
+SHAPES += [(2, 1, 1, 33), (1, 530, 2, 6), (2, 18, 2, 21)]
+BOUNDS = {torch.float64: 1e-11, torch.float32: 3e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("groups", "side"), [(1, 40), (4, 7), (64, 19), (1, 1)])
-def test_large_activations_equal_torchs_passes(monkeypatch, layout, groups, side):
-    # More places and images than one item of work has, in double precision.
-    shape = (9, 64, side, side)
-    y, dz = (torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout) for _ in range(2))
-    s = torch.randn(9, groups, side, side, dtype=torch.float64)
-    collision, offset = torch.randn(2, 64, dtype=torch.float64)
-    gain = torch.rand(64, dtype=torch.float64)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_large_and_odd_activations_equal_torchs_passes_in_double_precision(monkeypatch, layout, shape, dtype):
+    # More places and images than one item of work has, and channels that fill no vector of the processor's.
+    n, channels, groups, side = shape
+    work = torch.float64 if dtype is torch.float64 else torch.float32
+    y, dz = (torch.randn(n, channels, side, side).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    s, ds = torch.randn(2, n, groups, side, side, dtype=work)
+    collision, offset = torch.randn(2, channels, dtype=work)
+    gain = torch.rand(channels, dtype=work)
 
-    def both():
-        z = functional.collide_(y.clone(), s, collision, 0.3, offset, gain)
-        return z, *functional.collide_backward(dz, z, False, s, collision, offset, gain, 0.3)
+    def everything(exact):
+        a, b, t, u, v, o, g = (x.double() if exact else x for x in (y, dz, s, ds, collision, offset, gain))
+        window = ([1, 1], [1, 1], [0, 0], [1, 1])
+        sums = a.unflatten(1, [groups, -1]).sum(2) if exact else native.operator("field_sums")(a, *window, groups)
+        seen = b.clone(memory_format=torch.preserve_format)
+        if exact:
+            seen += u.repeat_interleave(channels // groups, 1)
+        else:
+            native.operator("add_field_gradient_")(seen, u, *window)
+        z = functional.collide_(a.clone(), t, v, 0.3, o, g)
+        # Backward from one z: which branches fire must not hang on its rounding.
+        z_given = functional.collide_(
+            y.clone().double(), s.double(), collision.double(), 0.3, offset.double(), gain.double()
+        )
+        z_given = z_given.to(dtype).to(a.dtype).contiguous(memory_format=layout)
+        return [sums, seen, z, *functional.collide_backward(b, z_given, False, t, v, o, g, 0.3)]
 
-    fast = both()
+    assert native.serves(y, dz, s)
+    fast = everything(exact=False)
     monkeypatch.setattr(native, "_operators", {})
-    torch.testing.assert_close(fast, both(), rtol=1e-11, atol=1e-11)
+    expected = everything(exact=True)
+    for found, right in zip(fast, expected, strict=True):
+        limit = BOUNDS[dtype] * right.abs().max().clamp(min=1)
+        assert (found.double() - right).abs().max() <= limit
+
+
+def test_bfloat16_rounds_as_torch_does():
+    y = torch.tensor([1.0, 1.00390625, 1.01171875, 3.4e38, float("inf"), float("nan"), -1.00390625, 1e-40] * 9)
+    y = y.to(torch.bfloat16).view(1, 1, 8, 9)
+    s, add = torch.zeros(1, 1, 8, 9), torch.linspace(-1, 1, 72).view(1, 1, 8, 9)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        z = y.clone().contiguous(memory_format=layout)
+        native.operator("add_field_gradient_")(z, add, [1, 1], [1, 1], [0, 0], [1, 1])
+        torch.testing.assert_close(z, (y.float() + add).to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+    assert functional.collide_(y, s, torch.zeros(1), 1.0, None, None).dtype is torch.bfloat16
 
 
 def test_not_a_number_stays_one():

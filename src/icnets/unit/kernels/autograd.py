@@ -110,7 +110,7 @@ class _ConvAndSum(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         dx, dw, db = torch.ops.aten.convolution_backward.default(dy, x, weight, sizes, *ctx.options, wanted)
         if dx is not None:
-            if _followed(dx, ds) or (ctx.compiled and not native.serves(dx, ds)):
+            if _followed(dx, ds) or (ctx.compiled and not native.serves(dx, sums=ds)):
                 dx = (dx + _spread(ds, dx, *ctx.windows)).type_as(dx)
             elif ctx.compiled:
                 native.operator("add_field_gradient_")(dx, ds, *ctx.windows)

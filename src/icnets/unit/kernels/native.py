@@ -33,7 +33,7 @@ _INSTRUCTIONS = {
     "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
 _FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-DAT_PER_OPERATOR_HEADERS"]
-_TYPES = (torch.float32, torch.float64)
+_SUMS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}  # by x's type
 
 _NAMES = ("ic_conv", "deployed_conv", "field_sums", "add_field_gradient_", "collide_", "collide_backward")
 
@@ -45,9 +45,14 @@ def loaded() -> bool:
     return bool(_operators)
 
 
-def serves(x: Tensor, other: Tensor) -> bool:
-    """Whether the operators can take both: on the CPU, of one exact type, and nothing watches what is called."""
-    if not _operators or not x.is_cpu or not other.is_cpu or x.dtype not in _TYPES or x.dtype is not other.dtype:
+def serves(x: Tensor, like: Tensor | None = None, sums: Tensor | None = None) -> bool:
+    """Whether the operators can take all: on the CPU, ``like`` of x's type, and nothing watches what is called.
+
+    ``sums`` are of x's type, or in single precision if x is in half: bfloat16; for float16 there are no operators.
+    """
+    if not _operators or x.dtype not in _SUMS or not all(t is None or t.is_cpu for t in (x, like, sums)):
+        return False
+    if (like is not None and like.dtype is not x.dtype) or (sums is not None and sums.dtype is not _SUMS[x.dtype]):
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and not torch.is_autocast_enabled("cpu")
 

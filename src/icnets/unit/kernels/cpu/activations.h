@@ -1,10 +1,12 @@
 // Activations, their channels, and one pass over them.
 //
-// Activations are (N, C, *L), dense, contiguous or channels last; sums s are (N, groups, *L); vectors (C,).
+// Activations are (N, C, *L), dense, contiguous or channels last; sums s are (N, groups, *L), in single precision for
+// half; vectors (C,).
 
 #pragma once
 
 #include "checks.h"
+#include "lanes.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -14,6 +16,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 #include <vector>
 
@@ -21,10 +24,13 @@ namespace icnets {
 
 constexpr int64_t kGrain = 1 << 14;  // elements below which a second thread costs more than it saves
 
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+// Calls f<T>() for the type T of t.
+template <typename F>
+void dispatch(const Tensor& t, const F& f) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, t.scalar_type(), "icnets", [&] { f.template operator()<scalar_t>(); });
+}
 
-template <typename T>
-T relu(T u) { return u <= T(0) ? T(0) : u; }  // keeps NaN
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // How an activation lies in memory.
 struct Shape {
@@ -44,60 +50,94 @@ struct Shape {
 
 bool dense(const Tensor& y) { return y.is_contiguous() || y.movedim(1, -1).is_contiguous(); }
 
-// Numbers per channel, side by side: `vectors[i]` times `factors[i]`, or `defaults[i]` where it is absent.
-template <typename T>
+// Numbers of each channel: `vectors[i]` times `factors[i]`, or `defaults[i]` where it is absent.
+template <typename A, size_t N>
 struct Channels {
   int64_t size;
-  std::vector<T> values;
+  std::vector<A> values;
 
-  Channels(int64_t size, std::initializer_list<std::tuple<const Vector*, double, double>> rows) : size(size) {
-    values.reserve(rows.size() * size);
+  Channels(int64_t size, const std::array<std::tuple<const Vector*, double, double>, N>& rows) : size(size) {
+    values.reserve(N * size);
     for (const auto& [vector, factor, absent] : rows) {
       if (!vector->has_value()) {
-        values.insert(values.end(), size, T(absent));
+        values.insert(values.end(), size, A(absent));
         continue;
       }
-      const Tensor v = (*vector)->to(c10::CppTypeToScalarType<T>::value).contiguous();
-      const T* p = v.const_data_ptr<T>();
-      for (int64_t c = 0; c < size; c++) values.push_back(T(factor) * p[c]);
+      const Tensor v = (*vector)->to(c10::CppTypeToScalarType<A>::value).contiguous();
+      const A* p = v.const_data_ptr<A>();
+      for (int64_t c = 0; c < size; c++) values.push_back(A(factor) * p[c]);
     }
   }
-  const T* row(int64_t i) const { return values.data() + i * size; }
+  const A* row(size_t i) const { return values.data() + i * size; }
+
+  // Of W channels from c on.
+  template <int W>
+  std::array<Lanes<A, W>, N> at(int64_t c) const {
+    std::array<Lanes<A, W>, N> found;
+    for (size_t i = 0; i < N; i++) found[i] = load<W>(row(i) + c);
+    return found;
+  }
 };
 
-// One pass: z = f(channel)(z, s) everywhere. `f(c)` copies the channel's numbers, which the loops keep in registers.
-template <typename T, typename F>
-void each(const Tensor& z, const Tensor& sums, const Shape& shape, const F& f) {
+template <int W, typename A, size_t N>
+std::array<Lanes<A, W>, N> spread_all(const std::array<A, N>& numbers) {
+  std::array<Lanes<A, W>, N> found;
+  for (size_t i = 0; i < N; i++) found[i] = spread<W>(numbers[i]);
+  return found;
+}
+
+// factor * collision, offset and gain.
+template <typename T>
+Channels<Work<T>, 3> unit_numbers(const Shape& shape, const Tensor& collision, double factor, const Vector& offset,
+                                  const Vector& gain) {
+  const Vector w = collision;
+  return {shape.channels(), {{{&w, factor, 0}, {&offset, 1, 0}, {&gain, 1, 1}}}};
+}
+
+// Places of one tile, channels last: few enough to lie in the nearest cache, many enough to load a channel's numbers
+// once for many of them.
+constexpr int64_t kTile = 64;
+
+int64_t tile(int64_t channels) { return std::clamp<int64_t>(4096 / channels, 4, kTile); }
+
+// One pass: z = op(z, s, numbers of the channel) everywhere.
+template <typename T, size_t N, typename F>
+void each(const Tensor& z, const Tensor& sums, const Shape& shape, const Channels<Work<T>, N>& numbers, const F& op) {
+  using A = Work<T>;
   const Tensor rows = shape.sums(sums);
   T* const out = z.mutable_data_ptr<T>();
-  const T* const s = rows.const_data_ptr<T>();
+  const A* const s = rows.const_data_ptr<A>();
   const int64_t channels = shape.channels(), places = shape.places, per_group = shape.per_group;
   if (!shape.channels_last) {
     at::parallel_for(0, shape.batch * channels, ceil_div(kGrain, places), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
-        const auto at = f(row % channels);
-        T* __restrict__ o = out + row * places;
-        const T* __restrict__ t = s + row / per_group * places;
-#pragma omp simd
-        for (int64_t l = 0; l < places; l++) o[l] = at(o[l], t[l]);
+        const auto own = numbers.template at<1>(row % channels);
+        T* const o = out + row * places;
+        const A* const t = s + row / per_group * places;
+        by_lanes<A>(places, [&]<int W>(int64_t l) {
+          store<W>(o + l, op(load<W>(o + l), load<W>(t + l), spread_all<W>(own)));
+        });
       }
     });
     return;
   }
-  at::parallel_for(0, shape.batch * places, ceil_div(kGrain, channels), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row++) {
-      T* __restrict__ o = out + row * channels;
-      const T* __restrict__ t = s + row * shape.groups;
-      if (per_group == 1) {
-#pragma omp simd
-        for (int64_t c = 0; c < channels; c++) o[c] = f(c)(o[c], t[c]);
-        continue;
-      }
-      for (int64_t g = 0; g < shape.groups; g++) {
-        const T sum = t[g];
-#pragma omp simd
-        for (int64_t c = g * per_group; c < (g + 1) * per_group; c++) o[c] = f(c)(o[c], sum);
-      }
+  const int64_t all = shape.batch * places, step = tile(channels);
+  at::parallel_for(0, ceil_div(all, step), ceil_div(kGrain, channels * step), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * step; first < std::min(end * step, all); first += step) {
+      const int64_t last = std::min(first + step, all);
+      const auto sweep = [&]<bool kDepthwise>(int64_t start, int64_t count, const A* t) {
+        by_lanes<A>(count, [&]<int W>(int64_t i) {
+          const auto own = numbers.template at<W>(start + i);
+          for (int64_t row = first; row < last; row++) {
+            T* const o = out + row * channels + start + i;
+            if constexpr (kDepthwise) store<W>(o, op(load<W>(o), load<W>(t + row * channels + i), own));
+            else store<W>(o, op(load<W>(o), spread<W>(t[row * shape.groups]), own));
+          }
+        });
+      };
+      if (per_group == 1) sweep.template operator()<true>(0, channels, s);
+      for (int64_t g = 0; per_group > 1 && g < shape.groups; g++)
+        sweep.template operator()<false>(g * per_group, per_group, s + g);
     }
   });
 }

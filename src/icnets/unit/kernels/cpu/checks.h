@@ -64,17 +64,22 @@ void check_activation(const char* name, const Tensor& t, int64_t groups) {
               " groups don't divide");
 }
 
+at::ScalarType work_type(const Tensor& t) {
+  return t.scalar_type() == at::kBFloat16 ? at::kFloat : t.scalar_type();
+}
+
 void check_type(const char* name, const Tensor& t, const char* other, const Tensor& like) {
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), "icnets: ", name, " is ", t.scalar_type(), " and ", other, " is ",
               like.scalar_type(), "; they must be the same");
 }
 
-// Sums (N, groups, *places) for y (N, C, *L).
+// Sums (N, groups, *places) for y (N, C, *L), in single precision for half.
 void check_sums(const char* name, const Tensor& s, const char* other, const Tensor& y, IntArrayRef places) {
   TORCH_CHECK(s.dim() >= 3 && s.size(0) == y.size(0) && s.sizes().slice(2) == places, "icnets: ", name, " has shape ",
               s.sizes(), "; for ", other, " of shape ", y.sizes(), " it must be (", y.size(0), ", groups, ", places,
               ")");
-  check_type(name, s, other, y);
+  TORCH_CHECK(s.scalar_type() == work_type(y), "icnets: ", name, " is ", s.scalar_type(), " and ", other, " is ",
+              y.scalar_type(), "; sums must be ", work_type(y));
 }
 
 void check_vector(const char* name, const Tensor& v, int64_t channels) {

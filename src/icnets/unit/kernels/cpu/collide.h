@@ -12,11 +12,9 @@ template <typename T>
 void collide(const Tensor& y, const Tensor& s, const Tensor& collision, double factor, const Vector& offset,
              const Vector& gain) {
   const Shape shape(y, s.size(1));
-  const Vector w = collision;
-  const Channels<T> own(shape.channels(), {{&w, factor, 0}, {&offset, 1, 0}, {&gain, 1, 1}});
-  const T *k = own.row(0), *o = own.row(1), *g = own.row(2);
-  each<T>(y, s, shape, [k, o, g](int64_t c) {
-    return [k = k[c], o = o[c], g = g[c]](T y, T s) { return y + g * relu(y - k * s + o); };
+  each<T>(y, s, shape, unit_numbers<T>(shape, collision, factor, offset, gain), [](auto y, auto s, const auto& own) {
+    const auto& [k, o, g] = own;
+    return y + g * relu(y - k * s + o);
   });
 }
 
@@ -24,8 +22,7 @@ Tensor& collide_(Tensor& y, const Tensor& s, const Tensor& collision, double fac
                  const Vector& gain) {
   check_collision("y", y, s, collision, offset, gain);
   at::assert_no_overlap(y, s);
-  AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "collide_",
-                             [&] { collide<scalar_t>(y, s, collision, factor, offset, gain); });
+  dispatch(y, [&]<typename T>() { collide<T>(y, s, collision, factor, offset, gain); });
   return y;
 }
 
@@ -42,11 +39,11 @@ Tensor ic_conv(const Tensor& x, const Tensor& weight, const Vector& bias, IntArr
   const Windows windows = check_convolution(x, weight, bias, stride, padding, dilation, groups);
   check_unit(weight.size(0), collision, offset, gain);
   Tensor y;
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "ic_conv", [&] {
+  dispatch(x, [&]<typename T>() {
     // The sum first: it leaves x in the cache for the convolution.
-    const Tensor s = field_sum<scalar_t>(x, windows, groups);
+    const Tensor s = field_sum<T>(x, windows, groups);
     y = convolve(x, weight, bias, stride, padding, dilation, groups);
-    collide<scalar_t>(y, s, collision, factor, offset, gain);
+    collide<T>(y, s, collision, factor, offset, gain);
   });
   return y;
 }
@@ -63,24 +60,22 @@ Tensor deployed_conv(const Tensor& x, const Tensor& weight, const Vector& bias, 
   check_vector("collision", collision, weight.size(0));
   check_vector("offset", offset, weight.size(0));
   Tensor v;
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "deployed_conv", [&] {
+  dispatch(x, [&]<typename T>() {
     Tensor s;
-    if (collision) s = field_sum<scalar_t>(x, windows, groups);
+    if (collision) s = field_sum<T>(x, windows, groups);
     v = convolve(x, weight, bias, stride, padding, dilation, groups);
     if (!collision) {
       auto sizes = v.sizes().vec();
       sizes[1] = groups;
-      s = at::zeros(sizes, v.options());
+      s = at::zeros(sizes, v.options().dtype(work_type(v)));
     }
     const Shape shape(v, groups);
     const double mean = double(weight.size(0) * weight.size(1)) / weight.numel();
-    const Channels<scalar_t> own(
-        shape.channels(), {{&slope, 1, uniform_slope}, {&sign, 1, 1}, {&collision, mean, 0}, {&offset, 1, 0}});
-    const scalar_t *a = own.row(0), *p = own.row(1), *k = own.row(2), *o = own.row(3);
-    each<scalar_t>(v, s, shape, [a, p, k, o](int64_t c) {
-      return [above = p[c], below = a[c] * p[c], k = k[c], o = o[c]](scalar_t v, scalar_t s) {
-        return (v > 0 ? above : below) * v + (k * s + o);
-      };
+    const Channels<Work<T>, 4> numbers(
+        shape.channels(), {{{&slope, 1, uniform_slope}, {&sign, 1, 1}, {&collision, mean, 0}, {&offset, 1, 0}}});
+    each<T>(v, s, shape, numbers, [](auto v, auto s, const auto& own) {
+      const auto& [slope, sign, k, o] = own;
+      return (v > decltype(v){} ? sign : slope * sign) * v + (k * s + o);
     });
   });
   return v;

@@ -8,17 +8,17 @@ namespace icnets {
 
 // Sums over each group's channels, in blocks of 64: (N, groups, places), or (N, places, groups) for channels last.
 template <typename T>
-void channel_sum(const Tensor& x, T* out, const Shape& shape) {
+void channel_sum(const Tensor& x, Work<T>* out, const Shape& shape) {
+  using A = Work<T>;
   const T* const in = x.const_data_ptr<T>();
   const int64_t places = shape.places, per_group = shape.per_group;
   if (shape.channels_last) {
     at::parallel_for(0, shape.batch * places * shape.groups, ceil_div(kGrain, per_group), [&](int64_t b, int64_t e) {
       for (int64_t i = b; i < e; i++) {
-        const T* row = in + i * per_group;
-        T total = 0;
-#pragma omp simd reduction(+ : total)
-        for (int64_t c = 0; c < per_group; c++) total += row[c];
-        out[i] = total;
+        const T* const row = in + i * per_group;
+        Sum<A> sum;
+        by_lanes<A>(per_group, [&]<int W>(int64_t c) { sum.template add<W>(load<W>(row + c)); });
+        out[i] = sum.value();
       }
     });
     return;
@@ -29,17 +29,16 @@ void channel_sum(const Tensor& x, T* out, const Shape& shape) {
   at::parallel_for(0, shape.batch * shape.groups * blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t group = i / blocks, first = i % blocks * kBlock, width = std::min(kBlock, places - first);
-      T* __restrict__ total = out + group * places + first;
-      std::fill_n(total, width, T(0));
+      A* const total = out + group * places + first;
+      std::fill_n(total, width, A(0));
+      const auto add = [&](A* to, const auto* from) {
+        by_lanes<A>(width, [&]<int W>(int64_t l) { store<W>(to + l, load<W>(to + l) + load<W>(from + l)); });
+      };
       for (int64_t start = 0; start < per_group; start += 64) {
-        T part[kBlock] = {};
-        for (int64_t c = start; c < std::min(start + 64, per_group); c++) {
-          const T* __restrict__ row = in + (group * per_group + c) * places + first;
-#pragma omp simd
-          for (int64_t l = 0; l < width; l++) part[l] += row[l];
-        }
-#pragma omp simd
-        for (int64_t l = 0; l < width; l++) total[l] += part[l];
+        A part[kBlock] = {};
+        for (int64_t c = start; c < std::min(start + 64, per_group); c++)
+          add(part, in + (group * per_group + c) * places + first);
+        add(total, part);
       }
     }
   });
@@ -92,19 +91,21 @@ Tensor window_sum(const Tensor& t, int64_t dim, const Windows& windows, size_t i
 
 template <typename T>
 Tensor field_sum(const Tensor& input, const Windows& windows, int64_t groups) {
+  using A = Work<T>;
   const Tensor x = dense(input) ? input : input.contiguous();
   const Shape shape(x, groups);
+  const Tensor rows = shape.channels_last ? x.movedim(1, -1) : x;
   const int64_t first = shape.channels_last ? 1 : 2;  // of the dimensions with places
   Tensor total;
   if (shape.per_group == 1) {
-    total = shape.channels_last ? x.movedim(1, -1) : x;
+    total = rows.to(work_type(x));
   } else {
-    auto sizes = (shape.channels_last ? x.movedim(1, -1) : x).sizes().vec();
+    auto sizes = rows.sizes().vec();
     sizes[shape.channels_last ? sizes.size() - 1 : 1] = groups;
-    total = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
-    channel_sum(x, total.mutable_data_ptr<T>(), shape);
+    total = at::empty(sizes, x.options().dtype(work_type(x)).memory_format(at::MemoryFormat::Contiguous));
+    channel_sum<T>(x, total.mutable_data_ptr<A>(), shape);
   }
-  for (size_t i = 0; i < windows.nd; i++) total = window_sum<T>(total, first + i, windows, i);
+  for (size_t i = 0; i < windows.nd; i++) total = window_sum<A>(total, first + i, windows, i);
   return shape.channels_last ? total.movedim(-1, 1) : total;
 }
 
@@ -145,7 +146,7 @@ Tensor field_sums(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntAr
   check_activation("x", x, groups);
   const Windows windows(x.sizes().slice(2), kernel, stride, padding, dilation);
   Tensor s;
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "field_sums", [&] { s = field_sum<scalar_t>(x, windows, groups); });
+  dispatch(x, [&]<typename T>() { s = field_sum<T>(x, windows, groups); });
   return s;
 }
 
@@ -159,13 +160,14 @@ Tensor& add_field_gradient_(Tensor& dx, const Tensor& ds, IntArrayRef kernel, In
   check_sums("ds", ds, "dx", dx, windows.lengths());
   at::assert_no_overlap(dx, ds);
   const Shape shape(dx, ds.size(1));
-  AT_DISPATCH_FLOATING_TYPES(dx.scalar_type(), "add_field_gradient_", [&] {
+  dispatch(dx, [&]<typename T>() {
     Tensor total = shape.sums(ds);
     const int64_t first = shape.channels_last ? 1 : 2;
     for (size_t i = 0; i < windows.nd; i++)
-      total = window_spread<scalar_t>(total, first + i, dx.size(2 + i), windows, i);
+      total = window_spread<Work<T>>(total, first + i, dx.size(2 + i), windows, i);
     if (shape.channels_last) total = total.movedim(-1, 1);
-    each<scalar_t>(dx, total, shape, [](int64_t) { return [](scalar_t a, scalar_t b) { return a + b; }; });
+    const Channels<Work<T>, 0> none(shape.channels(), {});
+    each<T>(dx, total, shape, none, [](auto a, auto b, const auto&) { return a + b; });
   });
   return dx;
 }

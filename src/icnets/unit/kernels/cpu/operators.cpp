@@ -1,6 +1,6 @@
-// The passes of an IC unit on CPUs: each element of an activation is read once, and written once (ours).
+// The passes of an IC unit on CPUs: each element of an activation is read once, and written once.
 //
-// The formulas are those of kernels/passes.py, which needs no compiler and several passes. Every reduction has an order
+// The formulas are those of unit/functional.py, which need no compiler and several passes. Every reduction has an order
 // that depends on the shape alone, so that results are the same for any number of threads.
 
 #include "collide.h"
