@@ -23,10 +23,12 @@ from icnets.deploy.export.engines import ENGINES
 from icnets.export import export
 from icnets.timm_models import FAMILIES
 
-# One of each family: as ONNX, and in one of the other formats, in turns. All of them in all formats take an hour.
+# One of each family as ONNX, and some of them in the other formats: all of them in all formats take an hour.
 EXPORTED = sorted(f"ic_{names.split()[0]}" for names in FAMILIES.values())
-OTHERS = [format for format in ENGINES if format != "onnx"]
-CASES = [(name, format) for i, name in enumerate(EXPORTED) for format in ("onnx", OTHERS[i % len(OTHERS)])]
+CASES = [(name, "onnx") for name in EXPORTED]
+CASES += [(name, "openvino") for name in EXPORTED[::4]] + [(name, "torch-export") for name in EXPORTED[1::4]]
+CASES += [("ic_resnet18", "aoti"), ("ic_mobilenetv2_050", "aoti"), ("ic_convnext_atto", "aoti")]
+SIZES = {"ic_inception_v3": 192}  # with fewer places its statistics are too few, and float32's own error is 4e-5
 
 
 @pytest.mark.parametrize("format", BUILT_QUICKLY)
@@ -97,11 +99,11 @@ def test_the_network_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("name", "format"), CASES)
-def test_every_network_in_two_formats(
+def test_every_network_in_a_format(
     name: str, format: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     needs(format)
-    size = 128  # Inception takes none under 75, and has too few places left under 128 for steady statistics
+    size = SIZES.get(name, 128)
     model, path = randomised(create_model(name, num_classes=10), size), tmp_path / f"net{SUFFIX[format]}"
     report = export(model, path, format, torch.zeros(1, 3, size, size))
     print(f"\n{name} {format}: {report.max_error:.3g} absolute, {report.max_relative_error:.3g} relative")
