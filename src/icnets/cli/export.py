@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icnets.cli.parser import Parser
-from icnets.support.text import differing
+from icnets.cli.parser import Parser, require_new
+from icnets.support.text import differing, require_at_least
 
 if TYPE_CHECKING:
     from icnets.open_network import OpenedNetwork
@@ -40,14 +40,10 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     args = _parser().parse_args(argv)
-    for name in ("image_size", "num_classes", "in_chans"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    require_at_least(args, dashes=True, image_size=1, num_classes=1, in_chans=1)
     stem = Path(args.model).name.removesuffix(".safetensors").rpartition(":")[2]
     out = args.out or Path(f"{stem}{_SUFFIX[args.format]}")
-    if out.exists() and not args.force:
-        raise ValueError(f"{out} exists already; give another --out, or --force")
+    require_new(out, "--out", args.force)
 
     import torch
 
@@ -65,33 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not side:
         raise ValueError(f"{args.model} doesn't say how large its images are; give --image-size N")
     example = torch.zeros(2, own[0] if own else notes.in_chans or 3, side, side)
-    metadata, calibration, evaluation = _data(args, opened, example)
-    report = export(
-        opened.network,
-        out,
-        args.format,
-        example,
-        fuse=not args.no_fuse,
-        int8=args.int8,
-        calibration_data=calibration,
-        evaluation_data=evaluation,
-        tolerance=args.tolerance,
-        max_loss=args.max_loss,
-        metadata=metadata,
-    )
-    print(report)
+    options = {name: getattr(args, name) for name in ("int8", "tolerance", "max_loss")}
+    options |= {"fuse": not args.no_fuse, **_data(args, opened, example)}
+    print(export(opened.network, out, args.format, example, **options))
     return 0
 
 
-def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tuple[dict[str, Any], Any, Any]:
-    """What the artifact says of its images, and batches to calibrate and to measure on (None without images)."""
+def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> dict[str, Any]:
+    """What the artifact says of its images, and batches to calibrate and to measure on where there are images."""
     notes = opened.notes
     names = notes.class_names if opened.file is not None else None  # ImageNet's may be called otherwise in the images
     metadata: dict[str, Any] = {**notes.transform, **({"class_names": names} if names else {})}
     if args.root is None:
         if args.int8:
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
-        return metadata, None, None
+        return {"metadata": metadata}
 
     import torch
 
@@ -110,7 +94,9 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tupl
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
     metadata |= {name: getattr(data, name) for name in ("mean", "std", "crop_pct", "interpolation", "class_names")}
     # Neither is augmented; and the artifact is measured on images that it wasn't calibrated on.
-    return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), _MEASURED)
+    calibration, evaluation = (data.val_dataloader(), CALIBRATION_IMAGES), (data.test_dataloader(), _MEASURED)
+    batches = {"calibration_data": _spread(*calibration), "evaluation_data": _spread(*evaluation)}
+    return {"metadata": metadata, **batches}
 
 
 def _spread(loader: Any, limit: int) -> Any:
