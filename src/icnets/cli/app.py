@@ -12,7 +12,7 @@ Example: icnets fit photos --model resnet18    photos has a folder of images for
 A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
 """
 
-# Heavy imports wait until a command needs them, so that help and mistakes answer at once.
+# The docstring is the program's help. Heavy imports wait until a command needs them, so that help answers at once.
 
 import difflib
 import os

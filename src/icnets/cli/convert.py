@@ -9,7 +9,8 @@ from icnets.cli.parser import Parser, require_folder_of, require_new
 from icnets.support.text import one_line
 
 
-def _parser() -> Parser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     usage = "icnets convert IN OUT [--model NAME] [OPTIONS]"
     parser = Parser(prog="icnets convert", usage=usage, description=__doc__)
     add = parser.add_argument
@@ -24,12 +25,7 @@ def _parser() -> Parser:
     add("--warm-start", choices=["none", "gain"], default="gain", help=warm)
     add("--no-inner-bias", action="store_false", dest="inner_bias", help="leave out b1, the bias inside the rectifier")
     add("--force", action="store_true", help="replace OUT if it exists")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
     if not args.source.exists():
         raise ValueError(f"there is no checkpoint {args.source}; check the path")
     if args.target.suffix != ".safetensors":

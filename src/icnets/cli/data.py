@@ -4,8 +4,6 @@ Errors stop a training, or make it silently wrong; warnings work, but look. Exit
 in the data, 2 for a mistake in the arguments.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import sys
@@ -13,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from icnets.cli.parser import Parser, require_folder_of
 from icnets.support.files import atomic_write
@@ -23,7 +20,12 @@ _SHOWN = 5  # problems of each kind
 _SECONDS = 10  # between two lines of progress
 
 
-def _parser() -> Any:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0 without errors in the data and 1 with some.
+
+    Raises:
+        ValueError: a mistake in the arguments, or a process that decodes died.
+    """
     parser = Parser(prog="icnets data", usage="icnets data check DIR [OPTIONS]", description=__doc__)
     add = parser.add_argument
     add("command", metavar="check", choices=["check"], help="what to do")
@@ -31,17 +33,8 @@ def _parser() -> Any:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--workers", metavar="N", type=int, default=cores, help="processes that decode (default: one per core)")
     add("--csv", metavar="FILE", type=Path, help="every problem: severity, kind, path, reason")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0 without errors in the data and 1 with some.
-
-    Raises:
-        ValueError: a mistake in the arguments, or a process that decodes died.
-    """
-    args = _parser().parse_args(argv)
-    require_at_least(args, dashes=True, workers=1)
+    args = parser.parse_args(argv)
+    require_at_least(args, "--", workers=1)
     require_folder_of(args.csv, "--csv")
     from icnets.data.check import KINDS, check
 

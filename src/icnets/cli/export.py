@@ -1,17 +1,19 @@
 """``icnets export MODEL --format F``: from a checkpoint, or a network's name, to an artifact that was proved."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
 
 from icnets.cli.parser import Parser, require_new
+from icnets.data.data_module import ImageData
+from icnets.deploy.export.core import CALIBRATION_IMAGES, export, own_input_size
+from icnets.deploy.export.engines import Artifact, require
+from icnets.open_network import OpenedNetwork, open_network
 from icnets.support.text import differing, require_at_least
-
-if TYPE_CHECKING:
-    from icnets.open_network import OpenedNetwork
 
 _MEASURED = 1000  # test images that int8 is measured on, at most
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
@@ -40,16 +42,10 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     args = _parser().parse_args(argv)
-    require_at_least(args, dashes=True, image_size=1, num_classes=1, in_chans=1)
+    require_at_least(args, "--", image_size=1, num_classes=1, in_chans=1)
     stem = Path(args.model).name.removesuffix(".safetensors").rpartition(":")[2]
     out = args.out or Path(f"{stem}{_SUFFIX[args.format]}")
     require_new(out, "--out", args.force)
-
-    import torch
-
-    from icnets.deploy.export.core import export, own_input_size
-    from icnets.deploy.export.engines import Artifact, require
-    from icnets.open_network import open_network
 
     require(args.format, args.int8)
     sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
@@ -77,11 +73,6 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> dict
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
         return {"metadata": metadata}
 
-    import torch
-
-    from icnets.data.data_module import ImageData
-    from icnets.deploy.export.core import CALIBRATION_IMAGES
-
     sizes: dict[str, Any] = {"in_chans": example.shape[1], "image_size": example.shape[2]}
     data = ImageData(args.root, **sizes, **notes.transform)
     if names is not None and names != data.class_names:
@@ -101,8 +92,6 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> dict
 
 def _spread(loader: Any, limit: int) -> Any:
     """At most ``limit`` images of ``loader``, evenly spaced: folders list one class after the other."""
-    from torch.utils.data import DataLoader
-
     step = -(-len(loader.dataset) // limit)
     indices = range(0, len(loader.dataset), step)
     return DataLoader(loader.dataset, batch_size=64, sampler=indices, collate_fn=loader.collate_fn)

@@ -1,4 +1,9 @@
-"""fit, validate and test: Lightning's command line around our data and task, with one folder per run."""
+"""Options come from YAML files and, with the last word, from the command line.
+
+They may name classes of icnets, torch, lightning, timm and torchvision; with --allow-imports, those of any package:
+what they name is imported, so only if you trust it. Code that --model names on the command line, as my_cnn.py:MyCNN, is
+imported too.
+"""
 
 import argparse
 import shlex
@@ -32,11 +37,6 @@ from icnets.training.plan import plan
 from icnets.training.run_checkpoints import AtomicCheckpointIO, last_checkpoints
 from icnets.training.task import ClassificationTask
 
-_ABOUT = (
-    "Options come from YAML files and, with the last word, from the command line. They may name classes of icnets, "
-    "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
-    "so only if you trust it. Code that --model names on the command line, as my_cnn.py:MyCNN, is imported too."
-)
 _SHORT = " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from."
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN, or --ckpt_path FILE"
@@ -59,7 +59,7 @@ class _RunCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str], *, imports: bool) -> None:
         self.command, self.imports, summary = command, imports, COMMANDS[command][1]
-        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}{_SHORT if command == 'fit' else ''}"
+        about = f"{summary[0].upper()}{summary[1:]}. {__doc__}{_SHORT if command == 'fit' else ''}"
         super().__init__(
             ClassificationTask,
             ImageData,

@@ -4,8 +4,6 @@ Those that can't be read have their reason in the output. Exit status: 0 all pre
 mistake in the arguments.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -13,18 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from icnets.cli.parser import Parser, require_folder_of
+from icnets.data.protocol import EvaluationTransform
+from icnets.deploy.export.engines import Artifact
+from icnets.open_network import open_network
+from icnets.predict.inference import Prediction, classes_of, evaluation_of, predictions, require_device
+from icnets.predict.output import write_csv, write_json
+from icnets.predict.paths import find_paths, shown
+from icnets.predict.saved_pictures import with_heat_maps, with_sheet
 from icnets.support.files import atomic_write
 from icnets.support.named_code import names_code
 from icnets.support.text import counted, require_at_least
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from icnets.data.protocol import EvaluationTransform
-    from icnets.predict.inference import Prediction
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
 _TOP_K = 5
@@ -70,11 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     _check(args)
 
-    from icnets.deploy.export.engines import Artifact
-    from icnets.open_network import open_network
-    from icnets.predict.inference import classes_of, evaluation_of, require_device
-    from icnets.predict.paths import find_paths
-
     paths = find_paths(args.paths)
     _keep_inputs(args, paths)
     require_device(args.device)
@@ -110,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    require_at_least(args, dashes=True, top_k=1, batch_size=1, workers=0, image_size=1)
+    require_at_least(args, "--", top_k=1, batch_size=1, workers=0, image_size=1)
     args.out = None if args.out == "-" else Path(args.out)
     if args.out is not None and args.out.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--out is {args.out}; it must end in .csv or .json, or be - for the terminal")
@@ -137,10 +133,6 @@ def _predict(
     args: argparse.Namespace, network: nn.Module, view: EvaluationTransform, paths: Sequence[Path], names: Any
 ) -> list[Prediction]:
     """Predicts and writes everything; returns those that are errors."""
-    from icnets.predict.inference import predictions
-    from icnets.predict.output import write_csv, write_json
-    from icnets.predict.saved_pictures import with_heat_maps, with_sheet
-
     workers = args.workers
     if workers is None:
         workers = 0 if args.device == "cpu" or len(paths) <= args.batch_size else min(8, os.cpu_count() or 1)
@@ -177,8 +169,6 @@ def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) 
 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:
-    from icnets.predict.paths import shown
-
     images, lines = counted(total, "image"), list[str]()
     if errors:
         what = "can't be predicted" if any(error.image is not None for error in errors) else "can't be read"

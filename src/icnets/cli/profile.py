@@ -15,6 +15,7 @@ from icnets.convert.surgery import ICConfig, convert_
 from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
+from icnets.predict.inference import require_device
 from icnets.profile.measure import profile, profile_table
 from icnets.support.files import atomic_write
 from icnets.support.tables import show
@@ -47,9 +48,8 @@ def _parser() -> Any:
 
 def _check(args: Any) -> None:
     sizes = ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds")
-    require_at_least(args, dashes=True, **dict.fromkeys(sizes, 1))
-    if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(f"--device is {args.device!r}; it must be cpu or cuda, for which torch must find a device")
+    require_at_least(args, "--", **dict.fromkeys(sizes, 1))
+    require_device(args.device)
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
 

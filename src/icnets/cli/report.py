@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     add("--force", action="store_true", help="replace FILE if it exists")
     args = parser.parse_args(argv)
     out = args.out or args.runs[0] / "report.html"
-    require_at_least(args, dashes=True, images=0)
+    require_at_least(args, "--", images=0)
     of_fit = [folder for folder in args.runs if (folder / "history.csv").is_file()]
     if len(args.runs) > 1 and len(of_fit) < len(args.runs):
         other = next(folder for folder in args.runs if folder not in of_fit)

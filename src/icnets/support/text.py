@@ -44,7 +44,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def require_at_least(options: Any, *, dashes: bool = False, **least: float) -> None:
+def require_at_least(options: Any, dashes: str = "", /, **least: float) -> None:
     """Raises ValueError for an attribute of ``options`` that is below its least value; None is none.
 
     With ``dashes``, it is named as an option of the command line.
@@ -52,7 +52,7 @@ def require_at_least(options: Any, *, dashes: bool = False, **least: float) -> N
     for name, low in least.items():
         value = getattr(options, name)
         if value is not None and not value >= low:
-            shown = f"--{name.replace('_', '-')}" if dashes else name.removeprefix("_")
+            shown = dashes + name.replace("_", "-") if dashes else name.removeprefix("_")
             raise ValueError(f"{shown} is {value}; it must be at least {low}")
 
 

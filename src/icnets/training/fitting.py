@@ -90,7 +90,7 @@ class RunOptions:
             *more: callbacks that draw.
         """
         there = self.folder / "checkpoints"
-        callbacks = [History(self.folder / "history.csv"), *more]
+        callbacks: list[Callback] = [History(self.folder / "history.csv"), *more]
         if self.ema is not None:
             callbacks.append(WeightAverage(self.ema))
         if trainer.get("logger") is not False:
