@@ -33,6 +33,7 @@ CHOSEN: dict[str, str | None] = {
     "compare": "model weights minutes config out lines seeds methods workers threads accelerator prune "
     "data.root data.image_size data.in_chans data.batch_size network.name network.options "
     "training.epochs training.lr training.extra_epochs wld.temperature",
+    "predict": None,
     "report": None,
     "profile": None,
     "export": None,

@@ -1,7 +1,7 @@
 """What the program does, in Python: one call for a training."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -18,18 +18,7 @@ from icnets.report.run_pictures import SampleBatch, save_pictures
 from icnets.support.quiet import quiet
 from icnets.training.by_class import ValidationCounts
 from icnets.training.callbacks import progress_bar
-from icnets.training.fitting import (
-    TRAINER_DEFAULTS,
-    FitResult,
-    Save,
-    callbacks_of,
-    folder_of,
-    free_name,
-    logger_of,
-    make_room,
-    require_empty,
-    result_of,
-)
+from icnets.training.fitting import TRAINER_DEFAULTS, FitResult, RunOptions, Save, free_name, result_of
 from icnets.training.optimization import Optimization
 from icnets.training.run_checkpoints import AtomicCheckpointIO
 from icnets.training.task import ClassificationTask
@@ -81,9 +70,10 @@ def fit(
     """
     quiet()
     label = model.rpartition(":")[2] if isinstance(model, str) else type(model).__name__
-    folder = folder_of(name or free_name(label, runs), str(runs))
+    run = RunOptions(name or free_name(label, runs), str(runs), save_every, keep, patience, ema)
+    folder = run.folder
     if not overwrite:
-        require_empty(folder)
+        run.require_empty()
     of_data, of_task, of_trainer = _sorted(options)
     L.seed_everything(seed, workers=True, verbose=False)
     source = _data(data, {"seed": seed, **of_data}, of_task.get("num_classes"))
@@ -91,20 +81,16 @@ def fit(
     if "num_classes" not in {**found, **of_task}:
         raise ValueError(f"the {type(source).__name__} has no num_classes; give num_classes=N")
     task = ClassificationTask(model, **{**of_task, **found})
-    kept: dict[str, Any] = {"ema": ema, "keep": keep}
-    ends: dict[str, Any] = {"save_every": save_every, "patience": patience}
-    files: dict[str, Any] = {"checkpoints": of_trainer.get("enable_checkpointing") is not False}
-    chosen = {"seed_everything": seed, "name": folder.name, "runs": runs, **ends, **kept}
-    chosen |= {"data": {"root": data, **of_data}, "model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
-    files |= {"logs": of_trainer.get("logger") is not False, **ends, **kept}
+    chosen = {"seed_everything": seed, **asdict(run), "data": {"root": data, **of_data}}
+    chosen |= {"model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
     callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += callbacks_of(folder, _saving(chosen), ValidationCounts(), SampleBatch(folder), **files)
+    callbacks += run.callbacks(_saving(chosen), of_trainer, ValidationCounts(), SampleBatch(folder))
     of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
     of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
-    own: dict[str, Any] = {"default_root_dir": str(folder), "logger": logger_of(folder)}
+    own: dict[str, Any] = {"default_root_dir": str(folder), "logger": run.logger()}
     trainer = L.Trainer(**{**TRAINER_DEFAULTS, **own, **of_trainer})
     if trainer.is_global_zero:
-        make_room(folder, task, **kept, checkpoints=files["checkpoints"])
+        run.make_room(trainer, task)
     trainer.fit(task, datamodule=source)
     if trainer.is_global_zero:
         save_pictures(trainer, folder)
@@ -145,11 +131,9 @@ def _saving(chosen: Mapping[str, Any]) -> Save | None:
     except yaml.YAMLError:
         return None
 
-    def save(path: Path, trainer: Any, task: ClassificationTask) -> None:
-        data = trainer.datamodule
-        options["data"] |= {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size}
-        options["model"] |= {"lr": task.optimization.lr, "new_lr": task.optimization.new_lr}
-        options["trainer"]["gradient_clip_val"] = task.gradient_clip_val
+    def save(path: Path, found: dict[str, dict[str, Any]]) -> None:
+        for group, values in found.items():
+            options[group] |= values
         path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
 
     return save

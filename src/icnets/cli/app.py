@@ -1,20 +1,4 @@
-"""The program ``icnets``. Heavy imports wait until a command needs them, so that help and mistakes answer at once."""
-
-import difflib
-import os
-import sys
-import traceback
-from collections.abc import Sequence
-from pathlib import Path
-from pkgutil import resolve_name
-
-from icnets.cli.config_errors import explained
-from icnets.cli.parser import Parser
-from icnets.cli.shorthand import written_out
-from icnets.support.text import first_process
-
-HELP = """\
-usage: icnets COMMAND [OPTIONS]
+"""usage: icnets COMMAND [OPTIONS]
 
 Turn a convolutional network into an Inter-layer Collision (IC) network, train it, and compare the two.
 
@@ -28,24 +12,34 @@ Example: icnets fit photos --model resnet18    photos has a folder of images for
 A mistake in arguments or files is one line on stderr and exit status 2. ICNETS_DEBUG=1 shows where it arose.
 """
 
+# The docstring is the program's help. Heavy imports wait until a command needs them, so that help answers at once.
 
-# Each command with the function that takes the arguments behind it and returns the exit status.
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+
+from icnets.cli.config_errors import explained
+from icnets.cli.shorthand import require_network, written_out
+from icnets.support.text import first_process
+
+# Each command with the function of this package that takes the arguments behind it and returns the exit status.
 COMMANDS = {
-    "fit": ("icnets.cli.fit:fit", "train a basic or an IC network, with or without weak logit distillation"),
-    "validate": ("icnets.cli.fit:validate", "accuracy of a trained network on the validation images"),
-    "test": ("icnets.cli.fit:test", "accuracy of a trained network on the test images, and of each class"),
-    "predict": (
-        "icnets.cli.predict:main",
-        "classes of image files, by a run, a checkpoint, an artifact or a network's name",
-    ),
-    "compare": ("icnets.cli.compare:main", "basic, IC, IC with distillation over several seeds, in a table"),
-    "report": ("icnets.cli.report:main", "a comparison as one HTML page with figures and images"),
-    "profile": ("icnets.cli.profile:main", "parameters, MACs, measured time and memory beside the basic network"),
-    "convert": ("icnets.cli.convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
-    "export": ("icnets.cli.export:main", "artifacts for ONNX, OpenVINO and others, each compared with PyTorch"),
-    "hub": ("icnets.cli.hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
-    "data": ("icnets.cli.data:main", "data check: decode every image of a data set, and list what is wrong"),
-    "build": ("icnets.cli.build:main", "compile the CPU kernels for this machine, once"),
+    "fit": ("fit:fit", "train a basic or an IC network, with or without weak logit distillation"),
+    "validate": ("fit:validate", "accuracy of a trained network on the validation images"),
+    "test": ("fit:test", "accuracy of a trained network on the test images, and of each class"),
+    "predict": ("predict:main", "classes of image files, by a run, a checkpoint, an artifact or a network's name"),
+    "compare": ("compare:main", "basic, IC, IC with distillation over several seeds, in a table"),
+    "report": ("report:main", "a comparison as one HTML page with figures and images"),
+    "profile": ("profile:main", "parameters, MACs, measured time and memory beside the basic network"),
+    "convert": ("convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
+    "export": ("export:main", "artifacts for ONNX, OpenVINO and others, each compared with PyTorch"),
+    "hub": ("hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
+    "data": ("data:main", "data check: decode every image of a data set, and list what is wrong"),
+    "build": ("build:main", "compile the CPU kernels for this machine, once"),
 }
 
 
@@ -67,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (KeyboardInterrupt, SystemExit) as stop:
-        way = f"; go on by: {stop.resumed_by}" if hasattr(stop, "resumed_by") else ""
+        way = "".join(f"; {note}" for note in getattr(stop, "__notes__", ()))
         if KeyboardInterrupt in (type(stop), type(stop.__context__)):  # in a run, Lightning exits on Ctrl-C
             _say_first(f"icnets: interrupted{way}")
             return 130
@@ -95,7 +89,7 @@ def _dispatch(args: list[str]) -> int:
     if args[:1] in ([], ["-h"], ["--help"]):
         width = max(map(len, COMMANDS))
         commands = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
-        print(HELP.format(commands=commands), end="")
+        print(str(__doc__).format(commands=commands), end="")
         return 0
     if args[:1] == ["--version"]:
         from icnets import __version__
@@ -110,7 +104,7 @@ def _dispatch(args: list[str]) -> int:
     try:
         return _run(command, rest)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "icnets":
+        if str(error.name).startswith("icnets."):
             raise
         raise ValueError(f"{command} needs {error.name}: pip install 'icnets[train]'") from error
 
@@ -121,18 +115,10 @@ def _run(command: str, rest: list[str]) -> int:
         print(page.read_text(encoding="utf-8"), end="")
         return 0
     rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
-    rest = _configurations_first(rest)
-    if command in ("fit", "validate", "test"):
-        rest = written_out(command, rest)
-    return int(resolve_name(COMMANDS[command][0])(rest))
-
-
-def _configurations_first(args: Sequence[str]) -> list[str]:
-    """Moves ``--config FILE`` to the front: the parser lets the later one win, and options outrank files."""
-    early = Parser(add_help=False)
-    early.add_argument("-c", "--config", action="append", default=[])
-    found, rest = early.parse_known_args(args)
-    return [*(part for file in found.config for part in ("--config", file)), *rest]
+    rest = written_out(command, rest)
+    if command == "fit":
+        require_network(rest)
+    return int(resolve_name(f"icnets.cli.{COMMANDS[command][0]}")(rest))
 
 
 # Errors.

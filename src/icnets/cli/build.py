@@ -1,4 +1,8 @@
-"""``icnets build``: compile the CPU kernels for this machine."""
+"""Compile the CPU kernels for this machine, its processor and its PyTorch: about 20 seconds, once.
+
+It needs Linux and a C++ compiler: g++, or what CXX names. The library lies in ~/.cache/icnets, or where ICNETS_CACHE
+says; ICNETS_NATIVE=0 leaves it unused.
+"""
 
 from collections.abc import Sequence
 
@@ -7,12 +11,7 @@ from icnets.cli.parser import Parser
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    parser = Parser(
-        prog="icnets build",
-        description="Compile the CPU kernels for this machine, its processor and its PyTorch: about 20 seconds, once. "
-        "It needs Linux and a C++ compiler: g++, or what CXX names. The library lies in ~/.cache/icnets, or where "
-        "ICNETS_CACHE says; ICNETS_NATIVE=0 leaves it unused.",
-    )
+    parser = Parser(prog="icnets build", description=__doc__)
     parser.add_argument("--force", action="store_true", help="build again, e.g. after the compiler was changed")
     args = parser.parse_args(argv)
 

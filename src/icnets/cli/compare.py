@@ -7,16 +7,20 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from icnets.cli.configuration import FLAG, parse, require_named_code, take_flag
-from icnets.cli.parser import Parser
+from icnets.cli.shorthand import written_out
 from icnets.comparison.engine import run_comparison
 from icnets.comparison.own_images import RECIPE, for_network
+from icnets.comparison.run_files import read_run
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
-from icnets.support.text import tell
+from icnets.report.page import write_report
+
+_IMAGES: dict[str, Any] = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
 
 
 def _options(data: dict[str, Any]) -> list[str]:
@@ -24,42 +28,28 @@ def _options(data: dict[str, Any]) -> list[str]:
     return [f"--data.{name}={json.dumps(value)}" for name, value in data.items()]
 
 
-def _for_folder(argv: Sequence[str], folder: dict[str, Any]) -> list[str]:
-    """The arguments with the recipe's settings for folders right behind the recipe, so that what follows overrides."""
-    known = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
-    at = known[-1] + (2 if argv[known[-1]] == "--config" else 1) if known else 0
-    data = _options(folder.get("data", {}))
-    rest = {name: value for name, value in folder.items() if name != "data"}
-    return [*argv[:at], "--config", json.dumps(rest), *data, *argv[at:]]
+def _with_defaults(argv: Sequence[str], defaults: dict[str, Any]) -> list[str]:
+    """The arguments with settings right behind the recipe, which comes first, so that what follows overrides."""
+    at = 2 * argv.count("--config")
+    rest = {name: value for name, value in defaults.items() if name != "data"}
+    return [*argv[:at], "--config", json.dumps(rest), *_options(defaults.get("data", {})), *argv[at:]]
 
 
-def _with_own_images(argv: Sequence[str]) -> list[str]:
-    """The arguments with the short forms written out: a folder in front, --model and --weights.
-
-    Without a recipe, these are those of the recipe for images of one's own.
-    """
-    early = Parser(add_help=False)
-    early.add_argument("-c", "--config", action="append", default=[])
-    for name in ("model", "weights", "out"):
-        early.add_argument(f"--{name}")
-    given, rest = early.parse_known_args(argv)
-    root = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    options: dict[str, Any] = {"data.root": root, "out": given.out, "network.name": given.model}
-    options["network.weights"] = given.weights
-    if not given.config and (root is not None or given.model is not None):
-        for name in ("root", "mean", "std", "in_chans"):
-            early.add_argument(f"--data.{name}", dest=name, default=root if name == "root" else None)
-        early.add_argument("--network.weights", dest="start")
-        images = vars(early.parse_known_args(rest)[0])
-        own = for_network(given.model or "resnet18", given.weights or images["start"], images)
-        options |= {f"network.{name}": value for name, value in own["network"].items()}
-        options |= {f"data.{name}": value for name, value in own["data"].items()} | {"out": given.out or own["out"]}
-        given.config = [str(RECIPE)]
-    words = [part for file in given.config for part in ("--config", file)]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return words + rest
+def _parser(*, described: bool) -> ArgumentParser:
+    """The parser of the settings; where it is to be ``described`` by --help, with the options of the images."""
+    short = "icnets compare FOLDER --model NAME --minutes 20 fine-tunes a trained network on images of your own."
+    about = f"{__doc__} {short} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
+    parser = ArgumentParser(prog="icnets compare", description=about, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
+    if described:
+        parser.add_argument("FOLDER", nargs="?", help="images of your own, as --data.root; needs --model")
+        parser.add_argument("--model", help="timm's name, a checkpoint, or code such as my_cnn.py:MyCNN")
+        start = "file of the weights that it starts from; timm's pretrained ones by default"
+        parser.add_argument("--weights", help=start)
+        parser.add_class_arguments(ImageData, **_IMAGES)
+    parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of earlier versions
+    parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if described else set())
+    return parser
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -68,39 +58,25 @@ def read_settings(argv: Sequence[str]) -> Settings:
     Raises:
         ValueError: what can't be parsed, or ``imports`` without --allow-imports.
     """
-    from jsonargparse import ArgumentParser
-
-    own = "icnets compare FOLDER --model NAME --minutes 20 fine-tunes a trained network on images of your own."
-    about = f"{__doc__} {own} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
-    parser = ArgumentParser(prog="icnets compare", description=about, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")
-    images = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
-    if "--help" in argv:
-        parser.add_argument("FOLDER", nargs="?", help="images of your own, as --data.root; needs --model")
-        parser.add_argument("--model", help="timm's name, a checkpoint, or code such as my_cnn.py:MyCNN")
-        parser.add_argument(
-            "--weights", help="file of the weights that it starts from; timm's pretrained ones by default"
-        )
-        parser.add_class_arguments(ImageData, **images)
-    parser.add_argument("--cost_rounds", type=Any, default=None, help=SUPPRESS)  # in recipes of earlier versions
-    parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if "--help" in argv else set())
-    typed, (argv, everything) = argv, take_flag(_with_own_images(argv))
+    parser = _parser(described="--help" in argv)
+    typed, (argv, everything) = argv, take_flag(written_out("compare", argv))
     args = parse(parser, argv)
-    if args.data.get("root") is not None and args.folder:
-        args = parse(parser, _for_folder(argv, dict(args.folder)))
-    if args.cost_rounds is not None:
-        tell(f"cost_rounds is {args.cost_rounds}, but training steps aren't timed any more; leave it out")
+    if "--config" not in argv and any(word.startswith(("--data.root", "--network.name")) for word in argv):
+        own = for_network(args.network.name, args.network.weights, args.data)
+        argv = _with_defaults(["--config", str(RECIPE), *argv], own)
+        args = parse(parser, [*argv, "--network.name", own["network"]["name"]])  # a checkpoint's, where it names one
+    elif args.data.get("root") is not None and args.folder:
+        args = parse(parser, _with_defaults(argv, dict(args.folder)))
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
     if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
         checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
-        checker.add_class_arguments(ImageData, **images)
+        checker.add_class_arguments(ImageData, **_IMAGES)
         parse(checker, _options(settings.data))
-    if not everything:
-        require_named_code(settings.network.name, typed)
     if everything:
         sys.path.append(os.getcwd())  # so that the folder in which one is can hold what is imported
-    elif settings.imports:
-        path = next(iter(settings.imports.values()))
+        return settings
+    require_named_code(settings.network.name, typed)
+    for path in settings.imports.values():
         raise ValueError(f"{path} was not imported: importing runs its code; if you trust it, give {FLAG} true")
     return settings
 
@@ -115,18 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{found.out}/results.json    every number, run and setting; also results.md and checkpoints/")
     if found.stop is not None:
         print(f"{found.stop}: {found.runs} of {found.planned} runs are done; to go on: {command}")
-    print(f"{_page(found.out)}    all of it as one page, with curves and images")
+    write_report(read_run(found.out), page := found.out / "report.html")
+    print(f"{page}    all of it as one page, with curves and images")
     if "kind" not in settings.data and settings.data.get("root") is None:
-        print(
-            "your own images (DIR/train and DIR/val, or one folder per class in DIR): icnets compare DIR --model NAME"
-        )
+        layout = "DIR/train and DIR/val, or one folder per class in DIR"
+        print(f"your own images ({layout}): icnets compare DIR --model NAME")
     return 130 if found.stop == "interrupted" else 0
-
-
-def _page(folder: Path) -> Path:
-    """Writes the report of a comparison."""
-    from icnets.comparison.run_files import read_run
-    from icnets.report.page import write_report
-
-    write_report(read_run(folder), folder / "report.html")
-    return folder / "report.html"

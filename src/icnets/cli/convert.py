@@ -1,20 +1,18 @@
-"""``icnets convert IN OUT``: a basic network's checkpoint in, an IC network's checkpoint out."""
+"""Read a basic network's checkpoint, convert the network, and write an IC network's checkpoint."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from icnets.cli.parser import Parser
+from icnets.cli.parser import Parser, require_folder_of, require_new
 from icnets.support.text import one_line
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="icnets convert",
-        usage="icnets convert IN OUT [--model NAME] [OPTIONS]",
-        description="Read a basic network's checkpoint, convert the network, and write an IC network's checkpoint.",
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
+    usage = "icnets convert IN OUT [--model NAME] [OPTIONS]"
+    parser = Parser(prog="icnets convert", usage=usage, description=__doc__)
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="file of icnets.save, or a state dict (.pth, .safetensors)")
     add("target", metavar="OUT", type=Path, help="the new checkpoint, .safetensors")
@@ -25,39 +23,26 @@ def _parser() -> Parser:
     add("--linear", action="store_true", help="convert fully connected layers as well")
     warm = "gain: exactly the same function (default); none: the paper's unit, w' from 0"
     add("--warm-start", choices=["none", "gain"], default="gain", help=warm)
-    add("--no-inner-bias", action="store_true", help="leave out b1, the bias inside the rectifier")
+    add("--no-inner-bias", action="store_false", dest="inner_bias", help="leave out b1, the bias inside the rectifier")
     add("--force", action="store_true", help="replace OUT if it exists")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = _parser().parse_args(argv)
-    _check(args.source, args.target, args.force)
+    args = parser.parse_args(argv)
+    if not args.source.exists():
+        raise ValueError(f"there is no checkpoint {args.source}; check the path")
+    if args.target.suffix != ".safetensors":
+        raise ValueError(f"OUT is {args.target}; it must end in .safetensors")
+    require_folder_of(args.target, "OUT")
+    require_new(args.target, "OUT", args.force)
 
     from icnets import ICConfig, checkpoint, convert_, ic_parameters
 
-    config = ICConfig(
-        layers=args.layers, linear=args.linear, warm_start=args.warm_start, inner_bias=not args.no_inner_bias
-    )
+    options = {name: getattr(args, name) for name in ("layers", "linear", "warm_start", "inner_bias")}
     network, strings, origin = _basic(args)
     if next(iter(ic_parameters(network)), None) is not None:
         raise ValueError(f"{args.source} holds an IC network already")
-    report = convert_(network, config, optimizers=())
+    report = convert_(network, ICConfig(**options), optimizers=())
     checkpoint.save(network, args.target, metadata=strings)
     print(*([f"read {origin} of {args.source}"] if origin else []), f"{report}\nwrote {args.target}", sep="\n")
     return 0
-
-
-def _check(source: Path, target: Path, force: bool) -> None:
-    if not source.exists():
-        raise ValueError(f"there is no checkpoint {source}; check the path")
-    if target.suffix != ".safetensors":
-        raise ValueError(f"OUT is {target}; it must end in .safetensors")
-    if not target.parent.is_dir():
-        raise ValueError(f"the folder {target.parent} of OUT doesn't exist; create it first")
-    if target.exists() and not force:
-        raise ValueError(f"{target} exists already; give another OUT, or --force")
 
 
 def _basic(args: argparse.Namespace) -> tuple[Any, Mapping[str, str], str]:

@@ -1,6 +1,8 @@
-"""``icnets data check DIR``: what is wrong with a data set, in a list by kinds and in a CSV file."""
+"""Decode every image of a data set, list what is broken, misfiled or double, and change nothing.
 
-from __future__ import annotations
+Errors stop a training, or make it silently wrong; warnings work, but look. Exit status: 0 without errors, 1 with errors
+in the data, 2 for a mistake in the arguments.
+"""
 
 import csv
 import os
@@ -9,30 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from icnets.cli.parser import Parser
+from icnets.cli.parser import Parser, require_folder_of
 from icnets.support.files import atomic_write
+from icnets.support.text import require_at_least
 
 _SHOWN = 5  # problems of each kind
 _SECONDS = 10  # between two lines of progress
-
-
-def _parser() -> Any:
-    parser = Parser(
-        prog="icnets data",
-        usage="icnets data check DIR [OPTIONS]",
-        description="Decode every image of a data set, list what is broken, misfiled or double, and change nothing. "
-        "Errors stop a training, or make it silently wrong; warnings work, but look. "
-        "Exit status: 0 without errors, 1 with errors in the data, 2 for a mistake in the arguments.",
-    )
-    add = parser.add_argument
-    add("command", metavar="check", choices=["check"], help="what to do")
-    add("root", metavar="DIR", type=Path, help="train/, val/ (and test/) with class folders, or class folders")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    add("--workers", metavar="N", type=int, default=cores, help="processes that decode (default: one per core)")
-    add("--csv", metavar="FILE", type=Path, help="every problem: severity, kind, path, reason")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: a mistake in the arguments, or a process that decodes died.
     """
-    args = _parser().parse_args(argv)
-    if args.workers < 1:
-        raise ValueError(f"--workers is {args.workers}; it must be at least 1")
-    if args.csv is not None and not args.csv.parent.is_dir():
-        raise ValueError(f"the folder {args.csv.parent} of --csv doesn't exist; create it first")
+    parser = Parser(prog="icnets data", usage="icnets data check DIR [OPTIONS]", description=__doc__)
+    add = parser.add_argument
+    add("command", metavar="check", choices=["check"], help="what to do")
+    add("root", metavar="DIR", type=Path, help="train/, val/ (and test/) with class folders, or class folders")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    add("--workers", metavar="N", type=int, default=cores, help="processes that decode (default: one per core)")
+    add("--csv", metavar="FILE", type=Path, help="every problem: severity, kind, path, reason")
+    args = parser.parse_args(argv)
+    require_at_least(args, "--", workers=1)
+    require_folder_of(args.csv, "--csv")
     from icnets.data.check import KINDS, check
 
     report = check(args.root, args.workers, CheckProgress())

@@ -1,17 +1,19 @@
 """``icnets export MODEL --format F``: from a checkpoint, or a network's name, to an artifact that was proved."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from icnets.cli.parser import Parser
-from icnets.support.text import differing
+import torch
+from torch.utils.data import DataLoader
 
-if TYPE_CHECKING:
-    from icnets.open_network import OpenedNetwork
+from icnets.cli.parser import Parser, require_new
+from icnets.data.data_module import ImageData
+from icnets.deploy.export.core import CALIBRATION_IMAGES, export, own_input_size
+from icnets.deploy.export.engines import Artifact, require
+from icnets.open_network import OpenedNetwork, open_network
+from icnets.support.text import differing, require_at_least
 
 _MEASURED = 1000  # test images that int8 is measured on, at most
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
@@ -40,20 +42,10 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     args = _parser().parse_args(argv)
-    for name in ("image_size", "num_classes", "in_chans"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    require_at_least(args, "--", image_size=1, num_classes=1, in_chans=1)
     stem = Path(args.model).name.removesuffix(".safetensors").rpartition(":")[2]
     out = args.out or Path(f"{stem}{_SUFFIX[args.format]}")
-    if out.exists() and not args.force:
-        raise ValueError(f"{out} exists already; give another --out, or --force")
-
-    import torch
-
-    from icnets.deploy.export.core import export, own_input_size
-    from icnets.deploy.export.engines import Artifact, require
-    from icnets.open_network import open_network
+    require_new(out, "--out", args.force)
 
     require(args.format, args.int8)
     sizes = {"num_classes": args.num_classes, "in_chans": args.in_chans}
@@ -65,38 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not side:
         raise ValueError(f"{args.model} doesn't say how large its images are; give --image-size N")
     example = torch.zeros(2, own[0] if own else notes.in_chans or 3, side, side)
-    metadata, calibration, evaluation = _data(args, opened, example)
-    report = export(
-        opened.network,
-        out,
-        args.format,
-        example,
-        fuse=not args.no_fuse,
-        int8=args.int8,
-        calibration_data=calibration,
-        evaluation_data=evaluation,
-        tolerance=args.tolerance,
-        max_loss=args.max_loss,
-        metadata=metadata,
-    )
-    print(report)
+    options = {name: getattr(args, name) for name in ("int8", "tolerance", "max_loss")}
+    options |= {"fuse": not args.no_fuse, **_data(args, opened, example)}
+    print(export(opened.network, out, args.format, example, **options))
     return 0
 
 
-def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tuple[dict[str, Any], Any, Any]:
-    """What the artifact says of its images, and batches to calibrate and to measure on (None without images)."""
+def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> dict[str, Any]:
+    """What the artifact says of its images, and batches to calibrate and to measure on where there are images."""
     notes = opened.notes
     names = notes.class_names if opened.file is not None else None  # ImageNet's may be called otherwise in the images
     metadata: dict[str, Any] = {**notes.transform, **({"class_names": names} if names else {})}
     if args.root is None:
         if args.int8:
             raise ValueError("--int8 is calibrated on images, and there are none; give --data.root DIR")
-        return metadata, None, None
-
-    import torch
-
-    from icnets.data.data_module import ImageData
-    from icnets.deploy.export.core import CALIBRATION_IMAGES
+        return {"metadata": metadata}
 
     sizes: dict[str, Any] = {"in_chans": example.shape[1], "image_size": example.shape[2]}
     data = ImageData(args.root, **sizes, **notes.transform)
@@ -110,13 +85,13 @@ def _data(args: argparse.Namespace, opened: OpenedNetwork, example: Any) -> tupl
         raise ValueError(f"{args.root} has {data.num_classes} classes, but {args.model} has {outputs} outputs")
     metadata |= {name: getattr(data, name) for name in ("mean", "std", "crop_pct", "interpolation", "class_names")}
     # Neither is augmented; and the artifact is measured on images that it wasn't calibrated on.
-    return metadata, _spread(data.val_dataloader(), CALIBRATION_IMAGES), _spread(data.test_dataloader(), _MEASURED)
+    calibration, evaluation = (data.val_dataloader(), CALIBRATION_IMAGES), (data.test_dataloader(), _MEASURED)
+    batches = {"calibration_data": _spread(*calibration), "evaluation_data": _spread(*evaluation)}
+    return {"metadata": metadata, **batches}
 
 
 def _spread(loader: Any, limit: int) -> Any:
     """At most ``limit`` images of ``loader``, evenly spaced: folders list one class after the other."""
-    from torch.utils.data import DataLoader
-
     step = -(-len(loader.dataset) // limit)
     indices = range(0, len(loader.dataset), step)
     return DataLoader(loader.dataset, batch_size=64, sampler=indices, collate_fn=loader.collate_fn)

@@ -1,26 +1,26 @@
-"""fit, validate and test: Lightning's command line around our data and task, with one folder per run."""
+"""Options come from YAML files and, with the last word, from the command line.
+
+They may name classes of icnets, torch, lightning, timm and torchvision; with --allow-imports, those of any package:
+what they name is imported, so only if you trust it. Code that --model names on the command line, as my_cnn.py:MyCNN, is
+imported too.
+"""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from icnets.checkpoint.weights_files import holds_ic_network
 from icnets.cli.app import COMMANDS
-from icnets.cli.configuration import (
-    UNIQUE_KEYS,
-    allowed_imports,
-    of_configuration,
-    require_named_code,
-    take_flag,
-)
+from icnets.cli.configuration import UNIQUE_KEYS, allowed_imports, of_configuration, require_named_code, take_flag
 from icnets.cli.parser import with_hint
 from icnets.cli.run_folder import find_checkpoint, run_name, with_configuration_of_run
 from icnets.cli.shorthand import MISSING
@@ -32,25 +32,11 @@ from icnets.support.quiet import quiet
 from icnets.support.text import first_process
 from icnets.training.by_class import ByClass, ValidationCounts, record_of_test
 from icnets.training.callbacks import progress_bar
-from icnets.training.fitting import (
-    TRAINER_DEFAULTS,
-    callbacks_of,
-    code_words,
-    folder_of,
-    logger_of,
-    make_room,
-    require_empty,
-    result_of,
-)
+from icnets.training.fitting import TRAINER_DEFAULTS, RunOptions, code_words, result_of
 from icnets.training.plan import plan
 from icnets.training.run_checkpoints import AtomicCheckpointIO, last_checkpoints
 from icnets.training.task import ClassificationTask
 
-_ABOUT = (
-    "Options come from YAML files and, with the last word, from the command line. They may name classes of icnets, "
-    "torch, lightning, timm and torchvision; with --allow-imports, those of any package: what they name is imported, "
-    "so only if you trust it. Code that --model names on the command line, as my_cnn.py:MyCNN, is imported too."
-)
 _SHORT = " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from."
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN, or --ckpt_path FILE"
@@ -73,7 +59,7 @@ class _RunCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str], *, imports: bool) -> None:
         self.command, self.imports, summary = command, imports, COMMANDS[command][1]
-        about = f"{summary[0].upper()}{summary[1:]}. {_ABOUT}{_SHORT if command == 'fit' else ''}"
+        about = f"{summary[0].upper()}{summary[1:]}. {__doc__}{_SHORT if command == 'fit' else ''}"
         super().__init__(
             ClassificationTask,
             ImageData,
@@ -89,14 +75,9 @@ class _RunCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, as_group=False)
         add = parser.add_argument
-        add("--name", type=str | None, default=None, help="the run, whose files are in RUNS/NAME")
-        add("--runs", type=str, default="runs", help="folder of all runs")
-        add("--save_every", type=int | None, default=None, help="steps between checkpoints, beside those of each epoch")
-        add("--keep", type=int, default=1, help="number of last checkpoints that are kept, to resume from")
         add("--overwrite", type=bool, default=False, help="let fit begin anew in the folder of a run")
-        add("--patience", type=int | None, default=None, help="end after so many epochs without a better val/top1")
-        add("--ema", type=float | None, default=None, help="validate and keep a running average with this decay")
         add("--plan", action="store_true", help="fit: print what would run and what is missing, and stop")
         checkpoints = "last or best of the run NAME, or FILE.ckpt, with its run's options; auto: last if it is there"
         add("--ckpt_path", type=str | None, default=None, help=checkpoints)
@@ -112,11 +93,12 @@ class _RunCLI(LightningCLI):
         if not self.imports:
             require_named_code(chosen.model.model, args)
         chosen.name = chosen.name or run_name(chosen, self.command)
-        self.folder = folder_of(chosen.name, chosen.runs)
+        self.run_options = RunOptions(**{f.name: chosen[f.name] for f in fields(RunOptions)})
+        self.folder = self.run_options.folder
         given, chosen.ckpt_path = chosen.ckpt_path, find_checkpoint(chosen.ckpt_path, self.folder)
         if self.command == "fit":
             if given is None and not chosen.overwrite:
-                require_empty(self.folder)
+                self.run_options.require_empty()
             if str(chosen.ckpt_path).endswith(".safetensors"):
                 raise ValueError(_NOT_RESUMABLE.format(chosen.ckpt_path))
         elif chosen.ckpt_path is not None:
@@ -134,29 +116,19 @@ class _RunCLI(LightningCLI):
         trainer = self.config.trainer
         callbacks: list[Callback] = [] if trainer.enable_progress_bar is False else [progress_bar()]
         callbacks += [ByClass()] if self.command == "test" else []
-        callbacks += self._callbacks_of_fit() if self.command == "fit" else []
+        if self.command == "fit":
+            callbacks += self.run_options.callbacks(self._save, trainer, ValidationCounts(), SampleBatch(self.folder))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         given = self.config_init.trainer.plugins or []
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given if isinstance(given, list) else [given])]
         if trainer.logger is None:
-            kwargs["logger"] = logger_of(self.folder) if self.command == "fit" else False
+            kwargs["logger"] = self.run_options.logger() if self.command == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
 
-    def _callbacks_of_fit(self) -> list[Callback]:
-        chosen, trainer = self.config, self.config.trainer
-        written = {"logs": trainer.logger is not False, "checkpoints": trainer.enable_checkpointing is not False}
-        kept: dict[str, Any] = {"ema": chosen.ema, "save_every": chosen.save_every, "keep": chosen.keep}
-        kept["patience"] = chosen.patience
-        pictures = [ValidationCounts(), SampleBatch(self.folder)]
-        return callbacks_of(self.folder, self._save, *pictures, **kept, **written)
-
-    def _save(self, path: Path, trainer: Any, task: ClassificationTask) -> None:
+    def _save(self, path: Path, found: dict[str, dict[str, Any]]) -> None:
         """The configuration with what was chosen by default, and no checkpoint to resume."""
-        config, data = self.config.clone(), trainer.datamodule
-        config.ckpt_path = None
-        config.data.batch_size, config.data.eval_batch_size = data.batch_size, data.eval_batch_size
-        config.model.lr, config.model.new_lr = task.optimization.lr, task.optimization.new_lr
-        config.trainer.gradient_clip_val = task.gradient_clip_val
+        config = self.config.clone()
+        config.update(dict_to_namespace({**found, "ckpt_path": None}))
         self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
 
     def run(self) -> None:
@@ -165,15 +137,14 @@ class _RunCLI(LightningCLI):
         if first and fits:
             if chosen.ckpt_path is not None:
                 print(f"going on from {chosen.ckpt_path}", flush=True)
-            checkpoints = chosen.trainer.enable_checkpointing is not False
-            make_room(self.folder, self.model, ema=chosen.ema, keep=chosen.keep, checkpoints=checkpoints)
+            self.run_options.make_room(self.trainer, self.model)
         if first and self.command == "test":
             print(self.datamodule.protocol(), flush=True)
         try:
             getattr(self.trainer, self.command)(self.model, datamodule=self.datamodule, ckpt_path=chosen.ckpt_path)
         except (KeyboardInterrupt, SystemExit) as stop:
             if fits and last_checkpoints(self.folder / "checkpoints"):
-                vars(stop)["resumed_by"] = self._resumed_by()
+                stop.add_note(f"go on by: {self._resumed_by()}")
             raise
         if first and fits:
             save_pictures(self.trainer, self.folder)

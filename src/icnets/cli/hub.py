@@ -6,7 +6,8 @@ from pathlib import Path
 from icnets.cli.parser import Parser
 
 
-def _parser() -> Parser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
     parser = Parser(prog="icnets hub", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", metavar="save|push", required=True)
     for verb in ("save", "push"):
@@ -24,12 +25,7 @@ def _parser() -> Parser:
         add("--title", metavar="TEXT", help="of the card (default: the name of the folder or repository)")
         add("--license", metavar="ID", default="unknown", help="of the weights, in the Hub's words (default: unknown)")
         add("--dataset", metavar="ID", dest="datasets", action="append", default=[], help="on the Hub; several times")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
 
     from icnets.checkpoint import load_with_notes
     from icnets.hub import Card, push_to_hub, save_pretrained

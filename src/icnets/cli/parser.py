@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from icnets.support.gone import instead_of
@@ -43,3 +44,15 @@ def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
     known = [option.replace("--", dashes, 1) for option in parser._option_string_actions]
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def require_folder_of(path: Path | None, option: str) -> None:
+    """Raises ValueError for an output whose folder doesn't exist."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"the folder {path.parent} of {option} doesn't exist; create it first")
+
+
+def require_new(path: Path, option: str, force: bool) -> None:
+    """Raises ValueError for an output that exists and isn't to be replaced."""
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists already; give another {option}, or --force")

@@ -1,6 +1,8 @@
-"""``icnets predict MODEL PATHS``: the classes of image files, as CSV or JSON, and what can't be read beside them."""
+"""Classify image files, each read as in the network's evaluation, into CSV or JSON.
 
-from __future__ import annotations
+Those that can't be read have their reason in the output. Exit status: 0 all predicted, 1 some can't be read, 2 a
+mistake in the arguments.
+"""
 
 import argparse
 import os
@@ -9,29 +11,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from icnets.cli.parser import Parser
+from torch import nn
+
+from icnets.cli.parser import Parser, require_folder_of
+from icnets.data.protocol import EvaluationTransform
+from icnets.deploy.export.engines import Artifact
+from icnets.open_network import open_network
+from icnets.predict.inference import Prediction, classes_of, evaluation_of, predictions, require_device
+from icnets.predict.output import write_csv, write_json
+from icnets.predict.paths import find_paths, shown
+from icnets.predict.saved_pictures import with_heat_maps, with_sheet
 from icnets.support.files import atomic_write
 from icnets.support.named_code import names_code
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from icnets.data.protocol import EvaluationTransform
-    from icnets.predict.inference import Prediction
+from icnets.support.text import counted, require_at_least
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
 _TOP_K = 5
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="icnets predict",
-        usage="icnets predict MODEL PATHS... [OPTIONS]",
-        description="Classify image files, each read as in the network's evaluation. Those that can't be read have "
-        "their reason in the output. Exit status: 0 all predicted, 1 some can't be read, 2 a mistake in the arguments.",
-    )
+    usage = "icnets predict MODEL PATHS... [OPTIONS]"
+    parser = Parser(prog="icnets predict", usage=usage, description=__doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="run, checkpoint, artifact (.onnx, .xml, .pt2), timm's name, or FILE.py:NAME")
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
@@ -69,11 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
     _check(args)
 
-    from icnets.deploy.export.engines import Artifact
-    from icnets.open_network import open_network
-    from icnets.predict.inference import classes_of, evaluation_of, require_device
-    from icnets.predict.paths import find_paths
-
     paths = find_paths(args.paths)
     _keep_inputs(args, paths)
     require_device(args.device)
@@ -83,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     network, notes, _, file = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
     if file is None and not args.pretrained:
         raise ValueError(untrained)
-    if isinstance(network, Artifact) and args.device != "cpu":
-        raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
-    if isinstance(network, Artifact) and args.grad_cam is not None:
-        what = f"{args.model}, exported as {network.format}"
-        raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
+    if isinstance(network, Artifact):
+        if args.device != "cpu":
+            raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
+        if args.grad_cam is not None:
+            what = f"{args.model}, exported as {network.format}"
+            raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
     network.requires_grad_(False).to(args.device)
     view, line = evaluation_of(args.model, network, notes, vars(args))
     classes = classes_of(args.model, network, view, args.device)
@@ -108,20 +106,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, least in (("top_k", 1), ("batch_size", 1), ("workers", 0), ("image_size", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    require_at_least(args, "--", top_k=1, batch_size=1, workers=0, image_size=1)
     args.out = None if args.out == "-" else Path(args.out)
     if args.out is not None and args.out.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--out is {args.out}; it must end in .csv or .json, or be - for the terminal")
     if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
         raise ValueError(f"--contact-sheet is {args.contact_sheet}; it must end in .png")
-    for option in ("out", "contact_sheet", "grad_cam"):
-        path, name = getattr(args, option), f"--{option.replace('_', '-')}"
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"the folder {path.parent} of {name} doesn't exist; create it first")
-        if path is not None and path.exists() and path.is_dir() != (option == "grad_cam"):
+    for name, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet), ("--grad-cam", args.grad_cam)):
+        require_folder_of(path, name)
+        if path is not None and path.exists() and path.is_dir() != (name == "--grad-cam"):
             raise ValueError(f"{name} is {path}, which is {'a folder' if path.is_dir() else 'a file'}; give another")
 
 
@@ -140,10 +133,6 @@ def _predict(
     args: argparse.Namespace, network: nn.Module, view: EvaluationTransform, paths: Sequence[Path], names: Any
 ) -> list[Prediction]:
     """Predicts and writes everything; returns those that are errors."""
-    from icnets.predict.inference import predictions
-    from icnets.predict.output import write_csv, write_json
-    from icnets.predict.saved_pictures import with_heat_maps, with_sheet
-
     workers = args.workers
     if workers is None:
         workers = 0 if args.device == "cpu" or len(paths) <= args.batch_size else min(8, os.cpu_count() or 1)
@@ -180,18 +169,14 @@ def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) 
 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:
-    from icnets.predict.paths import shown
-    from icnets.support.text import counted
-
+    images, lines = counted(total, "image"), list[str]()
     if errors:
         what = "can't be predicted" if any(error.image is not None for error in errors) else "can't be read"
-        print(
-            f"{len(errors):,} of {counted(total, 'image')} {what}; they are in the output, with the reason:",
-            file=sys.stderr,
-        )
-        for error in errors[:_SHOWN]:
-            print(f"  {shown(error.path)}: {shown(error.error or '')}", file=sys.stderr)
+        lines.append(f"{len(errors):,} of {images} {what}; they are in the output, with the reason:")
+        lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
         if len(errors) > _SHOWN:
-            print(f"  and {len(errors) - _SHOWN:,} more", file=sys.stderr)
+            lines.append(f"  and {len(errors) - _SHOWN:,} more")
     if wrote := ", ".join(str(path) for path in (args.out, args.contact_sheet, args.grad_cam) if path is not None):
-        print(f"{total - len(errors):,} of {counted(total, 'image')} predicted: {wrote}", file=sys.stderr)
+        lines.append(f"{total - len(errors):,} of {images} predicted: {wrote}")
+    for line in lines:
+        print(line, file=sys.stderr)

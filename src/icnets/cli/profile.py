@@ -15,10 +15,11 @@ from icnets.convert.surgery import ICConfig, convert_
 from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
+from icnets.predict.inference import require_device
 from icnets.profile.measure import profile, profile_table
 from icnets.support.files import atomic_write
 from icnets.support.tables import show
-from icnets.support.text import first_line
+from icnets.support.text import first_line, require_at_least
 from icnets.timm_models import NETWORKS
 from icnets.unit.layers import ic_parameters
 
@@ -46,12 +47,9 @@ def _parser() -> Any:
 
 
 def _check(args: Any) -> None:
-    for name in ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(f"--device is {args.device!r}; it must be cpu or cuda, for which torch must find a device")
+    sizes = ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds")
+    require_at_least(args, "--", **dict.fromkeys(sizes, 1))
+    require_device(args.device)
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
 
@@ -90,9 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{args.name} has batch norms that see one value a channel in a batch of shape {shape}"
         raise ValueError(f"{what}; give a larger --batch-size or --image-size") from error
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{args.name} can't take a batch of shape {shape}: {first_line(error)}; try another --image-size"
-        ) from error
+        what = f"{args.name} can't take a batch of shape {shape}: {first_line(error)}"
+        raise ValueError(f"{what}; try another --image-size") from error
     record = [asdict(found) for found in profiles]
     if args.json == "-":
         print(json.dumps(record, indent=1))

@@ -49,26 +49,26 @@ def run_name(chosen: Any, command: str) -> str:
     if command != "fit":
         return command
     model = chosen.model.model
-    named = isinstance(model, str)
-    label = model.rpartition(":")[2] if named else str(model.get("class_path", "model")).rpartition(".")[2]
-    label = re.sub(r"[^\w.-]", "_", label)
-    return free_name(label, chosen.runs)
+    label = model if isinstance(model, str) else str(model.get("class_path", "model")).rpartition(".")[2]
+    return free_name(re.sub(r"[^\w.-]", "_", label.rpartition(":")[2]), chosen.runs)
 
 
 def find_checkpoint(given: Any, folder: Path) -> str | None:
     """The path of the checkpoint ``given`` of the run in ``folder``, once it was read whole; None to begin anew."""
     if given is None:
         return None
+    checkpoints = folder / "checkpoints"
     if given in ("last", "auto"):
-        path, problems = newest_whole(folder / "checkpoints")
-        for problem in problems:
-            if first_process():
-                print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
+        path, problems = newest_whole(checkpoints)
+        for problem in problems if first_process() else ():
+            print(f"{problem}; going on from {path or 'the beginning'}", file=sys.stderr, flush=True)
         if path is None and (given == "last" or problems):
-            what = f"there is no whole checkpoint step-*.ckpt in {folder / 'checkpoints'}"
+            what = f"there is no whole checkpoint step-*.ckpt in {checkpoints}"
             raise ValueError(f"{what}; begin anew without --ckpt_path")
         return None if path is None else str(path)
-    best, before = (folder / "checkpoints" / f"best.{kind}" for kind in ("safetensors", "ckpt"))
-    path = Path(given) if given != "best" else best if best.is_file() or not before.is_file() else before
+    path = Path(given)
+    if given == "best":
+        kept = [file for kind in ("safetensors", "ckpt") if (file := checkpoints / f"best.{kind}").is_file()]
+        path = kept[0] if kept else checkpoints / "best.safetensors"
     AtomicCheckpointIO().load_checkpoint(path)
     return str(path)

@@ -1,33 +1,41 @@
-"""What ``icnets fit`` and its kin understand in short: ``icnets fit photos --model resnet18 --weights start.pth``."""
+"""What commands understand in short: ``icnets fit photos --model resnet18 --weights start.pth``."""
 
 import os
 from collections.abc import Sequence
 
-SHORT = {"--model": "--model.model", "--weights": "--model.init_from"}
+from icnets.cli.parser import Parser
+
+_TASK = {"--model": "--model.model", "--weights": "--model.init_from"}
+_COMPARED = {"--model": "--network.name", "--weights": "--network.weights"}
+_SHORT = {"fit": _TASK, "validate": _TASK, "test": _TASK, "compare": _COMPARED}
+_FOLDER_FIRST = ("fit", "compare")
 MISSING = "which network? Give --model NAME, such as resnet18 or my_cnn.py:MyCNN, or --config FILE"
 _NAME_IT = ("--model.model", "--config", "--ckpt_path", "--help", "--print_config")
 
 
 def written_out(command: str, args: Sequence[str]) -> list[str]:
-    """The arguments by their long names, those of fit with a folder in front as ``--data.root``.
+    """The arguments by their long names, a folder in front as ``--data.root``.
 
-    Raises:
-        ValueError: fit is told no network, which is said before anything is imported.
+    Configurations go first: the parser lets the later one win, and options outrank files.
 
     Example:
-        >>> written_out("fit", ["photos", "--model", "resnet18"])
-        ['--data.root', 'photos', '--model.model', 'resnet18']
+        >>> written_out("fit", ["photos", "--model", "resnet18", "--config", "a.yaml"])
+        ['--config', 'a.yaml', '--data.root', 'photos', '--model.model', 'resnet18']
     """
-    words = []
-    for word in args:
+    early = Parser(add_help=False)
+    early.add_argument("-c", "--config", action="append", default=[])
+    found, rest = early.parse_known_args(args)
+    words = [part for file in found.config for part in ("--config", file)]
+    if command in _FOLDER_FIRST and rest and not rest[0].startswith("-"):
+        words.append("--data.root")
+    for word in rest:
         name, equals, value = word.partition("=")
-        words.append(f"{SHORT.get(name, name)}{equals}{value}")
-    if command != "fit":
-        return words
-    first = next((i for i in range(0, len(words), 2) if words[i] != "--config"), len(words))
-    if first < len(words) and not words[first].startswith("-"):
-        words.insert(first, "--data.root")
-    named = any(word.startswith(_NAME_IT) or ".help" in word for word in words)
+        words.append(f"{_SHORT.get(command, {}).get(name, name)}{equals}{value}")
+    return words
+
+
+def require_network(args: Sequence[str]) -> None:
+    """Raises ValueError where fit is told no network, which is said before anything is imported."""
+    named = any(word.startswith(_NAME_IT) or ".help" in word for word in args)
     if not named and "JSONARGPARSE_DEFAULT_ENV" not in os.environ:
         raise ValueError(MISSING)
-    return words

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from icnets.checkpoint.image_notes import usual_statistics
 from icnets.data.augmentation import mixing, training_transform
-from icnets.data.epochs import LARGEST_BATCH, EpochData, chosen_batch, require_at_least
+from icnets.data.epochs import LARGEST_BATCH, EpochData, chosen_batch
 from icnets.data.folders import take, train_and_val
 from icnets.data.images import ImageFiles, Images, TensorImages
 from icnets.data.protocol import EvaluationTransform
 from icnets.data.splits import ImageOptions
-from icnets.support.text import counted
+from icnets.support.text import counted, require_at_least
 
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run

@@ -26,14 +26,6 @@ def chosen_batch(data: Any) -> int:
     return default_batch(data.size("train"), processes()[1] * accumulated)
 
 
-def require_at_least(options: Any, **least: float) -> None:
-    """Raise ValueError for an attribute of ``options`` that is below its least value; None is none."""
-    for name, low in least.items():
-        value = getattr(options, name)
-        if value is not None and not value >= low:
-            raise ValueError(f"{name.removeprefix('_')} is {value}; it must be at least {low}")
-
-
 class EpochData(L.LightningDataModule):
     """A data module whose place in the training is in its checkpoints.
 

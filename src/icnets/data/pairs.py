@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from icnets.data.epochs import EpochData, chosen_batch, require_at_least
+from icnets.data.epochs import EpochData, chosen_batch
 from icnets.data.images import Batch, Images, apart
+from icnets.support.text import require_at_least
 
 
 class _DatasetImages(Images):

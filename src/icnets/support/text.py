@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +42,18 @@ def few(names: Sequence[str], shown: int = 3) -> str:
 def counted(number: int, noun: str) -> str:
     """Returns a number of things, "1 image" or "2,000 images"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def require_at_least(options: Any, dashes: str = "", /, **least: float) -> None:
+    """Raises ValueError for an attribute of ``options`` that is below its least value; None is none.
+
+    With ``dashes``, it is named as an option of the command line.
+    """
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= low:
+            shown = dashes + name.replace("_", "-") if dashes else name.removeprefix("_")
+            raise ValueError(f"{shown} is {value}; it must be at least {low}")
 
 
 def first_process() -> bool:

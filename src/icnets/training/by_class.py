@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from icnets import __version__
 from icnets.support.tables import Table, show
-from icnets.training.callbacks import validates_within_fit
+from icnets.training.callbacks import OfBestEpoch, validates_within_fit
 
 SCHEMA = 1  # of test.json
 _CLASSES_SHOWN, _MISTAKES = 20, 24
@@ -34,36 +34,32 @@ class _Counts:
         return trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum").cpu().int()
 
 
-class ValidationCounts(Callback):
+class ValidationCounts(OfBestEpoch):
     """Keeps in ``counts`` the images by class and answer of the epoch with the best val/top1; checkpoints have them.
 
     ``validation_step`` must return ``preds`` and ``target``, ``(N,)``.
     """
 
-    def __init__(self) -> None:
-        self.best = -1.0
-        self.counts: Tensor | None = None
-        self._current: _Counts | None = None
+    counts: Tensor | None = None
+    _current: _Counts | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._current = _Counts(vars(trainer)["datamodule"].num_classes) if validates_within_fit(trainer) else None
 
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
         if self._current is not None:
             self._current.add(outputs)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        value = float(trainer.callback_metrics.get("val/top1", self.best))
-        if value > self.best and self._current is not None:
-            self.best, self.counts = value, self._current.total(trainer)
+        if self._current is not None and self.improved(trainer):
+            self.counts = self._current.total(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "counts": self.counts}
+        return {**super().state_dict(), "counts": self.counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.counts = state_dict["best"], state_dict["counts"]
+        super().load_state_dict(state_dict)
+        self.counts = state_dict["counts"]
 
 
 class Mistake(NamedTuple):
@@ -85,10 +81,9 @@ class ByClass(Callback):
     counts: Tensor
     mistakes: list[Mistake]
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._names: Sequence[str] = vars(trainer)["datamodule"].class_names
-        self._current, self.mistakes = _Counts(len(self._names)), []
-        self._batches: Any = list(vars(trainer)["datamodule"].test_dataloader().batch_sampler)
+    def on_test_epoch_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        self._current, self.mistakes = _Counts(trainer.datamodule.num_classes), []
+        self._numbers: Any = list(trainer.datamodule.test_dataloader().batch_sampler)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -98,20 +93,20 @@ class ByClass(Callback):
         for i, (sure, answer, target) in enumerate(rows):
             least = self.mistakes[-1].probability if len(self.mistakes) == _MISTAKES else 0.0
             if target >= 0 and answer != target and sure > least:
-                mistake = Mistake(sure, answer, target, self._batches[batch_idx][i], batch[0][i].float().cpu())
+                mistake = Mistake(sure, answer, target, self._numbers[batch_idx][i], batch[0][i].float().cpu())
                 self._keep([*self.mistakes, mistake])
 
     def _keep(self, found: list[Mistake]) -> None:
         self.mistakes = sorted(found, key=lambda m: (-m.probability, m.number))[:_MISTAKES]
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
         self.counts = self._current.total(trainer)
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(parts, self.mistakes)
             self._keep([mistake for part in parts for mistake in part])
         if trainer.is_global_zero:
-            show(table_by_class(self.counts, self._names))
+            show(table_by_class(self.counts, trainer.datamodule.class_names))
 
 
 def record_of_test(tested: ByClass, data: Any, metrics: Mapping[str, float], **head: str | None) -> dict[str, Any]:
@@ -123,20 +118,24 @@ def record_of_test(tested: ByClass, data: Any, metrics: Mapping[str, float], **h
         metrics: as logged: test/top1, test/loss, ...
         **head: the checkpoint, and the protocol in words.
     """
-    counts, names = tested.counts.long(), list(data.class_names)
-    right, images, answers = (part.tolist() for part in (counts.diag(), counts.sum(1), counts.sum(0)))
-    classes = [
-        {"name": name, "images": n, "recall": r / n if n else None, "precision": r / a if a else None}
-        for name, r, n, a in zip(names, right, images, answers, strict=True)
-    ]
-    files = data.names("test")
+    names, files = list(data.class_names), data.names("test")
     mistakes = [
         {"image": files[m.number], "class": names[m.target], "answer": names[m.answer], "probability": m.probability}
         for m in tested.mistakes
     ]
     scores = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
-    start = {"schema": SCHEMA, "icnets": __version__, **head, "images": sum(images), **scores}
-    return {**start, "classes": classes, "confusion": counts.tolist(), "mistakes": mistakes}
+    start = {"schema": SCHEMA, "icnets": __version__, **head, "images": int(tested.counts.sum()), **scores}
+    classes = _by_class(tested.counts, names)
+    return {**start, "classes": classes, "confusion": tested.counts.tolist(), "mistakes": mistakes}
+
+
+def _by_class(counts: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Images, recall and precision of each class; None where there are no images or no answers."""
+    parts = (part.tolist() for part in (counts.diag(), counts.sum(1), counts.sum(0)))
+    return [
+        {"name": name, "images": n, "recall": r / n if n else None, "precision": r / a if a else None}
+        for name, r, n, a in zip(names, *parts, strict=True)
+    ]
 
 
 def table_by_class(counts: Tensor, names: Sequence[str]) -> Table:
@@ -150,17 +149,15 @@ def table_by_class(counts: Tensor, names: Sequence[str]) -> Table:
         >>> table_by_class(Tensor([[3, 1], [0, 2]]).int(), ["cat", "dog"]).rows[0]
         ['cat', '4', '75.00%', '100.00%', 'dog (1)']
     """
-    right, images, answers = counts.diag(), counts.sum(1), counts.sum(0)
-    wrong = counts - right.diag()
-    known = [i for i in range(len(names)) if images[i] > 0]
-    title = "by class"
+    classes, wrong, title = _by_class(counts, names), counts - counts.diag().diag(), "by class"
+    known = [i for i, found in enumerate(classes) if found["images"]]
     if len(known) > _CLASSES_SHOWN:
-        known.sort(key=lambda i: float(right[i] / images[i]))
+        known.sort(key=lambda i: float(classes[i]["recall"]))
         title = f"the {_CLASSES_SHOWN} worst of {len(known)} classes"
     rows = []
     for i in known[:_CLASSES_SHOWN]:
-        most = int(wrong[i].argmax())
+        found, most = classes[i], int(wrong[i].argmax())
         taken = f"{names[most]} ({int(wrong[i, most])})" if wrong[i, most] else ""
-        of_answers = f"{right[i] / answers[i]:.2%}" if answers[i] else ""
-        rows.append([names[i], f"{int(images[i]):,}", f"{right[i] / images[i]:.2%}", of_answers, taken])
+        of_answers = "" if found["precision"] is None else f"{found['precision']:.2%}"
+        rows.append([names[i], f"{found['images']:,}", f"{found['recall']:.2%}", of_answers, taken])
     return Table(title, ["class", "images", "of these right", "of its answers right", "most often taken for"], rows)

@@ -38,21 +38,18 @@ class History(Callback):
         self.seconds = 0.0
         self._since: float | None = None
 
-    def _pause(self) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    on_validation_end = on_train_epoch_start
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pause()
-
-    on_validation_end = on_train_epoch_start
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pause()
+        self.on_validation_start(trainer, pl_module)
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": self.seconds}
         self.rows.append({**row, **metrics})
@@ -70,7 +67,29 @@ class History(Callback):
         self.seconds, self.rows = float(state_dict["seconds"]), [dict(row) for row in state_dict["rows"]]
 
 
-class WeightsExport(Callback):
+class OfBestEpoch(Callback):
+    """What is kept of the epoch with the best value of a logged metric, the first of equals; checkpoints know it."""
+
+    monitor, mode = "val/top1", "max"
+    best: float | None = None
+
+    def improved(self, trainer: L.Trainer) -> bool:
+        """Whether the epoch that ends is better than all before, which is noted."""
+        value, before = float(trainer.callback_metrics.get(self.monitor, math.nan)), self.best
+        better = before is None or (value > before if self.mode == "max" else value < before)
+        if better and not math.isnan(value):
+            self.best = value
+            return True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class WeightsExport(OfBestEpoch):
     """Writes the network to best.safetensors after each epoch that is better than all before.
 
     The weights are those that were validated: the average, where there is a :class:`WeightAverage`. The files are
@@ -94,15 +113,9 @@ class WeightsExport(Callback):
             raise ValueError(f"mode is {mode!r}; it must be max or min")
         self.folder = Path(folder)
         self.monitor, self.mode = monitor, mode
-        self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        value, before = float(trainer.callback_metrics.get(self.monitor, math.nan)), self.best
-        better = before is None or (value > before if self.mode == "max" else value < before)
-        if not better or math.isnan(value):
-            return
-        self.best = value
-        if not trainer.is_global_zero:
+        if not self.improved(trainer) or not trainer.is_global_zero:
             return
         averages = [c for c in vars(trainer)["callbacks"] if isinstance(c, WeightAverage)]
         state = averages[0].weights(pl_module) if averages else None
@@ -111,12 +124,6 @@ class WeightsExport(Callback):
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
         notes |= notes_of_data(getattr(trainer, "datamodule", None))
         checkpoint.save(_network(pl_module), self.folder / "best.safetensors", metadata=notes, state=state)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
 
 
 class WeightAverage(Callback):
@@ -142,11 +149,10 @@ class WeightAverage(Callback):
         self._resumed: dict[str, Tensor] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        network = _network(pl_module)
-        self._average = ModelEmaV3(network, decay=self.decay, use_warmup=True)
+        self._average = ModelEmaV3(_network(pl_module), decay=self.decay, use_warmup=True)
         self._swapped = False
         if self._resumed is not None:
-            network.load_state_dict(self._resumed)
+            _network(pl_module).load_state_dict(self._resumed)
             self._resumed = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -179,15 +185,12 @@ class WeightAverage(Callback):
         self._swap(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average is None:
-            return
-        prefix = "network." if hasattr(pl_module, "network") else ""
-        state = checkpoint["state_dict"]
-        trained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if self._swapped:
-            trained = self.average.state_dict()
-        checkpoint["callbacks"][self.state_key] = {"trained": trained}
-        state.update({prefix + name: value for name, value in self.weights(pl_module).items()})
+        if self._average is not None:
+            network = _network(pl_module)
+            trained = (self.average if self._swapped else network).state_dict()
+            checkpoint["callbacks"][self.state_key] = {"trained": trained}
+            prefix = "" if network is pl_module else "network."
+            checkpoint["state_dict"].update({prefix + name: v for name, v in self.weights(pl_module).items()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict.get("trained")

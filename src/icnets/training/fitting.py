@@ -2,9 +2,9 @@
 
 import math
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,83 +28,96 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "use_distributed_sampler": False,  # the data module gives each process its own batches
 }
-Save = Callable[[Path, Any, ClassificationTask], None]
+Save = Callable[[Path, dict[str, dict[str, Any]]], None]
 
 
 # The folder.
 
 
-def folder_of(name: str, runs: str | Path) -> Path:
-    """The folder of a run. Raises ValueError for a name that leads out of ``runs``."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(
-            f"name is {name!r}, which isn't below {runs}; give a plain --name, and --runs DIR for the rest"
-        )
-    return Path(runs) / name
+@dataclass(frozen=True)
+class RunOptions:
+    """A run's place, what it keeps there, and when it ends early.
+
+    Args:
+        name: the run, whose files are in RUNS/NAME
+        runs: folder of all runs
+        save_every: steps between checkpoints, beside those of each epoch
+        keep: number of last checkpoints that are kept, to resume from
+        patience: end after so many epochs without a better val/top1
+        ema: validate and keep a running average with this decay
+    """
+
+    name: str | None = None
+    runs: str = "runs"
+    save_every: int | None = None
+    keep: int = 1
+    patience: int | None = None
+    ema: float | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder. Raises ValueError for a name that leads out of ``runs``."""
+        path = Path(str(self.name))
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            what = f"name is {self.name!r}, which isn't below {self.runs}"
+            raise ValueError(f"{what}; give a plain --name, and --runs DIR for the rest")
+        return Path(self.runs) / path
+
+    def require_empty(self) -> None:
+        """Raises ValueError where a run would be replaced, also one of which only the finished weights were kept."""
+        checkpoints = self.folder / "checkpoints"
+        if kept := sorted(path.name for path in checkpoints.glob("*.*") if path.suffix != ".tmp"):
+            way = "give another --name, resume it with --ckpt_path last, or begin anew with --overwrite true"
+            raise ValueError(f"{self.folder} holds a run already ({few(kept)}); {way}")
+
+    def make_room(self, trainer: Any, task: ClassificationTask) -> None:
+        """Before training, in the first process: raises ValueError where the folder can't take what will be written."""
+        remove_unfinished(self.folder)
+        optimizer, average = task.optimization.optimizer, self.ema is not None
+        _, needed = checkpoint_bytes(task.network, optimizer, average=average, keep=self.keep)
+        preflight(self.folder, needed if any(isinstance(c, LastCheckpoints) for c in trainer.callbacks) else 0)
+
+    def logger(self) -> TensorBoardLogger:
+        """What logs a training's metrics where nothing else is asked for."""
+        return TensorBoardLogger(self.folder, "tensorboard", "")
+
+    def callbacks(self, save: Save | None, trainer: Any, *more: Callback) -> list[Callback]:
+        """What writes a training's files into the folder.
+
+        Args:
+            save: writes the configuration to a path, with these :func:`found_values` in it; None: there is none.
+            trainer: the trainer's options by name, of which logger and enable_checkpointing may be False.
+            *more: callbacks that draw.
+        """
+        there = self.folder / "checkpoints"
+        callbacks: list[Callback] = [History(self.folder / "history.csv"), *more]
+        if self.ema is not None:
+            callbacks.append(WeightAverage(self.ema))
+        if trainer.get("logger") is not False:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        if trainer.get("enable_checkpointing") is not False:
+            callbacks += [WeightsExport(there), LastCheckpoints(there, self.save_every, self.keep)]
+        if self.patience is not None:
+            callbacks.append(Patience(self.patience))
+        return [*callbacks, _RunFiles(self.folder, save)]
 
 
 def free_name(label: str, runs: str | Path) -> str:
     """``label`` with the first number that no run has."""
-    return next(n for i in range(1, sys.maxsize) if not (Path(runs) / (n := f"{label}-{i}")).exists())
-
-
-def require_empty(folder: Path) -> None:
-    """Raises ValueError where a run would be replaced, also one of which only the finished weights were kept."""
-    if kept := sorted(path.name for path in (folder / "checkpoints").glob("*.*") if path.suffix != ".tmp"):
-        way = "give another --name, resume it with --ckpt_path last, or begin anew with --overwrite true"
-        raise ValueError(f"{folder} holds a run already ({few(kept)}); {way}")
+    return next(n for i in count(1) if not (Path(runs) / (n := f"{label}-{i}")).exists())
 
 
 # Training.
 
 
-def logger_of(folder: Path) -> TensorBoardLogger:
-    """What logs a training's metrics where nothing else is asked for."""
-    return TensorBoardLogger(folder, "tensorboard", "")
-
-
-def callbacks_of(
-    folder: Path,
-    save: Save | None,
-    *more: Callback,
-    ema: float | None,
-    save_every: int | None,
-    keep: int,
-    patience: int | None,
-    logs: bool,
-    checkpoints: bool,
-) -> list[Callback]:
-    """What writes a training's files into ``folder``.
-
-    Args:
-        folder: of the run.
-        save: writes the configuration to a path, given the trainer and the task as well; None: there is none.
-        *more: callbacks that draw.
-        ema: decay of the running average of the weights; None for none.
-        save_every: steps between checkpoints, beside those of each epoch.
-        keep: number of last checkpoints.
-        patience: epochs without a better val/top1 after which training ends; None: it doesn't.
-        logs, checkpoints: whether there are any.
-    """
-    callbacks: list[Callback] = [History(folder / "history.csv"), *more]
-    if ema is not None:
-        callbacks.append(WeightAverage(ema))
-    if logs:
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
-    if checkpoints:
-        there = folder / "checkpoints"
-        callbacks += [WeightsExport(there), LastCheckpoints(there, save_every, keep)]
-    if patience is not None:
-        callbacks.append(Patience(patience))
-    return [*callbacks, _RunFiles(folder, save)]
-
-
-def make_room(folder: Path, task: ClassificationTask, *, ema: float | None, keep: int, checkpoints: bool) -> None:
-    """Before training, in the first process: raises ValueError where ``folder`` can't take what will be written."""
-    remove_unfinished(folder)
-    _, needed = checkpoint_bytes(task.network, task.optimization.optimizer, average=ema is not None, keep=keep)
-    preflight(folder, needed if checkpoints else 0)
+def found_values(trainer: Any, task: ClassificationTask) -> dict[str, dict[str, Any]]:
+    """Options that a training chose itself where they were left out, by group; its configuration has them."""
+    data, chosen = trainer.datamodule, task.optimization
+    return {
+        "data": {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size},
+        "model": {"lr": chosen.lr, "new_lr": chosen.new_lr},
+        "trainer": {"gradient_clip_val": task.gradient_clip_val},
+    }
 
 
 class _RunFiles(Callback):
@@ -125,7 +138,7 @@ class _RunFiles(Callback):
         if self.save is not None and not trainer.fast_dev_run:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.folder / "config.yaml") as temporary:  # a process that starts again may read it
-                self.save(temporary, trainer, pl_module)
+                self.save(temporary, found_values(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         names: list[str] = getattr(trainer.datamodule, "unreadable", list)()

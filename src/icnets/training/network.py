@@ -46,17 +46,16 @@ def build_network(
         model = make_network(model, num_classes, in_chans, options, pretrained=pretrained)
     elif pretrained or options:
         raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
-    network = model
     if init_from is not None:
-        load_weights(network, init_from)
+        load_weights(model, init_from)
     if ic is not None and ic.warm_start == "calibrate":
-        if any(isinstance(m, IC_LAYERS) for m in network.modules()):
+        if any(isinstance(m, IC_LAYERS) for m in model.modules()):
             what = f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated"
             raise ValueError(f"{what}; leave ic.warm_start out, or start from the basic network's")
-        return network.train(), ic
+        return model.train(), ic
     if ic is not None:
-        convert_(network, ic, optimizers=())
-    return network.train(), None
+        convert_(model, ic, optimizers=())
+    return model.train(), None
 
 
 def recompute_activations_(network: nn.Module) -> None:

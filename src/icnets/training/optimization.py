@@ -130,17 +130,15 @@ def parameter_groups(network: nn.Module, weight_decay: float, new_lr: float | No
     ``new_lr``, a learning rate, IC's own are a third group that has it.
     """
     new = {id(p) for _, p in ic_parameters(network)}
-    apart = set() if new_lr is None else new
-    trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in new]
-    rest = [p for p in trained if (p.ndim <= 1 or id(p) in new) and id(p) not in apart]
-    own = [p for p in trained if id(p) in apart]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-        {"params": own, "weight_decay": 0.0, "lr": new_lr},
-    ]
-    return [group for group in groups if group["params"]]
+    decayed, rest, own = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    for p in network.parameters():
+        if p.requires_grad and id(p) in new:
+            (rest if new_lr is None else own).append(p)
+        elif p.requires_grad:
+            (decayed if p.ndim > 1 else rest).append(p)
+    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0})
+    apart = {"params": own, "weight_decay": 0.0, "lr": new_lr}
+    return [group for group in (*groups, apart) if group["params"]]
 
 
 def learning_rate_factor(
@@ -172,27 +170,25 @@ def learning_rate_factor(
     return min_lr + (1 - min_lr) * shape
 
 
-def _new_lr(groups: Sequence[Mapping[str, Any]]) -> float:
-    """The factor on the learning rate of IC's own parameters, which are the last group where it isn't 1."""
-    first, last = (groups[i].get("initial_lr", groups[i]["lr"]) for i in (0, -1))
-    return float(last / first) if first else 1.0
+def _options_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an optimizer's groups say of its options; IC's own parameters are the last group where new_lr isn't 1."""
+    lr, own_lr = (groups[i].get("initial_lr", groups[i]["lr"]) for i in (0, -1))
+    kept = {name: groups[0].get(name) for name in ("weight_decay", "momentum")}
+    return {"new_lr": own_lr / lr if lr else 1.0, "optimizer": "betas" in groups[0], "lr": lr, **kept}
 
 
 def _require_same_options(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """ValueError where a resumed training is given other options: those of its checkpoint would replace them."""
-    remedy = "a training goes on as it began; leave --model.{0} as it was, or begin anew from the weights by "
-    message = "the checkpoint was trained with {0} {1}, and {0} is {2}: " + remedy + "--model.init_from"
-    factors = [_new_lr(groups) for groups in (state["param_groups"], optimizer.param_groups)]
-    if not math.isclose(*factors):
-        raise ValueError(message.format("new_lr", *(f"{factor:.6g}" for factor in factors)))
-    for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        if ("betas" in ours) != ("betas" in theirs):
-            was = "adamw or lamb" if "betas" in theirs else "sgd"
-            raise ValueError(message.format("optimizer", was, type(optimizer).__name__.lower()))
-        for key, name in (("initial_lr", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
-            was, now = theirs.get(key), ours.get(key)
-            if was is not None and now is not None and not math.isclose(was, now):
-                raise ValueError(message.format(name, f"{was:.6g}", f"{now:.6g}"))
+    theirs, ours = _options_of(state["param_groups"]), _options_of(optimizer.param_groups)
+    for name, was in theirs.items():
+        if None in (was, ours[name]) or math.isclose(was, ours[name]):
+            continue
+        said, now = f"{was:.6g}", f"{ours[name]:.6g}"
+        if name == "optimizer":
+            said, now = "adamw or lamb" if was else "sgd", type(optimizer).__name__.lower()
+        remedy = f"leave --model.{name} as it was, or begin anew from the weights by --model.init_from"
+        what = f"the checkpoint was trained with {name} {said}, and {name} is {now}"
+        raise ValueError(f"{what}: a training goes on as it began; {remedy}")
 
 
 def make_optimizer(

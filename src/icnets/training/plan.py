@@ -33,11 +33,10 @@ def devices_of(trainer: Any) -> tuple[str, int, int]:
     accelerator, devices = str(trainer.accelerator), trainer.devices
     if accelerator == "auto":
         accelerator = "gpu" if torch.accelerator.is_available() else "cpu"
-    if isinstance(devices, list | tuple):
-        per_node = len(devices)
-    elif str(devices).isdigit() and int(devices) > 0:
+    per_node = len(devices) if isinstance(devices, list | tuple) else 0
+    if str(devices).isdigit():
         per_node = int(devices)
-    else:  # auto, -1
+    if not per_node:  # auto, -1
         per_node = 1 if accelerator == "cpu" else max(torch.accelerator.device_count(), 1)
     return accelerator, per_node, int(trainer.num_nodes or 1)
 
@@ -107,22 +106,21 @@ def plan(chosen: Any, folder: Path) -> str:
         source = chosen.model[option]
         if source is not None and not str(source).startswith("timm:") and not Path(source).exists():
             missing.append(f"{option}: there is no checkpoint {source}")
-    lines = [
-        *_lines_of_the_run(chosen, train),
-        ("images", f"{train:,} to train, {val:,} to validate, {test:,} to test, {classes:,} classes ({note})"),
-        ("network", _network(chosen, classes, data.in_chans)),
-        ("writes to", str(folder)),
-        *(("" if i else "missing", text) for i, text in enumerate(missing or ["nothing"])),
-    ]
-    return "\n".join(f"{name:<9}  {text}" for name, text in lines)
+    lines = {
+        **_lines_of_the_run(chosen, train),
+        "images": f"{train:,} to train, {val:,} to validate, {test:,} to test, {classes:,} classes ({note})",
+        "network": _network(chosen, classes, data.in_chans),
+        "writes to": str(folder),
+        "missing": f"\n{'':<11}".join(missing or ["nothing"]),
+    }
+    return "\n".join(f"{name:<9}  {text}" for name, text in lines.items())
 
 
-def _lines_of_the_run(chosen: Any, images: int) -> list[tuple[str, str]]:
+def _lines_of_the_run(chosen: Any, images: int) -> dict[str, str]:
     model, trainer, accumulated = chosen.model, chosen.trainer, chosen.trainer.accumulate_grad_batches
     accelerator, per_node, nodes = devices_of(trainer)
     world = per_node * nodes
-    batch = chosen.data.batch_size or default_batch(images, world * accumulated)
-    batch = min(batch, max(images // world, 1))
+    batch = min(chosen.data.batch_size or default_batch(images, world * accumulated), max(images // world, 1))
     global_batch = batch * world * accumulated
     per_epoch = math.ceil(math.ceil(images / world) // batch / accumulated)
     total = per_epoch * (trainer.max_epochs or 0)
@@ -130,12 +128,12 @@ def _lines_of_the_run(chosen: Any, images: int) -> list[tuple[str, str]]:
     trained = model.pretrained or model.init_from is not None or model.teacher is not None
     largest: Any = with_lr(Optimization(model.optimizer, model.lr), fine_tunes=trained).lr
     lr = scaled_lr(largest, lr_batch=model.lr_batch, global_batch=global_batch, scaling=model.lr_scaling)
-    return [
-        ("devices", f"{per_node} × {accelerator} on {nodes} node{'s' * (nodes > 1)}"),
-        ("batch", f"{global_batch:,} = {batch} a device × {world} devices × {accumulated} accumulated"),
-        ("steps", f"{per_epoch:,} an epoch, {total:,} in {trainer.max_epochs} epochs"),
-        ("optimizer", f"{model.optimizer}, lr {lr:.6g}, {model.schedule}"),
-    ]
+    return {
+        "devices": f"{per_node} × {accelerator} on {nodes} node{'s' * (nodes > 1)}",
+        "batch": f"{global_batch:,} = {batch} a device × {world} devices × {accumulated} accumulated",
+        "steps": f"{per_epoch:,} an epoch, {total:,} in {trainer.max_epochs} epochs",
+        "optimizer": f"{model.optimizer}, lr {lr:.6g}, {model.schedule}",
+    }
 
 
 def _network(chosen: Any, classes: int, in_chans: int) -> str:

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from icnets import checkpoint as weights
+from icnets.checkpoint.foreign import unpickled
 from icnets.checkpoint.image_notes import read_notes
 from icnets.support.files import atomic_write, remove_unfinished
-from icnets.support.text import first_line
+from icnets.support.text import first_line, require_at_least
 
 STOPPED = 143  # exit status: 128 + SIGTERM
 _ASK_EVERY = 10  # steps on a GPU between two all-reductions, each of which waits for the queue
@@ -34,15 +34,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Raises ValueError for a damaged file. Of weights alone (.safetensors), it makes what a test loads."""
         path = Path(path)
         if path.suffix != ".safetensors":
-            return read_checkpoint(path, map_location=map_location or "cpu")
+            return read_checkpoint(path)
         _, tensors, strings = weights.read(path)
         notes = {"class_names": read_notes(strings).class_names, "weights_alone": True}
         state = {f"network.{name}": value for name, value in tensors.items()}
         return {"state_dict": state, "icnets": notes, "pytorch-lightning_version": L.__version__}
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """What a checkpoint of ``icnets fit`` holds; nothing in it is executed.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of ``icnets fit`` holds, on the CPU; nothing in it is executed.
 
     Raises:
         ValueError: the file is missing, damaged (by the CRC-32 of each of its parts), or not ours.
@@ -50,14 +50,12 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; check ckpt_path, and the run's name")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's format; torch itself doesn't look at the checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"checksum of {damaged}")
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = unpickled(path)
         if missing := {"state_dict", "icnets"} - content.keys():
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
     except Exception as error:
-        what = f"{path} is damaged or no checkpoint of icnets fit ({type(error).__name__}: {first_line(error)})"
+        why = error.__cause__ or error
+        what = f"{path} is damaged or no checkpoint of icnets fit ({type(why).__name__}: {first_line(why)})"
         raise ValueError(f"{what}; weights alone are given as model.init_from") from error
     return content
 
@@ -94,10 +92,8 @@ class LastCheckpoints(Checkpoint):
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, keep: int = 1) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
         self.folder, self.every_n_steps, self.keep = folder, every_n_steps, keep
+        require_at_least(self, every_n_steps=1, keep=1)
         self.newest: Path | None = None
         self._told_to_stop = False
 
