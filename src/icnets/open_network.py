@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ from torch import nn
 
 from icnets import checkpoint, timm_models
 from icnets.checkpoint.foreign import unpickled
-from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes, usual_statistics
+from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes
 from icnets.checkpoint.weights_files import holds_ic_network, load_weights, new_head_of, noted, strings_of, weights_of
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_
+from icnets.data.protocol import evaluation_by
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.support.named_code import imported, names_code
 from icnets.support.text import few, first_line
@@ -293,13 +294,7 @@ def _code_needed(file: Path, why: str = "") -> str:
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
     """How a run evaluated images, by its options and, where these are null, the defaults of the data module."""
     digits = not any(options.get(name) for name in ("root", "train_shards", "hf"))
-    in_chans = options.get("in_chans") or (1 if digits else 3)
-    mean, std = (
-        tuple(options.get(name) or usual_statistics(name, in_chans, digits=digits)) for name in ("mean", "std")
-    )
-    size = options.get("image_size") or (8 if digits else 224)
-    crop_pct = 1.0 if digits else options.get("crop_pct", 0.95)
-    return ImageNotes(size, in_chans, mean, std, crop_pct, options.get("interpolation", "bilinear"), names)
+    return ImageNotes(**asdict(evaluation_by(options, digits=digits)), class_names=names)
 
 
 def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:

@@ -20,12 +20,6 @@ def default_batch(images: int, batches_per_step: int) -> int:
     return min(max(images // (_STEPS * batches_per_step), _SMALLEST_BATCH), LARGEST_BATCH)
 
 
-def chosen_batch(data: Any) -> int:
-    """Return the images per step of one process where nobody says, by the number of ``data``'s training images."""
-    accumulated = 1 if data.trainer is None else data.trainer.accumulate_grad_batches
-    return default_batch(data.size("train"), processes()[1] * accumulated)
-
-
 def require_at_least(options: Any, **least: float) -> None:
     """Raise ValueError for an attribute of ``options`` that is below its least value; None is none."""
     for name, low in least.items():
@@ -41,8 +35,8 @@ class EpochData(L.LightningDataModule):
     """
 
     seed: int
-    batch_size: int
     eval_batch_size: int
+    _batch_size: int | None = None
     workers = 0
     repeats = 1
 
@@ -52,6 +46,16 @@ class EpochData(L.LightningDataModule):
         self._names: list[str] = []
         self._epochs = count()
         self._resumed: tuple[int, int] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step of one process; where the option is None, chosen by the number of training images."""
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return self._batch_size or default_batch(self.size("train"), processes()[1] * accumulated)
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._batch_size = size
 
     @property
     def class_names(self) -> list[str]:
@@ -95,11 +99,10 @@ class EpochData(L.LightningDataModule):
         if fitting is not None and before and now and before != now:
             world = fitting.world_size
             size = f"set data.batch_size to {before // world}, or " if before % world == 0 else ""
-            raise ValueError(
-                f"the checkpoint is of a training with {before} images a batch over all processes, and this one has "
-                f"{now} ({world} process{'es' * (world > 1)}): its steps and its schedule would be others; {size}begin "
-                "anew from its weights (model.init_from)"
-            )
+            what = f"the checkpoint is of a training with {before} images a batch over all processes"
+            here = f"this one has {now} ({world} process{'es' * (world > 1)})"
+            remedy = f"{size}begin anew from its weights (model.init_from)"
+            raise ValueError(f"{what}, and {here}: its steps and its schedule would be others; {remedy}")
         if state_dict:
             self._resumed = (int(state_dict["epoch"]), int(state_dict["batch"]))
 

@@ -10,7 +10,7 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -200,3 +200,20 @@ def _class_index(member: _Member) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ValueError(f"its class is {repr(text)[:40]}; it must be a whole number from 0, of 9 digits at most")
     return int(text)
+
+
+def shard_classes(root: Path | None, targets: Mapping[str, Sequence[int]]) -> list[str]:
+    """Name the classes of shards: by ``root``/classes.txt, one a line; without it, by their numbers.
+
+    Raises:
+        ValueError: a split has other classes.
+    """
+    listed = None if root is None else root / "classes.txt"
+    if listed is not None and listed.is_file():
+        names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
+    else:
+        names, known = [str(i) for i in range(max(targets["train"]) + 1)], "the training shards have"
+    for split, indices in targets.items():
+        if (most := max(indices)) >= len(names):
+            raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(names) - 1}")
+    return names
