@@ -1,7 +1,6 @@
 """Every image of a data set decoded as training would: what can't be read, is misfiled, double or left out."""
 
 import hashlib
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -114,7 +113,7 @@ def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
 
 def _inspected(groups: list[_Group], workers: int) -> Iterator[list[tuple[str, str | None, str]]]:
     """Decode the images of each group: the name of each, why it can't be read (or None), a digest of its bytes."""
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
     try:
         yield from pool.map(_inspect, [group.source for group in groups])
     except BrokenProcessPool as error:
@@ -122,11 +121,6 @@ def _inspected(groups: list[_Group], workers: int) -> Iterator[list[tuple[str, s
         raise ValueError(f"{what}; --workers 1 takes the least of it") from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
-    end_with_parent()
 
 
 def _inspect(source: Paths) -> list[tuple[str, str | None, str]]:

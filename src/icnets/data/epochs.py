@@ -157,14 +157,9 @@ class EpochData(L.LightningDataModule):
         return self._loader(split, EvaluationBatches(images, min(self.eval_batch_size, images), rank=rank, world=world))
 
     def _loader(self, split: str, batches: Sampler[Any]) -> DataLoader[Any]:
-        return DataLoader(
-            self._splits[split],
-            batch_sampler=batches,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=as_is,
-        )
+        options: dict[str, Any] = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        options |= {"pin_memory": torch.cuda.is_available(), "collate_fn": as_is}
+        return DataLoader(self._splits[split], batch_sampler=batches, **options)
 
 
 def read_again(trainer: Any, epoch: int, number: int) -> Any:

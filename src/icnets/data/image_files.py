@@ -3,14 +3,15 @@
 import logging
 import os
 import stat
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
+
+from icnets.support.quiet import muted
 
 LeftOut = Counter[str]  # how many files of a kind aren't read: ".txt", "without an extension", ...
 
@@ -103,17 +104,9 @@ def decode(source: IO[bytes] | Path, *, grey: bool = False) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")  # to its own mode, convert would copy
 
 
-@contextmanager
-def without_warnings() -> Iterator[None]:
+def without_warnings() -> AbstractContextManager[None]:
     """Silence Pillow, which warns and logs of metadata and large images for each anew; errors are still raised."""
-    log = logging.getLogger("PIL")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            yield
-        finally:
-            log.setLevel(level)
+    return muted(logging.CRITICAL, "PIL")
 
 
 def reason(error: Any) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
 from icnets.hub.markdown import escaped
+from icnets.support.text import counted
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 _SHOWN_CLASSES = 100
@@ -115,12 +116,11 @@ def _header(card: Card, title: str, evidence: Evidence) -> str:
 
 
 def _summary(model: nn.Module) -> str:
-    units = sum(isinstance(m, IC_LAYERS) for m in model.modules())
+    units, name = sum(isinstance(m, IC_LAYERS) for m in model.modules()), escaped(type(model).__name__)
     total, new = sum(p.numel() for p in model.parameters()), sum(p.numel() for _, p in ic_parameters(model))
-    kind = f"A basic network: {escaped(type(model).__name__)} without IC units"
+    kind = f"A basic network: {name} without IC units"
     if units:
-        kind = f"An Inter-layer Collision (IC) network: {escaped(type(model).__name__)} with {units} IC unit"
-    kind += "s" * (units > 1)
+        kind = f"An Inter-layer Collision (IC) network: {name} with {counted(units, 'IC unit')}"
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 
