@@ -108,7 +108,7 @@ def _states(content: Any, origin: str = "") -> dict[str, Mapping[str, Any]]:
         return {}
     found: dict[str, Mapping[str, Any]] = {}
     for key, value in content.items():
-        found |= _states(value, f"{origin}[{key!r}]") if isinstance(value, Mapping) else {}
+        found |= _states(value, f"{origin}[{key!r}]")
     return found or ({origin: content} if any(isinstance(v, Tensor) for v in content.values()) else {})
 
 

@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,15 +30,15 @@ _LONGEST_LABEL = 1 << 20  # bytes
 
 def expand(pattern: str) -> list[str]:
     """Expand a pattern with braces, ``train-{000..002}.tar`` or ``{a,b}.tar``, to names in order."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
-        return [pattern]
-    first, _, last = found[1].partition("..")
-    choices = found[1].split(",")
+    parts = re.split(r"\{([^{}]*)\}", pattern)  # every second one stood in braces
+    return ["".join(name) for name in product(*(_choices(p) if i % 2 else [p] for i, p in enumerate(parts)))]
+
+
+def _choices(braces: str) -> list[str]:
+    first, _, last = braces.partition("..")
     if first.isdecimal() and last.isdecimal():
-        choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    rest = expand(pattern[found.end() :])
-    return [f"{pattern[: found.start()]}{choice}{end}" for choice in choices for end in rest]
+        return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    return braces.split(",")
 
 
 def find_shards(root: Path, split: str) -> list[str]:

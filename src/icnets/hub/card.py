@@ -27,7 +27,7 @@ class Card:
         title: of the page; by default the name of the folder or repository.
         license: of the weights, one of the Hub's identifiers ("mit", "apache-2.0", ...). What they were trained from
             decides, so nothing is assumed.
-        datasets: ids on the Hub of what it was trained on; known by itself for a run with ``data.hf``, of version 0.1.
+        datasets: ids on the Hub of what it was trained on.
         classes: labels in the order of the outputs; by default those of the evidence.
         pipeline_tag: the task, in the Hub's words.
         description: a paragraph of your own, as Markdown.
@@ -97,12 +97,11 @@ def card_text(
 def _header(card: Card, title: str, evidence: Evidence) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    datasets = list(dict.fromkeys([*card.datasets, *filter(None, [evidence.dataset])]))
     found: dict[str, Any] = {}
     if evidence.accuracy is not None and card.pipeline_tag is not None:
         result = EvalResult(
             task_type=card.pipeline_tag,
-            dataset_type=datasets[0] if datasets else "imagefolder",
+            dataset_type=card.datasets[0] if card.datasets else "imagefolder",
             dataset_name=evidence.data,
             dataset_split="test",
             metric_type="accuracy",
@@ -111,7 +110,7 @@ def _header(card: Card, title: str, evidence: Evidence) -> str:
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
     tags = ["icnets", "inter-layer-collision", "arxiv:2102.03495"]
-    found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": datasets or None}
+    found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": list(card.datasets) or None}
     return ModelCardData(license=card.license, library_name="icnets", **found).to_yaml()
 
 
