@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ from torch import nn
 
 from icnets import checkpoint, timm_models
 from icnets.checkpoint.foreign import unpickled
-from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes, usual_statistics
+from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes
 from icnets.checkpoint.weights_files import holds_ic_network, load_weights, new_head_of, noted, strings_of, weights_of
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_
+from icnets.data.protocol import evaluation_by
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.support.named_code import imported, names_code
 from icnets.support.text import few, first_line
@@ -39,11 +40,7 @@ class OpenedNetwork(NamedTuple):
 
 
 def open_network(
-    source: str | Path,
-    *,
-    pretrained: bool = False,
-    weights: str | Path | None = None,
-    **options: Any,
+    source: str | Path, *, pretrained: bool = False, weights: str | Path | None = None, **options: Any
 ) -> OpenedNetwork:
     """Open the network that ``source`` names, with its weights.
 
@@ -123,21 +120,16 @@ def _read(file: Path, strings: Mapping[str, str]) -> ImageNotes:
 
 
 def make_network(
-    name: str,
-    num_classes: int | None,
-    in_chans: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    *,
-    pretrained: bool = False,
+    name: str, /, num_classes: int | None = None, *, pretrained: bool = False, **options: Any
 ) -> nn.Module:
     """Make the basic network that a name stands for, with random weights; where asked for, timm's pretrained ones.
 
     Args:
         name: timm's, with or without ``ic_``; or a class or function, ``my_package:MyCNN``, ``my_file.py:make_model``,
             which is imported and called with num_classes and, if its signature has it, in_chans.
-        num_classes, in_chans: None leaves them to the network.
-        options: more arguments.
+        num_classes: None leaves it to the network.
         pretrained: of timm's names.
+        **options: more arguments; in_chans may be None too.
 
     Raises:
         ValueError: there is no such network, it can't be made with these arguments, or its weights can't be had.
@@ -147,8 +139,8 @@ def make_network(
         torch.Size([2, 4])
     """
     network_file(name)  # a file of code alone says what is missing
-    sizes = {"num_classes": num_classes, "in_chans": in_chans}
-    given = {**{key: value for key, value in sizes.items() if value is not None}, **(options or {})}
+    sizes = {"num_classes": num_classes, "in_chans": options.pop("in_chans", None)}
+    given = {**{key: value for key, value in sizes.items() if value is not None}, **options}
     if names_code(name):
         if pretrained:
             raise ValueError(f"pretrained goes with timm's names; give {name} its weights by --weights FILE")
@@ -162,7 +154,7 @@ def make_network(
             what = f"can't get timm's pretrained weights of {name}: {first_line(error).partition('. ')[0]}"
             raise ValueError(f"{what}; if you have them as a file, give --weights FILE") from error
         # timm stumbles over unfitting options somewhere within, by any kind of error
-        what = f"timm can't make {name} with the options {dict(options or {})}: {first_line(error)}"
+        what = f"timm can't make {name} with the options {options}: {first_line(error)}"
         raise ValueError(f"{what}; check them") from error
 
 
@@ -174,9 +166,8 @@ def _made(name: str, given: dict[str, Any]) -> nn.Module:
     if "in_chans" not in takes:
         given.pop("in_chans", None)
     if "num_classes" not in takes and all(p.kind != p.VAR_KEYWORD for p in takes.values()):
-        raise ValueError(
-            f"{name} takes no num_classes, by which it is told the number of classes; give it the argument"
-        )
+        what = f"{name} takes no num_classes, by which it is told the number of classes"
+        raise ValueError(f"{what}; give it the argument")
     try:
         network = make(**given)
     except Exception as error:  # whatever their code raises
@@ -188,9 +179,8 @@ def _made(name: str, given: dict[str, Any]) -> nn.Module:
 
 
 def _named(name: str, pretrained: bool, options: dict[str, Any]) -> OpenedNetwork:
-    sizes = [options.pop(key, None) for key in ("num_classes", "in_chans")]
     try:
-        network: Any = make_network(name, sizes[0], sizes[1], options, pretrained=pretrained)
+        network: Any = make_network(name, pretrained=pretrained, **options)
     except ValueError as error:
         if names_code(name) or is_model(name.split(".")[0]):
             raise
@@ -206,9 +196,7 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> OpenedNetwor
     return OpenedNetwork(network, replace(notes_of_cfg(network.pretrained_cfg), class_names=names), {}, None)
 
 
-def named_with_weights(
-    name: str, file: Path, options: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, ImageNotes, str]:
+def named_with_weights(name: str, file: Path, options: Mapping[str, Any]) -> tuple[nn.Module, ImageNotes, str]:
     """Make the network of a name with the weights of a file, whose notes, or else its last layer, say the classes.
 
     Args:
@@ -223,14 +211,14 @@ def named_with_weights(
     Raises:
         ValueError: there is no such network or file, or they don't fit.
     """
-    notes, rest = notes_of_start(file), dict(options or {})
-    classes, in_chans = rest.pop("num_classes", None), rest.pop("in_chans", None) or notes.in_chans
-    classes = classes or (len(notes.class_names) if notes.class_names else None)
-    if classes is None:
-        sample = make_network(name, 2, in_chans, rest)
-        head = new_head_of(sample, shapes(weights_of(file, sample).state))
-        classes = 2 if head is None else head[1]
-    network = make_network(name, classes, in_chans, rest)
+    notes = notes_of_start(file)
+    given: dict[str, Any] = {"num_classes": len(notes.class_names or ()) or None, "in_chans": notes.in_chans}
+    given |= {key: value for key, value in options.items() if value is not None}
+    if given["num_classes"] is None:
+        sample = make_network(name, **given | {"num_classes": 2})
+        head = new_head_of(sample, weights_of(file, sample).state)
+        given["num_classes"] = 2 if head is None else head[1]
+    network = make_network(name, **given)
     origin = load_weights(network, file, new_head=False)
     return network.eval(), notes, origin
 
@@ -258,8 +246,8 @@ def _of_run(path: Path) -> tuple[nn.Module, ImageNotes]:
         raise ValueError(f"{path} {_code_needed(path)}")
     notes = _image_notes(data, list(names))
     network = _untrained(model, notes)
-    prefix = "network."
-    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    weights = content["state_dict"].items()
+    state = {key.removeprefix("network."): value for key, value in weights if key.startswith("network.")}
     if (problem := mismatch(shapes(network.state_dict()), shapes(state))) is not None:
         raise ValueError(f"{path} doesn't fit the network of its run's config.yaml: {problem}")
     network.load_state_dict(state)
@@ -293,13 +281,7 @@ def _code_needed(file: Path, why: str = "") -> str:
 def _image_notes(options: Mapping[str, Any], names: list[str]) -> ImageNotes:
     """How a run evaluated images, by its options and, where these are null, the defaults of the data module."""
     digits = not any(options.get(name) for name in ("root", "train_shards", "hf"))
-    in_chans = options.get("in_chans") or (1 if digits else 3)
-    mean, std = (
-        tuple(options.get(name) or usual_statistics(name, in_chans, digits=digits)) for name in ("mean", "std")
-    )
-    size = options.get("image_size") or (8 if digits else 224)
-    crop_pct = 1.0 if digits else options.get("crop_pct", 0.95)
-    return ImageNotes(size, in_chans, mean, std, crop_pct, options.get("interpolation", "bilinear"), names)
+    return ImageNotes(**asdict(evaluation_by(options, digits=digits)), class_names=names)
 
 
 def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
@@ -308,7 +290,7 @@ def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
     ic = ICConfig(**model["ic"]) if model.get("ic") else None
     ic = ic or starting_config(name, trained=bool(model.get("pretrained") or model.get("init_from")))
     sizes: dict[str, Any] = {"num_classes": len(notes.class_names or ()), "in_chans": notes.in_chans}
-    network = make_network(name, **sizes, options=model.get("model_options"))
+    network = make_network(name, **sizes | (model.get("model_options") or {}))
     if holds_ic_network(source):
         load_weights(network, source)
     if ic is not None:
@@ -329,7 +311,6 @@ def notes_of_start(path: Path) -> ImageNotes:
         names = content["icnets"]["class_names"]
     except Exception:  # of others, or damaged, which load_weights says
         return ImageNotes()
-    try:
+    with suppress(ValueError):  # without the configuration of its run
         return _image_notes(_config(path)[1], names)
-    except ValueError:  # without the configuration of its run
-        return ImageNotes(class_names=names)
+    return ImageNotes(class_names=names)

@@ -123,10 +123,10 @@ def test_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_arguments_by_the_signature() -> None:
-    assert make_network(NAME, 3, 1).stem[0].in_channels == 1
-    assert make_network("my_cnn.py:colour_only", 3, 1).stem[0].in_channels == 3
-    assert make_network("my_cnn.py:colour_only", None).head.out_features == 5
-    assert make_network(NAME, 3, options={"width": 8}).head.in_features == 8
+    assert make_network(NAME, 3, in_chans=1).stem[0].in_channels == 1
+    assert make_network("my_cnn.py:colour_only", 3, in_chans=1).stem[0].in_channels == 3
+    assert make_network("my_cnn.py:colour_only").head.out_features == 5
+    assert make_network(NAME, 3, width=8).head.in_features == 8
     assert make_network("torchvision.models:resnet18", 3).fc.out_features == 3  # by its **kwargs
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from icnets.cli import main
 from icnets.data import check as checking
 from icnets.data.check import check
-from icnets.data.sources import Paths
+from icnets.data.image_files import Paths
 from icnets.support.text import printable
 from training.folders import write_classes, write_image
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from icnets.data.data_module import ImageData
 from icnets.data.folders import folder_splits, take
+from icnets.data.image_files import Paths
 from icnets.data.images import ImageFiles, TensorImages, seed_all
 from icnets.data.protocol import EvaluationTransform
-from icnets.data.sources import Paths
 from training.folders import write_classes
 
 
@@ -268,9 +268,8 @@ def test_evaluation_sees_other_files_as_validation_sees_its_own(tmp_path: Path) 
     data = ImageData(write_classes(tmp_path, ant=4, bee=4), image_size=16, in_chans=1, crop_pct=0.7)
     view = EvaluationTransform(16, in_chans=1, crop_pct=0.7)
     x, _ = next(iter(data.val_dataloader()))
-    files = view.files(paths(data, "val"))
     assert data.names("val") == [str(path) for path in paths(data, "val")]
-    assert torch.equal(x, torch.stack([files.evaluated(i) for i in range(len(x))]))
+    assert torch.equal(x, torch.stack([view.read(path) for path in paths(data, "val")]))
 
 
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path: Path) -> None:

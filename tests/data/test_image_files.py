@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from icnets.data.check import Report, check
 from icnets.data.data_module import ImageData
 from icnets.data.folders import find_images
-from icnets.data.image_files import image_extensions, images_below, left_out_line, open_image, reason
-from icnets.data.images import ImageFiles
+from icnets.data.image_files import decode, image_extensions, images_below, left_out_line, reason
+from icnets.data.protocol import EvaluationTransform
 from icnets.data.shards import Shards
-from icnets.data.sources import Paths
 from icnets.predict.paths import find_paths
 from training.folders import write_classes, write_image
 
@@ -150,8 +148,7 @@ def test_shards_read_the_same_formats(tmp_path: Path, caplog: pytest.LogCaptureF
         source = Shards([name], tmp_path / "cache")
         assert source.targets == [0, 1, 0, 1, 1]
         assert lines(caplog)[-1].endswith("left out samples without an image that is read: 1 .npy, 1 of a class alone")
-    files = ImageFiles(source, source.targets, lambda image: torch.zeros(3, *image.size))
-    assert [tuple(files.evaluated(i).shape) for i in range(5)] == [(3, 24, 20)] * 5
+    assert [decode(source.open(i)).size for i in range(5)] == [(24, 20)] * 5
     assert source.name(4).endswith("z.jpg")  # of two images of one key, the usual one
     label = shard(tmp_path / "long.tar", {"0.gif": encoded("GIF"), "0.cls": b"0" * (1 << 21)})
     with pytest.raises(ValueError, match=r"'0\.cls' in the shard .*: it has 2,097,152 bytes, too many for a class"):
@@ -241,10 +238,8 @@ def test_hostile_files_are_counted_in_training(hostile: Path, caplog: pytest.Log
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_each_hostile_file_has_its_reason(hostile: Path, name: str) -> None:
-    path = hostile / "ant" / name
-    files = ImageFiles(Paths([path]), [0], lambda image: torch.zeros(3, *image.size))
     with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the decoder raises, it has a reason in one line
-        files.evaluated(0)
+        EvaluationTransform(16).read(hostile / "ant" / name)
     assert HOSTILE[name][1].lower() in reason(caught.value).lower()
     assert "\n" not in reason(caught.value)
 
@@ -260,7 +255,7 @@ def test_hostile_files_in_the_data_check(hostile: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     fifo(tmp_path / "a.png")
     with pytest.raises(ValueError, match="it is no file"):
-        open_image(tmp_path / "a.png")
+        decode(tmp_path / "a.png")
 
 
 def test_a_large_file_is_not_taken_into_memory(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The call that makes a network anew, noted beside it, and compared with what the network is when that is saved."""
 
-import importlib
 import json
+import pkgutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,8 +26,7 @@ def remember_architecture(model: nn.Module, factory: str, args: Mapping[str, Any
 
 def make(factory: str, args: Mapping[str, Any]) -> nn.Module:
     """Makes the basic network, with random weights. Raises what the factory raises, and ImportError without it."""
-    module, _, function = factory.rpartition(".")
-    model: nn.Module = getattr(importlib.import_module(module), function)(**args)
+    model: nn.Module = pkgutil.resolve_name(factory)(**args)
     return model
 
 

@@ -94,9 +94,8 @@ def foreign_objects(path: Path, message: str) -> list[str]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:
-        names = re.findall(
-            r"(?:GLOBAL|Unsupported class|Trying to instantiate(?: unsupported)? \w*) ([\w.]+\.\w+)", message
-        )
+        before = r"(?:GLOBAL|Unsupported class|Trying to instantiate(?: unsupported)? \w*)"
+        names = re.findall(before + r" ([\w.]+\.\w+)", message)
     return sorted(dict.fromkeys(names), key=lambda name: (name.startswith("torch.nn"), name))
 
 
@@ -109,7 +108,7 @@ def _states(content: Any, origin: str = "") -> dict[str, Mapping[str, Any]]:
         return {}
     found: dict[str, Mapping[str, Any]] = {}
     for key, value in content.items():
-        found |= _states(value, f"{origin}[{key!r}]") if isinstance(value, Mapping) else {}
+        found |= _states(value, f"{origin}[{key!r}]")
     return found or ({origin: content} if any(isinstance(v, Tensor) for v in content.values()) else {})
 
 

@@ -2,11 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
-
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_DIGITS = {"mean": 0.3053, "std": 0.3760}  # of all 1,797 of scikit-learn's
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def as_text(value: Any) -> str:
 
 def notes_of_data(data: Any) -> dict[str, str]:
     """Notes what ``data``, an ImageData or the like, knows of its images, beside the weights trained on it."""
-    names = ("class_names", "mean", "std", "image_size", "in_chans", "crop_pct", "interpolation")
+    names = (field.name for field in fields(ImageNotes))
     return {name: as_text(value) for name in names if (value := getattr(data, name, None)) is not None}
 
 
@@ -88,15 +85,3 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "class_names": lambda text: [str(item) for item in _items(text)],
     "input_size": lambda text: [int(item) for item in _items(text)],
 }
-
-
-def usual_statistics(name: str, in_chans: int, *, digits: bool) -> tuple[float, ...]:
-    """The ``"mean"`` or ``"std"`` per channel, on the scale from 0 to 1, of a run that was given none.
-
-    Example:
-        >>> usual_statistics("mean", 3, digits=False)
-        (0.485, 0.456, 0.406)
-    """
-    if digits:
-        return (_DIGITS[name],) * in_chans
-    return _IMAGENET[name] if in_chans == 3 else (sum(_IMAGENET[name]) / 3,)

@@ -57,12 +57,6 @@ def _describe(layer: ICLayer) -> dict[str, Any]:
     }
 
 
-def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Lists every IC unit with its options, by name; a shared unit under each of its names, as its keys are."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {state_dicts.plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
-
-
 def _tensors(model: nn.Module, state: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """What to write: of ``model``, or ``state`` if that fits it. Raises TypeError, ValueError if it can't be loaded."""
     own = {state_dicts.plain_name(key): value for key, value in model.state_dict().items()}
@@ -158,10 +152,12 @@ def prepare(
     _refuse_unloadable(model, metadata or {})
     tensors = _tensors(model, state)
     claim, changed = confirmed(model, architecture)
+    modules = model.named_modules(remove_duplicate=False)  # a shared unit has each of its names, as its keys are
+    layers = {state_dicts.plain_name(name): _describe(m) for name, m in modules if isinstance(m, IC_LAYERS)}
     header: dict[str, Any] = {
         "version": VERSION,
         "architecture": claim,
-        "layers": describe_layers(model),
+        "layers": layers,
         "structure": structure_of(model),
         "versions": versions(),
         **({"changed": changed} if changed else {}),
@@ -236,9 +232,8 @@ def _build(header: Mapping[str, Any]) -> nn.Module:
     call = header["architecture"]
     if call is None:
         why = f": {header['changed']}" if "changed" in header else ""
-        raise UnknownNetworkError(
-            f"doesn't say how to make its network{why}; pass the basic one: load(path, model=...)"
-        )
+        what = f"doesn't say how to make its network{why}"
+        raise UnknownNetworkError(f"{what}; pass the basic one: load(path, model=...)")
     factory, args = call["factory"], call["args"]
     if factory not in FACTORIES:
         raise CheckpointError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from icnets.checkpoint.foreign import Weights, read_weights
 from icnets.checkpoint.image_notes import read_notes
 from icnets.checkpoint.safetensors_file import load, read
-from icnets.convert.state_dicts import Shape, shapes
+from icnets.convert.state_dicts import shapes
 from icnets.convert.surgery import load_basic_state_dict
 from icnets.support.text import tell
 
@@ -34,7 +34,7 @@ def load_weights(network: nn.Module, path: Path, *, new_head: bool = True) -> st
     """
     path, ours = Path(path), written_by_icnets(Path(path))
     weights = weights_of(path, network)
-    head = new_head_of(network, shapes(weights.state)) if new_head else None
+    head = new_head_of(network, weights.state) if new_head else None
     with _replaced(network, head):
         if ours:
             load(path, network)
@@ -60,9 +60,9 @@ def _load_plain(network: nn.Module, path: Path, weights: Weights) -> None:
         raise ValueError(f"{path}{of} doesn't fit the network: {error}") from error
 
 
-def new_head_of(network: nn.Module, found: Mapping[str, Shape]) -> tuple[str, int] | None:
-    """The last layer and how many classes ``found`` has for it, if nothing else has another shape there."""
-    own = shapes(network.state_dict())
+def new_head_of(network: nn.Module, state: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The last layer and how many classes ``state`` has for it, if nothing else has another shape there."""
+    own, found = shapes(network.state_dict()), shapes(state)
     wrong = [key for key in own.keys() & found.keys() if own[key] != found[key]]
     if len({key.rpartition(".")[0] for key in wrong}) != 1:
         return None
@@ -73,7 +73,7 @@ def new_head_of(network: nn.Module, found: Mapping[str, Shape]) -> tuple[str, in
 
 def require_whole(network: nn.Module, path: Path) -> None:
     """Raises ValueError where the last layer of ``network`` isn't the file's, and so can't be evaluated."""
-    if (head := new_head_of(network, shapes(weights_of(path, network).state))) is not None:
+    if (head := new_head_of(network, weights_of(path, network).state)) is not None:
         own = network.get_submodule(head[0]).weight.shape[0]  # type: ignore[union-attr, index]
         raise ValueError(f"{path} is of {head[1]} classes, and the data has {own}; give images of the same classes")
 
@@ -99,11 +99,9 @@ def _replaced(network: nn.Module, head: tuple[str, int] | None) -> Iterator[None
 
 def strings_of(path: Path) -> dict[str, str] | None:
     """The strings in the header of a .safetensors file; None for any other file, and a damaged one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return None
+    with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+    return None
 
 
 def noted(path: Path) -> dict[str, str]:

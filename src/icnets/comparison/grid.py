@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -118,7 +117,6 @@ _tick: Callable[[str], None] = lambda _: None  # noqa: E731  # in a worker: tell
 def _begin(ticks: Any, first: Job) -> None:
     global _tick
     _tick = ticks.put
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     end_with_parent()
     if first.settings.minutes is None:
         warm_up(first)

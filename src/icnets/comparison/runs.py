@@ -126,13 +126,13 @@ def create(network: Network, *, num_classes: int, in_chans: int, imports: Mappin
     if network.name in GIVEN:
         return deepcopy(GIVEN[network.name])
     path, pretrained = (imports or {}).get(network.name), network.weights == "pretrained"
-    options = dict(network.options)
+    options = {"num_classes": num_classes, "in_chans": in_chans, **network.options}
     if network.before_norm is not None:
         options["before_norm"] = network.before_norm
     if path is not None:
-        model: nn.Module = imported(path)(num_classes=num_classes, in_chans=in_chans, **options)
+        model: nn.Module = imported(path)(**options)
     else:
-        model = make_network(network.name, num_classes, in_chans, options, pretrained=pretrained)
+        model = make_network(network.name, pretrained=pretrained, **options)
     if network.weights is not None and not pretrained:
         load_weights(model, Path(network.weights))
     return model

@@ -32,6 +32,5 @@ def training_transform(options: Any, view: EvaluationTransform) -> Callable[[Any
     try:
         return create_transform(view.image_size, is_training=True, **own, **view.statistics)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"auto_augment is {options.auto_augment!r}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original"
-        ) from error
+        what = f"auto_augment is {options.auto_augment!r}"
+        raise ValueError(f"{what}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original") from error

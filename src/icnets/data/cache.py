@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,9 @@ def cached(folder: Path | None, name: str, make: Callable[[], dict[str, np.ndarr
     if folder is None:
         return make()
     path = folder / f"{name}.npz"
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            return dict(kept)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none, or not a whole one
+    nothing = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # there is no file, or not a whole one
+    with suppress(*nothing), open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+        return dict(kept)
     arrays: dict[str, Any] = make()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished, open(unfinished, "wb") as output:

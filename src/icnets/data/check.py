@@ -1,7 +1,6 @@
 """Every image of a data set decoded as training would: what can't be read, is misfiled, double or left out."""
 
 import hashlib
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from icnets.data.folders import class_names, split_folders
-from icnets.data.image_files import LeftOut, decode, images_below, left_out_line, reason, without_warnings
-from icnets.data.sources import Paths, Source
+from icnets.data.image_files import LeftOut, Paths, decode, images_below, left_out_line, reason, without_warnings
 from icnets.support.processes import end_with_parent
 from icnets.support.text import printable
 
@@ -46,11 +44,11 @@ class Report(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Images of a split that are decoded together, and their classes."""
+    """Images of a class of a split that are decoded together."""
 
-    source: Source
+    source: Paths
     split: str
-    labels: list[str]
+    label: str
 
 
 def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambda *_: None) -> Report:
@@ -70,42 +68,40 @@ def check(root: Path, workers: int, progress: Callable[[int, int], None] = lambd
     groups = _folders(root, problems)
     images: Counter[str] = Counter()
     for group in groups:
-        images[group.split] += len(group.labels)
+        images[group.split] += len(group.source)
     first: dict[str, tuple[str, str, str]] = {}
     done = 0
     for group, found in zip(groups, _inspected(groups, workers), strict=True):
-        for label, (name, why, digest) in zip(group.labels, found, strict=True):
-            other, its_label, its_split = first.setdefault(digest, (name, label, group.split))
+        for name, why, digest in found:
+            other, its_label, its_split = first.setdefault(digest, (name, group.label, group.split))
             kinds = {"unreadable": True}
             if why is None:
                 why = f"same bytes as {other}"
-                kinds = {"duplicate-class": label != its_label, "duplicate-split": group.split != its_split}
+                kinds = {"duplicate-class": group.label != its_label, "duplicate-split": group.split != its_split}
                 kinds["duplicate"] = name != other and not any(kinds.values())
             problems += [Problem(name, kind, why) for kind, holds in kinds.items() if holds]
         done += len(found)
         progress(done, images.total())
     problems = [Problem(*(printable(text.replace(f"{root}/", "")) for text in each)) for each in problems]
-    classes = {label for group in groups for label in group.labels}
-    return Report(sorted(problems), dict(images), len(classes))
+    return Report(sorted(problems), dict(images), len({group.label for group in groups}))
 
 
 def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
     folders = split_folders(root) or {"all": root}
     labels = {split: class_names(folder) for split, folder in folders.items()}
     if not any(labels.values()):
-        raise ValueError(
-            f"{root} holds no class folders; give the folder that does. Tar shards are checked by training"
-        )
+        what = f"{root} holds no class folders; give the folder that does"
+        raise ValueError(f"{what}. Tar shards are checked by training")
     groups: list[_Group] = []
     for split, label in ((split, label) for split, names in labels.items() for label in names):
         folder, left_out = folders[split] / label, LeftOut()
         paths = images_below(folder, left_out)
         chunks = [paths[start : start + _TOGETHER] for start in range(0, len(paths), _TOGETHER)]
-        groups += [_Group(Paths(chunk), split, [label] * len(chunk)) for chunk in chunks]
+        groups += [_Group(Paths(chunk), split, label) for chunk in chunks]
         if not paths:
             problems.append(Problem(str(folder), "empty-class", "no images"))
-        if left_out.total():
-            problems.append(Problem(str(folder), "ignored", left_out_line(left_out)))
+        if said := left_out_line(left_out):
+            problems.append(Problem(str(folder), "ignored", said))
         for other in folders:
             if label not in labels[other] and "train" in (split, other):
                 problems.append(Problem(str(folder), "class-difference", f"there is no {folders[other] / label}"))
@@ -117,31 +113,24 @@ def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
 
 def _inspected(groups: list[_Group], workers: int) -> Iterator[list[tuple[str, str | None, str]]]:
     """Decode the images of each group: the name of each, why it can't be read (or None), a digest of its bytes."""
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
     try:
         yield from pool.map(_inspect, [group.source for group in groups])
     except BrokenProcessPool as error:
-        raise ValueError(
-            "a process that decodes images died, perhaps for want of memory; --workers 1 takes the least of it"
-        ) from error
+        what = "a process that decodes images died, perhaps for want of memory"
+        raise ValueError(f"{what}; --workers 1 takes the least of it") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
-    end_with_parent()
-
-
-def _inspect(source: Source) -> list[tuple[str, str | None, str]]:
+def _inspect(source: Paths) -> list[tuple[str, str | None, str]]:
     found: list[tuple[str, str | None, str]] = []
     for index in range(len(source)):
         try:
             with without_warnings():
                 decode(source.open(index))
-            file = source.open(index)
-            content = file.read_bytes() if isinstance(file, Path) else file.read()
-            found.append((source.name(index), None, hashlib.blake2b(content).hexdigest()))
+            digest = hashlib.blake2b(source.open(index).read_bytes()).hexdigest()
+            found.append((source.name(index), None, digest))
         except Exception as error:  # decoders raise whatever they stumble over
             found.append((source.name(index), reason(error), ""))
     return found

@@ -1,26 +1,30 @@
 """Images for training: scikit-learn's handwritten digits, folders, or tar shards."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from icnets.checkpoint.image_notes import usual_statistics
 from icnets.data.augmentation import mixing, training_transform
-from icnets.data.epochs import LARGEST_BATCH, EpochData, chosen_batch
-from icnets.data.folders import take, train_and_val
-from icnets.data.images import ImageFiles, Images, TensorImages
-from icnets.data.protocol import EvaluationTransform
-from icnets.data.splits import ImageOptions
+from icnets.data.epochs import LARGEST_BATCH, EpochData
+from icnets.data.folders import folder_splits, take, train_and_val
+from icnets.data.image_files import Paths
+from icnets.data.images import ImageFiles, Images, Source, TensorImages
+from icnets.data.protocol import evaluation_by
+from icnets.data.shards import Shards, expand, find_shards, shard_classes
+from icnets.support.files import cache_folder
 from icnets.support.text import counted, require_at_least
 
+_CHOSEN: Any = None  # an option that is None is chosen by the images
 _DIGITS_TEST = 797  # of 1,797 images; 1,000 are left for training and validation
 _DIGITS_TEST_SEED = 0  # the test images are the same whatever the seed of a run
 
 
 @dataclass(eq=False, repr=False)
-class ImageData(ImageOptions, EpochData):
+class ImageData(EpochData):
     """Training, validation and test images.
 
     Everything random is drawn by ``seed`` (and epoch): the same seed gives the same images in the same order, however
@@ -75,24 +79,46 @@ class ImageData(ImageOptions, EpochData):
         torch.Size([64, 1, 16, 16])
     """
 
+    root: Path | None = None
+    train_size: int | None = None
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    seed: int = 0
+    train_shards: str | None = None
+    val_shards: str | None = None
+    max_unreadable: int | None = None
+    cache: Path | None = None
+    # How training varies them.
+    shift: int = 1
+    min_scale: float = 0.35
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_smoothing: float = 0.0
+    repeats: int = 1
+    # How they are read, and seen by evaluation.
+    image_size: int = _CHOSEN
+    in_chans: int = _CHOSEN
+    mean: tuple[float, ...] = _CHOSEN
+    std: tuple[float, ...] = _CHOSEN
+    batch_size: int = _CHOSEN
+    eval_batch_size: int = _CHOSEN
+    workers: int = 0
+    crop_pct: float = 0.95
+    interpolation: str = "bilinear"
+
     def __post_init__(self) -> None:
-        EpochData.__init__(self)
-        ImageOptions.__post_init__(self)
+        super().__init__()
+        self.root, self.cache = (None if path is None else Path(path) for path in (self.root, self.cache))
         if self.eval_batch_size is None:
             self.eval_batch_size = self._batch_size or LARGEST_BATCH
         self._check_arguments()
-        self.view = self._evaluation()
+        self.view = evaluation_by(vars(self), digits=self.digits)
         for name, value in asdict(self.view).items():  # image_size, in_chans, ...: as chosen
             setattr(self, name, value)
-
-    def _evaluation(self) -> EvaluationTransform:
-        """Make the transform of the options; digits are seen whole, by default with their own size and statistics."""
-        given = {f.name: v for f in fields(EvaluationTransform) if (v := getattr(self, f.name)) is not None}
-        if not self.digits:
-            return EvaluationTransform(**given)
-        channels = given.setdefault("in_chans", 1)
-        usual = {name: usual_statistics(name, channels, digits=True) for name in ("mean", "std")}
-        return replace(EvaluationTransform(**{"image_size": 8, **usual, **given}), crop_pct=1.0)
 
     def _check_arguments(self) -> None:
         positive = dict.fromkeys(("train_size", "_batch_size", "repeats", "eval_batch_size"), 1)
@@ -111,14 +137,10 @@ class ImageData(ImageOptions, EpochData):
         if (self.mixup or self.cutmix) and self._batch_size is not None and self._batch_size % 2:
             raise ValueError(f"batch_size is {self._batch_size}; mixup and cutmix pair images, so make it even")
 
-    @property  # type: ignore[misc]  # of an option
-    def batch_size(self) -> int:
-        """Images per step of one process; where the option is None, chosen by their number."""
-        return self._batch_size or chosen_batch(self)
-
-    @batch_size.setter
-    def batch_size(self, size: int | None) -> None:
-        self._batch_size = size
+    @property
+    def digits(self) -> bool:
+        """Whether the images are scikit-learn's digits."""
+        return self.root is None and self.train_shards is None
 
     def setup(self, stage: str | None = None) -> None:
         """Find, check and split the images (once, whatever the stage).
@@ -132,13 +154,37 @@ class ImageData(ImageOptions, EpochData):
         if self.digits:
             self._names = [str(digit) for digit in range(10)]
             self._splits = self._digits()
+        elif shards := self._shards():
+            self._names = shard_classes(self.root, {split: found.targets for split, found in shards.items()})
+            shards = {"test": shards["val"], **shards}
+            self._splits = {split: self._files(found, found.targets, split) for split, found in shards.items()}
         else:
-            self._names, found = self.locate()
-            self._splits = {name: self._files(*split, name) for name, split in found.items()}
+            assert self.root is not None
+            names = ("train_size", "val_fraction", "test_fraction", "seed")
+            listings = folder_splits(self.root, **{name: getattr(self, name) for name in names})
+            self._names = listings["train"].class_names
+            self._splits = {s: self._files(Paths(found.paths), found.targets, s) for s, found in listings.items()}
+
+    def _shards(self) -> dict[str, Shards]:
+        """The shards of each split, by their patterns or found in ``root``; none where the images are elsewhere.
+
+        Raises:
+            ValueError: there are training shards, but none for validation; or a damaged shard.
+        """
+        names: dict[str, list[str]] = {}
+        if self.train_shards is not None and self.val_shards is not None:
+            names = {"train": expand(self.train_shards), "val": expand(self.val_shards)}
+        elif self.root is not None and self.root.is_dir():
+            names = {split: find_shards(self.root, split) for split in ("train", "val", "test")}
+        if not names.get("train"):
+            return {}
+        if not names["val"]:
+            raise ValueError(f"{self.root} has training shards but none for validation: val/*.tar or val*.tar")
+        return {split: Shards(found, self.cache or cache_folder()) for split, found in names.items() if found}
 
     def prepare_data(self) -> None:
         """Read where the images of shards lie, in one process of each machine, before the others ask for it."""
-        self.shards()
+        self._shards()
 
     def _digits(self) -> dict[str, Images]:
         from sklearn.datasets import load_digits
@@ -150,10 +196,8 @@ class ImageData(ImageOptions, EpochData):
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
         test, pool = take(labels, _DIGITS_TEST, _DIGITS_TEST_SEED)
         train, val = train_and_val(labels[pool], self.train_size, self.val_fraction, self.seed)
-        splits: dict[str, Images] = {}
-        for name, indices in (("train", [pool[i] for i in train]), ("val", [pool[i] for i in val]), ("test", test)):
-            splits[name] = TensorImages(images[indices], labels[indices], **self._varied(name))
-        return splits
+        splits = {"train": [pool[i] for i in train], "val": [pool[i] for i in val], "test": test}
+        return {s: TensorImages(images[chosen], labels[chosen], **self._varied(s)) for s, chosen in splits.items()}
 
     def _varied(self, split: str) -> dict[str, Any]:
         """The options of a split's images that make them random, in training."""
@@ -165,7 +209,7 @@ class ImageData(ImageOptions, EpochData):
         black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
         return {"seed": self.seed, "mix": mix, "shift": round(self.shift * self.image_size / 8), "fill": black}
 
-    def _files(self, source: Any, targets: Any, split: str) -> ImageFiles:
+    def _files(self, source: Source, targets: Sequence[int], split: str) -> ImageFiles:
         transform: Any = training_transform(self, self.view) if split == "train" else self.view
         allowed = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
         options: dict[str, Any] = {"in_chans": self.in_chans, "max_unreadable": allowed, **self._varied(split)}
@@ -186,3 +230,6 @@ class ImageData(ImageOptions, EpochData):
     def names_of_batch(self, epoch: int, batch: int) -> list[str]:
         """Name the images that this process reads for a batch of training, in order."""
         return [self._splits["train"].name(key[1]) for key in self.train_batches().batch(epoch, batch)]
+
+
+ImageData.batch_size = EpochData.batch_size  # type: ignore[assignment]  # the option, or what is chosen without

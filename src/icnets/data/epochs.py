@@ -20,12 +20,6 @@ def default_batch(images: int, batches_per_step: int) -> int:
     return min(max(images // (_STEPS * batches_per_step), _SMALLEST_BATCH), LARGEST_BATCH)
 
 
-def chosen_batch(data: Any) -> int:
-    """Return the images per step of one process where nobody says, by the number of ``data``'s training images."""
-    accumulated = 1 if data.trainer is None else data.trainer.accumulate_grad_batches
-    return default_batch(data.size("train"), processes()[1] * accumulated)
-
-
 class EpochData(L.LightningDataModule):
     """A data module whose place in the training is in its checkpoints.
 
@@ -33,8 +27,8 @@ class EpochData(L.LightningDataModule):
     """
 
     seed: int
-    batch_size: int
     eval_batch_size: int
+    _batch_size: int | None = None
     workers = 0
     repeats = 1
 
@@ -44,6 +38,16 @@ class EpochData(L.LightningDataModule):
         self._names: list[str] = []
         self._epochs = count()
         self._resumed: tuple[int, int] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step of one process; where the option is None, chosen by the number of training images."""
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return self._batch_size or default_batch(self.size("train"), processes()[1] * accumulated)
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._batch_size = size
 
     @property
     def class_names(self) -> list[str]:
@@ -87,11 +91,10 @@ class EpochData(L.LightningDataModule):
         if fitting is not None and before and now and before != now:
             world = fitting.world_size
             size = f"set data.batch_size to {before // world}, or " if before % world == 0 else ""
-            raise ValueError(
-                f"the checkpoint is of a training with {before} images a batch over all processes, and this one has "
-                f"{now} ({world} process{'es' * (world > 1)}): its steps and its schedule would be others; {size}begin "
-                "anew from its weights (model.init_from)"
-            )
+            what = f"the checkpoint is of a training with {before} images a batch over all processes"
+            here = f"this one has {now} ({world} process{'es' * (world > 1)})"
+            remedy = f"{size}begin anew from its weights (model.init_from)"
+            raise ValueError(f"{what}, and {here}: its steps and its schedule would be others; {remedy}")
         if state_dict:
             self._resumed = (int(state_dict["epoch"]), int(state_dict["batch"]))
 
@@ -146,14 +149,9 @@ class EpochData(L.LightningDataModule):
         return self._loader(split, EvaluationBatches(images, min(self.eval_batch_size, images), rank=rank, world=world))
 
     def _loader(self, split: str, batches: Sampler[Any]) -> DataLoader[Any]:
-        return DataLoader(
-            self._splits[split],
-            batch_sampler=batches,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=as_is,
-        )
+        options: dict[str, Any] = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        options |= {"pin_memory": torch.cuda.is_available(), "collate_fn": as_is}
+        return DataLoader(self._splits[split], batch_sampler=batches, **options)
 
 
 def read_again(trainer: Any, epoch: int, number: int) -> Any:

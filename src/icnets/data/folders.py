@@ -38,18 +38,14 @@ def split_folders(root: Path) -> dict[str, Path]:
     like = {name: _LIKE_SPLITS[name.lower()] for name in names if name.lower() in _LIKE_SPLITS}
     like = {n: split for n, split in like.items() if split not in folders and not any((root / n).glob("*.tar"))}
     if like and (folders or len(set(like.values())) > 1 or len(like) == len(names)):
-        raise ValueError(
-            f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes; "
-            "splits are called train/, val/ and test/, and train/ must be there"
-        )
+        what = f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes"
+        raise ValueError(f"{what}; splits are called train/, val/ and test/, and train/ must be there")
     return folders
 
 
 def class_names(folder: Path) -> list[str]:
     """List the subfolders of a folder, sorted, without hidden ones (.NAME) and macOS's own."""
-    return sorted(
-        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"
-    )
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "__MACOSX")
 
 
 def find_images(folder: Path, *, classes: bool = True) -> Listing:
@@ -68,14 +64,13 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
     except OSError as error:
         raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
     if strange := [ascii(name) for name in names if os.fsencode(name).decode("utf-8", "replace") != name]:
-        raise ValueError(
-            f"the names of {len(strange)} class folders of {folder} are no UTF-8: {few(strange)}; rename them"
-        )
+        what = f"the names of {len(strange)} class folders of {folder} are no UTF-8"
+        raise ValueError(f"{what}: {few(strange)}; rename them")
     if classes and len(names) < 2:
         found = f"{len(names) or 'no'} class folder{'s' * (len(names) != 1)}"
         raise ValueError(f"{folder} has {found}: classification needs 2 or more, each with the images of one class")
     per_class = [images_below(folder / name, left_out) for name in names]
-    said = left_out_line(left_out) if left_out.total() else ""
+    said = left_out_line(left_out)
     if empty := [repr(name) for name, paths in zip(names, per_class, strict=True) if not paths]:
         where = f"class folder{'s' * (len(empty) > 1)} {few(empty)} of {folder}" if classes else str(folder)
         raise ValueError(f"no images (.jpg, .png, .webp, ...) in {where}{'; ' * bool(said)}{said}")
@@ -101,9 +96,8 @@ def take(targets: Sequence[int], count: int, seed: int, *, leave: int = 0) -> tu
     share = np.array([len(g) * count / len(labels) for g in groups])
     low, high = int(count >= len(groups)), np.array([max(len(g) - leave, 0) for g in groups])
     if not 0 <= count <= high.sum():
-        raise ValueError(
-            f"cannot draw {count} images from {len(labels)} in {len(groups)} classes, leaving {leave} of each"
-        )
+        what = f"cannot draw {count} images from {len(labels)} in {len(groups)} classes"
+        raise ValueError(f"{what}, leaving {leave} of each")
     quota = np.clip(np.floor(share).astype(int), np.minimum(low, high), high)
     # Adjust the classes furthest from their quota by what rounding left over, or took too much.
     while (missing := np.sign(count - quota.sum())) != 0:
@@ -125,10 +119,8 @@ def train_and_val(
     val, rest = take(targets, max(classes, round(val_fraction * len(targets))), seed, leave=1)
     size = len(rest) if train_size is None else train_size
     if not classes <= size <= len(rest):
-        raise ValueError(
-            f"train_size is {size}, but {len(rest)} images are left beside {len(val)} for validation, "
-            f"and {classes} classes need at least {classes}"
-        )
+        left = f"{len(rest)} images are left beside {len(val)} for validation"
+        raise ValueError(f"train_size is {size}, but {left}, and {classes} classes need at least {classes}")
     return [rest[i] for i in take([targets[i] for i in rest], size, seed)[0]], val
 
 
@@ -173,6 +165,5 @@ def _require_per_class(listing: Listing, least: int, root: Path) -> None:
     counts = Counter(listing.targets)
     for i, name in enumerate(listing.class_names):
         if (found := counts[i]) < least:
-            raise ValueError(
-                f"class {name!r} of {root} has {found} image{'s' * (found > 1)}: each split needs one, {least} in all"
-            )
+            what = f"class {name!r} of {root} has {found} image{'s' * (found > 1)}"
+            raise ValueError(f"{what}: each split needs one, {least} in all")

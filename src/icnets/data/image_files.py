@@ -3,22 +3,43 @@
 import logging
 import os
 import stat
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
-LINK = "links to folders"
+from icnets.support.quiet import muted
+
 LeftOut = Counter[str]  # how many files of a kind aren't read: ".txt", "without an extension", ...
 
 # Formats that Pillow knows by their header only: other programs decode them, such as Ghostscript, or nobody.
 _NAMED_ONLY = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini"})
 _MOST_SLENDER = 1000  # one side by the other: resized to a network's size, more than that would fill the memory
+
+
+def written(path: Path | str) -> str:
+    """A path as text for a file in UTF-8: bytes that are none are escaped, as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+class Paths:
+    """Image files, by index."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Path:
+        return self.paths[index]
+
+    def name(self, index: int) -> str:
+        return written(self.paths[index])
 
 
 def _formats() -> list[str]:
@@ -39,38 +60,32 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
         folder: links to folders within aren't followed.
         left_out: takes what isn't read, but for hidden files and the system's own.
     """
-    found: list[Path] = []
+    extensions, found = image_extensions(), list[Path]()
     others: LeftOut = Counter() if left_out is None else left_out
-
     for where, folders, names in os.walk(folder, onerror=lambda _: others.update(["folders that can't be opened"])):
-        found += chosen([Path(where, name) for name in names if not name.startswith(".")], others)
-        others[LINK] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
+        others["links to folders"] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
+        for name in names:
+            path, suffix = Path(where, name), Path(name).suffix.lower()
+            if name.startswith(".") or name.lower() in _SYSTEM:
+                continue
+            if suffix in extensions and path.is_file():
+                found.append(path)
+            else:
+                others["that are no files" if suffix in extensions else suffix or "without an extension"] += 1
     return sorted(found)
 
 
-def chosen(paths: Iterable[Path], left_out: LeftOut) -> list[Path]:
-    """Choose those that training reads, by their extension; ``left_out`` counts the others but for the system's."""
-    extensions, found = image_extensions(), []
-    for path in paths:
-        suffix = path.suffix.lower()
-        if suffix in extensions and path.is_file():
-            found.append(path)
-        elif path.name.lower() not in _SYSTEM:
-            left_out["that are no files" if suffix in extensions else suffix or "without an extension"] += 1
-    return found
-
-
 def left_out_line(left_out: LeftOut, shown: int = 8) -> str:
-    """Say how many files of which kind aren't read: "left out: 12 .txt, 1 without an extension"."""
+    """Say how many files of which kind aren't read: "left out: 12 .txt, 1 without an extension"; "" where none is."""
     counts = sorted((+left_out).items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{number:,} {kind}" for kind, number in counts[:shown]]
     if rest := sum(number for _, number in counts[shown:]):
         parts.append(f"{rest:,} others")
-    return "left out: " + ", ".join(parts)
+    return f"left out: {', '.join(parts)}" if parts else ""
 
 
-def open_image(source: IO[bytes] | Path) -> Image.Image:
-    """Open the image in a file: its header is read, its pixels not yet.
+def decode(source: IO[bytes] | Path, *, grey: bool = False) -> Image.Image:
+    """Read the image in a file, in RGB; ``grey``: without its colours.
 
     Raises:
         ValueError: it is no file, has more than 8 bits a channel, or is too slender to be resized.
@@ -78,42 +93,20 @@ def open_image(source: IO[bytes] | Path) -> Image.Image:
     """
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise ValueError("it is no file")  # a pipe would be waited for
-    image: Image.Image = Image.open(source, formats=_formats())
-    width, height = image.size
-    problem = None
-    if image.mode.startswith(("I", "F")):  # Pillow would clip all of it to white
-        problem = f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8"
-    elif not 0 < max(width, height) <= _MOST_SLENDER * min(width, height):
-        problem = f"it has {width} × {height} pixels, which can't be resized to a square"
-    if problem is not None:
-        image.close()
-        raise ValueError(problem)
-    return image
-
-
-def decode(source: IO[bytes] | Path, *, grey: bool = False) -> Image.Image:
-    """Read the image in a file, in RGB; ``grey``: without its colours.
-
-    Raises:
-        Exception: see :func:`open_image`.
-    """
-    with open_image(source) as file:
-        image = file.convert("L") if grey else file
+    with Image.open(source, formats=_formats()) as file:
+        width, height = file.size
+        if file.mode.startswith(("I", "F")):  # Pillow would clip all of it to white
+            raise ValueError(f"it has more than 8 bits a channel (mode {file.mode}); convert it to 8")
+        if not 0 < max(width, height) <= _MOST_SLENDER * min(width, height):
+            raise ValueError(f"it has {width} × {height} pixels, which can't be resized to a square")
+        image: Image.Image = file.convert("L") if grey else file
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # to its own mode, convert would copy
 
 
-@contextmanager
-def without_warnings() -> Iterator[None]:
+def without_warnings() -> AbstractContextManager[None]:
     """Silence Pillow, which warns and logs of metadata and large images for each anew; errors are still raised."""
-    log = logging.getLogger("PIL")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            yield
-        finally:
-            log.setLevel(level)
+    return muted(logging.CRITICAL, "PIL")
 
 
 def reason(error: Any) -> str:

@@ -19,32 +19,24 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from icnets.data.image_files import decode, reason, without_warnings
+from icnets.data.image_files import Paths, decode, reason, without_warnings
 from icnets.data.order import PADDING, Key, key_parts
-from icnets.data.sources import Source
+from icnets.data.shards import Shards
 
 Batch = tuple[Tensor, Tensor]
+Source = Paths | Shards  # of encoded images, by index
 Mix = Callable[[Tensor, Tensor], Batch]
 IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
 
 _logger = logging.getLogger(__name__)
 
 
-def seed_all(*entropy: int) -> None:
-    """Seed random, numpy and torch, on all devices, by whole numbers from 0."""
-    torch.manual_seed(_seed(*entropy))
-
-
-def _seed(*entropy: int) -> int:
-    """Seed random and numpy, and return the seed for torch."""
+def seed_all(*entropy: int, gpus: bool = True) -> None:
+    """Seed random, numpy and torch by whole numbers from 0; with ``gpus`` torch on all devices, else on the CPU."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - timm draws from it
-    return seed
-
-
-def _seed_cpu(*entropy: int) -> None:
-    torch.default_generator.manual_seed(_seed(*entropy))  # torch.manual_seed would reset the GPU's as well
+    (torch.manual_seed if gpus else torch.default_generator.manual_seed)(seed)
 
 
 @contextmanager
@@ -53,7 +45,7 @@ def apart(*entropy: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         if entropy:
-            _seed_cpu(*entropy)
+            seed_all(*entropy, gpus=False)
         yield
     finally:
         random.setstate(states[0])
@@ -73,8 +65,7 @@ class Images(Dataset[Batch]):
 
     def __getitem__(self, key: int | Key) -> Batch:
         """Read one image (C, H, W) and its class, neither mixed."""
-        epoch, index, copy = key_parts(key)
-        x, target = self.batch(epoch, [index], [copy])
+        x, target = self.batch([key_parts(key)])
         return x[0], target[0]
 
     def __getitems__(self, keys: Sequence[int | Key]) -> Batch:
@@ -83,17 +74,16 @@ class Images(Dataset[Batch]):
         The target of ``PADDING`` is ``IGNORED``.
         """
         parts = [key_parts(key) for key in keys]
-        epoch, indices = parts[0][0], [max(index, 0) for _, index, _ in parts]
-        x, target = self.batch(epoch, indices, [copy for _, _, copy in parts])
+        x, target = self.batch([(epoch, max(index, 0), copy) for epoch, index, copy in parts])
         target[torch.tensor([index == PADDING for _, index, _ in parts])] = IGNORED
         if self.mix is None:
             return x, target
-        with apart(self.seed, epoch, indices[0], 1):
+        with apart(self.seed, *parts[0][:2], 1):
             x, target = self.mix(x, target)
         return x, target.float()
 
-    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
-        """Read images (N, C, ...) of one epoch, augmented, and their classes."""
+    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
+        """Read images (N, C, ...), augmented, and their classes: by epoch, which is one, index and copy."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -130,8 +120,9 @@ class TensorImages(Images):
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
 
-    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
-        return self.read(epoch, indices), self.targets[indices]
+    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
+        indices = [index for _, index, _ in keys]
+        return self.read(keys[0][0], indices), self.targets[indices]
 
     def read(self, epoch: int, indices: list[int]) -> Tensor:
         """Read images of one epoch, augmented."""
@@ -188,47 +179,34 @@ class ImageFiles(Images):
         """Names of the images found so far that can't be read."""
         return [self.name(index) for index in torch.nonzero(self._unreadable).flatten().tolist()]
 
-    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
         with apart(), without_warnings():  # once for all of them: it takes longer than the seeding
-            pairs = [self._read(epoch, index, copy) for index, copy in zip(indices, copies, strict=True)]
-        # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
-        x, target = default_collate(pairs)
+            # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
+            x, target = default_collate([self._read(*key) for key in keys])
         return x, target
-
-    def evaluated(self, index: int) -> Tensor:
-        """Read one image (in_chans, H, W) as evaluation sees it. Raises whatever the decoder does."""
-        with apart(), without_warnings():
-            return self._transformed(self._decode(index), 0, index, 0)
 
     def _read(self, epoch: int, index: int, copy: int) -> tuple[Tensor, Tensor]:
         substitutes = np.random.default_rng((self.seed, epoch, index, copy, 4))
-        while True:
+        image, target = None, torch.tensor(IGNORED)
+        while image is None:
             try:
-                image = self._decode(index)
+                image, target = decode(self.source.open(index), grey=self.in_chans == 1), self.targets[index]
             except Exception as error:  # decoders raise whatever they stumble over
                 self._count_unreadable(index, error)
-                if not self.training:
-                    blank = Image.new("RGB", (256, 256))
-                    return self._transformed(blank, epoch, index, copy), torch.full_like(self.targets[index], IGNORED)
-                index = int(substitutes.integers(len(self)))
-            else:
-                return self._transformed(image, epoch, index, copy), self.targets[index]
+                if self.training:
+                    index = int(substitutes.integers(len(self)))
+                else:
+                    image = Image.new("RGB", (256, 256))
+        seed_all(self.seed, epoch, index, copy, gpus=False)
+        return torch.as_tensor(self.transform(image))[: self.in_chans], target
 
     def _count_unreadable(self, index: int, error: Exception) -> None:
         """Log the first time that an image is found; raise ValueError where that is one too many."""
         new, why = not self._unreadable[index], reason(error)
         self._unreadable[index] = 1
         if (found := int(self._unreadable.sum())) > self.max_unreadable:
-            raise ValueError(
-                f"can't read the image {self.name(index)}: {why}; {found} images can't be read, and data.max_unreadable"
-                f" is {self.max_unreadable}: repair or remove them (icnets data check lists them all), or allow more"
-            ) from error
+            limit = f"{found} images can't be read, and data.max_unreadable is {self.max_unreadable}"
+            remedy = "repair or remove them (icnets data check lists them all), or allow more"
+            raise ValueError(f"can't read the image {self.name(index)}: {why}; {limit}: {remedy}") from error
         if new:
             _logger.warning("can't read the image %s: %s; it is skipped", self.name(index), why)
-
-    def _decode(self, index: int) -> Image.Image:
-        return decode(self.source.open(index), grey=self.in_chans == 1)
-
-    def _transformed(self, image: Image.Image, epoch: int, index: int, copy: int) -> Tensor:
-        _seed_cpu(self.seed, epoch, index, *([copy] if copy else []))
-        return torch.as_tensor(self.transform(image))[: self.in_chans]

@@ -17,9 +17,8 @@ PADDING = -1  # index of no image, which evens out the batches of several proces
 
 def key_parts(key: int | Key) -> tuple[int, int, int]:
     """Split a key into epoch, index and copy; a bare index is of epoch 0."""
-    if isinstance(key, int):
-        return 0, key, 0
-    return key[0], key[1], key[2] if len(key) > 2 else 0
+    epoch, index, copy = (0, key, 0) if isinstance(key, int) else (*key, 0)[:3]
+    return epoch, index, copy
 
 
 @dataclass(eq=False)
@@ -58,10 +57,8 @@ class EpochBatches(Sampler[list[Key]]):
         size = self.batch_size * self.world
         for start in range(first * size, len(self) * size, size):
             places = range(start + self.rank, start + size, self.world)
-            if self.repeats == 1:
-                yield [(epoch, int(order[place])) for place in places]
-            else:
-                yield [(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
+            keys: list[Key] = [(epoch, int(order[i // self.repeats]), i % self.repeats) for i in places]
+            yield [key[:2] for key in keys] if self.repeats == 1 else keys
 
     def batch(self, epoch: int, batch: int) -> list[Key]:
         """Return what this process reads for a batch of an epoch."""

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from icnets.data.epochs import EpochData, chosen_batch
+from icnets.data.epochs import LARGEST_BATCH, EpochData
 from icnets.data.images import Batch, Images, apart
 from icnets.support.text import require_at_least
 
@@ -21,9 +21,9 @@ class _DatasetImages(Images):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, epoch: int, indices: list[int], copies: list[int]) -> Batch:
+    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
         pairs = []
-        for index in indices:
+        for epoch, index, _ in keys:
             with apart(self.seed, epoch, index):
                 pairs.append(self.dataset[index])
         x, target = default_collate(pairs)
@@ -64,6 +64,7 @@ class PairData(EpochData):
     ) -> None:
         super().__init__()
         self.seed, self.workers, self._batch_size = seed, workers, batch_size
+        self.eval_batch_size = batch_size or LARGEST_BATCH
         require_at_least(self, _batch_size=1, workers=0, seed=0)
         names = getattr(train, "classes", None) or range(num_classes or 0)
         if not names:
@@ -73,17 +74,6 @@ class PairData(EpochData):
         self._splits["test"] = self._splits["val"]
         x = self._splits["train"][0][0]
         if not isinstance(x, Tensor) or x.ndim < 2:
-            raise ValueError(
-                f"the {type(train).__name__} gives a {type(x).__name__}; its items must be (tensor, class)"
-            )
+            what = f"the {type(train).__name__} gives a {type(x).__name__}"
+            raise ValueError(f"{what}; its items must be (tensor, class)")
         self.in_chans, self.image_size = x.shape[0], x.shape[-1]
-
-    @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Images per step of one process."""
-        return self._batch_size or chosen_batch(self)
-
-    @property
-    def eval_batch_size(self) -> int:  # type: ignore[override]
-        """Images at a time in evaluation."""
-        return self._batch_size or chosen_batch(self)

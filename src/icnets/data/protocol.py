@@ -1,21 +1,22 @@
 """How a network is evaluated: which pixels of an image it sees."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from icnets.checkpoint.image_notes import usual_statistics
-from icnets.data.images import ImageFiles
-from icnets.data.sources import Paths
+from icnets.data.image_files import decode, without_warnings
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 _USUAL: Any = None  # ImageNet's
+_IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+_DIGITS = {"mean": 0.3053, "std": 0.3760}  # of all 1,797 of scikit-learn's
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class EvaluationTransform:
 
     def _per_channel(self, name: str) -> tuple[float, ...]:
         given: Sequence[float] | None = getattr(self, name)
-        values = tuple(map(float, usual_statistics(name, self.in_chans, digits=False) if given is None else given))
+        usual = _IMAGENET[name] if self.in_chans == 3 else (sum(_IMAGENET[name]) / 3,)
+        values = tuple(map(float, usual if given is None else given))
         if len(values) != self.in_chans:
             raise ValueError(f"{name} has {len(values)} values for {self.in_chans} channels; give one per channel")
         if not all(map(math.isfinite, values)):
@@ -85,11 +87,31 @@ class EvaluationTransform:
         """Mean and standard deviation of an image in RGB; of a grey one the channels are equal."""
         return {"mean": (self.mean * 3)[:3], "std": (self.std * 3)[:3]}
 
-    def files(self, paths: Sequence[Path]) -> ImageFiles:
-        """Image files of no known class, each through this transform: see ``ImageFiles.evaluated``."""
-        return ImageFiles(Paths(paths), [0] * len(paths), self, in_chans=self.in_chans)
+    def read(self, path: Path) -> Tensor:
+        """Read an image file. Raises whatever the decoder does."""
+        with without_warnings():
+            return self(decode(path, grey=self.in_chans == 1))
 
     def describe(self) -> str:
         """Say in a few words which pixels of an image are seen."""
         side = math.floor(self.image_size / self.crop_pct)  # before the crop, as timm rounds it
         return f"shorter side {self.interpolation} to {side}, the centre crop of {self.image_size} pixels"
+
+
+VIEW = tuple(field.name for field in fields(EvaluationTransform))
+
+
+def evaluation_by(options: Mapping[str, Any], *, digits: bool) -> EvaluationTransform:
+    """Make the transform of options: what is missing or None is usual, for ``digits`` their own size and statistics.
+
+    Digits are seen whole.
+
+    Raises:
+        ValueError: see :class:`EvaluationTransform`.
+    """
+    given = {name: value for name in VIEW if (value := options.get(name)) is not None}
+    if not digits:
+        return EvaluationTransform(**given)
+    channels = given.get("in_chans", 1)
+    own = {"image_size": 8, "in_chans": channels, **{name: (value,) * channels for name, value in _DIGITS.items()}}
+    return replace(EvaluationTransform(**own | given), crop_pct=1.0)

@@ -10,8 +10,9 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,15 +30,15 @@ _LONGEST_LABEL = 1 << 20  # bytes
 
 def expand(pattern: str) -> list[str]:
     """Expand a pattern with braces, ``train-{000..002}.tar`` or ``{a,b}.tar``, to names in order."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
-        return [pattern]
-    first, _, last = found[1].partition("..")
-    choices = found[1].split(",")
+    parts = re.split(r"\{([^{}]*)\}", pattern)  # every second one stood in braces
+    return ["".join(name) for name in product(*(_choices(p) if i % 2 else [p] for i, p in enumerate(parts)))]
+
+
+def _choices(braces: str) -> list[str]:
+    first, _, last = braces.partition("..")
     if first.isdecimal() and last.isdecimal():
-        choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-    rest = expand(pattern[found.end() :])
-    return [f"{pattern[: found.start()]}{choice}{end}" for choice in choices for end in rest]
+        return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    return braces.split(",")
 
 
 def find_shards(root: Path, split: str) -> list[str]:
@@ -200,3 +201,20 @@ def _class_index(member: _Member) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ValueError(f"its class is {repr(text)[:40]}; it must be a whole number from 0, of 9 digits at most")
     return int(text)
+
+
+def shard_classes(root: Path | None, targets: Mapping[str, Sequence[int]]) -> list[str]:
+    """Name the classes of shards: by ``root``/classes.txt, one a line; without it, by their numbers.
+
+    Raises:
+        ValueError: a split has other classes.
+    """
+    listed = None if root is None else root / "classes.txt"
+    if listed is not None and listed.is_file():
+        names, known = listed.read_text(encoding="utf-8").splitlines(), f"{listed} lists"
+    else:
+        names, known = [str(i) for i in range(max(targets["train"]) + 1)], "the training shards have"
+    for split, indices in targets.items():
+        if (most := max(indices)) >= len(names):
+            raise ValueError(f"the {split} shards have class {most}, but {known} 0 to {len(names) - 1}")
+    return names

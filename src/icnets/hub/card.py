@@ -11,6 +11,7 @@ from torch import nn
 from icnets import __version__
 from icnets.hub.card_evidence import Evidence, read_evidence
 from icnets.hub.markdown import escaped
+from icnets.support.text import counted
 from icnets.unit.layers import IC_LAYERS, ic_parameters
 
 _SHOWN_CLASSES = 100
@@ -26,7 +27,7 @@ class Card:
         title: of the page; by default the name of the folder or repository.
         license: of the weights, one of the Hub's identifiers ("mit", "apache-2.0", ...). What they were trained from
             decides, so nothing is assumed.
-        datasets: ids on the Hub of what it was trained on; known by itself for a run with ``data.hf``, of version 0.1.
+        datasets: ids on the Hub of what it was trained on.
         classes: labels in the order of the outputs; by default those of the evidence.
         pipeline_tag: the task, in the Hub's words.
         description: a paragraph of your own, as Markdown.
@@ -96,12 +97,11 @@ def card_text(
 def _header(card: Card, title: str, evidence: Evidence) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    datasets = list(dict.fromkeys([*card.datasets, *filter(None, [evidence.dataset])]))
     found: dict[str, Any] = {}
     if evidence.accuracy is not None and card.pipeline_tag is not None:
         result = EvalResult(
             task_type=card.pipeline_tag,
-            dataset_type=datasets[0] if datasets else "imagefolder",
+            dataset_type=card.datasets[0] if card.datasets else "imagefolder",
             dataset_name=evidence.data,
             dataset_split="test",
             metric_type="accuracy",
@@ -110,17 +110,16 @@ def _header(card: Card, title: str, evidence: Evidence) -> str:
         )
         found = {"metrics": ["accuracy"], "model_name": title, "eval_results": [result]}
     tags = ["icnets", "inter-layer-collision", "arxiv:2102.03495"]
-    found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": datasets or None}
+    found |= {"tags": tags, "pipeline_tag": card.pipeline_tag, "datasets": list(card.datasets) or None}
     return ModelCardData(license=card.license, library_name="icnets", **found).to_yaml()
 
 
 def _summary(model: nn.Module) -> str:
-    units = sum(isinstance(m, IC_LAYERS) for m in model.modules())
+    units, name = sum(isinstance(m, IC_LAYERS) for m in model.modules()), escaped(type(model).__name__)
     total, new = sum(p.numel() for p in model.parameters()), sum(p.numel() for _, p in ic_parameters(model))
-    kind = f"A basic network: {escaped(type(model).__name__)} without IC units"
+    kind = f"A basic network: {name} without IC units"
     if units:
-        kind = f"An Inter-layer Collision (IC) network: {escaped(type(model).__name__)} with {units} IC unit"
-    kind += "s" * (units > 1)
+        kind = f"An Inter-layer Collision (IC) network: {name} with {counted(units, 'IC unit')}"
     return f"{kind}; {total:,} parameters, of which the collisions have {new:,}. Saved by icnets {__version__}."
 
 

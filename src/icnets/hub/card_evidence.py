@@ -17,7 +17,6 @@ class Evidence(NamedTuple):
     Attributes:
         markdown: the section of the card, without its heading.
         data: name of the data set.
-        dataset: its id on the Hub, where it is from there, as comparisons of earlier versions may have it.
         classes: the labels in the order of the outputs.
         accuracy: this network's on the test images, a fraction in [0, 1]; None where it isn't said which of the
             networks it is.
@@ -26,7 +25,6 @@ class Evidence(NamedTuple):
 
     markdown: str = ""
     data: str = ""
-    dataset: str | None = None
     classes: Sequence[str] = ()
     accuracy: float | None = None
     metric: str = ""
@@ -58,7 +56,7 @@ def read_evidence(path: Path, method: str | None = None) -> Evidence:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} holds a damaged run ({first_line(error)}); give the folder of a whole one") from error
     text = "\n".join([table, whose, "", *verdicts])
-    return Evidence(text, where, run.settings.data.get("hf"), classes, accuracy, metric)
+    return Evidence(text, where, classes, accuracy, metric)
 
 
 def _data_name(arguments: Mapping[str, Any]) -> str:

@@ -9,13 +9,12 @@ _ANYWHERE = re.compile(r"([\\`*_{}\[\]<>|~&$@]|(?<=www)\.|:(?=/))", re.IGNORECAS
 _AT_START = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+#=]))")
 
 
-def _one_line(text: str, longest: int) -> str:
-    """``text`` on one line, without control and invisible formatting characters, cut to ``longest`` characters."""
-    visible = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
-    line = " ".join(visible.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
-
-
 def escaped(text: str, longest: int = 120) -> str:
-    """``text`` as Markdown that shows it literally, on one line of at most ``longest`` characters before escaping."""
-    return _AT_START.sub(r"\1\\", _ANYWHERE.sub(r"\\\1", _one_line(text, longest)))
+    """``text`` as Markdown that shows it literally, on one line of at most ``longest`` characters before escaping.
+
+    Control characters and invisible ones that format are left out.
+    """
+    visible = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    line = " ".join(visible.split())
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    return _AT_START.sub(r"\1\\", _ANYWHERE.sub(r"\\\1", line))

@@ -129,10 +129,8 @@ def push_to_hub(
     architecture: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
     private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
     token: str | None = None,
-    commit_message: str = "Network and model card by icnets",
+    **options: Any,
 ) -> str:
     """Pushes the network and its model card to the Hub, in one commit; the repository is made if missing.
 
@@ -140,10 +138,8 @@ def push_to_hub(
         model, card, architecture, metadata: as for :func:`save_pretrained`.
         repo_id: "owner/name", or "name" for your own.
         private: of a new repository; None: as is usual for its owner.
-        revision: the branch; default main.
-        create_pr: open a pull request instead of committing.
         token: of the Hub; default the one that ``hf auth login`` kept.
-        commit_message: its first line.
+        **options: others of ``huggingface_hub.upload_folder``: revision (the branch), create_pr, commit_message, ...
 
     Returns:
         The address of the commit.
@@ -164,28 +160,18 @@ def push_to_hub(
         with _told(f"{repo_id} can't be pushed", "check the name, the connection, and hf auth login"):
             api = hub.HfApi(token=token, library_name="icnets")
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            where = {"repo_id": repo_id, "folder_path": folder, "revision": revision, "create_pr": create_pr}
-            return str(api.upload_folder(**where, commit_message=commit_message))
+            options.setdefault("commit_message", "Network and model card by icnets")
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
 
 
-def from_pretrained(
-    source: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> nn.Module:
+def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = None, **options: Any) -> nn.Module:
     """Rebuilds the network of a folder or of a repository on the Hub, on the CPU and in eval mode.
 
     Args:
         source: a folder that :func:`save_pretrained` wrote, or a repository's id.
         model: the basic network, for networks of your own; see :func:`icnets.load`.
-        revision: branch, tag or commit of a repository.
-        token: of the Hub, for a private repository.
-        cache_dir: where downloads are kept.
-        local_files_only: only what was downloaded before.
+        **options: of ``huggingface_hub.hf_hub_download`` for a repository: revision (branch, tag or commit), token (for
+            a private one), cache_dir (where downloads are kept), local_files_only (what was downloaded before), ...
 
     Raises:
         HubError: no such folder or repository, no weights in it, no connection, or huggingface_hub is missing.
@@ -204,6 +190,5 @@ def from_pretrained(
         raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
     hub = _hub()
     with _told(f"{name} is no folder here, and can't be had from the Hub", "check the name and the connection"):
-        options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "library_name": "icnets"}
-        path = hub.hf_hub_download(name, WEIGHTS, revision=revision, token=token, **options)
+        path = hub.hf_hub_download(name, WEIGHTS, library_name="icnets", **options)
     return load(path, model)

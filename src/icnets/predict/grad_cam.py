@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from icnets.support.hooks import removed_after
 
@@ -24,26 +25,20 @@ class GradCam:
     """
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
-        self.network = network
-        last: list[tuple[str, nn.Module]] = []
+        self.network = self._module = network
 
-        def look(name: str, module: nn.Module, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1:
-                last[:] = [(name, module)]
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            maps = isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1
+            if maps and module is not network:
+                self._module = module
 
-        handles = [
-            module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output))  # type: ignore[misc]
-            for name, module in network.named_modules()
-            if module is not network
-        ]
-        with removed_after(handles), torch.no_grad():
+        with removed_after([register_module_forward_hook(look)]), torch.no_grad():
             network(example)
-        if not last:
-            raise ValueError(
-                f"no module of {type(network).__name__} gives maps larger than 1×1 for images of "
-                f"{example.shape[-2]}×{example.shape[-1]}; --grad-cam needs them: give a larger --image-size"
-            )
-        self.layer, self._module = last[0]
+        if self._module is network:
+            size = f"{example.shape[-2]}×{example.shape[-1]}"
+            what = f"no module of {type(network).__name__} gives maps larger than 1×1 for images of {size}"
+            raise ValueError(f"{what}; --grad-cam needs them: give a larger --image-size")
+        self.layer = next(name for name, module in network.named_modules() if module is self._module)
 
     def __call__(self, images: Tensor, classes: Tensor) -> Tensor:
         """Heat maps (N, H, W) in [0, 1], on the CPU, of ``images`` (N, C, H, W) for the class of each, (N,) int64."""

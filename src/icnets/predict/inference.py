@@ -1,6 +1,7 @@
 """Predict image files in order: one that can't be read is a prediction too, with the reason."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from icnets.checkpoint.image_notes import ImageNotes
 from icnets.data.image_files import reason
-from icnets.data.images import ImageFiles, as_is
-from icnets.data.protocol import EvaluationTransform
+from icnets.data.protocol import VIEW, EvaluationTransform
 from icnets.deploy.export.core import own_input_size
 from icnets.support.text import first_line
-
-_VIEW = ("image_size", "in_chans", "mean", "std", "crop_pct", "interpolation")
 
 
 class Prediction(NamedTuple):
@@ -45,8 +43,8 @@ def evaluation_of(
     Raises:
         ValueError: an argument out of its range, or an unknown size.
     """
-    known = {key: value for key in _VIEW if (value := getattr(notes, key)) is not None}
-    wanted = {key: value for key in _VIEW if (value := given.get(key)) is not None}
+    known = {key: value for key in VIEW if (value := getattr(notes, key)) is not None}
+    wanted = {key: value for key in VIEW if (value := given.get(key)) is not None}
     values = {**_own(network), **known, **wanted}
     if "image_size" not in values:
         raise ValueError(f"{name} doesn't say how large its images are; give --image-size N")
@@ -55,7 +53,7 @@ def evaluation_of(
     except ValueError as error:
         key = str(error).split()[0]
         raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
-    return transform, _described(name, transform, [key for key in _VIEW if key not in {**known, **wanted}])
+    return transform, _described(name, transform, [key for key in VIEW if key not in {**known, **wanted}])
 
 
 def _own(network: nn.Module) -> dict[str, int]:
@@ -122,15 +120,15 @@ def classes_of(name: str, network: nn.Module, view: EvaluationTransform, device:
 class _Readable(Dataset[Tensor | str]):
     """Each file's image, or the reason why it can't be read."""
 
-    def __init__(self, files: ImageFiles) -> None:
-        self.files = files
+    def __init__(self, paths: Sequence[Path], view: EvaluationTransform) -> None:
+        self.paths, self.view = paths, view
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            return self.files.evaluated(index)
+            return self.view.read(self.paths[index])
         except Exception as error:  # decoders raise whatever they stumble over
             return reason(error)
 
@@ -161,14 +159,13 @@ def predictions(
     Raises:
         ValueError: a process that reads has died, or a batch is too large for the device's memory.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "collate_fn": as_is}
-    done = 0
+    remaining = iter(paths)
     try:
-        for batch in DataLoader(_Readable(view.files(paths)), **options):
+        for batch in DataLoader(_Readable(paths, view), batch_size, num_workers=workers, collate_fn=list):
             images = [image for image in batch if isinstance(image, Tensor)]
             logits = _logits(name, network, torch.stack(images), device) if images else torch.empty(0, top_k)
-            yield from _predicted(paths[done : done + len(batch)], batch, logits.softmax(dim=1).topk(top_k))
-            done += len(batch)
+            best = logits.softmax(dim=1).topk(top_k)
+            yield from _predicted(list(islice(remaining, len(batch))), batch, best)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"--batch-size {batch_size} is too large for the memory of the device; lower it") from error
     except RuntimeError as error:

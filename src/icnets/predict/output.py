@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from icnets.data.image_files import written
 from icnets.predict.inference import Prediction
-from icnets.predict.paths import written
 
 
 def _ranked(prediction: Prediction, names: Sequence[str] | None) -> list[tuple[int, str | None, str]]:

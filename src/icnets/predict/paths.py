@@ -1,10 +1,10 @@
 """From what the command line names to image files."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from icnets.data.folders import find_images
+from icnets.data.image_files import written
 from icnets.support.text import printable
 
 
@@ -30,11 +30,6 @@ def find_paths(given: Sequence[str]) -> list[Path]:
         else:
             raise ValueError(f"there is no {shown(path)}; check the path")
     return found
-
-
-def written(path: Path | str) -> str:
-    """A path as text for a file in UTF-8: bytes that are none are escaped, as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shown(path: Path | str) -> str:

@@ -25,6 +25,7 @@ from icnets.unit.layers import IC_LAYERS, ic_parameters
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COUNTED = (*_CONVS, *_TRANSPOSED, nn.Linear)
+_SHORTEST = 0.01  # seconds of a measurement, which repeats a shorter pass
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,6 @@ def measure_latency(
     rounds: int = 15,
     training: bool = False,
     threads: int | None = None,
-    min_seconds: float = 0.01,
 ) -> dict[str, Latency]:
     """Measured time of each network beside the first one, in interleaved rounds.
 
@@ -129,7 +129,6 @@ def measure_latency(
         training: time forward and backward of a sum of outputs in train mode, without an optimizer's step; the
             default is the forward pass alone, in eval mode without gradients.
         threads: torch's threads while measuring; None leaves them as they are.
-        min_seconds: a measurement repeats the pass until it takes this long.
 
     Raises:
         ValueError: for no networks, or fewer than 1 round.
@@ -140,7 +139,7 @@ def measure_latency(
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
     with use_threads(threads) as used:
         steps = {name: _step(deepcopy(model), sample, training) for name, model in models.items()}
-        times = interleaved(steps, rounds, min_seconds, device=sample.device)
+        times = interleaved(steps, rounds, _SHORTEST, device=sample.device)
     first, n = next(iter(times.values())), sample.shape[0]
 
     def latency(own: list[float]) -> Latency:

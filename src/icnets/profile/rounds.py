@@ -29,20 +29,15 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
     Raises ValueError for different lengths, or none.
     """
     if len(times) != len(reference) or not times:
-        raise ValueError(
-            f"there are {len(times)} times and {len(reference)} of the reference; pairs need as many of each"
-        )
+        what = f"there are {len(times)} times and {len(reference)} of the reference"
+        raise ValueError(f"{what}; pairs need as many of each")
     ratios = [own / other for own, other in zip(times, reference, strict=True)]
     low, median, high = statistics.quantiles(2 * ratios if len(ratios) == 1 else ratios, n=4, method="inclusive")
     return Ratio(median, low, high)
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    min_seconds: float = 0.25,
-    seed: int = 0,
-    device: torch.device = _CPU,
+    steps: Mapping[str, Callable[[], Any]], rounds: int, min_seconds: float = 0.25, device: torch.device = _CPU
 ) -> dict[str, list[float]]:
     """Seconds that each step takes, in each of ``rounds``.
 
@@ -51,7 +46,7 @@ def interleaved(
     weights back into the caches and lets the threads of the step before it come to rest. ``device`` is where the steps
     compute: a GPU's queue is waited for.
     """
-    order, shuffle = list(steps), random.Random(seed).shuffle
+    order, shuffle = list(steps), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in steps}
     calls = {name: _calls(step, min_seconds, device) for name, step in steps.items()}
     enabled = gc.isenabled()

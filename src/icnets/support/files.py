@@ -64,7 +64,5 @@ def remove_unfinished(folder: Path) -> None:
 
 def cache_folder() -> Path:
     """Returns the user's cache folder for what is built on this machine; ``ICNETS_CACHE`` names another."""
-    base = os.environ.get("ICNETS_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icnets")
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icnets")
+    return Path(os.environ.get("ICNETS_CACHE") or usual)

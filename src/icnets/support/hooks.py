@@ -36,24 +36,17 @@ def floating_tensors(output: Any) -> list[Tensor]:
 
 def is_own_forward(module: nn.Module) -> bool:
     """Whether the forward pass on the instance is its class's own, as accelerate's hooks leave it when removed."""
-    own = module.__dict__.get("forward")
-    return (
-        inspect.ismethod(own)
-        and own.__self__ is module
-        and own.__func__ is inspect.getattr_static(type(module), "forward")
-    )
+    own, of_class = module.__dict__.get("forward"), inspect.getattr_static(type(module), "forward")
+    return inspect.ismethod(own) and own.__self__ is module and own.__func__ is of_class
 
 
 @contextmanager
 def removed_after(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Removes the hooks of ``handles`` when the block ends, however it ends; those of a generator are made inside."""
-    made: list[RemovableHandle] = []
-    try:
-        made.extend(handles)
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
         yield
-    finally:
-        for handle in made:
-            handle.remove()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 _HARMLESS = [
     r".*does not have many workers",  # small images are read faster in the main process
@@ -29,16 +29,20 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-@contextmanager
-def silence() -> Iterator[None]:
+def silence() -> AbstractContextManager[None]:
     """Hides all warnings, and what Lightning and we log below an error, for a while: for one of many runs in a row."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "icnets")]
+    return muted(logging.ERROR, "lightning.pytorch", "lightning.fabric", "icnets")
+
+
+@contextmanager
+def muted(level: int, *names: str) -> Iterator[None]:
+    """Hides all warnings, and what the loggers ``names`` say below ``level``, for a while; errors are still raised."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            logger.setLevel(level)
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

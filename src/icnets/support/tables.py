@@ -15,14 +15,14 @@ class Table:
 
     def plain(self) -> str:
         """Returns aligned columns as text."""
-        lines = [list(self.columns), *map(list, self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        text = [
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        ]
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+
+        def line(cells: Sequence[str]) -> str:
+            first, *rest = zip(cells, widths, strict=True)
+            return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()
+
         rule = "  ".join("-" * w for w in widths)
-        return "\n".join([self.title, "", text[0].rstrip(), rule, *(t.rstrip() for t in text[1:]), "", *self.notes])
+        return "\n".join([self.title, "", line(self.columns), rule, *map(line, self.rows), "", *self.notes])
 
     def markdown(self) -> str:
         """Returns a GitHub table with its title and notes."""

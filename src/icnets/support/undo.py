@@ -20,9 +20,8 @@ def remember(undo: ExitStack, module: nn.Module) -> None:
     """Notes class, attributes, hooks, parameters, buffers and children of ``module``, but no tensor's values."""
     kind, state = module.__class__, dict(module.__dict__)
     # The tables stay the same objects: handles of hooks refer to them.
-    tables = [
-        (v, copy.copy(v)) for k, v in state.items() if isinstance(v, dict | set) and (k in _TABLES or "_hooks" in k)
-    ]
+    kept = (v for k, v in state.items() if isinstance(v, dict | set) and (k in _TABLES or "_hooks" in k))
+    tables = [(table, copy.copy(table)) for table in kept]
 
     def put_back() -> None:
         module.__class__ = kind

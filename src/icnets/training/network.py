@@ -43,7 +43,8 @@ def build_network(
     if isinstance(model, str):
         if ic is None:
             ic = starting_config(model, trained=pretrained or init_from is not None)
-        model = make_network(model, num_classes, in_chans, options, pretrained=pretrained)
+        options = {"num_classes": num_classes, "in_chans": in_chans, **(options or {})}
+        model = make_network(model, pretrained=pretrained, **options)
     elif pretrained or options:
         raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
     if init_from is not None:
