@@ -3,6 +3,7 @@
 import gc
 import itertools
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -101,15 +102,8 @@ class Consumers(TorchDispatchMode):
 # -- the batch norms themselves --------------------------------------------------------------------------------------
 
 
-class FoldedNormAct(nn.Module):
+class FoldedNormAct(nn.Sequential):
     """What stays of a norm-and-activation layer once its norm is folded: ``act(drop(x))``, any shape."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        for name in ("drop", "act"):
-            module = self._modules.get(name)
-            if module is not None:
-                x = module(x)
-        return x
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -118,14 +112,12 @@ def is_norm(module: nn.Module) -> bool:
 
 def affine_of(norm: nn.Module) -> Affine | str:
     """Writes the norm as ``scale * z + shift``, or says why it isn't one."""
-    vectors = {n: getattr(norm, n, None) for n in ("running_mean", "running_var", "weight", "bias")}
-    exact = {n: None if v is None else v.detach().to("cpu", torch.float64) for n, v in vectors.items()}
-    mean, var = exact["running_mean"], exact["running_var"]
+    vectors = (getattr(norm, name, None) for name in ("running_mean", "running_var", "weight", "bias"))
+    mean, var, weight, bias = (None if v is None else v.detach().to("cpu", torch.float64) for v in vectors)
     if mean is None or var is None:
         return "it has no running statistics"
-    weight = torch.ones_like(mean) if exact["weight"] is None else exact["weight"]
-    scale = weight * (var + cast(float, norm.eps)).rsqrt()
-    shift = (torch.zeros_like(mean) if exact["bias"] is None else exact["bias"]) - mean * scale
+    scale = (1 if weight is None else weight) * (var + cast(float, norm.eps)).rsqrt()
+    shift = (0 if bias is None else bias) - mean * scale
     if not bool((scale.isfinite() & shift.isfinite()).all()):
         return "its statistics are not finite"
     return Affine(scale, shift)
@@ -145,12 +137,9 @@ def obstacle_to_folding(norm: nn.Module) -> str | None:
 
 def remove_norm_(norm: nn.Module) -> None:
     """Makes the norm object an identity, or its activation: every reference to it stays valid."""
-    kept = {n: m for n, m in norm._modules.items() if n in ("drop", "act")}
-    base = nn.Module()
-    for name in [n for n in norm.__dict__ if n not in base.__dict__]:
-        del norm.__dict__[name]
-    norm._parameters.clear()
-    norm._buffers.clear()
-    norm._modules.clear()
-    norm._modules.update(kept)
-    norm.__class__ = FoldedNormAct if kept else nn.Identity
+    kept = {name: module for name in ("drop", "act") if (module := norm._modules.get(name)) is not None}
+    rest = FoldedNormAct(OrderedDict(kept)) if kept else nn.Identity()
+    rest.training = norm.training
+    norm.__class__ = type(rest)
+    norm.__dict__.clear()
+    norm.__dict__.update(rest.__dict__)
