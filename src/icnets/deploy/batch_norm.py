@@ -1,7 +1,6 @@
 """Which batch norms can be folded into the layer before them: found by running the network once, not by tracing it."""
 
 import gc
-import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from icnets.support.hooks import removed_after
+from icnets.support.hooks import forward_through, removed_after
 from icnets.unit.deployed_form import Affine
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -52,23 +51,20 @@ class Consumers(TorchDispatchMode):
             self.readers[id(output)] = {None} if id(output) in self.readers else set()
             self.outputs.setdefault(module, []).append(output)
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def read(self, norm: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         # Ids of other tensors would be given again to later ones; 0 is nobody's.
         known = bool(args) and id(args[0]) in self.readers
-        self.inputs.setdefault(module, []).append(id(args[0]) if known else 0)
-        self.inside.append(module)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.inside.pop()
+        self.inputs.setdefault(norm, []).append(id(args[0]) if known else 0)
+        self.inside.append(norm)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.inside.pop()
 
     @contextmanager
     def watch(self, layers: list[nn.Module], norms: list[nn.Module]) -> Iterator[None]:
-        handles = itertools.chain(
-            (layer.register_forward_hook(self.made) for layer in layers),
-            (norm.register_forward_pre_hook(self.enter, prepend=True) for norm in norms),
-            (norm.register_forward_hook(self.leave) for norm in norms),
-        )
-        with removed_after(handles), self:
+        handles = (layer.register_forward_hook(self.made) for layer in layers)
+        with removed_after(handles), forward_through(norms, self.read), self:
             yield
 
     def kept(self) -> set[int]:

@@ -150,11 +150,9 @@ def collide_backward(
         t = t + column(offset, nd)
     m = torch.ops.aten.threshold_backward.default(dz, t, 0)  # the branch's gradient, without the gain
     ds, dv = autograd.weighted_sums(m, s, (collision if gain is None else collision * gain) * -factor)
-    dg = None
+    do, dg = None if offset is None else m.sum(over), None
     if gain is not None:
         dg = (m * t).sum(over) if z_is_y else (m * t).sum(over) / (1 + gain)
-    do = None if offset is None else m.sum(over)
-    if gain is not None:
         m, dv, do = m * column(gain, nd), dv * gain, None if do is None else do * gain
     return (dz + m).to(z.dtype), ds, dv * -factor, do, dg
 

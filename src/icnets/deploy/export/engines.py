@@ -160,8 +160,8 @@ class AOTInductor(Engine):
         return dict(torch._inductor.aoti_load_package(str(path)).get_metadata())
 
 
-ENGINES: dict[str, Engine] = {"onnx": Onnx(), "openvino": OpenVino(), "torch-export": TorchExport()}
-ENGINES["aoti"] = AOTInductor()
+_ENGINES: list[Engine] = [Onnx(), OpenVino(), TorchExport(), AOTInductor()]
+ENGINES = dict(zip(("onnx", "openvino", "torch-export", "aoti"), _ENGINES, strict=True))
 SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
 
 
