@@ -6,7 +6,6 @@ print(export(model, "model.onnx", "onnx", images))
 """
 
 from icnets.deploy.export.core import export
-from icnets.deploy.export.export_report import ExportReport
-from icnets.deploy.export.parity import Parity
+from icnets.deploy.export.parity import ExportReport, Parity
 
 __all__ = ["ExportReport", "Parity", "export"]

@@ -108,13 +108,12 @@ def _sums(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
     if nd == 0:
         s = receptive_field.linear_sum(_wide(x))
     elif module.transposed:
-        kernel, stride, padding = list(module.kernel_size), list(module.stride), list(module.padding)
-        field = (kernel, stride, padding, list(module.dilation), module.groups, list(output.shape[-nd:]))
-        s = receptive_field.transposed_sum(_wide(x), *field)
+        field = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+        s = receptive_field.transposed_sum(_wide(x), *field, list(output.shape[-nd:]))
     else:
         x, *window = convolved(module, x)
         s = receptive_field.receptive_field_sum(_wide(x), *window)
-    bias = 0 if module.bias is None else module.bias.view([-1] + [1] * nd)
+    bias = 0 if module.bias is None else receptive_field.column(module.bias, nd)
     return output - bias, s, nd  # a copy of the output, which the network may change in place
 
 
@@ -165,9 +164,8 @@ def _read(model: nn.Module, inputs: Iterator[Tensor]) -> tuple[list[Tensor], boo
 def _outputs(model: nn.Module, data: Iterable[Tensor]) -> list[list[Tensor]]:
     """For each batch the network's outputs, ``(samples, values)`` each; its randomness is the same every time."""
     torch.manual_seed(0)
-    return [
-        [_wide(t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1)) for t in floating_tensors(model(x))] for x in data
-    ]
+    outputs = [floating_tensors(model(x)) for x in data]
+    return [[_wide(t.flatten(1) if t.dim() > 1 else t.reshape(-1, 1)) for t in batch] for batch in outputs]
 
 
 def _energy(t: Tensor) -> Tensor:
@@ -203,14 +201,11 @@ class _Trial:
 
     def _unit(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         y, s, nd = _sums(module, x, output)
-        name, ones = self.names[module], [1] * nd
-        start = self.starts[name]
-        if "inner_bias" in start:
-            u = y + start["inner_bias"].to(y.dtype).view([-1, *ones])
+        name = self.names[module]
+        if "inner_bias" in (start := self.starts[name]):
+            u = y + receptive_field.column(start["inner_bias"].to(y.dtype), nd)
         else:
-            if (groups := s.shape[-nd - 1]) > 1:
-                s = s.repeat_interleave(y.shape[-nd - 1] // groups, dim=-nd - 1)
-            u = torch.addcmul(y.to(s.dtype), start["collision_weight"].to(s.dtype).view([-1, *ones]), s, value=-1)
+            u = receptive_field.plus_sums(y.to(s.dtype), start["collision_weight"].to(s.dtype), s, nd, -1)
         self.fired[name].append((u > 0).float().mean())
         return u.relu_().mul_(self.gain).add_(output).to(output.dtype)
 

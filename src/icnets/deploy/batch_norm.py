@@ -1,8 +1,8 @@
 """Which batch norms can be folded into the layer before them: found by running the network once, not by tracing it."""
 
 import gc
-import itertools
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from icnets.support.hooks import removed_after
+from icnets.support.hooks import forward_through, removed_after
 from icnets.unit.deployed_form import Affine
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -51,23 +51,20 @@ class Consumers(TorchDispatchMode):
             self.readers[id(output)] = {None} if id(output) in self.readers else set()
             self.outputs.setdefault(module, []).append(output)
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def read(self, norm: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         # Ids of other tensors would be given again to later ones; 0 is nobody's.
         known = bool(args) and id(args[0]) in self.readers
-        self.inputs.setdefault(module, []).append(id(args[0]) if known else 0)
-        self.inside.append(module)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.inside.pop()
+        self.inputs.setdefault(norm, []).append(id(args[0]) if known else 0)
+        self.inside.append(norm)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.inside.pop()
 
     @contextmanager
     def watch(self, layers: list[nn.Module], norms: list[nn.Module]) -> Iterator[None]:
-        handles = itertools.chain(
-            (layer.register_forward_hook(self.made) for layer in layers),
-            (norm.register_forward_pre_hook(self.enter, prepend=True) for norm in norms),
-            (norm.register_forward_hook(self.leave) for norm in norms),
-        )
-        with removed_after(handles), self:
+        handles = (layer.register_forward_hook(self.made) for layer in layers)
+        with removed_after(handles), forward_through(norms, self.read), self:
             yield
 
     def kept(self) -> set[int]:
@@ -101,15 +98,8 @@ class Consumers(TorchDispatchMode):
 # -- the batch norms themselves --------------------------------------------------------------------------------------
 
 
-class FoldedNormAct(nn.Module):
+class FoldedNormAct(nn.Sequential):
     """What stays of a norm-and-activation layer once its norm is folded: ``act(drop(x))``, any shape."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        for name in ("drop", "act"):
-            module = self._modules.get(name)
-            if module is not None:
-                x = module(x)
-        return x
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -118,14 +108,12 @@ def is_norm(module: nn.Module) -> bool:
 
 def affine_of(norm: nn.Module) -> Affine | str:
     """Writes the norm as ``scale * z + shift``, or says why it isn't one."""
-    vectors = {n: getattr(norm, n, None) for n in ("running_mean", "running_var", "weight", "bias")}
-    exact = {n: None if v is None else v.detach().to("cpu", torch.float64) for n, v in vectors.items()}
-    mean, var = exact["running_mean"], exact["running_var"]
+    vectors = (getattr(norm, name, None) for name in ("running_mean", "running_var", "weight", "bias"))
+    mean, var, weight, bias = (None if v is None else v.detach().to("cpu", torch.float64) for v in vectors)
     if mean is None or var is None:
         return "it has no running statistics"
-    weight = torch.ones_like(mean) if exact["weight"] is None else exact["weight"]
-    scale = weight * (var + cast(float, norm.eps)).rsqrt()
-    shift = (torch.zeros_like(mean) if exact["bias"] is None else exact["bias"]) - mean * scale
+    scale = (1 if weight is None else weight) * (var + cast(float, norm.eps)).rsqrt()
+    shift = (0 if bias is None else bias) - mean * scale
     if not bool((scale.isfinite() & shift.isfinite()).all()):
         return "its statistics are not finite"
     return Affine(scale, shift)
@@ -145,12 +133,9 @@ def obstacle_to_folding(norm: nn.Module) -> str | None:
 
 def remove_norm_(norm: nn.Module) -> None:
     """Makes the norm object an identity, or its activation: every reference to it stays valid."""
-    kept = {n: m for n, m in norm._modules.items() if n in ("drop", "act")}
-    base = nn.Module()
-    for name in [n for n in norm.__dict__ if n not in base.__dict__]:
-        del norm.__dict__[name]
-    norm._parameters.clear()
-    norm._buffers.clear()
-    norm._modules.clear()
-    norm._modules.update(kept)
-    norm.__class__ = FoldedNormAct if kept else nn.Identity
+    kept = {name: module for name in ("drop", "act") if (module := norm._modules.get(name)) is not None}
+    rest = FoldedNormAct(OrderedDict(kept)) if kept else nn.Identity()
+    rest.training = norm.training
+    norm.__class__ = type(rest)
+    norm.__dict__.clear()
+    norm.__dict__.update(rest.__dict__)

@@ -1,6 +1,6 @@
 """Shipping a network: ``fuse_`` folds its batch norms and puts its IC units into their deployed form, in place."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,28 +91,22 @@ def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     return [leaf.detach().double().clone() if leaf.device.type != "mps" else leaf.detach().clone() for leaf in leaves]
 
 
-def _calls(model: nn.Module, example: Call) -> list[Call]:
-    """The calls to compare outputs for: the example and noise like it. ValueError if the example is of no use."""
+def _outputs_before(model: nn.Module, example: Call) -> list[tuple[Call, list[Tensor]]]:
+    """What the model gives for the example and, if it takes that, for noise like it; ValueError if it is of no use."""
     try:
-        outputs = _outputs(model, example)
+        found = [(example, _outputs(model, example))]
     except Exception as error:  # whatever the model raises
         tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
         shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
         what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
         raise ValueError(f"{what}; pass another example_input, one that is a list as (batch,)") from error
-    if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in outputs):
+    if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in found[0][1]):
         what = "the model's outputs for the example input are not finite, before anything is fused"
         raise ValueError(f"{what}; check its weights, its batch norms' statistics and the example")
-    noise = random_like(example)
-    try:
-        _outputs(model, noise)
-    except Exception:  # it may want images in [0, 1]
-        return [example]
-    return [example, noise]
-
-
-def _all_outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
-    return [leaf for call in calls for leaf in _outputs(model, call)]
+    with suppress(Exception):  # it may want images in [0, 1]
+        noise = random_like(example)
+        found.append((noise, _outputs(model, noise)))
+    return found
 
 
 def _difference(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
@@ -155,13 +149,12 @@ def _plan(model: nn.Module, call: Call, fold_batch_norm: bool) -> _Plan:
     norms = [m for m in names if is_norm(m)] if fold_batch_norm else []
     layers = [m for m in names if unit_of(m) is not None]
     folds: dict[nn.Module, nn.Module] = {}
-    why_not = {m: obstacle_to_folding(m) for m in norms}
     record = Consumers()
     with record.watch(layers, norms):
         _outputs(model, call)
     kept = record.kept()
-    for norm, reason in why_not.items():
-        found = reason or record.partner(norm, kept)
+    for norm in norms:
+        found = obstacle_to_folding(norm) or record.partner(norm, kept)
         if isinstance(found, nn.Module) and found._forward_hooks:
             found = "the layer before it has forward hooks"
         if isinstance(found, nn.Module) and (stays := obstacle_to_deploying(found)):
@@ -216,12 +209,12 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
         (['0'], {'1': '0'})
     """
     _refuse(model)
-    calls = _calls(model, _example(model, example_input))
-    before = _all_outputs(model, calls)
-    plan = _plan(model, calls[0], fold_batch_norm)
+    before = _outputs_before(model, _example(model, example_input))
+    plan = _plan(model, before[0][0], fold_batch_norm)
     with ExitStack() as undo:
         _apply(plan, undo)
-        largest, relative = _difference(before, _all_outputs(model, calls))
+        errors = [_difference(outputs, _outputs(model, call)) for call, outputs in before]
+        largest, relative = map(max, zip(*errors, strict=True))
         if relative > (allowed := _tolerance(model)):
             what = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {allowed:.3g}"
             why = "is its output random, does its forward pass depend on values, does it amplify rounding or overflow?"

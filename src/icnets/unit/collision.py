@@ -128,19 +128,16 @@ class Collision(Colliding):
     def reset_collision(self) -> None:
         """Puts w', b1 and the gain back to the values they were made with (w' = 0, b1 = 0)."""
         starts = (self.initial_collision_weight / self.sum_scale, 0.0, self.initial_gain or 0.0)
-        present = [n for n, vector in zip(self.vector_names, self.vectors(), strict=True) if vector is not None]
-        vectors = {name: self._settable(name) for name in present}  # all of them, or none
+        own = zip(self.vector_names, self.vectors(), starts, strict=True)
+        settable = [(self._settable(name), start) for name, vector, start in own if vector is not None]  # all, or none
         with torch.no_grad():
-            for name, start in zip(self.vector_names, starts, strict=True):
-                if name in vectors:
-                    vectors[name].fill_(start)
+            for vector, start in settable:
+                vector.fill_(start)
 
     def _settable(self, name: str) -> nn.Parameter:
-        parameter = self._parameters.get(name)
-        if parameter is None:
-            raise RuntimeError(
-                f"{name} is computed, by pruning or a parametrisation, so it can't be set; remove that first"
-            )
+        if (parameter := self._parameters.get(name)) is None:
+            what = f"{name} is computed, by pruning or a parametrisation"
+            raise RuntimeError(f"{what}, so it can't be set; remove that first")
         return parameter
 
     def vector_keys(self) -> list[str]:
@@ -177,9 +174,8 @@ class Collision(Colliding):
         collision = self._settable(self.vector_names[0])
         w = torch.as_tensor(value, dtype=torch.float64, device=collision.device)
         if w.dim() > 0 and w.shape != collision.shape:
-            raise ValueError(
-                f"collision_weight has shape {tuple(w.shape)}; it must be a number or {tuple(collision.shape)}"
-            )
+            found, own = tuple(w.shape), tuple(collision.shape)
+            raise ValueError(f"collision_weight has shape {found}; it must be a number or {own}")
         with torch.no_grad():
             collision.copy_((w / self.sum_scale).expand_as(collision))
 

@@ -33,7 +33,7 @@ class _Fused(Colliding):
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} has no constructor; icnets.fuse_(model) makes it from an IC unit")
 
-    def post(self) -> tuple[Any, ...]:
+    def post(self) -> functional.Post:
         """What follows the convolution, as :func:`icnets.unit.functional.deployed` takes it."""
         return self.slope, self.uniform_slope, self.sign, self.collision, self.offset
 
@@ -46,17 +46,15 @@ class _FusedConv(_Fused):
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``, the shapes of the original unit."""
         x, padding, unpadded = padded(self, input)
-        return self._convolved(x, self.stride, padding, self.dilation, self.groups, unpadded=unpadded)
+        conv = (x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return functional.deployed_convolution(self.kernel_size, conv, self.post(), unpadded)
 
     def deployed_convolution(self, call: dict[str, Any]) -> Tensor:
         """Stands in for the convolution that a subclass's own forward pass makes; its weight isn't looked at."""
         stride, pairs, dilation, groups = windows(call, self.kernel_size)
         x = F.pad(call["input"], pairs) if any(pairs) else call["input"]
-        return self._convolved(x, stride, [0] * len(stride), dilation, groups)
-
-    def _convolved(self, input: Tensor, *conv: Any, unpadded: Any = None) -> Tensor:
-        of_layer = (self.kernel_size, input, self.weight, self.bias)
-        return functional.deployed_convolution(*of_layer, *conv, *self.post(), unpadded=unpadded)
+        conv = (x, self.weight, self.bias, stride, [0] * len(stride), dilation, groups)
+        return functional.deployed_convolution(self.kernel_size, conv, self.post())
 
 
 class FusedICConv1d(_FusedConv, nn.Conv1d):
@@ -77,9 +75,8 @@ class FusedICLinear(_Fused, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, C_in)`` to ``(*, C_out)``."""
         v = F.linear(input, self.weight, self.bias)
-        return functional.deployed(
-            v, None if self.collision is None else receptive_field.linear_sum(input), 0, *self.post()
-        )
+        s = None if self.collision is None else receptive_field.linear_sum(input)
+        return functional.deployed(v, s, 0, self.post())
 
 
 class _FusedConvTranspose(_Fused):
@@ -91,7 +88,7 @@ class _FusedConvTranspose(_Fused):
         if self.collision is not None:
             window = (self.kernel_size, self.stride, self.padding, self.dilation)
             s = receptive_field.transposed_sum(input, *window, self.groups, [v.size(i - nd) for i in range(nd)])
-        return functional.deployed(v, s, nd, *self.post())
+        return functional.deployed(v, s, nd, self.post())
 
 
 class FusedICConvTranspose1d(_FusedConvTranspose, nn.ConvTranspose1d):
@@ -106,9 +103,8 @@ class FusedICConvTranspose3d(_FusedConvTranspose, nn.ConvTranspose3d):
     """ICConvTranspose3d, deployed; see :func:`deploy_`."""
 
 
-_CONVOLUTIONS = (FusedICConv1d, FusedICConv2d, FusedICConv3d)
 _TRANSPOSED = (FusedICConvTranspose1d, FusedICConvTranspose2d, FusedICConvTranspose3d)
-FUSED_LAYERS: tuple[type[nn.Module], ...] = (*_CONVOLUTIONS, *_TRANSPOSED, FusedICLinear)
+FUSED_LAYERS: tuple[type[nn.Module], ...] = (FusedICConv1d, FusedICConv2d, FusedICConv3d, *_TRANSPOSED, FusedICLinear)
 _FUSED: dict[type[nn.Module], Any] = {u.basic_type: f for u, f in zip(IC_LAYERS, FUSED_LAYERS, strict=True)}
 _NAMES = ("slope", "collision", "offset", "sign", "uniform_slope", "deployed_convolution", "post")
 
@@ -202,11 +198,10 @@ def fold_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
     if solved.linear and conv.own:
         return cast(nn.Module, module)
     former, basic = type(module), next(t for t in _FUSED if isinstance(module, t))
+    module.__class__ = _FUSED[basic]
     if former is not basic:
+        module.__class__ = combined(_FUSED[basic], cast(Any, former), conv.padded, False)
         module.__dict__["basic_type"] = former
-    module.__class__ = (
-        _FUSED[basic] if former is basic else combined(_FUSED[basic], cast(Any, former), conv.padded, False)
-    )
     if not conv.padded:  # its forward pass goes, and this is what it was
         module.__dict__.update(conv.call)
     if basic is not nn.Linear:

@@ -24,18 +24,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from icnets.unit import receptive_field
 from icnets.unit.kernels import autograd, gpu, native
-from icnets.unit.receptive_field import (
-    column,
-    dense,
-    linear_sum,
-    padding_pairs,
-    per_dimension,
-    plus_sums,
-    receptive_field_mean,
-    receptive_field_sum,
-    window_mean,
-)
+from icnets.unit.receptive_field import column, dense, linear_sum, plus_sums, receptive_field_sum
 
 __all__ = ["collide", "ic_conv1d", "ic_conv2d", "ic_conv3d", "ic_linear", "receptive_field_sum"]
 
@@ -44,6 +35,12 @@ _HALF = (torch.float16, torch.bfloat16)
 _TYPES = (torch.float32, torch.float64, *_HALF)
 _LEAST_GAIN = -0.5  # backward divides by 1 + gain, and needs it to be positive
 
+# x, weight, bias, stride, padding, dilation and groups, as torch's convolutions take them.
+Conv = tuple[Tensor, Tensor, Tensor | None, Any, Any, Any, int]
+# The collision, what is added inside the rectifier, and the gain.
+Vectors = tuple[Tensor, Tensor | None, Tensor | None]
+# Slope of each channel, or one for all, sign, collision and offset: see :func:`deployed`.
+Post = tuple[Tensor | None, float, Tensor | None, Tensor | None, Tensor | None]
 # Of y, s, collision, offset and gain.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -51,17 +48,9 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 # -- the formula -----------------------------------------------------------------------------------------------------
 
 
-def _collided(
-    y: Tensor,
-    s: Tensor,
-    collision: Tensor,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    factor: float,
-    spatial_dims: int,
-    own: bool = False,
-) -> Tensor:
+def _collided(y: Tensor, s: Tensor, vectors: Vectors, factor: float, spatial_dims: int, own: bool = False) -> Tensor:
     """``y + gain * relu(y - factor * collision * s + offset)``; ``own``: in the memory of y."""
+    collision, offset, gain = vectors
     u = plus_sums(y, collision, s, spatial_dims, -factor)
     if offset is not None:
         u = torch.add(u, column(offset, spatial_dims), out=u if own else None)
@@ -109,7 +98,7 @@ def collide(
     if y.size(-spatial_dims - 1) == 0:  # also what torch's convolution gives for an input without channels
         # Each vector's sum is added, so that it gets a gradient of zeros, as a weight does.
         return y + sum(v.sum() for v in (collision, inner_bias, gain) if v is not None)
-    z = _collided(dense(y), s, collision, _offset(inner_bias, bias), gain, 1.0, spatial_dims)
+    z = _collided(dense(y), s, (collision, _offset(inner_bias, bias), gain), 1.0, spatial_dims)
     return z.to_mkldnn() if y.is_mkldnn else z  # oneDNN's layout
 
 
@@ -124,7 +113,7 @@ def collide_(
         return cast(Tensor, native.operator("collide_")(y, s, collision, factor, offset, gain))
     if (z := gpu.run("collide_", y, s, collision, factor, offset, gain)) is not None:
         return cast(Tensor, z)
-    return _collided(y, s, collision, offset, gain, factor, y.dim() - 2, own=True)
+    return _collided(y, s, (collision, offset, gain), factor, y.dim() - 2, own=True)
 
 
 def collide_backward(
@@ -160,35 +149,23 @@ def collide_backward(
         t = t + column(offset, nd)
     m = torch.ops.aten.threshold_backward.default(dz, t, 0)  # the branch's gradient, without the gain
     ds, dv = autograd.weighted_sums(m, s, (collision if gain is None else collision * gain) * -factor)
-    dg = None
+    do, dg = None if offset is None else m.sum(over), None
     if gain is not None:
         dg = (m * t).sum(over) if z_is_y else (m * t).sum(over) / (1 + gain)
-    do = None if offset is None else m.sum(over)
-    if gain is not None:
         m, dv, do = m * column(gain, nd), dv * gain, None if do is None else do * gain
     return (dz + m).to(z.dtype), ds, dv * -factor, do, dg
 
 
-def deployed(
-    v: Tensor,
-    s: Tensor | None,
-    spatial_dims: int,
-    slope: Tensor | None,
-    uniform_slope: float,
-    sign: Tensor | None,
-    collision: Tensor | None,
-    offset: Tensor | None,
-) -> Tensor:
+def deployed(v: Tensor, s: Tensor | None, spatial_dims: int, post: Post) -> Tensor:
     """``sign * prelu(v) + collision * s + offset``, of ``v`` ``(N, C, *L)`` and the means ``s`` ``(N, groups, *L)``.
 
     ``v`` is the convolution's own output and is used nowhere else, so it may be overwritten. In half precision the
     result is rounded once.
     """
+    slope, uniform_slope, sign, collision, offset = post
     own = spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and _may_overwrite(v)
-    if own and s is not None and gpu.serves(v):
-        z = gpu.run("post_", v, s, slope, uniform_slope, sign, collision, offset)
-        if z is not None:
-            return cast(Tensor, z)
+    if own and s is not None and (z := gpu.run("post_", v, s, *post)) is not None:
+        return cast(Tensor, z)
     half = v.dtype in _HALF
     r = v.float() if own and half else dense(v)
     if slope is None:
@@ -235,82 +212,62 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None, collision: Tensor, *
 
 
 def convolution(
-    kernel: Sequence[int],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    collision: Tensor,
-    inner_bias: Tensor | None,
-    gain: Tensor | None,
-    scale: float = 1.0,
-    unpadded: tuple[Any, ...] | None = None,
+    kernel: Sequence[int], conv: Conv, vectors: Vectors, scale: float = 1.0, unpadded: tuple[Any, ...] | None = None
 ) -> Tensor:
-    """Computes an IC convolution by the fastest path that serves; w' is ``scale * collision``.
+    """Computes an IC convolution by the fastest path that serves; w' is ``scale`` times the first of ``vectors``.
 
-    ``kernel`` are the window's sizes, which a trace can't take from the weight. The other arguments are those of
-    torch's functional convolution, and so are the errors. ``unpadded``, for an ``x`` that was padded other than with
-    zeros: what it was before, the padding in pairs, and its mode.
+    ``kernel`` are the window's sizes, which a trace can't take from the weight. ``conv`` are the arguments of torch's
+    functional convolution, and so are the errors. ``unpadded``, for an ``x`` that was padded other than with zeros:
+    what it was before, the padding in pairs, and its mode.
     """
+    (x, weight, bias, stride, padding, dilation, groups), (collision, inner_bias, gain) = conv, vectors
     kernel, nd = list(kernel), len(kernel)
     convolve = autograd.CONVOLUTIONS[nd]
-    if not _serves(x, weight, bias, collision, inner_bias, gain):
-        source, pairs, mode = unpadded or (x, padding_pairs(padding, kernel, dilation), "zeros")
-        y = convolve(x, weight, bias, stride, padding, dilation, groups)
+    if not _serves(x, weight, bias, *vectors):
+        source, pairs, mode = unpadded or (x, receptive_field.padding_pairs(padding, kernel, dilation), "zeros")
+        y = convolve(*conv)
         s = receptive_field_sum(source, kernel, stride, pairs, dilation, groups, mode, scale)
         return collide(y, s, collision, inner_bias, bias, gain, nd)
-    stride, dilation = per_dimension(stride, nd), per_dimension(dilation, nd)
+    stride, dilation = receptive_field.per_dimension(stride, nd), receptive_field.per_dimension(dilation, nd)
     if padding == "same" and stride != [1] * nd:
-        convolve(x, weight, bias, stride, padding, dilation, groups)  # which says why not
-    pairs = padding_pairs(padding, kernel, dilation)
+        convolve(*conv)  # which says why not
+    pairs = receptive_field.padding_pairs(padding, kernel, dilation)
     if pairs[::2] != pairs[1::2]:
         x, pairs = F.pad(x, pairs), [0] * len(pairs)
-    conv, offset = (stride, pairs[::-2], dilation, groups), _offset(inner_bias, bias)
+    window, offset = (stride, pairs[::-2], dilation, groups), _offset(inner_bias, bias)
     trains = autograd.differentiable(x, weight, bias, collision, offset, gain)
     x, weight, bias = autograd.lowered(x, weight, bias)
     with autograd.without_autocast(x.device.type):
         compiled = native.serves(x, weight)
         if compiled and not trains:
-            return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *conv, collision, scale, offset, gain))
-        y, s = autograd.conv_and_sum(x, weight, bias, *conv, compiled)
+            return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *window, collision, scale, offset, gain))
+        y, s = autograd.conv_and_sum(x, weight, bias, *window, compiled)
         if not compiled:
-            s, scale = window_mean(s, kernel, stride, pairs, dilation), scale * math.prod(kernel)
+            s, scale = receptive_field.window_mean(s, kernel, stride, pairs, dilation), scale * math.prod(kernel)
         if not trains:
             return collide_(y, s, collision, scale, offset, gain)
         if gain is not None and gpu.serves(x):  # any gain: the branch can't be read off z, and y is kept
-            return _collided(y, s, collision, offset, gain, scale, nd)
+            return _collided(y, s, (collision, offset, gain), scale, nd)
         return autograd.collide(collide_, collide_backward, y, s, collision, offset, gain, scale)
 
 
 def deployed_convolution(
-    kernel: Sequence[int],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    *post: Any,
-    unpadded: tuple[Any, ...] | None = None,
+    kernel: Sequence[int], conv: Conv, post: Post, unpadded: tuple[Any, ...] | None = None
 ) -> Tensor:
-    """Computes a deployed IC convolution; ``post`` is what :func:`deployed` takes from the slope to the offset."""
+    """Computes a deployed IC convolution; the arguments are those of :func:`convolution` and :func:`deployed`."""
+    x, weight, _, stride, padding, dilation, groups = conv
     given = unpadded is None and not isinstance(padding, str)
     if given and _may_overwrite(x) and native.serves(x, weight) and x.dim() == weight.dim() and x.numel() > 0:
-        operator = native.operator("deployed_conv")
-        return cast(Tensor, operator(x, weight, bias, stride, padding, dilation, groups, *post))
-    s, conv, convolve = None, (x, weight, bias, stride, padding, dilation, groups), autograd.CONVOLUTIONS[len(kernel)]
+        return cast(Tensor, native.operator("deployed_conv")(*conv, *post))
+    s, convolve = None, autograd.CONVOLUTIONS[len(kernel)]
     if post[3] is not None:  # before the convolution: it leaves the input in the cache
         try:
-            source, pairs, mode = unpadded or (x, padding_pairs(padding, kernel, dilation), "zeros")
-            s = receptive_field_mean(source, list(kernel), stride, pairs, dilation, groups, mode)
+            source, pairs, mode = unpadded or (x, receptive_field.padding_pairs(padding, kernel, dilation), "zeros")
+            s = receptive_field.receptive_field_mean(source, (list(kernel), stride, pairs, dilation), groups, mode)
         except Exception:
             convolve(*conv)  # torch's own message
             raise
-    return deployed(convolve(*conv), s, len(kernel), *post)
+    return deployed(convolve(*conv), s, len(kernel), post)
 
 
 # They decide by dtypes and sizes, which torch.fx cannot trace through; as leaves they are recorded whole.
@@ -350,7 +307,7 @@ def _ic_conv(nd: int, shape: str) -> Callable[..., Tensor]:
         conv = (x, weight, bias, stride, padding, dilation, groups)
         if weight.dim() != nd + 2:
             autograd.CONVOLUTIONS[nd](*conv)  # which says so
-        return convolution(weight.shape[2:], *conv, collision_weight, inner_bias, gain)
+        return convolution(weight.shape[2:], conv, (collision_weight, inner_bias, gain))
 
     ic_conv.__name__ = ic_conv.__qualname__ = f"ic_conv{nd}d"
     for of_two, own in (("conv2d", f"conv{nd}d"), ("H, W", shape), (", 5, 5", ", 5" * nd), (", 3, 3", ", 3" * nd)):

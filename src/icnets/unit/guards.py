@@ -34,20 +34,19 @@ class Refusal:
         read = [owner for chain in merging(cls).get(self.method, ((),)) for owner in resolve(self.module, chain)]
         collide = any(isinstance(m, Colliding) and m.collides() for owner in read for m in owner.modules())
         if collide and _makes(method, self.module, args, kwargs):
-            raise TypeError(
-                f"{self.method} of {cls.__name__} reads the weights of layers that are IC units, and would lose their "
-                f"collisions; {_REMEDY}; if it keeps them, call type(module).{self.method}(module)"
-            )
+            what = f"{self.method} of {cls.__name__} reads the weights of layers that are IC units"
+            remedy = f"{_REMEDY}; if it keeps them, call type(module).{self.method}(module)"
+            raise TypeError(f"{what}, and would lose their collisions; {remedy}")
         return method(self.module, *args, **kwargs)
 
 
 def _makes(method: Any, module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether ``method``, on a copy, makes or removes modules or tensors, or writes into a weight."""
-    twin, *given = deepcopy(module, args, kwargs)
+    twin, args, kwargs = deepcopy(module, args, kwargs)
     before, known = _form(twin), set(twin.modules())
     weights = {m: w.detach().clone() for m in known if (w := m._parameters.get("weight")) is not None}
     with torch.random.fork_rng(devices=[]):
-        result = method(twin, *given[0], **given[1])
+        result = method(twin, *args, **kwargs)
     there = [leaf for leaf in (*tree_leaves(result), *twin.modules()) if isinstance(leaf, nn.Module)]
     if not known.issuperset(there) or _form(twin) != before:
         return True
@@ -81,19 +80,16 @@ class Colliding(nn.Module):
         return True
 
     def __prepare_scriptable__(self) -> Any:
-        raise NotImplementedError(
-            f"{type(self).__name__} can't be compiled by torch.jit.script, which torch has deprecated; use "
-            "torch.export.export(model, ...), or torch.jit.trace(model, ...)"
-        )
+        what = f"{type(self).__name__} can't be compiled by torch.jit.script, which torch has deprecated"
+        raise NotImplementedError(f"{what}; use torch.export.export(model, ...), or torch.jit.trace(model, ...)")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         old = self.__dict__.get("_parameters", {}).get(name)
         refused = name == "weight" and not self.training and not self.__dict__.get("_loading")
         if refused and _is_another(old, param) and self.collides():
-            raise TypeError(
-                f"the weight of a {type(self).__name__} in eval mode was given other values, as by folding a norm into "
-                f"it, which would lose its collision; {_REMEDY}; if another function is meant, copy_ into the weight"
-            )
+            what = f"the weight of a {type(self).__name__} in eval mode was given other values, as by folding a norm"
+            remedy = f"{_REMEDY}; if another function is meant, copy_ into the weight"
+            raise TypeError(f"{what} into it, which would lose its collision; {remedy}")
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -143,16 +139,14 @@ def _registered(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     """Called by torch whenever a module becomes another's child."""
     old = parent._modules.get(name)
     if isinstance(old, Colliding) and new is not None and new is not old and old.collides() and _taken(old, new):
-        raise TypeError(
-            f"a {type(new).__name__} with a weight as large as that of {name!r}, a {type(old).__name__}, would replace "
-            f"it and lose its collision; {_REMEDY}; if another function is meant, del module.{name} first"
-        )
+        what = f"a {type(new).__name__} with a weight as large as that of {name!r}, a {type(old).__name__}"
+        remedy = f"{_REMEDY}; if another function is meant, del module.{name} first"
+        raise TypeError(f"{what}, would replace it and lose its collision; {remedy}")
     adapted = new.modules() if new is not None and name == "base_layer" and is_adapter(parent) else ()
     if units := [type(m).__name__ for m in adapted if isinstance(m, Colliding)]:
-        raise TypeError(
-            f"an adapter ({type(parent).__module__}.{type(parent).__name__}) can't be put on a {units[0]}: merging it "
-            "would lose the collision; apply it to the basic network, or leave IC units out of target_modules"
-        )
+        what = f"an adapter ({type(parent).__module__}.{type(parent).__name__}) can't be put on a {units[0]}"
+        remedy = "apply it to the basic network, or leave IC units out of target_modules"
+        raise TypeError(f"{what}: merging it would lose the collision; {remedy}")
     if isinstance(new, Colliding):
         _shadow_(parent)
 

@@ -21,8 +21,8 @@ class _ICConv(Collision):
         # Module attribute access is slow; read each one once.
         x, padding, unpadded = padded(self, input)
         conv = (x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        unit = (self.collision, self.inner_bias, self.gain, self.sum_scale)
-        return functional.convolution(self.kernel_size, *conv, *unit, unpadded)
+        vectors = (self.collision, self.inner_bias, self.gain)
+        return functional.convolution(self.kernel_size, conv, vectors, self.sum_scale, unpadded)
 
 
 class _ICConvTranspose(Collision):

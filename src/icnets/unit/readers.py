@@ -270,9 +270,8 @@ def observed(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) ->
         with undisturbed(model), forward_through(watch.owners.values(), watch.call), watch:
             model(*args, **kwargs)
     except Exception as error:  # whatever the model raises
-        error.add_note(
-            f"The model was run on example_input, as {len(args)} arguments by position and {len(kwargs)} by keyword. A "
-            "batch that is itself a list or a tuple goes into a tuple: example_input=(batch,)"
-        )
+        given = f"{len(args)} arguments by position and {len(kwargs)} by keyword"
+        remedy = "A batch that is itself a list or a tuple goes into a tuple: example_input=(batch,)"
+        error.add_note(f"The model was run on example_input, as {given}. {remedy}")
         raise
     return watch.found

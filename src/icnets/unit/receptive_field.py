@@ -13,6 +13,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Windows = tuple[list[int], Any, list[int], Any]  # kernel size, stride, padding in pairs and dilation
+
 _POOLING: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -133,20 +135,13 @@ def receptive_field_sum(
         tensor([[[[12., 12.],
                   [12., 12.]]]])
     """
-    mean = receptive_field_mean(x, kernel_size, stride, padding, dilation, groups, padding_mode)
+    mean = receptive_field_mean(x, (kernel_size, stride, padding, dilation), groups, padding_mode)
     return mean * (scale * math.prod(kernel_size))
 
 
-def receptive_field_mean(
-    x: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int = 1,
-    padding_mode: str = "zeros",
-) -> Tensor:
+def receptive_field_mean(x: Tensor, windows: Windows, groups: int, padding_mode: str) -> Tensor:
     """Divides :func:`receptive_field_sum` by the places in a window: a mean over places of sums over channels."""
+    kernel_size, stride, padding, dilation = windows
     stride, dilation = per_dimension(stride, len(kernel_size)), per_dimension(dilation, len(kernel_size))
     total = channel_sum(dense(x), groups, kernel_size, stride, padding)
     return window_mean(total, kernel_size, stride, padding, dilation, padding_mode)

@@ -30,26 +30,23 @@ def windows(call: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], lis
 
 
 class Record(TorchFunctionMode):
-    """Notes the arguments of the calls of torch's convolutions, by name, and their results.
+    """Notes the calls of torch's convolutions, each as its arguments by name and a stand-in for its result.
 
-    Given a trial's input, it computes no convolution, and notes whether anything else looks at that input.
+    It computes no convolution, and notes whether anything else looks at the trial's input.
     """
 
-    def __init__(self, trial: Tensor | None = None) -> None:
+    def __init__(self, trial: Tensor) -> None:
         super().__init__()
         self.calls: list[tuple[dict[str, Any], Tensor]] = []
         self.trial, self.read = trial, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in CONVOLUTIONS:
-            self.read |= self.trial is not None and any(leaf is self.trial for leaf in tree_leaves((args, kwargs)))
+            self.read |= any(leaf is self.trial for leaf in tree_leaves((args, kwargs)))
             return func(*args, **(kwargs or {}))
         call = arguments(args, kwargs)
-        if self.trial is None:
-            result = func(**call)
-        else:
-            shape = func(**tree_map_only(Tensor, lambda t: t.to("meta"), call)).shape
-            result = self.trial.new_zeros(()).expand(shape)
+        shape = func(**tree_map_only(Tensor, lambda t: t.to("meta"), call)).shape
+        result = self.trial.new_zeros(()).expand(shape)
         self.calls.append((call, result))
         return result
 

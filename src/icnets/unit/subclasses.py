@@ -97,8 +97,8 @@ class Replaced(TorchFunctionMode):
 
 def _collided(self: Any, call: dict[str, Any]) -> Tensor:
     collision, inner_bias, gain = self.vectors()
-    vectors = {"collision": collision * self.sum_scale, "inner_bias": inner_bias, "gain": gain}
-    return functional.convolution(list(self.kernel_size), *call.values(), **vectors)
+    conv: Any = tuple(call.values())
+    return functional.convolution(self.kernel_size, conv, (collision * self.sum_scale, inner_bias, gain))
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:

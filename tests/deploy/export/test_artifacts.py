@@ -52,7 +52,7 @@ def test_engines_are_imported_without_reporting_home(tmp_path: Path) -> None:
     needs("openvino")
     code = """
 import os
-from icnets.deploy.export.to_openvino import _openvino
+from icnets.deploy.export.engines import _openvino
 before = dict(os.environ)
 _openvino()
 assert before == os.environ

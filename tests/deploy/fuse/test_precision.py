@@ -93,7 +93,7 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("call", [1, *range(3, 8)])
+@pytest.mark.parametrize("call", [1, 3, 4, 5])  # of the five; the second may fail
 def test_whatever_is_raised_whenever_the_model_is_as_it_was(error, call):
     calls = []
 

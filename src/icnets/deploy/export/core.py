@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export import to_onnx
-from icnets.deploy.export.engine_base import Engine
-from icnets.deploy.export.engines import require
-from icnets.deploy.export.export_report import ExportReport
-from icnets.deploy.export.parity import BATCHES, Parity, Runner, agreement, compare, eager, labelled
+from icnets.deploy.export.engines import Engine, require
+from icnets.deploy.export.parity import BATCHES, ExportReport, Parity, Runner, agreement, compare, eager, labelled
+from icnets.deploy.fuse import fuse_
 from icnets.support.files import move_into_place
 from icnets.support.plain import deepcopy, made_plain_
-from icnets.support.text import first_line
+from icnets.support.text import counted, first_line
 from icnets.unit.receptive_field import write_out_
 
 CALIBRATION_IMAGES = 512
@@ -93,7 +92,7 @@ def export(
     if int8 and not any(len(x) for x, _ in calibration):
         raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     original = made_plain_(deepcopy(model).cpu().eval())
-    network = _network(original, example, fuse)
+    reference, network = eager(original), _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
     program = _program(network if int8 else engine.lower(network), example)
@@ -104,19 +103,17 @@ def export(
         artifact = Path(folder, "float32", path.name)
         artifact.parent.mkdir()
         engine.write(program, artifact, notes)
-        parity = _prove(original, engine.read(artifact), tests, format, tolerance)
+        parity = _prove(reference, engine.read(artifact), tests, format, tolerance)
         if int8:
             quantized = Path(folder, path.name)
             to_onnx.quantize(artifact, quantized, [x for x, _ in calibration], notes)
             artifact, runner = quantized, engine.read(quantized)
             # Noise is outside of the range that was calibrated, so how far int8 is off on it says nothing.
-            int8_parity = tuple(compare(eager(original), runner, name, x) for name, x in tests if name == "real")
-            agreed = agreement(eager(original), runner, evaluation)
+            int8_parity = tuple(compare(reference, runner, name, x) for name, x in tests if name == "real")
+            agreed = agreement(reference, runner, evaluation)
             if agreed is not None and agreed.loss > max_loss:
-                raise ValueError(
-                    f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed}): it "
-                    "isn't kept; calibrate on more representative images, or allow more"
-                )
+                what = f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed})"
+                raise ValueError(f"{what}: it isn't kept; calibrate on more representative images, or allow more")
         size = _place(artifact, path, engine)
     return ExportReport(path, format, engine.name, size, fuse, tolerance, parity, int8, int8_parity, agreed)
 
@@ -178,8 +175,6 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
             write_out_(module)  # engines take no single number for all dimensions
     if not fuse:
         return network
-    from icnets.deploy.fuse import fuse_
-
     try:
         fuse_(network, example)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -224,16 +219,17 @@ def _tests(example: Tensor, images: Sequence[Tensor]) -> list[tuple[str, Tensor]
 
 
 def _prove(
-    original: nn.Module, artifact: Runner, tests: Sequence[tuple[str, Tensor]], format: str, tolerance: float
+    reference: Runner, artifact: Runner, tests: Sequence[tuple[str, Tensor]], format: str, tolerance: float
 ) -> tuple[Parity, ...]:
-    parity = tuple(compare(eager(original), artifact, name, x) for name, x in tests)
+    parity = tuple(compare(reference, artifact, name, x) for name, x in tests)
     worst = max(parity, key=lambda found: found.relative)
     if worst.relative > tolerance:
+        images = counted(worst.batch, f"{worst.inputs} image")
+        found = f"{worst.absolute:.2g}, {worst.relative:.2g} of the output's range, on {images}"
+        why = "of an untrained deep network, whose float32 is unsteady, it would be the rounding"
         raise ValueError(
-            f"the {format} artifact differs from the network by {worst.absolute:.2g}, {worst.relative:.2g} of the "
-            f"output's range, on {worst.batch} {worst.inputs} image{'s' * (worst.batch > 1)}; allowed is "
-            f"{tolerance:g}: it isn't kept (of an untrained deep network, whose float32 is unsteady, it would be the "
-            "rounding: give it trained weights and statistics)"
+            f"the {format} artifact differs from the network by {found}; allowed is {tolerance:g}: it isn't kept "
+            f"({why}: give it trained weights and statistics)"
         )
     return parity
 

@@ -1,23 +1,167 @@
-"""The formats by name, and artifacts of any of them."""
+"""The formats: how each writes a program, reads it back, and runs it fastest."""
 
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
+import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from icnets.deploy.export.engine_base import Engine, is_installed
-from icnets.deploy.export.parity import Runner
-from icnets.deploy.export.to_aoti import AOTInductor, holds_compiled
-from icnets.deploy.export.to_onnx import Onnx
-from icnets.deploy.export.to_openvino import OpenVino
-from icnets.deploy.export.to_torch_export import TorchExport
+from icnets.deploy.export import to_onnx
+from icnets.deploy.export.lowering import lower_
+from icnets.deploy.export.parity import Runner, eager
 from icnets.support.text import first_line
 
-ENGINES: dict[str, Engine] = {
-    "onnx": Onnx(),
-    "openvino": OpenVino(),
-    "torch-export": TorchExport(),
-    "aoti": AOTInductor(),
-}
+
+class Engine:
+    """One format.
+
+    ``suffix``: of its file; ``companions``: suffixes of the files that belong to it. ``packages``: what writing and
+    reading import; the first is the engine that runs it.
+    """
+
+    suffix = ".pt2"
+    companions: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("torch",)
+
+    @property
+    def name(self) -> str:
+        """The engine and its version."""
+        return f"{self.packages[0]} {version(self.packages[0])}"
+
+    def check(self) -> None:
+        """Raises ValueError for what is missing on this machine beside packages."""
+
+    def lower(self, network: nn.Module) -> nn.Module:
+        """Rewrites a deployed network, in place, into what the engine runs fastest in float32."""
+        return network
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        """Writes a program, with ``notes`` where tools of the format keep theirs."""
+        raise NotImplementedError
+
+    def read(self, path: Path) -> Runner:
+        """Runs a file on the CPU."""
+        raise NotImplementedError
+
+    def notes(self, path: Path) -> dict[str, str]:
+        """What :meth:`write` noted in the file."""
+        raise NotImplementedError
+
+
+class Onnx(Engine):
+    """One file with the weights in it; notes as metadata_props."""
+
+    suffix = ".onnx"
+    packages = ("onnxruntime", "onnx", "onnxscript")
+
+    def lower(self, network: nn.Module) -> nn.Module:
+        """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
+        return lower_(network, scale_by_convolution=True)
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        proto = to_onnx.to_proto(program)
+        to_onnx.join_residuals(proto)
+        to_onnx.save(proto, path, notes)
+
+    def read(self, path: Path) -> Runner:
+        session = to_onnx.session(path)
+        return lambda x: [torch.from_numpy(y) for y in session.run(None, {to_onnx.INPUT: x.numpy()})]
+
+    def notes(self, path: Path) -> dict[str, str]:
+        return dict(to_onnx.session(path).get_modelmeta().custom_metadata_map)
+
+
+class OpenVino(Engine):
+    """OpenVINO's files, by way of ONNX, in float32; notes in the section model_info, as its own tools keep theirs."""
+
+    suffix = ".xml"
+    companions = (".bin",)
+    packages = ("openvino", "onnx", "onnxscript")
+
+    def lower(self, network: nn.Module) -> nn.Module:
+        """Writes the rank-one terms as convolutions; a sign is part of the convolution before it."""
+        return lower_(network, scale_by_convolution=False)
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        # Core.read_model, not convert_model: the same reader, without the telemetry of the latter.
+        model = _openvino().Core().read_model(to_onnx.to_proto(program).SerializeToString())
+        for key, value in notes.items():
+            model.set_rt_info(value, ["model_info", key])
+        _openvino().save_model(model, path, compress_to_fp16=False)
+
+    def read(self, path: Path) -> Runner:
+        # Without the hint, CPUs with bfloat16 compute in it.
+        compiled = _openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda x: [torch.from_numpy(y.copy()) for y in compiled(x.numpy()).values()]
+
+    def notes(self, path: Path) -> dict[str, str]:
+        model = _openvino().Core().read_model(path)
+        info = model.get_rt_info(["model_info"]).astype(dict) if model.has_rt_info(["model_info"]) else {}
+        return {key: str(value.astype(str)) for key, value in info.items()}
+
+
+def _openvino() -> ModuleType:
+    """OpenVINO, imported so that it sends nothing: it reports its import to its makers, unless in somebody's CI."""
+    given = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        import openvino
+    finally:
+        del os.environ["CI"]
+        if given is not None:
+            os.environ["CI"] = given
+    return openvino
+
+
+class TorchExport(Engine):
+    """The program as torch.export saves it; notes as an extra file in its archive."""
+
+    file = "icnets.json"
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        torch.export.save(program, path, extra_files={self.file: json.dumps(dict(notes), sort_keys=True)})
+
+    def read(self, path: Path) -> Runner:
+        return eager(torch.export.load(path).module())
+
+    def notes(self, path: Path) -> dict[str, str]:
+        with zipfile.ZipFile(path) as archive:  # the program itself isn't read
+            names = [name for name in archive.namelist() if name.endswith(f"/{self.file}")]
+            return dict(json.loads(archive.read(names[0]))) if names else {}
+
+
+class AOTInductor(Engine):
+    """Compiled ahead of time for this machine's CPU, to run without Python in between; notes as its metadata."""
+
+    def check(self) -> None:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ValueError("format aoti needs a C++ compiler, and none was found; install g++ or set CXX") from error
+
+    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
+        options = {"aot_inductor.metadata": dict(notes)}
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+
+    def read(self, path: Path) -> Runner:
+        return eager(torch._inductor.aoti_load_package(str(path)))
+
+    def notes(self, path: Path) -> dict[str, str]:
+        return dict(torch._inductor.aoti_load_package(str(path)).get_metadata())
+
+
+_ENGINES: list[Engine] = [Onnx(), OpenVino(), TorchExport(), AOTInductor()]
+ENGINES = dict(zip(("onnx", "openvino", "torch-export", "aoti"), _ENGINES, strict=True))
 SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
 
 
@@ -28,10 +172,13 @@ def require(format: str, int8: bool) -> Engine:
     engine = ENGINES[format]
     if int8 and format != "onnx":
         raise ValueError(f"int8 is for the format onnx, not for {format}; leave it out, or take onnx")
-    if missing := [package for package in engine.packages if not is_installed(package)]:
+    if missing := [package for package in engine.packages if find_spec(package) is None]:
         raise ValueError(f"format {format} needs {', '.join(missing)}: pip install 'icnets[export]'")
     engine.check()
     return engine
+
+
+# -- artifacts -------------------------------------------------------------------------------------------------------
 
 
 class Artifact(nn.Module):
@@ -59,14 +206,18 @@ def open_artifact(path: Path) -> Artifact:
     if not path.is_file():
         raise ValueError(f"there is no artifact {path}; check the path")
     format = next(name for name, engine in ENGINES.items() if engine.suffix == path.suffix)
-    if not is_installed(package := ENGINES[format].packages[0]):
+    if find_spec(package := ENGINES[format].packages[0]) is None:
         raise ValueError(f"{path} needs {package}: pip install 'icnets[export]'")
     try:
-        format = "aoti" if path.suffix == ".pt2" and holds_compiled(path) else format
+        format = "aoti" if path.suffix == ".pt2" and _is_compiled(path) else format
         notes = ENGINES[format].notes(path)
-        run = ENGINES[format].read(path) if "icnets" in notes else None
+        if "icnets" in notes:
+            return Artifact(format, notes, ENGINES[format].read(path))
     except Exception as error:  # each engine has its own
         raise ValueError(f"{path} can't be read as an artifact ({first_line(error)}); export it again") from error
-    if run is None:
-        raise ValueError(f"{path} was not written by icnets export; export the network again")
-    return Artifact(format, notes, run)
+    raise ValueError(f"{path} was not written by icnets export; export the network again")
+
+
+def _is_compiled(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any("/aotinductor/" in name for name in archive.namelist())

@@ -25,9 +25,9 @@ class _Lowered(nn.Module):
     def __init__(self, unit: Any, scale_by_convolution: bool) -> None:
         super().__init__()
         self.unit = unit
-        self.total: nn.Module | None = None
-        self.rank_one: nn.Module | None = None
-        self.scale: nn.Module | None = None
+        self.total: Any = None
+        self.rank_one: Any = None
+        self.scale: Any = None
         if unit.collision is not None:
             self.total, self.rank_one = _rank_one(unit)
             unit.collision = unit.offset = None
@@ -43,15 +43,15 @@ class _Lowered(nn.Module):
         if self.scale is not None:
             z = self.scale(z)
         if self.rank_one is not None:
-            z = z + self.rank_one(input if self.total is None else self.total(input))
+            z = z + self.rank_one(self.total(input))
         return z
 
 
-def _rank_one(unit: Any) -> tuple[nn.Module | None, nn.Module]:
-    """``collision * s + offset`` of the sums over channels, and before it what makes these (None: the input itself)."""
+def _rank_one(unit: Any) -> tuple[nn.Module, nn.Module]:
+    """What makes the sums over channels, and ``collision * s + offset`` of them."""
     groups, window = unit.groups, unit.weight[0, 0].numel()
     if groups == unit.in_channels and (groups > 1 or window > 1):  # depthwise
-        return None, _constant(unit, groups, groups, unit.collision / window, unit.offset, window=True)
+        return nn.Identity(), _constant(unit, groups, groups, unit.collision / window, unit.offset, window=True)
     # The window, too, belongs to one of the two: to the sum if there are few input channels. The sum costs about as
     # much as 8 of the unit's own output channels, as engines compute in blocks, the rank-one term as one of its input
     # channels. A stride alone always belongs to the sum, which then reads less.
@@ -65,20 +65,11 @@ def _constant(
     unit: Any, in_channels: int, groups: int, values: Tensor, bias: Tensor | None, window: bool = False
 ) -> nn.Module:
     """A convolution whose kernel is ``values``, one per output channel, everywhere; with the unit's window or none."""
-    window_of_unit: dict[str, Any] = {}
-    if window:
-        names = ("stride", "padding", "dilation", "padding_mode")
-        window_of_unit = {name: getattr(unit, name) for name in names}
+    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    options: dict[str, Any] = {name: getattr(unit, name) for name in names} if window else {"kernel_size": 1}
     kind = next(conv for fused, conv in _KINDS.items() if isinstance(unit, fused))
-    conv: Any = torch.nn.utils.skip_init(
-        kind,
-        in_channels,
-        len(values),
-        unit.kernel_size if window else 1,
-        groups=groups,
-        bias=bias is not None,
-        **window_of_unit,
-    )
+    options |= {"groups": groups, "bias": bias is not None}
+    conv: Any = torch.nn.utils.skip_init(kind, in_channels, len(values), **options)
     conv.requires_grad_(False)
     shape = (-1,) + (1,) * (conv.weight.dim() - 1)
     conv.weight.copy_(values.view(shape).expand_as(conv.weight))
@@ -101,6 +92,6 @@ def lower_(network: nn.Module, scale_by_convolution: bool) -> nn.Module:
     lowered: dict[nn.Module, nn.Module] = {unit: _Lowered(unit, scale_by_convolution) for unit in units}
     for parent in parents:
         for name, child in parent._modules.items():
-            if child is not None and child in lowered:
+            if child in lowered:
                 setattr(parent, name, lowered[child])
     return lowered.get(network, network)

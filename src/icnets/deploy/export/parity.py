@@ -1,7 +1,9 @@
-"""An artifact beside the network it was made from: largest errors, classes and accuracies."""
+"""An artifact beside the network it was made from: largest errors, classes and accuracies, and their report."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +58,55 @@ class Agreement:
         )
 
 
+@dataclass(frozen=True)
+class ExportReport:
+    """An artifact that was reloaded by its engine and compared with PyTorch.
+
+    ``parity`` holds the comparisons of the artifact in float32 with the network that was given. With ``int8`` the file
+    at ``path`` is the quantised artifact; ``int8_parity`` is its own distance, and ``agreement`` what it does to
+    classes and accuracy (None for networks that aren't classifiers).
+    """
+
+    path: Path
+    format: str
+    engine: str
+    size: int
+    fused: bool
+    tolerance: float
+    parity: tuple[Parity, ...]
+    int8: bool = False
+    int8_parity: tuple[Parity, ...] = ()
+    agreement: Agreement | None = None
+
+    @property
+    def max_error(self) -> float:
+        """Largest absolute error in float32."""
+        return max(p.absolute for p in self.parity)
+
+    @property
+    def max_relative_error(self) -> float:
+        """Largest error in float32 relative to the output's range: what ``tolerance`` bounds."""
+        return max(p.relative for p in self.parity)
+
+    def __str__(self) -> str:
+        kind = f"{self.format}, {'int8' if self.int8 else 'float32'}{', fused' if self.fused else ''}"
+        size = f"{self.size / 1e6:.2f} MB, reloaded by {self.engine}"
+        allowed = f" (allowed: {self.tolerance:g} of it)"
+        lines = [f"{self.path}: {kind}, {size}", _errors("largest error to PyTorch", self.parity, allowed)]
+        lines += [_errors("int8: largest error", self.int8_parity)] if self.int8 else []
+        lines += [f"int8: {self.agreement}"] if self.agreement is not None else []
+        return "\n".join(lines)
+
+
+def _errors(what: str, parity: tuple[Parity, ...], allowed: str = "") -> str:
+    absolute, relative = (max(getattr(p, name) for p in parity) for name in ("absolute", "relative"))
+    batches = ", ".join(f"{p.batch} {p.inputs}" for p in parity)
+    return f"{what}: {absolute:.2g}, {relative:.2g} of the output's range{allowed}; batches: {batches}"
+
+
+# -- the comparison -------------------------------------------------------------------------------------------------
+
+
 def eager(model: Callable[[Tensor], Any]) -> Runner:
     """The network in PyTorch, its outputs flattened."""
 
@@ -87,7 +138,7 @@ def compare(reference: Runner, artifact: Runner, inputs: str, x: Tensor) -> Pari
     return Parity(inputs, x.shape[0], absolute, relative)
 
 
-def labelled(batches: Iterable[Any], limit: int | None = None) -> list[Labelled]:
+def labelled(batches: Iterable[Any], limit: int = sys.maxsize) -> list[Labelled]:
     """Images and labels of batches, at most ``limit`` images in all.
 
     A batch is a tensor, or a tuple or list that starts with one; else TypeError. Targets that aren't integers, such as
@@ -95,18 +146,15 @@ def labelled(batches: Iterable[Any], limit: int | None = None) -> list[Labelled]
     """
     found: list[Labelled] = []
     for batch in batches:
-        left = None if limit is None else limit - sum(len(x) for x, _ in found)
-        if left is not None and left <= 0:
+        if (left := limit - sum(len(x) for x, _ in found)) <= 0:
             break
         x, *rest = batch if isinstance(batch, tuple | list) and batch else (batch,)
         if not isinstance(x, Tensor):
             raise TypeError(f"a batch is a {type(x).__name__}; it must be a tensor, or a tuple that starts with one")
-        label = rest[0] if rest and isinstance(rest[0], Tensor) else None
-        if label is not None and (label.dim() != 1 or label.is_floating_point()):
-            label = None
-        if label is not None and len(label) != len(x):
-            raise ValueError(f"a batch of the data has {len(x)} images and {len(label)} labels")
-        found.append((x.detach().cpu().float()[:left], None if label is None else label.detach().cpu()[:left]))
+        labels = [t for t in rest[:1] if isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point()]
+        if labels and len(labels[0]) != len(x):
+            raise ValueError(f"a batch of the data has {len(x)} images and {len(labels[0])} labels")
+        found.append((x.detach().cpu().float()[:left], labels[0].detach().cpu()[:left] if labels else None))
     return found
 
 

@@ -1,44 +1,17 @@
 """ONNX by PyTorch's exporter; ONNX Runtime reads it back and quantises it."""
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 
-from icnets.deploy.export import lowering
-from icnets.deploy.export.engine_base import Engine
-from icnets.deploy.export.parity import Runner
+from icnets.deploy.export.lowering import RANK_ONE
 
 INPUT = "input"
-
-
-class Onnx(Engine):
-    """One file with the weights in it; notes as metadata_props."""
-
-    suffix = ".onnx"
-    packages = ("onnxruntime", "onnx", "onnxscript")
-
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
-        return lowering.lower_(network, scale_by_convolution=True)
-
-    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        proto = to_proto(program)
-        join_residuals(proto)
-        _save(proto, path, notes)
-
-    def read(self, path: Path) -> Runner:
-        session = _session(path)
-        return lambda x: [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]
-
-    def notes(self, path: Path) -> dict[str, str]:
-        return dict(_session(path).get_modelmeta().custom_metadata_map)
 
 
 def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mapping[str, str]) -> None:
@@ -54,31 +27,24 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], notes: Mappin
     batches = iter([{INPUT: x.numpy()} for x in images])
     calibration = type("Images", (CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})
     prepared = target.with_suffix(".prepared.onnx")
-    with patch.object(logging, "warning"):  # that it wants the preparation which it has just had
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            target,
-            calibration(),
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-            per_channel=True,
-            # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on
-            # CPUs without VNNI, where the artifact may well be run, but isn't proved.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            reduce_range=True,
-        )
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    # The pair of types for which there are fast instructions; with 7 bits of weight they can't saturate on CPUs without
+    # VNNI, where the artifact may well be run, but isn't proved.
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "reduce_range": True}
+    operators = ["Conv", "Gemm", "MatMul"]
+    quantize_static(prepared, target, calibration(), op_types_to_quantize=operators, per_channel=True, **types)
     prepared.unlink()
-    _save(onnx.load(target), target, notes, check=False)
+    save(onnx.load(target), target, notes, check=False)
 
 
-def _session(path: Path) -> Any:
+def session(path: Path) -> Any:
+    """Opens a file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def _save(proto: Any, path: Path, notes: Mapping[str, str], check: bool = True) -> None:
+def save(proto: Any, path: Path, notes: Mapping[str, str], check: bool = True) -> None:
     """Writes a model with ``notes`` instead of whatever it noted."""
     import onnx
 
@@ -100,18 +66,14 @@ def to_proto(program: ExportedProgram) -> Any:
     options |= {"input_names": [INPUT], "output_names": names, "dynamic_shapes": ({0: "batch"},)}
     exported = torch.onnx.export(program, **options)
     assert exported is not None
-    proto = exported.model_proto
-    _clean(proto)
-    return proto
-
-
-def _clean(proto: Any) -> None:
-    """Drops what the exporter notes for its own developers: source files, line by line."""
+    proto: Any = exported.model_proto
     graph = proto.graph
+    # What the exporter notes for its own developers goes: source files, line by line.
     for noted in (proto, graph, *graph.input, *graph.output, *graph.value_info, *graph.node):
         noted.ClearField("metadata_props")
     for node in graph.node:
         node.ClearField("doc_string")
+    return proto
 
 
 def join_residuals(proto: Any) -> None:
@@ -123,7 +85,7 @@ def join_residuals(proto: Any) -> None:
     """
     graph = proto.graph
     kernel = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "Conv"}
-    rank_one = {name for name, weight in kernel.items() if f".{lowering.RANK_ONE}." in f".{weight}"}
+    rank_one = {name for name, weight in kernel.items() if f".{RANK_ONE}." in f".{weight}"}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
     adds = [node for node in graph.node if node.op_type == "Add"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from icnets.support.text import first_line
 from icnets.unit.kernels.gpu.layout import Layout
 
 __all__ = ["run", "serves"]
@@ -46,9 +47,7 @@ def run(name: str, y: Tensor, s: Tensor, *args: Any) -> Any:
     except Exception as error:  # no compiler for Triton's launcher, a GPU too old: it says so in every way
         global _available
         _available = False
-        warnings.warn(
-            f"the Triton kernels fail here ({type(error).__name__}: {str(error).splitlines()[0][:200]}); torch's own "
-            "operators are used from now on, as they are without ICNETS_TRITON=1",
-            stacklevel=2,
-        )
+        what = f"the Triton kernels fail here ({type(error).__name__}: {first_line(error)[:200]})"
+        instead = "torch's own operators are used from now on, as they are without ICNETS_TRITON=1"
+        warnings.warn(f"{what}; {instead}", stacklevel=2)
         return None

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from icnets.unit.kernels.gpu.layout import Layout, blocks
+from icnets.unit.kernels.gpu.layout import Layout
 
 
 @triton.jit
@@ -30,12 +30,6 @@ def _unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET: tl.conste
     """The unit's w' with the factor in it, offset and gain for the channels of a tile."""
     v = factor * _vector(v_ptr, channel, known, True, 0)
     return v, _vector(o_ptr, channel, known, OFFSET, 0), _vector(g_ptr, channel, known, GAIN, 1)
-
-
-@triton.jit
-def _argument(y, sums, v, offset):
-    """What the rectifier is applied to; the factor is in v."""
-    return y - v * sums + offset
 
 
 @triton.jit
@@ -73,7 +67,7 @@ def _forward(
         below = gain if GAIN else slope
         z = tl.where(y > 0, y, y * below) * _vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
     else:
-        z = y + gain * tl.maximum(_argument(y, sums, v, o), 0)
+        z = y + gain * tl.maximum(y - v * sums + o, 0)
     tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -92,7 +86,7 @@ def _backward(
         dz = tl.load(dz_ptr + at, mask=inside, other=0).to(tl.float32)
         z = tl.load(z_ptr + at, mask=inside, other=0).to(tl.float32)
         v, o, gain = _unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
-        u = _argument(z, sums, v, o)
+        u = z - v * sums + o
         m = tl.where(u > 0, dz, 0)
         tl.store(dy_ptr + at, (dz + gain * m).to(dy_ptr.dtype.element_ty), mask=inside)
         to_s -= tl.sum(m * (v * gain), axis=1, keep_dims=True)
@@ -111,17 +105,9 @@ def collide_(
     return _forward_(y, s, layout, (collision, offset, gain, None), factor, 1.0)
 
 
-def post_(
-    v: Tensor,
-    s: Tensor,
-    layout: Layout,
-    slope: Tensor | None,
-    uniform_slope: float,
-    sign: Tensor | None,
-    collision: Tensor,
-    offset: Tensor | None,
-) -> Tensor:
-    """Overwrites v with ``sign * prelu(v) + collision * s + offset``; see :mod:`icnets.unit.deployed`."""
+def post_(v: Tensor, s: Tensor, layout: Layout, *post) -> Tensor:
+    """Overwrites v with ``sign * prelu(v) + collision * s + offset``; ``post`` as for the unit's deployed form."""
+    slope, uniform_slope, sign, collision, offset = post
     return _forward_(v, s, layout, (collision, offset, slope, sign), 1.0, uniform_slope, deployed=True)
 
 
@@ -138,8 +124,8 @@ def _forward_(
     present = {name: v is not None for name, v in zip(("OFFSET", "GAIN", "SIGN"), vectors[1:], strict=True)}
     vectors = tuple(vectors[0] if v is None else v for v in vectors)  # an absent one is never read
     bg, bc, bl = layout.tile()
-    columns = layout.batch * blocks(layout.places, bl)
-    grid = (columns, blocks(layout.groups, bg), blocks(layout.per_group, bc))
+    columns = layout.batch * triton.cdiv(layout.places, bl)
+    grid = (columns, triton.cdiv(layout.groups, bg), triton.cdiv(layout.per_group, bc))
     flags = {"P": layout.per_group, "DEPLOYED": deployed, **present, "BG": bg, "BC": bc, "BL": bl}
     _forward[grid](y, s, *vectors, factor, slope, *_sizes(layout), **flags)
     return y
@@ -161,14 +147,14 @@ def collide_backward(
         dz = torch.empty_like(z).copy_(dz)
     dy, ds = torch.empty_like(z), layout.empty_sums(z)
     bg, bc, bl = layout.tile()
-    columns = layout.batch * blocks(layout.places, bl)
+    columns = layout.batch * triton.cdiv(layout.places, bl)
     part = z.new_empty(columns, 3, layout.channels, dtype=torch.float32)
     vectors = [collision, *(collision if t is None else t for t in (offset, gain)), factor]
     to = (1, layout.places) if not layout.last else (layout.groups, 1)
     flags = {"P": layout.per_group, "OFFSET": offset is not None, "GAIN": gain is not None}
     tile = {"BG": bg, "BC": bc, "BL": bl}
     given = (dz, z, s, *vectors, dy, ds, part, *_sizes(layout), *to)
-    _backward[(columns, blocks(layout.groups, bg))](*given, **flags, **tile)
+    _backward[(columns, triton.cdiv(layout.groups, bg))](*given, **flags, **tile)
     dv = part[:, 0].sum(0).mul_(-factor)
     do = None if offset is None else part[:, 1].sum(0)
     if gain is None:

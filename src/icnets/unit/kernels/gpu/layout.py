@@ -13,11 +13,6 @@ def _next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def blocks(n: int, size: int) -> int:
-    """How many blocks of ``size`` cover n."""
-    return -(-n // size)
-
-
 @dataclass(frozen=True)
 class Layout:
     """Sizes and strides. ``last``: the channels come last in memory; if not, the places do."""
