@@ -13,7 +13,7 @@ from typing import Any
 from icnets.cli.configuration import FLAG, parse, require_named_code, take_flag
 from icnets.cli.parser import Parser
 from icnets.comparison.engine import run_comparison
-from icnets.comparison.own_images import RECIPE, for_network
+from icnets.comparison.own_images import own_recipe
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.support.text import tell
@@ -44,22 +44,16 @@ def _with_own_images(argv: Sequence[str]) -> list[str]:
         early.add_argument(f"--{name}")
     given, rest = early.parse_known_args(argv)
     root = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    options: dict[str, Any] = {"data.root": root, "out": given.out, "network.name": given.model}
-    options["network.weights"] = given.weights
+    settings = {"out": given.out, "data.root": root, "network.name": given.model, "network.weights": given.weights}
     if not given.config and (root is not None or given.model is not None):
-        for name in ("root", "mean", "std", "in_chans"):
-            early.add_argument(f"--data.{name}", dest=name, default=root if name == "root" else None)
-        early.add_argument("--network.weights", dest="start")
-        images = vars(early.parse_known_args(rest)[0])
-        own = for_network(given.model or "resnet18", given.weights or images["start"], images)
-        options |= {f"network.{name}": value for name, value in own["network"].items()}
-        options |= {f"data.{name}": value for name, value in own["data"].items()} | {"out": given.out or own["out"]}
-        given.config = [str(RECIPE)]
+        for name in ("--data.root", "--data.mean", "--data.std", "--data.in_chans", "--network.weights"):
+            early.add_argument(name)
+        seen = {"data.root": root, **{k: v for k, v in vars(early.parse_known_args(rest)[0]).items() if v is not None}}
+        images = {name.removeprefix("data."): value for name, value in seen.items() if name.startswith("data.")}
+        own = own_recipe(given.model or "resnet18", given.weights or seen.get("network.weights"), images)
+        given.config, settings = [json.dumps(own)], {"out": given.out}
     words = [part for file in given.config for part in ("--config", file)]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return words + rest
+    return words + [f"--{name}={value}" for name, value in settings.items() if value is not None] + rest
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
