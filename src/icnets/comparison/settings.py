@@ -58,16 +58,14 @@ class Training:
     new_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; training needs at least 1 epoch")
-        given = {f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)}
-        Optimization(**given)
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; the decay of an average must lie between 0 and 1, such as 0.99")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; the largest norm of the gradients must be positive, such as 1")
+        Optimization(**{f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)})
+        _require(
+            self,
+            epochs=(self.epochs >= 1, "be at least 1"),
+            label_smoothing=(0 <= self.label_smoothing < 1, "be at least 0 and less than 1"),
+            ema=(self.ema is None or 0 < self.ema < 1, "lie between 0 and 1, such as 0.99"),
+            clip=(self.clip is None or self.clip > 0, "be positive, such as 1"),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ class ComparedTraining(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("extra_epochs", "extra_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        _require(self, **{name: (getattr(self, name) > 0, "be positive") for name in ("extra_epochs", "extra_lr")})
 
     def of(self, start: str) -> Training:
         """The training of a method with this ``start``."""
@@ -272,20 +268,18 @@ class Settings:
             self._refuse_what_parts_say()
         for part in [Part([], self.seeds), *self.parts]:
             self._check_part(part)
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}; it must lie between 0 and 1, such as 0.95")
-        if self.accelerator not in ("cpu", "gpu", "cuda", "auto"):
-            raise ValueError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu, cuda or auto")
+        counts = ("workers", "threads", "latency_batch", "latency_rounds")
+        _require(
+            self,
+            confidence=(0 < self.confidence < 1, "lie between 0 and 1, such as 0.95"),
+            accelerator=(self.accelerator in ("cpu", "gpu", "cuda", "auto"), "be cpu, gpu, cuda or auto"),
+            minutes=(self.minutes is None or 0 < self.minutes < float("inf"), "be positive, such as 20"),
+            **{name: ((value := getattr(self, name)) is None or value >= 1, "be at least 1") for name in counts},
+        )
         if self.minutes is not None:
-            self._check_minutes()
-        for name in ("workers", "threads", "latency_batch", "latency_rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            self._refuse_what_minutes_choose()
 
-    def _check_minutes(self) -> None:
-        if not 0 < self.minutes < float("inf"):  # type: ignore[operator]
-            raise ValueError(f"minutes is {self.minutes}; it must be positive, such as 20")
+    def _refuse_what_minutes_choose(self) -> None:
         if self.parts:
             raise ValueError("minutes is given, but the parts of this grid say seeds and epochs; leave it out")
         usual = Settings(self.methods)
@@ -294,10 +288,10 @@ class Settings:
                 raise ValueError(f"{name} is {given}, but minutes chooses it; leave it out, or give --minutes null")
 
     def _refuse_what_parts_say(self) -> None:
-        used = {"seeds": False, "training": not self.recipes, "wld": any(m.wld is True for m in self.methods)}
-        defaults: dict[str, Any] = {"seeds": [0, 1, 2], "training": ComparedTraining(), "wld": WeakDistillation()}
-        for name, needed in used.items():
-            if not needed and getattr(self, name) != defaults[name]:
+        usual = Settings(self.methods)
+        said = {"seeds": True, "training": bool(self.recipes), "wld": all(m.wld is not True for m in self.methods)}
+        for name in (name for name, by_parts in said.items() if by_parts):
+            if getattr(self, name) != getattr(usual, name):
                 raise ValueError(f"{name} is given, but the parts and recipes of this grid say it; change it there")
 
     def _check_part(self, part: Part) -> None:
@@ -315,6 +309,13 @@ class Settings:
     def file(self) -> Path:
         """Where the lines are."""
         return self.lines or self.out / "lines.jsonl"
+
+
+def _require(part: Any, **rules: tuple[bool, str]) -> None:
+    """Raises ValueError for the first setting that isn't as its rule says."""
+    for name, (fits, allowed) in rules.items():
+        if not fits:
+            raise ValueError(f"{name} is {getattr(part, name)!r}; it must {allowed}")
 
 
 def _check_methods(kind: str, methods: Sequence[Method]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from icnets import __version__
-from icnets.comparison.comparison_table import Row, comparison_table, verdicts
+from icnets.comparison.comparison_table import Row, comparison_table
 from icnets.comparison.planned_runs import entries, plan
 from icnets.comparison.run_files import ComparisonFiles
+from icnets.comparison.verdict import verdicts
 from icnets.report.charts import confusion_chart, cost_chart, curve_charts, curves
 from icnets.report.inspection import Inspection, chosen_method, confusion_counts, disagreements, inspect
 from icnets.support.files import atomic_write
