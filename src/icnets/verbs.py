@@ -1,6 +1,6 @@
 """What the program does, in Python: one call for a training, one for a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from inspect import signature
@@ -20,20 +20,9 @@ from icnets.data.data_module import ImageData
 from icnets.data.pairs import PairData
 from icnets.report.run_pictures import SampleBatch, save_pictures
 from icnets.support.quiet import quiet
+from icnets.training import fitting
 from icnets.training.by_class import ValidationCounts
 from icnets.training.callbacks import progress_bar
-from icnets.training.fitting import (
-    TRAINER_DEFAULTS,
-    FitResult,
-    Save,
-    callbacks_of,
-    folder_of,
-    free_name,
-    logger_of,
-    make_room,
-    require_empty,
-    result_of,
-)
 from icnets.training.optimization import Optimization
 from icnets.training.run_checkpoints import AtomicCheckpointIO
 from icnets.training.task import ClassificationTask
@@ -52,7 +41,7 @@ def fit(
     keep: int = 1,
     patience: int | None = None,
     **options: Any,
-) -> FitResult:
+) -> fitting.FitResult:
     """Train a network as ``icnets fit`` does, with the same defaults and to the same numbers.
 
     Args:
@@ -85,9 +74,9 @@ def fit(
     """
     quiet()
     label = model.rpartition(":")[2] if isinstance(model, str) else type(model).__name__
-    folder = folder_of(name or free_name(label, runs), str(runs))
+    folder = fitting.folder_of(name or fitting.free_name(label, runs), str(runs))
     if not overwrite:
-        require_empty(folder)
+        fitting.require_empty(folder)
     of_data, of_task, of_trainer = _sorted(options)
     L.seed_everything(seed, workers=True, verbose=False)
     source = _data(data, {"seed": seed, **of_data}, of_task.get("num_classes"))
@@ -95,24 +84,25 @@ def fit(
     if "num_classes" not in {**found, **of_task}:
         raise ValueError(f"the {type(source).__name__} has no num_classes; give num_classes=N")
     task = ClassificationTask(model, **{**of_task, **found})
-    kept: dict[str, Any] = {"ema": ema, "keep": keep}
     ends: dict[str, Any] = {"save_every": save_every, "patience": patience}
-    files: dict[str, Any] = {"checkpoints": of_trainer.get("enable_checkpointing") is not False}
-    chosen = {"seed_everything": seed, "name": folder.name, "runs": runs, **ends, **kept}
-    chosen |= {"data": {"root": data, **of_data}, "model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
-    files |= {"logs": of_trainer.get("logger") is not False, **ends, **kept}
-    callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += callbacks_of(folder, _saving(chosen), ValidationCounts(), SampleBatch(folder), **files)
+    kept: dict[str, Any] = {"ema": ema, "keep": keep}
+    groups = {"data": {"root": data, **of_data}, "model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
+    save = _saving({"seed_everything": seed, "name": folder.name, "runs": runs, **ends, **kept, **groups})
+    kept["checkpoints"] = of_trainer.get("enable_checkpointing") is not False
+    ends["logs"] = of_trainer.get("logger") is not False
+    callbacks = fitting.callbacks_of(folder, save, ValidationCounts(), SampleBatch(folder), **ends, **kept)
+    if of_trainer.get("enable_progress_bar") is not False:
+        callbacks.insert(0, progress_bar())
     of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
     of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
-    own: dict[str, Any] = {"default_root_dir": str(folder), "logger": logger_of(folder)}
-    trainer = L.Trainer(**{**TRAINER_DEFAULTS, **own, **of_trainer})
+    own: dict[str, Any] = {"default_root_dir": str(folder), "logger": fitting.logger_of(folder)}
+    trainer = L.Trainer(**{**fitting.TRAINER_DEFAULTS, **own, **of_trainer})
     if trainer.is_global_zero:
-        make_room(folder, task, **kept, checkpoints=files["checkpoints"])
+        fitting.make_room(folder, task, **kept)
     trainer.fit(task, datamodule=source)
     if trainer.is_global_zero:
         save_pictures(trainer, folder)
-    return result_of(trainer, folder)
+    return fitting.result_of(trainer, folder)
 
 
 def compare(
@@ -163,17 +153,17 @@ def compare(
     return run_comparison(chosen, f"icnets.compare({chosen.network.name!r}, {str(data)!r})")
 
 
-def _sorted(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _sorted(options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """The options of the images, of the task and of the trainer."""
     task = {*signature(ClassificationTask).parameters, *(f.name for f in fields(Optimization))} - {"optimization"}
     names = ({f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters))
-    found: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    found: tuple[dict[str, Any], ...] = ({}, {}, {})
     for name, value in options.items():
-        place = next((i for i, known in enumerate(names) if name in known), None)
+        place = next((place for place, known in zip(found, names, strict=True) if name in known), None)
         if place is None:
             near = get_close_matches(name, set().union(*names), n=1)
             raise TypeError(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
-        found[place][name] = value
+        place[name] = value
     return found
 
 
@@ -190,7 +180,7 @@ def _data(data: Any, options: dict[str, Any], num_classes: int | None) -> Any:
     return PairData(*data, num_classes=num_classes, **options) if pair else data
 
 
-def _saving(chosen: Mapping[str, Any]) -> Save | None:
+def _saving(chosen: Mapping[str, Any]) -> fitting.Save | None:
     """What writes the configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
     try:
         options: Any = yaml.safe_load(yaml.safe_dump(_plain(chosen)))
