@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from icnets.data.data_module import ImageData
 from icnets.open_network import OpenedNetwork, open_network
@@ -143,7 +144,8 @@ def _model(run: FitRun) -> str:
 
 def _costs(runs: Sequence[FitRun]) -> tuple[dict[str, list[str]], list[str]]:
     """Parameters, MACs and milliseconds per image of each run's network, and notes on them."""
-    networks, shapes, found, notes = {}, {}, dict[str, list[str]](), list[str]()
+    networks, shapes = dict[str, nn.Module](), dict[str, tuple[int, int, int]]()
+    found, notes = dict[str, list[str]](), list[str]()
     for run in runs:
         try:
             networks[run.name], seen = run.opened.network, run.opened.notes

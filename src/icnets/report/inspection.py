@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from icnets.comparison.comparison_table import Row
 from icnets.comparison.planned_runs import Job, entries, plan
@@ -84,11 +85,14 @@ def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:
 
 def images_of_test(data: Any, most: int = sys.maxsize) -> tuple[Tensor, Tensor, list[str]]:
     """Test images that can be read, at most so many, evenly spread: (N, C, H, W), their classes (N,) and names."""
-    count = data.size("test")
-    chosen = list(range(0, count, -(-count // most)))
-    images, target = data.test_dataloader().dataset.__getitems__(chosen)
-    there, names = target >= 0, data.names("test")
-    return images[there], target[there], [names[chosen[i]] for i in there.nonzero().flatten().tolist()]
+    whole, count, names = data.test_dataloader(), data.size("test"), data.names("test")
+    chosen = range(0, count, -(-count // most))
+    options = {"batch_size": 64, "collate_fn": whole.collate_fn, "num_workers": whole.num_workers}
+    images, target = (
+        torch.cat(parts) for parts in zip(*DataLoader(whole.dataset, sampler=chosen, **options), strict=True)
+    )
+    there = target >= 0
+    return images[there], target[there], [names[i] for i in torch.tensor(chosen)[there].tolist()]
 
 
 def _answers(name: str, job: Job, data: Any, images: Tensor) -> Answers:
@@ -125,7 +129,7 @@ def disagreements(look: Inspection, *, images: int) -> tuple[list[dict[str, Any]
         "control": (differ & control, look.chosen),
         "neither": (differ & ~chosen & ~control, look.chosen),
     }
-    counts, queues = {}, []
+    counts, queues = dict[str, int](), list[list[int]]()
     for kind, (mask, doubted) in kinds.items():
         counts[kind] = int(mask.sum())
         sure = doubted.logits.softmax(1).amax(1).masked_fill(~mask, -1.0)

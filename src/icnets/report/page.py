@@ -30,13 +30,8 @@ def write_report(comparison: ComparisonFiles, out: Path, *, method: str | None =
     Raises:
         ValueError: the comparison has no such method.
     """
-    row, record, settings, rows = (
-        chosen_method(comparison, method),
-        comparison.record,
-        comparison.settings,
-        comparison.rows,
-    )
-    data = record["data"]
+    row, rows, settings = chosen_method(comparison, method), comparison.rows, comparison.settings
+    record, data = comparison.record, comparison.record["data"]
     shown = [entry for entry in entries(settings, plan(settings)) if comparison.runs.get(entry.name)]
     content = {
         "verdicts": verdicts(rows),
@@ -80,9 +75,9 @@ def write_page(content: Mapping[str, Any], out: Path, *folders: Path) -> None:
 
 def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[str, Any]:
     """What needs the images and the trained networks."""
-    if row is None:
-        return {"looks": {"missing": "no method has IC units; name one by --method"}, "confusions": [], "about": ""}
-    look, looks = two_networks(lambda: inspect(comparison, row), images)
+    look, looks = None, {"missing": "no method has IC units; name one by --method"}
+    if row is not None:
+        look, looks = two_networks(lambda: inspect(comparison, row), images)
     if look is None:
         return {"looks": looks, "confusions": [], "about": ""}
     classes = look.data.class_names
