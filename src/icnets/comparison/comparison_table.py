@@ -158,19 +158,12 @@ def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str,
     error, latency = rows[0].error, rows[0].cost.latency
     basics = {row.name for row in rows if row.to_basic is None}
     controls = {row.name: row.control for row in rows if row.to_control is not None and row.control not in basics}
-    table = [
-        (
-            row.name,
-            row.error.format(),
-            _signed(row.to_basic),
-            _signed(row.to_control) if row.name in controls else "",
-            row.cost.parameters.format(),
-            row.cost.macs.format(),
-            f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})",
-            _when(row),
-        )
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        to_basic, to_control = _signed(row.to_basic), _signed(row.to_control) if row.name in controls else ""
+        counts = row.cost.parameters.format(), row.cost.macs.format()
+        time = f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})"
+        table.append((row.name, row.error.format(), to_basic, to_control, *counts, time, _when(row)))
     where = f"{images['test']} test images"
     if folds:
         where += f", folds of {folds}-fold cross-validation (intervals are widened for their overlap)"

@@ -121,7 +121,6 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -274,11 +273,9 @@ def _known(settings: Settings, jobs: Sequence[Job]) -> dict[str, lines.Line]:
     foreign = [line for line in runs if line["id"] not in present]
     if foreign and not settings.prune:
         line = foreign[0]
-        raise ValueError(
-            f"{len(foreign)} of {len(runs)} runs in {settings.file} are none of this comparison as it is now, e.g. "
-            f"{line['network']!r} by {line['method']!r}, seed {line['seed']}; give another --out or --lines, or "
-            "--prune true to remove them"
-        )
+        what = f"{len(foreign)} of {len(runs)} runs in {settings.file} are none of this comparison as it is now"
+        which = f"e.g. {line['network']!r} by {line['method']!r}, seed {line['seed']}"
+        raise ValueError(f"{what}, {which}; give another --out or --lines, or --prune true to remove them")
     return {present[line["id"]]: line for line in runs if line["id"] in present}
 
 
@@ -306,25 +303,23 @@ def _measured(
     settings: Settings, networks: dict[str, Job], models: dict[str, nn.Module], data: Any
 ) -> list[lines.Line]:
     """Parameters, MACs and time of each network; measured once, beside the first."""
-    known = {line["name"]: line for line in lines.read(settings.file) if line["kind"] == "network"}
-    described = {name: _described(job) for name, job in networks.items()}
-    # Lines of earlier versions hold the time of a training step as well.
-    kept = {name: known[name] for name in networks if known.get(name, {}).get("network") == described[name]}
-    missing = [name for name in networks if "latency" not in kept.get(name, {})]
+    read = [line for line in lines.read(settings.file) if line["kind"] == "network" and "latency" in line]
+    known = {(line["name"], digest(line.get("network"))): line for line in read}
+    keys = {name: digest(_described(job)) for name, job in networks.items()}
+    missing = [name for name, key in keys.items() if (name, key) not in known]
     if missing:
         print(f"measuring {len(missing)} networks", flush=True)
         image = next(iter(data.test_dataloader()))[0][:1]
         sample = image.expand(settings.latency_batch, *image.shape[1:]).contiguous()
-        keys = {name: digest(described[name]) for name in networks}
         timed = {keys[name]: models[keys[name]] for name in [next(iter(networks)), *missing]}
         latency = measure_latency(timed, sample, rounds=settings.latency_rounds, threads=settings.threads)
         for name in missing:
-            model = timed[keys[name]]
-            line: lines.Line = {"kind": "network", "name": name, "network": described[name]}
+            model = models[keys[name]]
+            line: lines.Line = {"kind": "network", "name": name, "network": _described(networks[name])}
             for key, count in (("parameters", count_parameters(model)), ("macs", count_macs(model, image))):
                 line |= {key: count.total, f"{key}_ic": count.ic}
-            kept[name] = line | kept.get(name, {}) | {"latency": asdict(latency[keys[name]])}
-    return [kept[name] for name in networks]
+            known[name, keys[name]] = line | {"latency": asdict(latency[keys[name]])}
+    return [known[name, key] for name, key in keys.items()]
 
 
 def _line(job: Job, run: Run) -> lines.Line:

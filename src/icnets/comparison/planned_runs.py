@@ -116,10 +116,8 @@ def plan(settings: Settings, seen: dict[str, Any] | None = None) -> list[Job]:
 
     for cell, seed in _wanted(settings):
         add(cell, seed)
-    kept = {path for job in done.values() for path in job.needs}
-    if not settings.parts:
-        kept |= {job.keep for job in done.values() if job.keep and (settings.save_checkpoints or job.cell == first)}
-    return [job if job.keep in kept else replace(job, keep=None) for job in done.values()]
+    needed = {path for job in done.values() for path in job.needs}
+    return [replace(job, keep=None) if settings.parts and job.keep not in needed else job for job in done.values()]
 
 
 def without_places(data: dict[str, Any]) -> dict[str, Any]:
@@ -174,13 +172,9 @@ def _first(settings: Settings) -> Cell:
 def _wanted(settings: Settings) -> list[tuple[Cell, int]]:
     if not settings.parts:
         return [(Cell(row.name, row.name), seed) for seed, row in product(settings.seeds, settings.methods)]
-    return [
-        (Cell(network, method, recipe, budget), seed)
-        for part in settings.parts
-        for recipe, budget, network, method, seed in product(
-            part.recipes, part.budgets, part.networks, part.methods, part.seeds
-        )
-    ]
+    axes = ("recipes", "budgets", "networks", "methods", "seeds")
+    found = (place for part in settings.parts for place in product(*(getattr(part, axis) for axis in axes)))
+    return [(Cell(network, method, recipe, budget), seed) for recipe, budget, network, method, seed in found]
 
 
 def _methods_of(settings: Settings, cell: Cell) -> tuple[Method, Method]:

@@ -71,9 +71,8 @@ def read_run(folder: Path) -> ComparisonFiles:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA:
-            raise ValueError(
-                f"{path} has schema {record['schema']}, and this version reads {SCHEMA}; make the report with its own"
-            )
+            what = f"{path} has schema {record['schema']}, and this version reads {SCHEMA}"
+            raise ValueError(f"{what}; make the report with its own")
         # The folder is wherever it is by now, and a file may not say what is imported.
         here = {"data": record["data"]["arguments"], "out": str(folder), "imports": {}}
         settings = rebuilt(Settings, record["settings"] | here)

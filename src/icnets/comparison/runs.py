@@ -236,33 +236,19 @@ def warm_up(job: Job) -> None:
 
 
 def fit(
-    job: Job, model: nn.Module, data: Any, teacher: nn.Module | None, *more: Callback, **options: int
+    job: Job, model: nn.Module, data: Any, teacher: nn.Module | None, *more: Callback, **limits: int
 ) -> list[Epoch]:
-    """Trains a job's network in place: its epochs. The callbacks ``more`` and ``options`` go to Lightning's trainer."""
+    """Trains a job's network in place: its epochs. The callbacks ``more`` and ``limits`` go to Lightning's trainer."""
     training = job.training
     torch.manual_seed(job.seed)  # for dropout and stochastic depth
-    task = ClassificationTask(
-        model,
-        data.num_classes,
-        data.in_chans,
-        teacher=teacher,
-        distillation=None if teacher is None else distillation(job.wld, training),
-        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip")},
-    )
+    options = {k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip")}
+    loss = None if teacher is None else distillation(job.wld, training)
+    task = ClassificationTask(model, data.num_classes, data.in_chans, teacher=teacher, distillation=loss, **options)
     average = [] if training.ema is None else [WeightAverage(training.ema)]
-    trainer = L.Trainer(
-        accelerator=job.settings.accelerator,
-        devices=1,
-        callbacks=[history := History(), *average, *more],
-        gradient_clip_val=training.clip,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,  # type: ignore[arg-type]
-    )
-    trainer.fit(task, datamodule=data)
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    fixed: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "gradient_clip_val": training.clip, **silent}
+    fixed |= {"accelerator": job.settings.accelerator, "callbacks": [history := History(), *average, *more]}
+    L.Trainer(**{**fixed, **limits}).fit(task, datamodule=data)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
         for row in history.rows
