@@ -75,11 +75,12 @@ def write_page(content: Mapping[str, Any], out: Path, *folders: Path) -> None:
 
 def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[str, Any]:
     """What needs the images and the trained networks."""
-    look, looks = None, {"missing": "no method has IC units; name one by --method"}
-    if row is not None:
-        look, looks = two_networks(lambda: inspect(comparison, row), images)
+    nothing: dict[str, Any] = {"confusions": [], "about": ""}
+    if row is None:
+        return {"looks": {"missing": "no method has IC units; name one by --method"}, **nothing}
+    look, looks = two_networks(lambda: inspect(comparison, row), images)
     if look is None:
-        return {"looks": looks, "confusions": [], "about": ""}
+        return {"looks": looks, **nothing}
     classes = look.data.class_names
     chart = confusion_chart(confusion_counts(look.chosen, look.target, len(classes)), classes, row.name)
     about = f"{row.name}, seed {look.data.seed}, {len(look.target)} test images."
