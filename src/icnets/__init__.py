@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from icnets.checkpoint import CheckpointError as CheckpointError
     from icnets.checkpoint import load as load
     from icnets.checkpoint import save as save
-    from icnets.comparison.own_images import compare as compare
     from icnets.convert.surgery import ConversionReport as ConversionReport
     from icnets.convert.surgery import ICConfig as ICConfig
     from icnets.convert.surgery import convert_ as convert_
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from icnets.unit.layers import ICConvTranspose3d as ICConvTranspose3d
     from icnets.unit.layers import ICLinear as ICLinear
     from icnets.unit.layers import ic_parameters as ic_parameters
+    from icnets.verbs import compare as compare
     from icnets.verbs import fit as fit
 
 __version__ = "0.1.0"
@@ -40,8 +40,7 @@ _NAMES = {
     "unit.layers": "ICConv1d ICConv2d ICConv3d ICConvTranspose1d ICConvTranspose2d ICConvTranspose3d ICLinear "
     "ic_parameters",
     "timm_models": "create_model",
-    "comparison.own_images": "compare",
-    "verbs": "fit",
+    "verbs": "compare fit",
 }
 _LATER = {name: module for module, names in _NAMES.items() for name in names.split()}
 

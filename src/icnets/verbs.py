@@ -1,6 +1,6 @@
-"""What the program does, in Python: one call for a training."""
+"""What the program does, in Python: one call for a training, one for a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from inspect import signature
@@ -11,6 +11,10 @@ import lightning as L
 import yaml
 from torch import nn
 
+from icnets.comparison.engine import Comparison, run_comparison
+from icnets.comparison.own_images import over, own_recipe
+from icnets.comparison.run_files import rebuilt
+from icnets.comparison.settings import Settings
 from icnets.convert.surgery import ICConfig
 from icnets.data.data_module import ImageData
 from icnets.data.pairs import PairData
@@ -97,17 +101,65 @@ def fit(
     return result_of(trainer, folder)
 
 
-def _sorted(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def compare(
+    model: str | nn.Module,
+    data: str | Path | Mapping[str, Any],
+    *,
+    minutes: float | None = 20,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Fine-tunes a trained network on your images, as it is and as an IC network, and says which to keep.
+
+    The rows, and how they are trained, are those of ``icnets compare FOLDER --model NAME``. It is done in this process,
+    by one thread, and gives the command's numbers; with more ``workers`` it is faster, and then a script needs
+    ``if __name__ == "__main__":``, as always with processes.
+
+    Args:
+        model: a name that the commands take, such as resnet50, or a network with a head for the classes of ``data``,
+            which stays as it is.
+        data: folder of images, or options of :class:`icnets.data.data_module.ImageData`.
+        minutes: that it may take; None: epochs and seeds are those of ``settings``.
+        weights: file of the weights to start from; timm's pretrained ones by default. A network has its own.
+        out: folder of the results; by default a folder in ``runs``, named after both.
+        **settings: others of :class:`icnets.comparison.settings.Settings`, such as ``training={"epochs": 5}``.
+
+    Returns:
+        What prints the table and the verdict, and knows its files.
+
+    Raises:
+        ValueError: as for the command: a network, images, weights or settings that can't be used.
+
+    Example:
+        >>> import tempfile
+        >>> found = compare(
+        ...     "resnet10t", {"image_size": 16, "train_size": 50}, minutes=None, out=tempfile.mkdtemp(), seeds=[0],
+        ...     network={"weights": None, "options": {"channels": [8, 8, 8, 8], "stem_width": 8}},
+        ...     training={"epochs": 1, "extra_epochs": 1},
+        ... )  # doctest: +ELLIPSIS
+        measuring 5 networks...
+        >>> found.runs
+        5
+    """
+    images = dict(data) if isinstance(data, Mapping) else {"root": str(data)}
+    recipe = own_recipe(model, None if weights is None else str(weights), images)
+    recipe |= {"minutes": minutes, "workers": 1} | ({} if out is None else {"out": str(out)})
+    chosen = rebuilt(Settings, over(recipe, settings), strict=True)
+    return run_comparison(chosen, f"icnets.compare({chosen.network.name!r}, {str(data)!r})")
+
+
+def _sorted(options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """The options of the images, of the task and of the trainer."""
     task = {*signature(ClassificationTask).parameters, *(f.name for f in fields(Optimization))} - {"optimization"}
     names = ({f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters))
-    found: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    found: tuple[dict[str, Any], ...] = ({}, {}, {})
     for name, value in options.items():
-        place = next((i for i, known in enumerate(names) if name in known), None)
+        place = next((place for place, known in zip(found, names, strict=True) if name in known), None)
         if place is None:
             near = get_close_matches(name, set().union(*names), n=1)
             raise TypeError(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
-        found[place][name] = value
+        place[name] = value
     return found
 
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from icnets.cli.configuration import FLAG, parse, require_named_code, take_flag
 from icnets.cli.shorthand import written_out
 from icnets.comparison.engine import run_comparison
-from icnets.comparison.own_images import RECIPE, for_network
+from icnets.comparison.own_images import own_recipe
 from icnets.comparison.run_files import read_run
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
@@ -62,9 +62,9 @@ def read_settings(argv: Sequence[str]) -> Settings:
     typed, (argv, everything) = argv, take_flag(written_out("compare", argv))
     args = parse(parser, argv)
     if "--config" not in argv and any(word.startswith(("--data.root", "--network.name")) for word in argv):
-        own = for_network(args.network.name, args.network.weights, args.data)
-        argv = _with_defaults(["--config", str(RECIPE), *argv], own)
-        args = parse(parser, [*argv, "--network.name", own["network"]["name"]])  # a checkpoint's, where it names one
+        own = own_recipe(args.network.name, args.network.weights, args.data)
+        name = ["--network.name", own["network"]["name"]]  # a checkpoint's, where it names one
+        args = parse(parser, [*_with_defaults(argv, own), *name])
     elif args.data.get("root") is not None and args.folder:
         args = parse(parser, _with_defaults(argv, dict(args.folder)))
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})

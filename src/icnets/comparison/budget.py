@@ -1,6 +1,5 @@
 """How many epochs and seeds fit into the minutes that a user gives, from steps that are measured."""
 
-import hashlib
 import json
 import math
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from icnets.comparison.planned_runs import Cell, Job, plain
+from icnets.comparison.planned_runs import Cell, Job, digest
 from icnets.comparison.runs import build, create_for, data_of, fit
 from icnets.comparison.settings import Method, Settings
 from icnets.profile.measure import use_threads
@@ -114,13 +113,6 @@ def chosen(of: str, minutes: float, paces: Sequence[Pace], sizes: dict[str, int]
     return Budget(of, minutes, epochs, seeds, [pace.run(epochs, sizes) for pace in paces])
 
 
-def digest(settings: Settings, seen: dict[str, Any]) -> str:
-    """Of all that is compared, but for how long: a budget is used again where this is the same."""
-    parts = [settings.network, settings.training, settings.wld, *settings.methods]
-    what = {"parts": [plain(part) for part in parts], "data": {**settings.data, "workers": None}, "seen": seen}
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def budgeted(
     settings: Settings, jobs: Sequence[Job], workers: Any, seen: dict[str, Any], start: float
 ) -> tuple[Settings, dict[str, float]]:
@@ -139,19 +131,23 @@ def budgeted(
     Raises:
         ValueError: budget.json is damaged, or of another comparison.
     """
-    of, file, minutes = digest(settings, seen), settings.out / "budget.json", float(settings.minutes or 0)
-    budget = _kept(file, of, minutes)
-    if budget is None:
+    of, minutes = digest([seen, [job.id for job in jobs]]), float(settings.minutes or 0)
+    if _file(settings).is_file():
+        budget = _read(settings)
+        if budget.of != of:
+            file = _file(settings)
+            raise ValueError(f"{file} is of another comparison, with other images or settings; give another --out")
+        if minutes != budget.minutes:
+            budget = replace(budget, minutes=minutes, seeds=max(1, int(budget.seeds * minutes / budget.minutes)))
+    else:
         basic, other = workers.paces(probes(jobs))
         paces = [pace_of(method, basic, other) for method in settings.methods]
         budget = chosen(of, minutes, paces, seen["sizes"], time.monotonic() - start)
-    write_json(asdict(budget), file)
+    write_json(asdict(budget), _file(settings))
     size = settings.data.get("image_size")
     pixels = f"images of {size} pixels, " if size else ""
-    print(
-        f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}: {budget}, {pixels}{seen['sizes']['train']} to train",
-        flush=True,
-    )
+    time_given = f"{minutes:g} minute{'s' * (minutes != 1)}"
+    print(f"{time_given}: {budget}, {pixels}{seen['sizes']['train']} to train", flush=True)
     if budget.seeds < _FEW:
         print("fewer than 3 seeds have no interval: give more --minutes, or a smaller --data.image_size", flush=True)
     cells = [str(Cell(method.name, method.name)) for method in settings.methods]
@@ -171,28 +167,23 @@ def with_more_seeds(settings: Settings, minutes: float, gone: float, a_seed: flo
     more = min(math.floor((60 * minutes - gone - _LAST) / a_seed), _MANY - len(settings.seeds))
     if more < 1:
         return None
-    file, seeds = settings.out / "budget.json", len(settings.seeds) + more
-    write_json(asdict(replace(Budget(**json.loads(file.read_text(encoding="utf-8"))), seeds=seeds)), file)
+    seeds = len(settings.seeds) + more
+    write_json(asdict(replace(_read(settings), seeds=seeds)), _file(settings))
     print(f"there is time for {seeds} seeds", flush=True)
     return replace(settings, seeds=list(range(seeds)))
 
 
-def _kept(file: Path, of: str, minutes: float) -> Budget | None:
-    """The budget in a file, for ``minutes``; None: there is none.
+def _file(settings: Settings) -> Path:
+    return settings.out / "budget.json"
 
-    Raises:
-        ValueError: it is damaged, or of another comparison.
-    """
-    if not file.is_file():
-        return None
+
+def _read(settings: Settings) -> Budget:
+    """Raises ValueError where the budget is damaged."""
     try:
-        found = Budget(**json.loads(file.read_text(encoding="utf-8")))
+        return Budget(**json.loads(_file(settings).read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it, and epochs and seeds are chosen anew") from None
-    if found.of != of:
-        raise ValueError(f"{file} is of another comparison, with other images or settings; give another --out")
-    seeds = found.seeds if minutes == found.minutes else max(1, math.floor(found.seeds * minutes / found.minutes))
-    return replace(found, minutes=minutes, seeds=seeds)
+        what = f"{_file(settings)} is damaged ({error})"
+        raise ValueError(f"{what}; remove it, and epochs and seeds are chosen anew") from None
 
 
 class _Clock(Callback):
@@ -200,20 +191,14 @@ class _Clock(Callback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._steps, self._since, self._begun = 0, 0.0, 0.0
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._since = time.perf_counter()
+        self._ends: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        now = time.perf_counter()
-        self._steps += 1
-        if self._steps > _WARM:
-            self.seconds.append((now - self._since) / len(batch[0]))
-        else:
-            self._begun = now
-        self._since = now
-        trainer.should_stop = self._steps >= _STEPS or (len(self.seconds) > 0 and now - self._begun > _ENOUGH)
+        self._ends.append(time.perf_counter())
+        timed = self._ends[_WARM - 1 :]
+        if len(timed) > 1:
+            self.seconds.append((timed[-1] - timed[-2]) / len(batch[0]))
+            trainer.should_stop = len(self._ends) >= _STEPS or timed[-1] - timed[0] > _ENOUGH
 
 
 @torch.no_grad()
@@ -223,13 +208,13 @@ def measure(job: Job) -> Pace:
         for _ in range(2):  # the first imports what is used first
             start = time.perf_counter()
             data = data_of(job)
-            model, teacher = build(job, data)[0], None
+            model = build(job, data)
             rest = time.perf_counter() - start
-        if job.wld is not None:
-            teacher = create_for(data, job.settings.network, job.settings.imports, starts=False)
+        network, imports = job.settings.network, job.settings.imports
+        teacher = None if job.wld is None else create_for(data, network, imports, starts=False)
         clock = _Clock()
         with torch.enable_grad():
-            fit(job, model, data, teacher, lambda: None, clock, max_epochs=_STEPS, limit_val_batches=0)
+            fit(job, model, data, teacher, clock, max_epochs=_STEPS, limit_val_batches=0)
         images, model = next(iter(data.val_dataloader()))[0], model.eval().cpu()
         for _ in range(3):
             start = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any
 from icnets.comparison.planned_runs import Entry
 from icnets.comparison.runs import Run
 from icnets.comparison.settings import Settings
-from icnets.comparison.statistics import Interval, differences, shown_interval
+from icnets.comparison.statistics import Interval, shown_interval
 from icnets.profile.measure import Count, Latency
 from icnets.support.tables import Table
 
@@ -74,7 +74,7 @@ def rows(
     Args:
         entries: the first is the basic network.
         runs: for each entry its runs, by name.
-        costs: likewise.
+        costs: of each network, by name.
         confidence: of the intervals.
         folds: of a cross-validation, whose overlap widens the intervals; None: the seeds are independent.
     """
@@ -85,32 +85,27 @@ def rows(
         return [(run, by_seed[run.seed]) for run in runs[name] if run.seed in by_seed]
 
     def difference(name: str, other: str) -> Interval | None:
-        found = pairs(name, other)
-        if name == other or not found:
-            return None
-        own, theirs = zip(*((a.error, b.error) for a, b in found), strict=True)
-        return shown_interval(differences(own, theirs), confidence, overlap)
+        found = [] if name == other else [a.error - b.error for a, b in pairs(name, other)]
+        return shown_interval(found, confidence, overlap) if found else None
 
-    result = []
-    for entry in entries:
+    def row(entry: Entry) -> Row:
         name, own = entry.name, runs[entry.name]
         agreements = [run.agreement for run in own if run.agreement is not None]
         to_control = difference(name, entry.control)
-        result.append(
-            Row(
-                name=name,
-                start=entry.start,
-                error=_within(shown_interval([run.error for run in own], confidence, overlap)),
-                to_basic=difference(name, entry.basic),
-                control=None if to_control is None else entry.control,
-                to_control=to_control,
-                agreement=(statistics.fmean(agreements), min(agreements)) if agreements else None,
-                reached=_reached(pairs(name, entry.basic)),
-                seconds=statistics.fmean(run.seconds for run in own),
-                cost=costs[name],
-            )
+        return Row(
+            name=name,
+            start=entry.start,
+            error=_within(shown_interval([run.error for run in own], confidence, overlap)),
+            to_basic=difference(name, entry.basic),
+            control=None if to_control is None else entry.control,
+            to_control=to_control,
+            agreement=(statistics.fmean(agreements), min(agreements)) if agreements else None,
+            reached=_reached(pairs(name, entry.basic)),
+            seconds=statistics.fmean(run.seconds for run in own),
+            cost=costs[entry.cell.network],
         )
-    return result
+
+    return [row(entry) for entry in entries]
 
 
 def _within(error: Interval) -> Interval:
@@ -160,62 +155,46 @@ def too_few(test: int) -> str | None:
 def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str, Any]) -> Table:
     """The table that a comparison prints; ``data`` is what results.json says of the data."""
     basic, folds, images = (settings.networks or rows)[0].name, data.get("folds"), data["images"]
-    first, latency, table, controls = rows[0].error, rows[0].cost.latency, [], {}
+    error, latency = rows[0].error, rows[0].cost.latency
     basics = {row.name for row in rows if row.to_basic is None}
+    controls = {row.name: row.control for row in rows if row.to_control is not None and row.control not in basics}
+    table = []
     for row in rows:
-        to_basic, to_control = (d and d.format(signed=True) for d in (row.to_basic, row.to_control))
-        if to_control and row.control not in basics:
-            controls[row.name] = row.control
-        control = to_control if row.name in controls else ""
-        parameters, macs = row.cost.parameters.format(), row.cost.macs.format()
+        to_basic, to_control = _signed(row.to_basic), _signed(row.to_control) if row.name in controls else ""
+        counts = row.cost.parameters.format(), row.cost.macs.format()
         time = f"{row.cost.latency.ms_per_image:.3f} (×{row.cost.latency.ratio:.2f})"
-        table.append((row.name, row.error.format(), to_basic or "", control or "", parameters, macs, time, _when(row)))
+        table.append((row.name, row.error.format(), to_basic, to_control, *counts, time, _when(row)))
     where = f"{images['test']} test images"
     if folds:
         where += f", folds of {folds}-fold cross-validation (intervals are widened for their overlap)"
-    same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
+    if error.low is None:
+        brackets = f"{'Brackets: both values of 2 seeds; an' if error.n == 2 else 'An'} interval takes 3."
+    else:
+        same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
+        brackets = (
+            f"Brackets: {100 * error.confidence:g} % t interval over {error.n} seeds; differences are "
+            f"paired by seed, not corrected for the number of rows.{same}"
+        )
     notes = [
-        f"Error: {where}. Brackets: {100 * first.confidence:g} % t interval over {first.n} seeds; differences are "
-        f"paired by seed, not corrected for the number of rows.{same}",
-        *([f"Control: {'; '.join(f'{c} for {n}' for n, c in controls.items())}."] if controls else []),
+        f"Error: {where}. {brackets}",
+        too_few(images["test"]),
+        f"Control: {'; '.join(f'{c} for {n}' for n, c in controls.items())}." if controls else None,
         f"(IC): the part that collisions add. ms/image: batch {latency.batch_size}, {latency.threads} thread(s), "
         f"eager, forward; × against {basic} in the same {latency.rounds} interleaved rounds.",
         f"To {basic}'s accuracy: first epoch (and seconds of training) with {basic}'s final validation error or less, "
         "median over seeds; + counts from a warm start.",
         *_agreements(rows),
     ]
-    columns = ("method", "error, %", f"− {basic}, pp", "− control, pp", "parameters (IC)", "MACs (IC)", "ms/image")
-    if first.low is None:
-        notes[0] = (
-            f"Error: {where}. {'Brackets: both values of 2 seeds; an' if first.n == 2 else 'An'} interval takes 3."
-        )
-    if coarse := too_few(images["test"]):
-        notes.insert(1, coarse)
-    return Table(_title(settings, images["train"]), (*columns, f"epochs to {basic}'s accuracy"), table, notes)
+    costs = ("parameters (IC)", "MACs (IC)", "ms/image", f"epochs to {basic}'s accuracy")
+    columns = ("method", "error, %", f"− {basic}, pp", "− control, pp", *costs)
+    return Table(_title(settings, images["train"]), columns, table, [note for note in notes if note])
 
 
 def provisional(rows: Sequence[Row], title: str) -> Table:
     """What there is while a comparison runs: each method's error, and the difference to its control, with the seeds."""
-    cells = [
-        (row.name, row.error.format(), row.to_control.format(signed=True) if row.to_control else "", str(row.error.n))
-        for row in rows
-    ]
-    return Table(title, ("method", "error, %", "− control, pp", "seeds"), cells, [])
+    cells = [(row.name, row.error.format(), _signed(row.to_control), str(row.error.n)) for row in rows]
+    return Table(title, ("method", "error, %", "− control, pp", "seeds"), cells)
 
 
-def _verdict(row: Row) -> str:
-    difference = row.to_control
-    assert difference is not None
-    start = f"{row.name} against {row.control}: {difference.format(signed=True)} pp of error: "
-    seeds = f"{difference.n} seed{'s' * (difference.n > 1)}"
-    if difference.low is None:
-        number = "one seed" if difference.n == 1 else "two seeds"
-        return start + f"{number} can't tell a difference from chance (it takes ≥ 3 seeds)"
-    if not difference.excludes_zero:
-        return start + f"not distinguishable with {seeds}"
-    return start + f"{'fewer' if difference.mean < 0 else 'more'} errors, with {seeds}"
-
-
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each network with collisions, against its control, read off the interval and nothing else."""
-    return [_verdict(row) for row in rows if row.cost.parameters.ic and row.to_control is not None]
+def _signed(difference: Interval | None) -> str:
+    return "" if difference is None else difference.format(signed=True)

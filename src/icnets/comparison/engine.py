@@ -5,24 +5,26 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from icnets.comparison import lines
 from icnets.comparison.budget import budgeted, with_more_seeds
-from icnets.comparison.comparison_table import Cost, Row, comparison_table, provisional, rows, verdicts
+from icnets.comparison.comparison_table import Cost, Row, comparison_table, provisional, rows
 from icnets.comparison.grid import Workers, worker_count
-from icnets.comparison.planned_runs import Cell, Job, entries, plain, plan, without_places
+from icnets.comparison.planned_runs import Cell, Entry, Job, digest, entries, plain, plan, without_places
 from icnets.comparison.progress import Progress
-from icnets.comparison.runs import Epoch, Run, build, distillation, make_data
+from icnets.comparison.runs import Epoch, Run, build, data_of, distillation
 from icnets.comparison.settings import Settings
-from icnets.comparison.verdict import recommendation
+from icnets.comparison.verdict import recommendation, verdicts
 from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, count_macs, count_parameters, measure_latency
 from icnets.support.files import atomic_write
@@ -80,33 +82,33 @@ def run_comparison(settings: Settings, command: str = "") -> Comparison:
     jobs = plan(settings)
     for job in jobs:
         distillation(job.wld, job.training)
-    data = make_data(settings.data, jobs[0].seed, cache=settings.out / "data", imports=settings.imports)
-    seen = {"sizes": {split: data.size(split) for split in ("train", "val", "test")}, "classes": list(data.class_names)}
+    data = data_of(jobs[0])
+    sizes = {split: data.size(split) for split in ("train", "val", "test")}
+    seen = {"sizes": sizes, "classes": list(data.class_names)}
     jobs = plan(settings, seen)
     networks = _networks(settings, jobs)
-    build(first := next(iter(networks.values())), data)  # says what its weights lack; the others say the same
-    with silence():
-        for job in networks.values():
-            if job is not first:
-                build(job, data)
+    models = _built(networks, data)
     (settings.out / "checkpoints").mkdir(parents=True, exist_ok=True)
     settings.file.parent.mkdir(parents=True, exist_ok=True)
     with lines.locked(settings.out / "lock"), _terminable():
-        costs = _measured(settings, networks, data, lines.read(settings.file))
-        workers = Workers(worker_count(settings.workers, len(jobs), settings.accelerator), jobs[0])
-        records: list[_Record] = []
-        stop = None
+        head = [_header(settings, data, sizes), *_measured(settings, networks, models, data)]
+        models.clear()
+        record, stop = None, None
         try:
-            with workers:
-                records.append(_Record(settings, jobs, workers, data, seen, costs, command, start))
-                records[0].train(workers)
+            with Workers(worker_count(settings.workers, len(jobs), settings.accelerator), jobs[0]) as workers:
+                minutes, expected = settings.minutes, dict[str, float]()
+                if minutes is not None:
+                    settings, expected = budgeted(settings, jobs, workers, seen, start)
+                record = _Record(settings, seen, head, workers.count, start)
+                record.train(workers, minutes, expected)
         except (KeyboardInterrupt, SystemExit, SIGTERMException) as error:  # Lightning exits on Ctrl-C
-            if not records or not records[0].known:
+            if record is None or not record.known:
                 raise KeyboardInterrupt from error
             stop = "interrupted"
         except _TimeIsOver:
             stop = "the time is over"
-        return records[0].evidence(stop)
+        assert record is not None
+        return record.evidence(command, stop)
 
 
 class _TimeIsOver(Exception):
@@ -119,11 +121,7 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -134,73 +132,56 @@ class _Record:
     """The runs of a comparison, done or to be done, and the files that hold them."""
 
     def __init__(
-        self,
-        settings: Settings,
-        jobs: Sequence[Job],
-        workers: Workers,
-        data: Any,
-        seen: dict[str, Any],
-        costs: Sequence[lines.Line],
-        command: str,
-        start: float,
+        self, settings: Settings, seen: dict[str, Any], head: Sequence[lines.Line], workers: int, start: float
     ) -> None:
-        self.minutes, self.expected = settings.minutes, dict[str, float]()
-        if settings.minutes is not None:
-            settings, self.expected = budgeted(settings, jobs, workers, seen, start)
-            jobs = plan(settings, seen)
-        self.settings, self.jobs, self.workers, self.costs = settings, jobs, workers.count, costs
-        self.seen, self.command, self.start = seen, command, start
-        self.known = _known(settings, jobs)
-        self.header = _header(settings, data, seen["sizes"])
+        self.settings, self.seen, self.workers, self.start = settings, seen, workers, start
+        self.jobs, self.head = plan(settings, seen), head
+        self.known = _known(settings, self.jobs)
         self._shown = -math.inf
         self.save()
 
     def save(self) -> None:
         """Writes the lines, in the order of the plan."""
-        runs = [self.known[job.id] for job in self.jobs if job.id in self.known]
-        lines.rewrite(self.settings.file, [self.header, *self.costs, *runs])
+        lines.rewrite(self.settings.file, [*self.head, *(line for _, line in self.done)])
 
-    def train(self, workers: Workers) -> None:
-        """Runs everything; of a budget, seeds for which there is time left as well."""
+    def train(self, workers: Workers, minutes: float | None, expected: dict[str, float]) -> None:
+        """Runs everything; of a budget of ``minutes``, seeds for which there is time left as well."""
         begun, done = time.monotonic(), len(self.known)
-        self._train_missing(workers)
-        while self.minutes is not None and len(self.known) - done >= len(self.cells):
+        self._train_missing(workers, minutes, expected)
+        while minutes is not None and (new := len(self.known) - done) >= len(self.cells):
             now = time.monotonic()
-            a_seed = (now - begun) / (len(self.known) - done) * len(self.cells)
-            more = with_more_seeds(self.settings, self.minutes, now - self.start, a_seed)
+            more = with_more_seeds(self.settings, minutes, now - self.start, (now - begun) / new * len(self.cells))
             if more is None:
                 return
             self.settings, self.jobs = more, plan(more, self.seen)
-            self._train_missing(workers)
+            self._train_missing(workers, minutes, expected)
 
-    def _train_missing(self, workers: Workers) -> None:
+    def _train_missing(self, workers: Workers, minutes: float | None, expected: dict[str, float]) -> None:
         """Runs what is missing, and what others need of a lost checkpoint."""
-        settings, known = self.settings, self.known
+        known = self.known
         missing = [job for job in self.jobs if job.id not in known]
-        needed = {path for job in missing for path in job.needs}
-        lost = [
-            job for job in self.jobs if job.id in known and job.keep in needed and not Path(str(job.keep)).is_file()
-        ]
+        gone = {path for job in missing for path in job.needs if not path.is_file()}
+        lost = [job for job in self.jobs if job.id in known and job.keep in gone]
         again = f", {len(lost)} again for their checkpoints" if lost else ""
         count = f"{len(self.jobs)} runs, {len(missing)} to do{again}, {self.workers} at a time"
-        print(f"{count}; results go to {settings.out}/", flush=True)
+        print(f"{count}; results go to {self.settings.out}/", flush=True)
         todo = [*lost, *missing]
-        for job, run in workers.runs(todo, Progress(todo, self.workers, self.expected)):
+        for job, run in workers.runs(todo, Progress(todo, self.workers, expected)):
             if job.id not in known:
                 known[job.id] = _line(job, run)
-                lines.append(settings.file, known[job.id])
-            if self.minutes is not None:
-                self._show(last=len(known) == len(self.jobs))
+                lines.append(self.settings.file, known[job.id])
+            if minutes is not None and len(known) < len(self.jobs):
+                self._show(60 * _OVER * minutes)
         self.save()
 
-    def _show(self, *, last: bool) -> None:
-        """Prints what there is so far, now and then; raises _TimeIsOver."""
+    def _show(self, seconds: float) -> None:
+        """Prints what there is so far, now and then; raises _TimeIsOver after so many ``seconds``."""
         now = time.monotonic()
-        if not last and now - self._shown > _REFRESH:
+        if now - self._shown > _REFRESH:
             self._shown = now
             show(provisional(self.rows(), f"so far, {len(self.known)} of {len(self.jobs)} runs"))
-        whole = min(sum(job.cell == cell and job.id in self.known for job in self.jobs) for cell in self.cells)
-        if not last and now - self.start > _OVER * 60 * float(self.minutes or 0) and whole >= 3:
+        done = Counter(job.cell for job, _ in self.done)
+        if now - self.start > seconds and min(done[cell] for cell in self.cells) >= 3:
             raise _TimeIsOver
 
     @property
@@ -208,29 +189,35 @@ class _Record:
         return {job.cell for job in self.jobs}
 
     @property
+    def done(self) -> list[tuple[Job, lines.Line]]:
+        """The runs that are done, in the order of the plan."""
+        return [(job, self.known[job.id]) for job in self.jobs if job.id in self.known]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The rows of the table of which a run is done."""
+        done = {job.cell for job, _ in self.done}
+        return [entry for entry in entries(self.settings, self.jobs) if entry.cell in done]
+
+    @property
     def runs(self) -> dict[str, list[Run]]:
-        """The runs that are done, by the name of their row; rows without any are left out."""
-        known = self.known
-        named = {
-            entry.name: [
-                _run(job, entry.name, known[job.id]) for job in self.jobs if job.cell == entry.cell and job.id in known
-            ]
-            for entry in entries(self.settings, self.jobs)
-        }
-        return {name: runs for name, runs in named.items() if runs}
+        """The runs that are done, by the name of their row."""
+        named = {e.cell: e.name for e in self.entries}
+        runs: dict[str, list[Run]] = {name: [] for name in named.values()}
+        for job, line in self.done:
+            runs[named[job.cell]].append(_run(job, named[job.cell], line))
+        return runs
 
     def rows(self) -> list[Row]:
         """The rows of the table, of what is done."""
-        runs = self.runs
-        shown = [entry for entry in entries(self.settings, self.jobs) if entry.name in runs]
-        by_network = {line["name"]: _cost(line) for line in self.costs}
-        costs = {entry.name: by_network[entry.cell.network] for entry in shown}
-        return rows(shown, runs, costs, self.settings.confidence, self.header["folds"])
+        header, *networks = self.head
+        costs = {line["name"]: _cost(line) for line in networks}
+        return rows(self.entries, self.runs, costs, self.settings.confidence, header["folds"])
 
-    def evidence(self, stop: str | None) -> Comparison:
+    def evidence(self, command: str, stop: str | None) -> Comparison:
         """Writes results.json and results.md; ``stop``: why there isn't all of it."""
         settings, found = self.settings, self.rows()
-        folds = {"folds": self.header["folds"]} if self.header["folds"] else {}
+        folds = {"folds": self.head[0]["folds"]} if self.head[0]["folds"] else {}
         data = {"arguments": settings.data, "classes": self.seen["classes"], "images": self.seen["sizes"], **folds}
         table, said = comparison_table(found, settings, data), verdicts(found)
         a_seed = 1.1 * sum(row.seconds for row in found) / self.workers / 60
@@ -239,7 +226,7 @@ class _Record:
             "schema": SCHEMA,
             "settings": {name: value for name, value in asdict(settings).items() if name != "data"},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
+            "command": command,
             "seconds": round(time.monotonic() - self.start, 1),
             "data": data,
             "versions": versions("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn"),
@@ -249,22 +236,34 @@ class _Record:
             "recommendation": advice,
             "runs": [asdict(run) for own in self.runs.values() for run in own],
         }
-        text = json.dumps(record, indent=1, allow_nan=False, default=str) + "\n"
-        markdown = table.markdown() + "\n" + "\n".join(f"- {line}" for line in [*said, *filter(None, [advice])]) + "\n"
+        text = json.dumps(record, indent=1, allow_nan=False, default=str)
+        markdown = "\n".join([table.markdown(), *(f"- {line}" for line in [*said, advice] if line)])
         for name, content in (("results.json", text), ("results.md", markdown)):
             with atomic_write(settings.out / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+                temporary.write_text(content + "\n", encoding="utf-8")
         return Comparison(table, said, advice, settings.out, len(self.known), len(self.jobs), stop)
 
 
 def _networks(settings: Settings, jobs: Sequence[Job]) -> dict[str, Job]:
     """One job for each network that occurs, from scratch where there is one, in the order of the settings."""
     found: dict[str, Job] = {}
-    for network in settings.networks or settings.methods:
-        own = [job for job in jobs if job.cell.network == network.name]
-        if own:
-            found[network.name] = min(own, key=lambda job: job.start is not None)
-    return found
+    for job in sorted(jobs, key=lambda job: job.start is not None):
+        found.setdefault(job.cell.network, job)
+    return {n.name: found[n.name] for n in settings.networks or settings.methods if n.name in found}
+
+
+def _described(job: Job) -> dict[str, Any]:
+    return {**plain(job.network), "ic": None if job.ic is None else asdict(job.ic)}
+
+
+def _built(networks: dict[str, Job], data: Any) -> dict[str, nn.Module]:
+    """The networks by the digest of what describes them: methods with the same network share it."""
+    models: dict[str, nn.Module] = {}
+    for job in networks.values():
+        if (key := digest(_described(job))) not in models:
+            with silence() if models else nullcontext():  # the first says what its weights lack; the others lack it too
+                models[key] = build(job, data)
+    return models
 
 
 def _known(settings: Settings, jobs: Sequence[Job]) -> dict[str, lines.Line]:
@@ -274,11 +273,9 @@ def _known(settings: Settings, jobs: Sequence[Job]) -> dict[str, lines.Line]:
     foreign = [line for line in runs if line["id"] not in present]
     if foreign and not settings.prune:
         line = foreign[0]
-        raise ValueError(
-            f"{len(foreign)} of {len(runs)} runs in {settings.file} are none of this comparison as it is now, e.g. "
-            f"{line['network']!r} by {line['method']!r}, seed {line['seed']}; give another --out or --lines, or "
-            "--prune true to remove them"
-        )
+        what = f"{len(foreign)} of {len(runs)} runs in {settings.file} are none of this comparison as it is now"
+        which = f"e.g. {line['network']!r} by {line['method']!r}, seed {line['seed']}"
+        raise ValueError(f"{what}, {which}; give another --out or --lines, or --prune true to remove them")
     return {present[line["id"]]: line for line in runs if line["id"] in present}
 
 
@@ -302,35 +299,30 @@ def _header(settings: Settings, data: Any, sizes: dict[str, int]) -> lines.Line:
     }
 
 
-def _measured(settings: Settings, networks: dict[str, Job], data: Any, found: Sequence[lines.Line]) -> list[lines.Line]:
+def _measured(
+    settings: Settings, networks: dict[str, Job], models: dict[str, nn.Module], data: Any
+) -> list[lines.Line]:
     """Parameters, MACs and time of each network; measured once, beside the first."""
-    known = {line["name"]: line for line in found if line["kind"] == "network"}
-    described = {n: {**plain(j.network), "ic": None if j.ic is None else asdict(j.ic)} for n, j in networks.items()}
-    # Lines of earlier versions hold the time of a training step as well.
-    kept = {name: known[name] for name in networks if known.get(name, {}).get("network") == described[name]}
-    missing = [name for name in networks if "latency" not in kept.get(name, {})]
+    read = [line for line in lines.read(settings.file) if line["kind"] == "network" and "latency" in line]
+    known = {(line["name"], digest(line.get("network"))): line for line in read}
+    keys = {name: digest(_described(job)) for name, job in networks.items()}
+    missing = [name for name, key in keys.items() if (name, key) not in known]
     if missing:
         print(f"measuring {len(missing)} networks", flush=True)
-        # Methods with the same network share one measurement.
-        same = {
-            name: next(o for o in networks if described[o] == described[name]) for name in [*networks][:1] + missing
-        }
-        with silence():
-            models = {name: build(networks[name], data)[0] for name in dict.fromkeys(same.values())}
         image = next(iter(data.test_dataloader()))[0][:1]
         sample = image.expand(settings.latency_batch, *image.shape[1:]).contiguous()
-        latency = measure_latency(models, sample, rounds=settings.latency_rounds, threads=settings.threads)
+        timed = {keys[name]: models[keys[name]] for name in [next(iter(networks)), *missing]}
+        latency = measure_latency(timed, sample, rounds=settings.latency_rounds, threads=settings.threads)
         for name in missing:
-            line: lines.Line = {"kind": "network", "name": name, "network": described[name]}
-            model = models[same[name]]
+            model = models[keys[name]]
+            line: lines.Line = {"kind": "network", "name": name, "network": _described(networks[name])}
             for key, count in (("parameters", count_parameters(model)), ("macs", count_macs(model, image))):
                 line |= {key: count.total, f"{key}_ic": count.ic}
-            kept[name] = line | kept.get(name, {}) | {"latency": asdict(latency[same[name]])}
-    return [kept[name] for name in networks]
+            known[name, keys[name]] = line | {"latency": asdict(latency[keys[name]])}
+    return [known[name, key] for name, key in keys.items()]
 
 
 def _line(job: Job, run: Run) -> lines.Line:
-    optional = {"start_error": run.start_error, "agreement": run.agreement}
     return {
         "kind": "run",
         "id": job.id,
@@ -338,7 +330,7 @@ def _line(job: Job, run: Run) -> lines.Line:
         "seed": job.seed,
         "epochs": job.training.epochs,
         "test": run.test,
-        **{name: value for name, value in optional.items() if value is not None},
+        **{name: value for name in ("start_error", "agreement") if (value := getattr(run, name)) is not None},
         "val_error": [epoch.val_error for epoch in run.history],
         "train_loss": [round(epoch.train_loss, 5) for epoch in run.history],
         "seconds": round(run.seconds, 3),

@@ -46,9 +46,7 @@ class Workers:
         if self.count > 1:
             context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in whatever state they are
             self._ticks = context.SimpleQueue()
-            self._pool = ProcessPoolExecutor(
-                self.count, context, initializer=_begin, initargs=(self._ticks, self.first)
-            )
+            self._pool = ProcessPoolExecutor(self.count, context, _begin, (self._ticks, self.first))
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -103,10 +101,8 @@ class Workers:
                 try:
                     run, seconds = future.result()
                 except BrokenProcessPool as error:
-                    raise RuntimeError(
-                        f"a process ended while it trained {job.method!r}, seed {job.seed}; if memory ran out, "
-                        "use fewer --workers"
-                    ) from error
+                    what = f"a process ended while it trained {job.method!r}, seed {job.seed}"
+                    raise RuntimeError(f"{what}; if memory ran out, use fewer --workers") from error
                 progress.finished(job, run, seconds)
                 yield job, run
 

@@ -20,16 +20,14 @@ def read(path: Path) -> list[Line]:
     """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole, _, _ = text.rpartition("\n")
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     found = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"line {number} of {path} is damaged ({error}); remove it, and its run is done anew"
-            ) from None
+            what = f"line {number} of {path} is damaged ({error})"
+            raise ValueError(f"{what}; remove it, and its run is done anew") from None
         if not isinstance(value, dict) or "kind" not in value:
             raise ValueError(f"line {number} of {path} is no line of a comparison; is it another file?")
         found.append(value)
@@ -69,7 +67,6 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(
-                f"another process is at work on this comparison ({path} is locked); wait for its end"
-            ) from None
+            what = f"another process is at work on this comparison ({path} is locked)"
+            raise ValueError(f"{what}; wait for its end") from None
         yield

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -115,10 +116,8 @@ def plan(settings: Settings, seen: dict[str, Any] | None = None) -> list[Job]:
 
     for cell, seed in _wanted(settings):
         add(cell, seed)
-    kept = {path for job in done.values() for path in job.needs}
-    if not settings.parts:
-        kept |= {job.keep for job in done.values() if job.keep and (settings.save_checkpoints or job.cell == first)}
-    return [job if job.keep in kept else replace(job, keep=None) for job in done.values()]
+    needed = {path for job in done.values() for path in job.needs}
+    return [replace(job, keep=None) if settings.parts and job.keep not in needed else job for job in done.values()]
 
 
 def without_places(data: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +135,11 @@ def plain(part: Any) -> dict[str, Any]:
     return {name: v for name, v in asdict(part).items() if name not in _LATER or v != _LATER[name]}
 
 
+def digest(what: Any) -> str:
+    """Stands for ``what``, which JSON can hold or ``str`` can say."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
     """The rows of the table: the basic network first, then in the order in which they are planned."""
     first = _first(settings)
@@ -146,7 +150,7 @@ def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
         if not settings.parts:
             return cell.method
         words = [cell.network, cell.method if cell.method != first.method else ""]
-        words += [cell.recipe if several[0] else "", f"{100 * cell.budget:g} %" if several[1] else ""]
+        words += [cell.recipe * several[0], f"{100 * cell.budget:g} %" * several[1]]
         return ", ".join(filter(None, words))
 
     found = []
@@ -162,26 +166,21 @@ def entries(settings: Settings, jobs: Sequence[Job]) -> list[Entry]:
 
 def _first(settings: Settings) -> Cell:
     """The basic network from scratch."""
-    method = settings.methods[0].name
-    return Cell(settings.networks[0].name if settings.parts else method, method)
+    return Cell((settings.networks or settings.methods)[0].name, settings.methods[0].name)
 
 
-def _wanted(settings: Settings) -> Iterator[tuple[Cell, int]]:
-    for part in settings.parts:
-        for recipe, budget, network, method, seed in product(
-            part.recipes, part.budgets, part.networks, part.methods, part.seeds
-        ):
-            yield Cell(network, method, recipe, budget), seed
+def _wanted(settings: Settings) -> list[tuple[Cell, int]]:
     if not settings.parts:
-        for seed, row in product(settings.seeds, settings.methods):
-            yield Cell(row.name, row.name), seed
+        return [(Cell(row.name, row.name), seed) for seed, row in product(settings.seeds, settings.methods)]
+    axes = ("recipes", "budgets", "networks", "methods", "seeds")
+    found = (place for part in settings.parts for place in product(*(getattr(part, axis) for axis in axes)))
+    return [(Cell(network, method, recipe, budget), seed) for recipe, budget, network, method, seed in found]
 
 
 def _methods_of(settings: Settings, cell: Cell) -> tuple[Method, Method]:
     """What says the network, and what says how it is trained; without a grid both are one."""
-    methods = {method.name: method for method in settings.methods}
-    networks = {network.name: network for network in settings.networks} if settings.parts else methods
-    return networks[cell.network], methods[cell.method]
+    networks = {network.name: network for network in settings.networks or settings.methods}
+    return networks[cell.network], {method.name: method for method in settings.methods}[cell.method]
 
 
 def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], seen: dict[str, Any] | None) -> Job:
@@ -206,7 +205,7 @@ def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], se
             "needs": {role: job.id for role, job in needs.items()},
         }
     )
-    words = "".join(c if c.isalnum() else " " for c in cell.method.lower().replace("+", " plus ")).split()
+    words = re.findall(r"[^\W_]+", cell.method.lower().replace("+", " plus "))
     name = ids[0] if settings.parts else f"{'-'.join(words)}-seed{seed}"
     start, teacher = (needs[role].keep if role in needs else None for role in ("start", "teacher"))
     keep = settings.out / "checkpoints" / f"{name}.safetensors"
@@ -220,18 +219,15 @@ def _ids(own: dict[str, Any]) -> tuple[str, ...]:
         # Version 1 of ICConfig had no max_change, and where nothing is calibrated, it changes nothing.
         old = {k: v for k, v in ic.items() if k != "max_change"} | {"version": 1}
         versions.append({**own, "job": {**own["job"], "ic": old}})
-    texts = [json.dumps(version, sort_keys=True, default=str) for version in versions]
-    return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+    return tuple(map(digest, versions))
 
 
 def _network(settings: Settings, own: Method) -> Network:
     """The network before its conversion, with its options resolved."""
     basic = settings.network
     same = own.network in (None, basic.name)
-    options = own.options
+    options = basic.options if own.options is None else own.options
     if settings.parts:
-        options = {**(basic.options if same else {}), **(options or {})}
-    elif options is None:
-        options = basic.options
+        options = {**(basic.options if same else {}), **(own.options or {})}
     before_norm, weights = own.before_norm or (basic.before_norm if same else None), basic.weights if same else None
     return Network(own.network or basic.name, options, before_norm, weights)

@@ -42,20 +42,19 @@ def rebuilt(kind: Any, value: Any, *, strict: bool = False) -> Any:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         if strict and (unknown := value.keys() - hints.keys()):
-            name = min(unknown)
-            near = difflib.get_close_matches(name, hints, n=1)
-            raise ValueError(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+            near = difflib.get_close_matches(min(unknown), hints, n=1)
+            raise ValueError(f"{min(unknown)} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
         fields = {name: rebuilt(hints[name], value[name], strict=strict) for name in value if name in hints}
         return kind(**fields)  # type: ignore[operator]
     kinds = get_args(kind)
     if get_origin(kind) is list:
         return [rebuilt(kinds[0], entry, strict=strict) for entry in value]
-    if get_origin(kind) is tuple:
-        return tuple(value)
+    if kind is Path or get_origin(kind) is tuple:
+        return (get_origin(kind) or kind)(value)
     inner = next((k for k in kinds if is_dataclass(k) or k is Path or get_origin(k) is tuple), None)
-    if inner is not None and (isinstance(value, dict) or not is_dataclass(inner)):
-        return None if value is None else rebuilt(inner, value, strict=strict)
-    return Path(value) if kind is Path else value
+    if value is None or inner is None or (is_dataclass(inner) and not isinstance(value, dict)):
+        return value
+    return rebuilt(inner, value, strict=strict)
 
 
 def read_run(folder: Path) -> ComparisonFiles:
@@ -72,9 +71,8 @@ def read_run(folder: Path) -> ComparisonFiles:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA:
-            raise ValueError(
-                f"{path} has schema {record['schema']}, and this version reads {SCHEMA}; make the report with its own"
-            )
+            what = f"{path} has schema {record['schema']}, and this version reads {SCHEMA}"
+            raise ValueError(f"{what}; make the report with its own")
         # The folder is wherever it is by now, and a file may not say what is imported.
         here = {"data": record["data"]["arguments"], "out": str(folder), "imports": {}}
         settings = rebuilt(Settings, record["settings"] | here)

@@ -90,18 +90,17 @@ def make_data(
     Raises:
         ValueError: an unknown kind, arguments it doesn't take, or data that can't be used.
     """
-    rest, imports = dict(arguments), imports or {}
+    rest, imports, make = dict(arguments), imports or {}, ImageData
     kind = rest.pop("kind", "images")
-    if kind != "images" and kind not in imports:
-        raise ValueError(
-            f"data.kind is {kind!r}; it must be one of {', '.join(['images', *imports])}; "
-            "imports gives other kinds their import paths"
-        )
-    make: type[Any] = ImageData if kind == "images" else imported(imports[kind])
     if kind == "images":
         rest = without_gone({"data": rest})["data"]
-    elif cache is not None and "cache" in signature(make).parameters:
-        rest["cache"] = cache
+    elif kind in imports:
+        make = imported(imports[kind])
+        if cache is not None and "cache" in signature(make).parameters:
+            rest["cache"] = cache
+    else:
+        kinds = ", ".join(["images", *imports])
+        raise ValueError(f"data.kind is {kind!r}; it must be one of {kinds}; imports gives others their import paths")
     try:
         data = make(**rest, seed=seed)
     except TypeError as error:
@@ -127,8 +126,7 @@ def create(network: Network, *, num_classes: int, in_chans: int, imports: Mappin
         return deepcopy(GIVEN[network.name])
     path, pretrained = (imports or {}).get(network.name), network.weights == "pretrained"
     options = {"num_classes": num_classes, "in_chans": in_chans, **network.options}
-    if network.before_norm is not None:
-        options["before_norm"] = network.before_norm
+    options |= {} if network.before_norm is None else {"before_norm": network.before_norm}
     if path is not None:
         model: nn.Module = imported(path)(**options)
     else:
@@ -144,17 +142,13 @@ def create_for(data: Any, network: Network, imports: Mapping[str, str], *, start
     return create(network, num_classes=data.num_classes, in_chans=data.in_chans, imports=imports)
 
 
-def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Module, float | None, float | None]:
+def build(job: Job, data: Any, trained: nn.Module | None = None) -> nn.Module:
     """The job's network before its first step.
 
     Args:
         job: says what to build; jobs with the same network and seed start from the same weights.
         data: gives classes, channels and the batches that a warm start is calibrated on.
         trained: the trained basic network, to start from.
-
-    Returns:
-        The network; with ``trained``, its validation error in per cent and its agreement with ``trained`` on the test
-        images as well.
 
     Raises:
         ValueError: there is no such network, or it doesn't take its options or the images.
@@ -169,9 +163,7 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> tuple[nn.Mod
         model.load_state_dict(trained.state_dict())
     if job.ic is not None:
         convert_(model, job.ic, optimizers=(), calibration_data=calibration_batches(data))
-    if trained is None:
-        return model, None, None
-    return model, error_percent(model, data.val_dataloader()), agreement(trained, model, data.test_dataloader())
+    return model
 
 
 def error_percent(model: nn.Module, loader: Any) -> float:
@@ -212,64 +204,52 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
     """
     settings = job.settings
     with use_threads(settings.threads), silence():
-        data = data_of(job)
-        trained: dict[Path | None, nn.Module] = {
-            path: load(path, settings.network, data, settings.imports) for path in job.needs
-        }
-        model, start_error, agreed = build(job, data, trained.get(job.start))
-        history = fit(job, model, data, trained.get(job.teacher), tick, max_epochs=job.training.epochs)
+        data, start_error, agreed = data_of(job), None, None
+        trained = {path: load(path, settings.network, data, settings.imports) for path in job.needs}
+        basic, teacher = (None if path is None else trained[path] for path in (job.start, job.teacher))
+        model = build(job, data, basic)
+        if basic is not None:
+            start_error = error_percent(model, data.val_dataloader())
+            agreed = agreement(basic, model, data.test_dataloader())
+        ticking = LambdaCallback(on_train_epoch_end=lambda *_: tick())
+        history = fit(job, model, data, teacher, ticking, max_epochs=job.training.epochs)
         model.cpu()
         if job.keep is not None:
             notes = {"method": job.method, "seed": str(job.seed)}
             checkpoint.save(model, job.keep, metadata=notes | notes_of_data(data))
-        figures = _figures(model, data.test_dataloader())
+        test = _figures(model, data.test_dataloader())
     kept = None if job.keep is None else str(job.keep)
-    error, seconds = figures["error"], history[-1].seconds
-    return Run(job.method, job.seed, error, seconds, history, start_error, agreed, kept, figures)
+    return Run(job.method, job.seed, test["error"], history[-1].seconds, history, start_error, agreed, kept, test)
 
 
 def distillation(wld: WeakDistillation | None, training: Training) -> WeakLogitDistillation | None:
     """The loss of a method; raises ValueError for a temperature or schedule out of its range."""
     if wld is None:
         return None
-    options = {k: v for k, v in asdict(wld).items() if k != "schedule"}
-    return WeakLogitDistillation(schedule=wld.schedule, label_smoothing=training.label_smoothing, **options)
+    return WeakLogitDistillation(**vars(wld), label_smoothing=training.label_smoothing)
 
 
 def warm_up(job: Job) -> None:
     """Train two steps and forget them, so that the first method isn't charged for one-time costs."""
     with use_threads(job.settings.threads), silence():
         data = data_of(job)
-        model = build(job, data)[0]
-        fit(job, model, data, None, lambda: None, max_epochs=1, limit_train_batches=2, limit_val_batches=1)
+        fit(job, build(job, data), data, None, max_epochs=1, limit_train_batches=2, limit_val_batches=1)
 
 
 def fit(
-    job: Job,
-    model: nn.Module,
-    data: Any,
-    teacher: nn.Module | None,
-    tick: Callable[[], None],
-    *more: Callback,
-    **limits: int,
+    job: Job, model: nn.Module, data: Any, teacher: nn.Module | None, *more: Callback, **limits: int
 ) -> list[Epoch]:
-    """Trains a job's network in place: its epochs. ``limits`` and the callbacks ``more`` go to Lightning's trainer."""
+    """Trains a job's network in place: its epochs. The callbacks ``more`` and ``limits`` go to Lightning's trainer."""
     training = job.training
     torch.manual_seed(job.seed)  # for dropout and stochastic depth
-    task = ClassificationTask(
-        model,
-        data.num_classes,
-        data.in_chans,
-        teacher=teacher,
-        distillation=None if teacher is None else distillation(job.wld, training),
-        **{k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip")},
-    )
+    options = {k: v for k, v in asdict(training).items() if k not in ("epochs", "ema", "clip")}
+    loss = None if teacher is None else distillation(job.wld, training)
+    task = ClassificationTask(model, data.num_classes, data.in_chans, teacher=teacher, distillation=loss, **options)
     average = [] if training.ema is None else [WeightAverage(training.ema)]
-    callbacks = [history := History(), *average, *more, LambdaCallback(on_train_epoch_end=lambda *_: tick())]
     silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    options: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "gradient_clip_val": training.clip}
-    options |= {**silent, **limits}
-    L.Trainer(accelerator=job.settings.accelerator, callbacks=callbacks, **options).fit(task, datamodule=data)
+    fixed: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "gradient_clip_val": training.clip, **silent}
+    fixed |= {"accelerator": job.settings.accelerator, "callbacks": [history := History(), *average, *more]}
+    L.Trainer(**{**fixed, **limits}).fit(task, datamodule=data)
     return [
         Epoch(int(row["epoch"]), row["train/loss"], round(100 * (1 - row["val/top1"]), 4), row["seconds"])
         for row in history.rows

@@ -58,16 +58,14 @@ class Training:
     new_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; training needs at least 1 epoch")
-        given = {f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)}
-        Optimization(**given)
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and less than 1")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; the decay of an average must lie between 0 and 1, such as 0.99")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; the largest norm of the gradients must be positive, such as 1")
+        Optimization(**{f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)})
+        _require(
+            self,
+            epochs=(self.epochs >= 1, "be at least 1"),
+            label_smoothing=(0 <= self.label_smoothing < 1, "be at least 0 and less than 1"),
+            ema=(self.ema is None or 0 < self.ema < 1, "lie between 0 and 1, such as 0.99"),
+            clip=(self.clip is None or self.clip > 0, "be positive, such as 1"),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ class ComparedTraining(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("extra_epochs", "extra_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        _require(self, **{name: (getattr(self, name) > 0, "be positive") for name in ("extra_epochs", "extra_lr")})
 
     def of(self, start: str) -> Training:
         """The training of a method with this ``start``."""
@@ -147,18 +143,14 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.start not in ("scratch", "basic", "gain", "calibrate"):
-            raise ValueError(
-                f"start of {self.name!r} is {self.start!r}; it must be scratch or basic, or a warm start: "
-                "gain or calibrate"
-            )
+            starts = "scratch or basic, or a warm start: gain or calibrate"
+            raise ValueError(f"start of {self.name!r} is {self.start!r}; it must be {starts}")
         if self.start != "scratch" and self.network is not None:
-            raise ValueError(
-                f"{self.name!r} is a {self.network} and can't start from the basic network: start: scratch"
-            )
+            what = f"{self.name!r} is a {self.network} and can't start from the basic network"
+            raise ValueError(f"{what}: start: scratch")
         if self.start == "scratch" and self.ic is not None and self.ic.warm_start != "none":
-            raise ValueError(
-                f"{self.name!r} has warm_start: {self.ic.warm_start} but starts from scratch; say start: basic"
-            )
+            what = f"{self.name!r} has warm_start: {self.ic.warm_start} but starts from scratch"
+            raise ValueError(f"{what}; say start: basic")
         if not 0 < self.teacher <= 1:
             raise ValueError(f"teacher of {self.name!r} is {self.teacher}; it must be a budget in (0, 1]")
 
@@ -211,7 +203,8 @@ class Settings:
     Args:
         methods: the rows; the first is the basic network. In a grid, the ways to train; the first is from scratch.
         data: ``kind`` and arguments of the data; without a kind, those of :class:`icnets.data.data_module.ImageData`.
-        out: folder for lines.jsonl, results.json, results.md and the checkpoints; made if missing.
+        out: folder for lines.jsonl, results.json, results.md and the checkpoints, of a grid those that other runs need;
+            made if missing.
         seeds: one run of each method per seed; a seed sets the split, the initial weights and the order of the images.
         network: the basic network.
         training: how it is trained.
@@ -222,8 +215,6 @@ class Settings:
         accelerator: cpu, gpu or auto, as in Lightning.
         latency_batch: images in a batch when ms per image is measured.
         latency_rounds: interleaved rounds of that measurement.
-        save_checkpoints: keep each trained network as OUT/checkpoints/*.safetensors; the basic ones are always kept.
-            A grid keeps those only that other runs need.
         folder: settings of this same shape, and of the data's, which hold instead where ``data.root`` is given.
         name: of a grid, in its lines; the name of ``out`` by default.
         networks: of a grid; the first is the basic one.
@@ -249,7 +240,6 @@ class Settings:
     accelerator: str = "cpu"
     latency_batch: int = 32
     latency_rounds: int = 21
-    save_checkpoints: bool = True
     folder: dict[str, Any] | None = None
     name: str = ""
     networks: list[Method] = field(default_factory=list)
@@ -269,36 +259,29 @@ class Settings:
         _check_methods("methods", self.methods)
         if self.parts:
             _check_methods("networks", self.networks)
-            self._refuse_what_parts_say()
+            said = {"seeds": True, "training": bool(self.recipes), "wld": all(m.wld is not True for m in self.methods)}
+            for name in (name for name, by_parts in said.items() if by_parts and self._given(name)):
+                raise ValueError(f"{name} is given, but the parts and recipes of this grid say it; change it there")
         for part in [Part([], self.seeds), *self.parts]:
             self._check_part(part)
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}; it must lie between 0 and 1, such as 0.95")
-        if self.accelerator not in ("cpu", "gpu", "cuda", "auto"):
-            raise ValueError(f"accelerator is {self.accelerator!r}; it must be cpu, gpu, cuda or auto")
-        if self.minutes is not None:
-            self._check_minutes()
-        for name in ("workers", "threads", "latency_batch", "latency_rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-
-    def _check_minutes(self) -> None:
-        if not 0 < self.minutes < float("inf"):  # type: ignore[operator]
-            raise ValueError(f"minutes is {self.minutes}; it must be positive, such as 20")
-        if self.parts:
+        counts = ("workers", "threads", "latency_batch", "latency_rounds")
+        _require(
+            self,
+            confidence=(0 < self.confidence < 1, "lie between 0 and 1, such as 0.95"),
+            accelerator=(self.accelerator in ("cpu", "gpu", "cuda", "auto"), "be cpu, gpu, cuda or auto"),
+            minutes=(self.minutes is None or 0 < self.minutes < float("inf"), "be positive, such as 20"),
+            **{name: ((value := getattr(self, name)) is None or value >= 1, "be at least 1") for name in counts},
+        )
+        if self.minutes is not None and self.parts:
             raise ValueError("minutes is given, but the parts of this grid say seeds and epochs; leave it out")
-        usual = Settings(self.methods)
         for name in ("training.epochs", "training.extra_epochs", "seeds"):
-            if (given := attrgetter(name)(self)) != attrgetter(name)(usual):
-                raise ValueError(f"{name} is {given}, but minutes chooses it; leave it out, or give --minutes null")
+            if self.minutes is not None and self._given(name):
+                what = f"{name} is {attrgetter(name)(self)}, but minutes chooses it"
+                raise ValueError(f"{what}; leave it out, or give --minutes null")
 
-    def _refuse_what_parts_say(self) -> None:
-        used = {"seeds": False, "training": not self.recipes, "wld": any(m.wld is True for m in self.methods)}
-        defaults: dict[str, Any] = {"seeds": [0, 1, 2], "training": ComparedTraining(), "wld": WeakDistillation()}
-        for name, needed in used.items():
-            if not needed and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name} is given, but the parts and recipes of this grid say it; change it there")
+    def _given(self, name: str) -> bool:
+        """Whether a setting has another value than by default."""
+        return attrgetter(name)(self) != attrgetter(name)(Settings(self.methods))
 
     def _check_part(self, part: Part) -> None:
         for kind in ("networks", "methods", "recipes") if part.networks else ():
@@ -317,6 +300,13 @@ class Settings:
         return self.lines or self.out / "lines.jsonl"
 
 
+def _require(part: Any, **rules: tuple[bool, str]) -> None:
+    """Raises ValueError for the first setting that isn't as its rule says."""
+    for name, (fits, allowed) in rules.items():
+        if not fits:
+            raise ValueError(f"{name} is {getattr(part, name)!r}; it must {allowed}")
+
+
 def _check_methods(kind: str, methods: Sequence[Method]) -> None:
     """Raises ValueError unless the first is a name and nothing else, and names and controls make sense."""
     first = methods[0]
@@ -327,6 +317,5 @@ def _check_methods(kind: str, methods: Sequence[Method]) -> None:
         if names.count(method.name) > 1:
             raise ValueError(f"{names.count(method.name)} {kind} are called {method.name!r}; names must differ")
         if method.control is not None and (method.control not in names or method.control == method.name):
-            raise ValueError(
-                f"the control of {method.name!r} is {method.control!r}; it must be another one of {', '.join(names)}"
-            )
+            what = f"the control of {method.name!r} is {method.control!r}"
+            raise ValueError(f"{what}; it must be another one of {', '.join(names)}")

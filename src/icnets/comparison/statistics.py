@@ -37,11 +37,10 @@ class Interval:
             text = f"{value:{'+' if signed else ''}.{digits}f}"
             return (f"{0:.{digits}f}" if float(text) == 0 else text).replace("-", "−")
 
-        if self.low is None or self.high is None:
-            if self.least is None or self.most is None:
-                return number(self.mean)
-            return f"{number(self.mean)} ({number(self.least)} and {number(self.most)})"
-        return f"{number(self.mean)} [{number(self.low)}, {number(self.high)}]"
+        for low, high, shape in ((self.low, self.high, "{} [{}, {}]"), (self.least, self.most, "{} ({} and {})")):
+            if low is not None and high is not None:
+                return shape.format(*map(number, (self.mean, low, high)))
+        return number(self.mean)
 
 
 def t_quantile(confidence: float, df: int) -> float:

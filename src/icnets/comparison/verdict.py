@@ -1,13 +1,19 @@
-"""What a user should do, read off the table by a rule: keep the IC network, don't, or what it takes to tell."""
+"""What the table says in words, by a rule: of each IC network against its control, and what a user should do."""
 
 import math
 from collections.abc import Sequence
 
 from icnets.comparison.comparison_table import Row
-from icnets.comparison.statistics import t_quantile
+from icnets.comparison.statistics import Interval, t_quantile
+from icnets.support.text import counted
 
 _SEEDS = 30  # that somebody might still train
 _SLOWER, _LARGER = 1.05, 1.02  # from here on, cost is worth a word
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each network with collisions, against its control, read off the interval and nothing else."""
+    return [f"{row.name} against {row.control}: {_points(gain)}: {_told(gain)}" for row, gain in _asked(rows)]
 
 
 def recommendation(rows: Sequence[Row], minutes_a_seed: float) -> str:
@@ -21,78 +27,66 @@ def recommendation(rows: Sequence[Row], minutes_a_seed: float) -> str:
         rows: of the table; those with collisions and a control are asked.
         minutes_a_seed: that all methods take for one more seed.
     """
-    asked = [row for row in rows if row.cost.parameters.ic and row.to_control is not None]
+
+    def more(seeds: int) -> str:
+        minutes = max(1, round(seeds * minutes_a_seed))
+        return f"about {counted(seeds, 'more seed')}, {counted(minutes, 'minute')},"
+
+    asked = _asked(rows)
     if not asked:
         return "Can't tell: no IC network and its control have run on the same seed yet; let the comparison go on."
-    better = [row for row in asked if _clear(row) and row.to_control.mean < 0]  # type: ignore[union-attr]
+    better = [(row, gain) for row, gain in asked if gain.excludes_zero and gain.mean < 0]
     if better:
-        return _keep(min(better, key=lambda row: row.error.mean))
-    few = max(asked, key=lambda row: row.to_control.n)  # type: ignore[union-attr]
-    if few.to_control is not None and few.to_control.low is None:
-        more = 3 - few.to_control.n
-        return f"Can't tell: an interval takes at least 3 seeds; {_more(more, minutes_a_seed)} would be the first."
-    best = min(asked, key=lambda row: row.to_control.mean)  # type: ignore[union-attr]
-    needed = 0 if _clear(best) or best.to_control is None else _needed(best)
-    if _clear(best) or best.to_control is None or best.to_control.mean >= 0 or needed > _SEEDS:
-        return _dont(best)
-    more = needed - best.to_control.n
-    gain = best.to_control.format(signed=True)
-    return (
-        f"Can't tell: {best.name} against {best.control} is {gain} pp of error; if that is its size, "
-        f"{_more(max(more, 1), minutes_a_seed)} would show it."
-    )
+        row, gain = min(better, key=lambda pair: pair[0].error.mean)
+        return f"Keep {row.name}: {_points(gain)} against {row.control}, with {gain.n} seeds{_cost(row)}."
+    known = [(row, gain) for row, gain in asked if gain.low is not None]
+    if not known:
+        missing = 3 - max(gain.n for _, gain in asked)
+        return f"Can't tell: an interval takes at least 3 seeds; {more(missing)} would be the first."
+    row, gain = min(known, key=lambda pair: pair[1].mean)
+    needed = _needed(gain)
+    if needed is not None:
+        gap = f"{row.name} against {row.control} is {_points(gain)}"
+        return f"Can't tell: {gap}; if that is its size, {more(needed - gain.n)} would show it."
+    why = f"is the best of the IC networks, and no gain can be seen against {row.control}"
+    return f"Don't: {row.name} {why} ({_points(gain)}){_cost(row)}."
 
 
-def _clear(row: Row) -> bool:
-    return row.to_control is not None and row.to_control.excludes_zero
+def _asked(rows: Sequence[Row]) -> list[tuple[Row, Interval]]:
+    """The rows with collisions, each with its difference to its control."""
+    return [(row, row.to_control) for row in rows if row.cost.parameters.ic and row.to_control is not None]
 
 
-def _keep(row: Row) -> str:
-    difference = row.to_control
-    assert difference is not None
-    return (
-        f"Keep {row.name}: {difference.format(signed=True)} pp of error against {row.control}, with {difference.n} "
-        f"seeds{_cost(row)}."
-    )
+def _points(gain: Interval) -> str:
+    return f"{gain.format(signed=True)} pp of error"
 
 
-def _dont(row: Row) -> str:
-    difference = row.to_control
-    assert difference is not None
-    why = "is the best of the IC networks, and no gain can be seen"
-    return f"Don't: {row.name} {why} against {row.control} ({difference.format(signed=True)} pp of error){_cost(row)}."
+def _told(gain: Interval) -> str:
+    seeds = counted(gain.n, "seed")
+    if gain.low is None:
+        number = "one seed" if gain.n == 1 else "two seeds"
+        return f"{number} can't tell a difference from chance (it takes ≥ 3 seeds)"
+    if not gain.excludes_zero:
+        return f"not distinguishable with {seeds}"
+    return f"{'fewer' if gain.mean < 0 else 'more'} errors, with {seeds}"
 
 
 def _cost(row: Row) -> str:
     """What it costs, where that is worth a word."""
     time, parameters = row.cost.latency.ratio, row.cost.parameters
     more = parameters.total / (parameters.total - parameters.ic)
-    words = [f"×{time:.2f} the time per image"] * (time >= _SLOWER) + [f"×{more:.2f} the parameters"] * (
-        more >= _LARGER
-    )
-    return f", at {' and '.join(words)}" if words else ", at the same time per image and size"
+    ratios = ((time, _SLOWER, "time per image"), (more, _LARGER, "parameters"))
+    words = [f"×{ratio:.2f} the {what}" for ratio, least, what in ratios if ratio >= least]
+    return f", at {' and '.join(words) or 'the same time per image and size'}"
 
 
-def _needed(row: Row) -> int:
-    """Seeds with which a difference of this mean and deviation has an interval clear of 0."""
-    difference = row.to_control
-    assert difference is not None
-    assert difference.high is not None
-    if difference.mean == 0:
-        return _SEEDS + 1
-    half = (difference.high - difference.mean) / t_quantile(difference.confidence, difference.n - 1)
-    deviation = half * math.sqrt(difference.n)
-    fits = (
-        n for n in range(difference.n + 1, _SEEDS + 1) if _half(deviation, n, difference.confidence) < -difference.mean
-    )
-    return next(fits, _SEEDS + 1)
+def _needed(gain: Interval) -> int | None:
+    """Seeds with which a gain of this mean and deviation has an interval clear of 0; None: more than 30, or no gain."""
+    assert gain.high is not None
 
+    def half(n: int) -> float:
+        """Half of the interval's width over n seeds, in deviations."""
+        return t_quantile(gain.confidence, n - 1) / math.sqrt(n)
 
-def _half(deviation: float, n: int, confidence: float) -> float:
-    return t_quantile(confidence, n - 1) * deviation / math.sqrt(n)
-
-
-def _more(seeds: int, minutes_a_seed: float) -> str:
-    minutes = seeds * minutes_a_seed
-    time = f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
-    return f"about {seeds} more seed{'s' * (seeds > 1)}, {time},"
+    deviation = (gain.high - gain.mean) / half(gain.n)
+    return next((n for n in range(gain.n + 1, _SEEDS + 1) if deviation * half(n) < -gain.mean), None)

@@ -3,13 +3,15 @@
 import io
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
+
+import numpy as np
 
 from icnets.comparison.comparison_table import Row
 from icnets.comparison.planned_runs import Entry
@@ -53,14 +55,11 @@ def draw(name: str, paint: Callable[[Any], None], *, alt: str, caption: str) -> 
         alt: what the figure shows, in words; plain text.
         caption: below it; plain text.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure as Canvas
-
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "sans-serif" is the browser's to find
     buffer = io.StringIO()
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Canvas(figsize=(5.2, 4.6), layout="constrained")
-        paint(figure.subplots())
+    with _drawn(paint, (5.2, 4.6), 1, {"svg.hashsalt": name}) as figure:
+        if figure.axes[0].get_legend_handles_labels()[0]:  # below, where it hides nothing
+            figure.legend(loc="outside lower center", ncols=2, fontsize=9)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return Figure(_inline(buffer.getvalue(), name), alt, caption)
 
@@ -74,14 +73,21 @@ def save_chart(path: Path, paint: Callable[[Any], None], *, size: tuple[float, f
         size: in inches.
         columns: axes beside each other.
     """
+    own = {"font.sans-serif": ["DejaVu Sans"], "savefig.facecolor": "white"}
+    with _drawn(paint, size, columns, own) as figure, atomic_write(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=130, metadata={"Software": None})
+
+
+@contextmanager
+def _drawn(paint: Callable[[Any], None], size: tuple[float, float], columns: int, own: Any) -> Iterator[Any]:
+    """matplotlib's figure of what ``paint`` draws, to be saved in the block, which has its style and ``own``."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
-    with rc_context({**_STYLE, "font.sans-serif": ["DejaVu Sans"], "savefig.facecolor": "white"}):
-        figure = Canvas(figsize=size, dpi=130, layout="constrained")
+    with rc_context({**_STYLE, **own}):
+        figure = Canvas(figsize=size, layout="constrained")
         paint(figure.subplots(1, columns))
-        with atomic_write(path) as unfinished:
-            figure.savefig(unfinished, format="png", metadata={"Software": None})
+        yield figure
 
 
 def _inline(svg: str, name: str) -> str:
@@ -101,11 +107,6 @@ def as_label(name: str, limit: int = 40) -> str:
     """A name as a label: not too long, printable, and no formula to matplotlib."""
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
-
-
-def _legend(axes: Any) -> None:
-    """Below the axes, where it hides nothing."""
-    axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
 
 
 @dataclass(frozen=True)
@@ -145,22 +146,6 @@ def curves(entries: Sequence[Entry], runs: Mapping[str, Sequence[Run]]) -> list[
     return result
 
 
-def _draw_curves(axes: Any, curves: Sequence[Curve], x: str) -> list[float]:
-    """Draws the mean over seeds of each curve, and its 95 % interval where there are three or more: all means."""
-    drawn: list[float] = []
-    for number, curve in enumerate(curves):
-        intervals = [t_interval(values) for values in zip(*curve.values, strict=True)]
-        places, means = getattr(curve, x), [i.mean for i in intervals]
-        drawn += means
-        row, column = divmod(number, len(COLOURS))
-        dash = DASHES[(2 * row + curve.warm) % len(DASHES)]
-        axes.plot(places, means, label=as_label(curve.name), color=COLOURS[column], linestyle=dash, linewidth=2)
-        if len(curve.values) > 2:
-            ends = [[min(max(getattr(i, end), 0.0), 100.0) for i in intervals] for end in ("low", "high")]
-            axes.fill_between(places, *ends, color=COLOURS[column], alpha=0.08, linewidth=0)
-    return drawn
-
-
 def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
     """Validation error by epoch and by second.
 
@@ -168,23 +153,32 @@ def curve_charts(curves: Sequence[Curve]) -> list[Figure]:
     """
     shown = ["", ": mean over seeds", ": mean over seeds, and its 95 % interval"][min(len(curves[0].values) - 1, 2)]
     words = "; ".join(f"{c.name} ends at {fmean(seed[-1] for seed in c.values):.2f}" for c in curves)
-
-    def paint(axes: Any, x: str, label: str) -> None:
-        drawn = _draw_curves(axes, curves, x)
-        # The lines fill the picture, not the bands, which are wide where seeds are few.
-        axes.set(xlabel=label, ylabel="validation error, %", ylim=(0, min(1.05 * max(drawn), 100) or 1))
-        axes.xaxis.get_major_locator().set_params(integer=label == "epoch")
-        _legend(axes)
-
     return [
         draw(
             f"validation-error-{x}",
-            partial(paint, x=x, label=label),
+            partial(_paint_curves, curves=curves, x=x, label=label),
             alt=f"Validation error, %, by {label}. {words}.",
             caption=f"Validation error by {label}{shown}.",
         )
         for x, label in (("epochs", "epoch"), ("seconds", "seconds of training"))
     ]
+
+
+def _paint_curves(axes: Any, curves: Sequence[Curve], x: str, label: str) -> None:
+    highest = 0.0
+    for number, curve in enumerate(curves):
+        intervals = [t_interval(values) for values in zip(*curve.values, strict=True)]
+        places, means = getattr(curve, x), [i.mean for i in intervals]
+        highest = max(highest, *means)
+        row, column = divmod(number, len(COLOURS))
+        dash = DASHES[(2 * row + curve.warm) % len(DASHES)]
+        axes.plot(places, means, label=as_label(curve.name), color=COLOURS[column], linestyle=dash, linewidth=2)
+        if len(curve.values) > 2:
+            ends = [[min(max(getattr(i, end), 0.0), 100.0) for i in intervals] for end in ("low", "high")]
+            axes.fill_between(places, *ends, color=COLOURS[column], alpha=0.08, linewidth=0)
+    # The lines fill the picture, not the bands, which are wide where seeds are few.
+    axes.set(xlabel=label, ylabel="validation error, %", ylim=(0, min(1.05 * highest, 100) or 1))
+    axes.xaxis.get_major_locator().set_params(integer=x == "epochs")
 
 
 Losses = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
@@ -197,20 +191,15 @@ def paint_losses(axes: Any, losses: Losses) -> None:
             if points := of_run.get(metric):
                 look = {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 2}
                 axes.plot(*zip(*points, strict=True), label=as_label(f"{name} {metric}".strip()), **look)
-    axes.set(xlabel="epoch", ylabel="loss, nats")
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="epoch", ylabel="loss, nats", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def loss_chart(losses: Losses) -> Figure:
     """Losses by epoch: see :func:`paint_losses`."""
-
-    def paint(axes: Any) -> None:
-        paint_losses(axes, losses)
-        _legend(axes)
-
     ends = "; ".join(f"{name}, {m}: {p[-1][1]:.3g}" for name, run in losses.items() for m, p in run.items() if p)
     caption = "Losses by epoch. With distillation, that of training has another term."
+    paint = partial(paint_losses, losses=losses)
     return draw("loss", paint, alt=f"Losses by epoch. At the end: {ends}.", caption=caption)
 
 
@@ -231,7 +220,6 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
         axes.locator_params(axis="x", nbins=5)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0), min(high, 100))
-        _legend(axes)
 
     points = "; ".join(f"{row.name}: {row.error.format()} % at {x:.3g}" for row, x in zip(rows, at, strict=True))
     return draw(
@@ -244,18 +232,16 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
 
 def paint_confusion(axes: Any, counts: Sequence[Sequence[int]], names: Sequence[str], most_ticks: int = 30) -> None:
     """Rows: the images' classes; columns: the network's answers; shading by share of the row, off the diagonal."""
-    size = len(counts)
-    shares = [[c / max(sum(row), 1) for c in row] for row in counts]
-    places = [(i, j) for i, j in product(range(size), repeat=2) if counts[i][j]]
-    labels = [as_label(name, 14) for name in names]
-    most = max(0.05, *(s for i, row in enumerate(shares) for j, s in enumerate(row) if i != j))
+    table, size, labels = np.array(counts), len(counts), [as_label(name, 14) for name in names]
+    shares = table / table.sum(1, keepdims=True).clip(1)
     # Nothing is drawn where there is nothing, so that the page's own ground shows.
-    wrong = [[float("nan") if i == j or not s else s for j, s in enumerate(row)] for i, row in enumerate(shares)]
+    wrong = np.where((table == 0) | np.eye(size, dtype=bool), np.nan, shares)
+    most = np.nanmax(wrong, initial=0.05)
     axes.imshow(wrong, cmap="Oranges", vmin=-0.2 * most, vmax=most)
-    for i, j in places if size <= 12 else []:
+    for i, j in np.argwhere(table).tolist() if size <= 12 else []:
         # Off the diagonal the ground is orange in dark mode too.
-        colour = INK if i == j else "#ffffff" if shares[i][j] > 0.6 * most else "#000000"
-        axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=9, color=colour)
+        colour = INK if i == j else "#ffffff" if shares[i, j] > 0.6 * most else "#000000"
+        axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=9, color=colour)
     step = -(-size // most_ticks)
     axes.set_xticks(range(0, size, step), labels[::step], rotation=90, fontsize=8)
     axes.set_yticks(range(0, size, step), labels[::step], fontsize=8)

@@ -12,29 +12,21 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import nn
 
 from icnets.data.data_module import ImageData
 from icnets.open_network import OpenedNetwork, open_network
 from icnets.profile.measure import count_macs, count_parameters, measure_latency
 from icnets.report.charts import Curve, Figure, confusion_chart, curve_charts, loss_chart
-from icnets.report.inspection import Inspection, answers, confusion_counts
-from icnets.report.page import made_from, nothing_to_look_at, two_networks, write_page
+from icnets.report.inspection import Inspection, answers, confusion_counts, images_of_test
+from icnets.report.page import two_networks, write_page
 from icnets.support.gone import without_gone
 from icnets.support.tables import Table
 from icnets.support.text import first_line, one_line
 
 _MOST_IMAGES = 2000  # that are looked at, evenly spread over the test images
 _BATCH, _ROUNDS = 8, 7  # of the time per image
-_COLUMNS = (
-    "test top-1, %",
-    "test loss",
-    "best val top-1, %",
-    "parameters (IC)",
-    "MACs (IC)",
-    "ms/image",
-    "training, s",
-)
+_COLUMNS = "run", "test top-1, %", "test loss", "best val top-1, %", "parameters (IC)", "MACs (IC)", "ms/image"
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,8 @@ class FitRun:
     @cached_property
     def data(self) -> Any:
         """The data module; raises ValueError where its images are missing."""
-        data = ImageData(
-            **without_gone({"data": self.config["data"]})["data"], seed=int(self.config["seed_everything"])
-        )
+        options = without_gone({"data": self.config["data"]})["data"]
+        data = ImageData(**options, seed=int(self.config["seed_everything"]))
         data.setup()
         return data
 
@@ -103,23 +94,24 @@ def write_fit_report(runs: Sequence[FitRun], out: Path, *, images: int = 12) -> 
         out: the file, in a folder that exists.
         images: shown of those that two runs answer differently.
     """
-    command = "icnets report " + " ".join(shlex.quote(str(run.folder)) for run in runs)
-    validated = [run for run in runs if run.points("val/top1")]
-    losses = {run.name: {name: run.points(name) for name in ("train/loss", "val/loss")} for run in runs}
     with torch.random.fork_rng(devices=[]):
+        validated = [_curve(run) for run in runs if run.points("val/top1")]
+        losses = {run.name: {name: run.points(name) for name in ("train/loss", "val/loss")} for run in runs}
+        look, looks = two_networks(lambda: _inspect(*runs), images) if len(runs) == 2 else (None, {})
         content = {
             "verdicts": [],
             "heading": "Runs" if len(runs) > 1 else "Run",
             "table": _table(runs),
-            "curves": [*(curve_charts([_curve(run) for run in validated]) if validated else []), loss_chart(losses)],
+            "curves": [*(curve_charts(validated) if validated else []), loss_chart(losses)],
             "costs": [],
-            "looks": _looks(runs, images),
+            "looks": looks,
+            "about": "",
+            "confusions": _confusions(runs, look),
             "facts": {run.name: f"{run.folder}, {int(run.rows[-1]['epoch'])} epochs" for run in runs},
-            "command": command,
+            "command": shlex.join(["icnets", "report", *(str(run.folder) for run in runs)]),
             "settings": yaml.safe_dump({r.name: {k: r.config[k] for k in ("data", "model")} for r in runs}),
-            "made": made_from(*(run.folder for run in runs)),
         }
-    write_page(content, out)
+    write_page(content, out, *(run.folder for run in runs))
 
 
 def _curve(run: FitRun) -> Curve:
@@ -135,12 +127,14 @@ def _table(runs: Sequence[FitRun]) -> Table:
         top1, loss = (f"{run.test['top1']:.2f}", f"{run.test['loss']:.3f}") if run.test else ("", "")
         value, epoch = max(((top, -epoch) for epoch, top in run.points("val/top1")), default=(None, 0))
         best = "" if value is None else f"{100 * value:.2f} (epoch {-int(epoch)})"
-        rows.append([run.name, top1, loss, best, *costs[run.name], f"{run.rows[-1]['seconds']:.0f}"])
-    untested = [run for run in runs if run.test is None]
-    notes += [f"{r.name} isn't tested: icnets test --name {r.folder.name} --runs {r.folder.parent}" for r in untested]
+        cost = costs.get(run.name, ["", "", ""])
+        rows.append([run.name, top1, loss, best, *cost, f"{run.rows[-1]['seconds']:.0f}"])
+        if run.test is None:
+            test = f"icnets test --name {run.folder.name} --runs {run.folder.parent}"
+            notes.append(f"{run.name} isn't tested: {test}")
     models, images = ([_model(r) for r in runs], [str(r.config["data"].get("root") or "digits") for r in runs])
     title = " on ".join(" and ".join(dict.fromkeys(names)) for names in (models, images))
-    return Table(title, ("run", *_COLUMNS), rows, notes)
+    return Table(title, (*_COLUMNS, "training, s"), rows, notes)
 
 
 def _model(run: FitRun) -> str:
@@ -148,54 +142,27 @@ def _model(run: FitRun) -> str:
     return model if isinstance(model, str) else str(dict(model or {}).get("class_path", "a network")).rpartition(".")[2]
 
 
-def _costs(runs: Sequence[FitRun]) -> tuple[dict[str, tuple[str, str, str]], list[str]]:
+def _costs(runs: Sequence[FitRun]) -> tuple[dict[str, list[str]], list[str]]:
     """Parameters, MACs and milliseconds per image of each run's network, and notes on them."""
-    found, notes, samples = dict.fromkeys((run.name for run in runs), ("", "", "")), list[str](), dict[str, Tensor]()
+    networks, shapes = dict[str, nn.Module](), dict[str, tuple[int, int, int]]()
+    found, notes = dict[str, list[str]](), list[str]()
     for run in runs:
         try:
-            notes_of_images = run.opened.notes
-            size = notes_of_images.image_size or 224
-            samples[run.name] = torch.zeros(_BATCH, notes_of_images.in_chans or 3, size, size)
+            networks[run.name], seen = run.opened.network, run.opened.notes
         except (ValueError, OSError) as error:
             notes.append(f"The network of {run.name} can't be rebuilt: {one_line(error).rstrip('.')}.")
-    networks = {run.name: run.opened.network for run in runs if run.name in samples}
-    for shape in dict.fromkeys(sample.shape for sample in samples.values()):
-        alike = {name: networks[name] for name, sample in samples.items() if sample.shape == shape}
-        for name, time in measure_latency(alike, torch.zeros(shape), rounds=_ROUNDS).items():
-            macs = count_macs(networks[name], samples[name][:1]).format()
-            found[name] = count_parameters(networks[name]).format(), macs, f"{time.ms_per_image:.3g}"
-    if samples:
+            continue
+        size = seen.image_size or 224
+        shapes[run.name] = seen.in_chans or 3, size, size
+    for shape in dict.fromkeys(shapes.values()):
+        alike, sample = {n: networks[n] for n in networks if shapes[n] == shape}, torch.zeros(_BATCH, *shape)
+        for name, time in measure_latency(alike, sample, rounds=_ROUNDS).items():
+            counts = count_parameters(alike[name]), count_macs(alike[name], sample[:1])
+            found[name] = [*(count.format() for count in counts), f"{time.ms_per_image:.3g}"]
+    if found:
         what = f"batch {_BATCH}, {torch.get_num_threads()} thread(s), eager, forward, on this machine's CPU"
         notes.append(f"(IC): the part that collisions add. ms/image: {what}, median of {_ROUNDS} interleaved rounds.")
     return found, notes
-
-
-def _looks(runs: Sequence[FitRun], images: int) -> dict[str, Any]:
-    look, found = None, nothing_to_look_at("")
-    if len(runs) == 2:
-        try:
-            look = _inspect(*runs)
-            found = {**found, **two_networks(look, images=images)}
-        except (ValueError, OSError) as error:
-            found = nothing_to_look_at(one_line(error).rstrip("."))
-    confusions = []
-    for number, run in enumerate(runs):
-        with suppress(ValueError, OSError):  # one that isn't there is left out; the reason stands above
-            confusions.append(_confusion(run, look, number))
-    return {**found, "confusions": confusions}
-
-
-def _confusion(run: FitRun, look: Inspection | None, number: int) -> Figure:
-    """Of the test's record; where there is none, of a look at the images."""
-    if run.test is not None:
-        return confusion_chart(run.test["confusion"], run.test["names"], run.name, number)
-    names = run.data.class_names
-    if look is not None:
-        found, target = (look.control, look.chosen)[number], look.target
-    else:
-        images, target, _ = _test_images(run.data)
-        found = answers(run.name, run.opened.network, images)
-    return confusion_chart(confusion_counts(found, target, len(names)), names, run.name, number)
 
 
 def _inspect(first: FitRun, second: FitRun) -> Inspection:
@@ -203,16 +170,27 @@ def _inspect(first: FitRun, second: FitRun) -> Inspection:
     data, other = first.data, second.data
     if (data.view, data.class_names, data.names("test")) != (other.view, other.class_names, other.names("test")):
         raise ValueError(f"{first.name} and {second.name} have other test images, or see them in another way")
-    images, target, names = _test_images(data)
+    images, target, names = images_of_test(data, _MOST_IMAGES)
     both = (answers(run.name, run.opened.network, images) for run in (first, second))
-    return Inspection(data.seed, data, names, images, target, *both)
+    return Inspection(data, names, images, target, *both)
 
 
-def _test_images(data: Any) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (N, C, H, W), classes (N,) and names."""
-    dataset, count = data.test_dataloader().dataset, data.size("test")
-    chosen = list(range(0, count, -(-count // _MOST_IMAGES)))
-    images, target = dataset.__getitems__(chosen)
-    there, names = target >= 0, data.names("test")
-    kept = [names[i] for i, readable in zip(chosen, there.tolist(), strict=True) if readable]
-    return images[there], target[there], kept
+def _confusions(runs: Sequence[FitRun], look: Inspection | None) -> list[Figure]:
+    """Of each run; one whose images or network aren't there is left out, and the reason stands above."""
+    charts = []
+    for number, run in enumerate(runs):
+        with suppress(ValueError, OSError):
+            charts.append(confusion_chart(*_counts(run, number, look), run.name, number))
+    return charts
+
+
+def _counts(run: FitRun, number: int, look: Inspection | None) -> tuple[list[list[int]], list[str]]:
+    """Images by class and answer, and the classes: of the test's record or, without one, of a look at the images."""
+    if run.test is not None:
+        return run.test["confusion"], run.test["names"]
+    if look is not None:
+        found, target = (look.control, look.chosen)[number], look.target
+    else:
+        images, target, _ = images_of_test(run.data, _MOST_IMAGES)
+        found = answers(run.name, run.opened.network, images)
+    return confusion_counts(found, target, len(run.data.class_names)), run.data.class_names

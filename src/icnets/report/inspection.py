@@ -2,12 +2,15 @@
 
 import base64
 import io
+import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from icnets.comparison.comparison_table import Row
 from icnets.comparison.planned_runs import Job, entries, plan
@@ -38,7 +41,6 @@ class Answers:
 class Inspection:
     """Two networks on the test images ``images`` (N, C, H, W), whose classes are ``target`` (N,)."""
 
-    seed: int
     data: Any
     names: list[str]
     images: Tensor
@@ -76,11 +78,21 @@ def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:
     jobs = plan(comparison.settings)
     names = {entry.cell: entry.name for entry in entries(comparison.settings, jobs)}
     by_name = {names[job.cell]: job for job in jobs if job.seed == seed}
-    images, target = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
-    there = target >= 0
-    images, files = images[there], zip(data.names("test"), there.tolist(), strict=True)
+    images, target, files = images_of_test(data)
     control, chosen = (_answers(name, by_name[name], data, images) for name in (str(row.control), row.name))
-    return Inspection(seed, data, [name for name, kept in files if kept], images, target[there], control, chosen)
+    return Inspection(data, files, images, target, control, chosen)
+
+
+def images_of_test(data: Any, most: int = sys.maxsize) -> tuple[Tensor, Tensor, list[str]]:
+    """Test images that can be read, at most so many, evenly spread: (N, C, H, W), their classes (N,) and names."""
+    whole, count, names = data.test_dataloader(), data.size("test"), data.names("test")
+    chosen = range(0, count, -(-count // most))
+    options = {"batch_size": 64, "collate_fn": whole.collate_fn, "num_workers": whole.num_workers}
+    images, target = (
+        torch.cat(parts) for parts in zip(*DataLoader(whole.dataset, sampler=chosen, **options), strict=True)
+    )
+    there = target >= 0
+    return images[there], target[there], [names[i] for i in torch.tensor(chosen)[there].tolist()]
 
 
 def _answers(name: str, job: Job, data: Any, images: Tensor) -> Answers:
@@ -110,19 +122,19 @@ def disagreements(look: Inspection, *, images: int) -> tuple[list[dict[str, Any]
     Those that the chosen network alone gets right and those that the control alone gets right alternate, each by the
     confidence with which the other one errs.
     """
-    control, chosen, target = look.control.classes, look.chosen.classes, look.target
-    differ = control != chosen
+    chosen, control = (answers.classes == look.target for answers in (look.chosen, look.control))  # right
+    differ = look.control.classes != look.chosen.classes
     kinds = {
-        "chosen": (differ & (chosen == target), look.control),
-        "control": (differ & (control == target), look.chosen),
-        "neither": (differ & (chosen != target) & (control != target), look.chosen),
+        "chosen": (differ & chosen, look.control),
+        "control": (differ & control, look.chosen),
+        "neither": (differ & ~chosen & ~control, look.chosen),
     }
-    queues = []
-    for mask, doubted in kinds.values():
+    counts, queues = dict[str, int](), list[list[int]]()
+    for kind, (mask, doubted) in kinds.items():
+        counts[kind] = int(mask.sum())
         sure = doubted.logits.softmax(1).amax(1).masked_fill(~mask, -1.0)
-        queues.append(sure.argsort(descending=True, stable=True)[: int(mask.sum())].tolist())
-    order = [i for row in range(images) for queue in queues for i in queue[row : row + 1]][:images]
-    counts = {kind: int(mask.sum()) for kind, (mask, _) in kinds.items()}
+        queues.append(sure.argsort(descending=True, stable=True)[: counts[kind]].tolist())
+    order = [i for row in zip_longest(*queues) for i in row if i is not None][:images]
     return (_shown(look, order) if order else []), counts
 
 

@@ -61,14 +61,13 @@ def _label(target: Tensor, names: Sequence[str]) -> list[str]:
 
 def save_pictures(trainer: Any, folder: Path) -> None:
     """Draws what a training has to show at its end: curves.png and confusion.png."""
-    callbacks = vars(trainer)["callbacks"]
-    rows = next(c.rows for c in callbacks if isinstance(c, History))
-    counts = next((c.counts for c in callbacks if isinstance(c, ValidationCounts)), None)
     if trainer.fast_dev_run:
         return
-    if rows:
+    kept = {type(callback): callback for callback in trainer.callbacks}
+    if rows := kept[History].rows:
         with never_fatal(folder / "curves.png") as path:
             save_curves(rows, path)
+    counts = getattr(kept.get(ValidationCounts), "counts", None)
     if counts is not None:
         with never_fatal(folder / "confusion.png") as path:
             save_confusion(counts.tolist(), trainer.datamodule.class_names, path)
@@ -85,12 +84,13 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     points = {m: [(row["epoch"], row[m]) for row in rows if m in row] for m in ("train/loss", "val/loss", "val/top1")}
 
     def paint(panels: Any) -> None:
-        paint_losses(panels[0], {"": points})
-        if panels[0].lines:
-            panels[0].legend()
-        panels[1].plot([epoch for epoch, _ in points["val/top1"]], [100 * top for _, top in points["val/top1"]], "o-")
-        panels[1].set(xlabel="epoch", ylabel="val/top1, %", ylim=(0, 100))
-        panels[1].xaxis.get_major_locator().set_params(integer=True)
+        losses, top1 = panels
+        paint_losses(losses, {"": points})
+        if losses.lines:
+            losses.legend()
+        top1.plot([epoch for epoch, _ in points["val/top1"]], [100 * top for _, top in points["val/top1"]], "o-")
+        top1.set(xlabel="epoch", ylabel="val/top1, %", ylim=(0, 100))
+        top1.xaxis.get_major_locator().set_params(integer=True)
 
     save_chart(path, paint, size=(9, 3.8), columns=2)
 
@@ -117,11 +117,10 @@ def save_mistakes(mistakes: Sequence[Mistake], data: Any, path: Path) -> None:
 
     Without any, a sheet of before is removed.
     """
-    names, tiles = data.class_names, []
-    for m in mistakes:
-        words = [f"class: {names[m.target]}", f"answer: {names[m.answer]} {m.probability:.0%}"]
-        tiles.append((picture(m.image, data.mean, data.std), words))
-    if tiles:
-        save_sheet(tiles, path)
-    else:
+    if not mistakes:
         path.unlink(missing_ok=True)
+        return
+    names = data.class_names
+    words = [[f"class: {names[m.target]}", f"answer: {names[m.answer]} {m.probability:.0%}"] for m in mistakes]
+    images = [picture(m.image, data.mean, data.std) for m in mistakes]
+    save_sheet(list(zip(images, words, strict=True)), path)
