@@ -98,6 +98,8 @@ def test_interrupted_it_shows_what_there_is_and_goes_on_to_the_same(how: signal.
         process = subprocess.Popen(
             [sys.executable, "-m", "icnets.cli", "compare", *arguments],
             stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+            # Where tests run in the background of a shell, SIGINT is ignored, and so in what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         path = out / "lines.jsonl"
         for _ in range(2400):

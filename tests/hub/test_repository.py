@@ -231,6 +231,8 @@ def test_the_command_carries_what_the_checkpoint_says(model, tmp_path, capsys):
     assert main([*arguments, "--license", "mit", "--dataset", "someone/photos", "--title", "Mine"]) == 0
     assert "has the network and its card" in capsys.readouterr().out
     assert same(from_pretrained(tmp_path / "net"), model)
+    with pytest.raises(HubError, match="is a folder here, and revison are for repositories; leave them out"):
+        from_pretrained(tmp_path / "net", revison="main")
     data = huggingface_hub.ModelCard.load(tmp_path / "net" / "README.md").data
     assert (data.license, data.datasets) == ("mit", ["someone/photos"])
     text = (tmp_path / "net" / "README.md").read_text(encoding="utf-8")

@@ -174,7 +174,8 @@ def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = No
             a private one), cache_dir (where downloads are kept), local_files_only (what was downloaded before), ...
 
     Raises:
-        HubError: no such folder or repository, no weights in it, no connection, or huggingface_hub is missing.
+        HubError: no such folder or repository, no weights in it, no connection, options for a folder, or
+            huggingface_hub is missing.
         CheckpointError: weights that ``icnets.save`` didn't write, damaged ones, or ones that don't fit ``model``.
 
     Example:
@@ -185,6 +186,8 @@ def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = No
         if not (folder / WEIGHTS).is_file():
             what = "is a file" if folder.is_file() else f"has no {WEIGHTS}"
             raise HubError(f"{folder} {what}; give a folder that save_pretrained wrote")
+        if options:
+            raise HubError(f"{folder} is a folder here, and {', '.join(options)} are for repositories; leave them out")
         return load(folder / WEIGHTS, model)
     if not isinstance(source, str) or not _REPOSITORY.fullmatch(name):
         raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
