@@ -21,6 +21,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported, which other packages do
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is no part of the package is tested with the slow ones."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in ("benchmarks", "studies", "test_guides.py", "test_notebooks.py"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -130,8 +130,8 @@ def test_a_run_that_was_stopped_in_an_epoch_ends_with_the_same_weights(
     for key, value in expected.items():
         # Of short epochs, later versions take statistics of batch norms anew; the weights are the same.
         if not key.endswith(("running_mean", "running_var")):
-            # By torch's operators gradients are summed in another order since a path in tiles is gone.
-            require_same(found[key], value, key, exact=kernels() == "cpp")
+            # Gradients are summed in another order since: the kernels write their vectors out themselves.
+            require_same(found[key], value, key, exact=False)
     assert [row["step"] for row in rows_of(files / "trainings" / name / "history.csv")] == ["6", "12", "18"]
 
 
