@@ -80,8 +80,9 @@ struct Backward {
   }
 };
 
-// Items of work, in the order in which their sums are added up: about kRow places of every channel each.
-constexpr int64_t kRow = 256;
+// Items of work, in the order in which their sums are added up: about kRow places of every channel each; of a large map
+// whose channels lie apart, kLong, so that what lies side by side is read in one go.
+constexpr int64_t kRow = 256, kLong = 1024;
 
 template <typename A, typename F>
 std::vector<A> by_items(int64_t items, int64_t grain, int64_t channels, const F& work) {
@@ -117,10 +118,11 @@ std::vector<Work<T>> sweep(const Backward<T>& backward, const Shape& shape) {
     });
   }
   // Small maps: several images an item; large ones: several items an image.
-  const int64_t images = std::max<int64_t>(1, kRow / places), blocks = ceil_div(places, kRow);
-  const int64_t items = ceil_div(batch, images) * blocks, work = std::min(places, kRow) * images * channels;
+  const int64_t images = std::max<int64_t>(1, kRow / places), blocks = ceil_div(places, kLong);
+  const int64_t length = ceil_div(places, blocks), items = ceil_div(batch, images) * blocks;
+  const int64_t work = length * images * channels;
   return by_items<A>(items, ceil_div(kGrain, work), channels, [&](int64_t i, const Partial<A>& sums) {
-    const int64_t start = i % blocks * kRow, count = std::min(kRow, places - start), image = i / blocks * images;
+    const int64_t start = i % blocks * length, count = std::min(length, places - start), image = i / blocks * images;
     for (int64_t n = image; n < std::min(image + images, batch); n++) {
       for (int64_t c = 0; c < channels; c++) {
         const int64_t s_at = (n * shape.groups + c / per_group) * places + start;
