@@ -14,7 +14,7 @@ from icnets.convert.surgery import ICConfig
 
 _PLACES = ("root", "fonts", "download", "workers")
 # Settings that came later, with their defaults: where they hold, a run has the id that it had before.
-_LATER: dict[str, Any] = {"weights": None, "clip": None, "new_lr": 1.0}
+_LATER: dict[str, Any] = {"weights": None, "clip": None, "new_lr": 1.0, "channels_last": False}
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Training:
         ema: decay per step of the running average of the weights that is evaluated and kept; None: the last weights.
         clip: largest norm of the gradients; None: they aren't clipped.
         new_lr: of what IC adds, as a fraction of ``lr``.
+        channels_last: keep images and weights with channels last; in any format, the functions are the same.
     """
 
     epochs: int = 30
@@ -56,6 +57,7 @@ class Training:
     ema: float | None = None
     clip: float | None = None
     new_lr: float = 1.0
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         Optimization(**{f.name: getattr(self, f.name) for f in fields(Optimization) if hasattr(self, f.name)})
