@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from icnets.cli import main
+from training.glyphs import write_glyphs
 from training.photographs import write_cells, write_lite0
 
 pytestmark = pytest.mark.usefixtures("own_run")
@@ -50,6 +51,17 @@ def test_on_digits() -> None:
     found = [basic_then_ic(seed, ["resnet18"], ["ic_resnet18"], options) for seed in SEEDS]
     require(found, 10)
     assert min(rows["basic"]["val/top1"] for rows in found) > 0.4  # there is something to lose
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_glyphs_of_unseen_fonts(tmp_path: Path) -> None:
+    options = ["--model.model_options", "{channels: [8, 16, 16, 32]}", "--data.image_size", "24"]
+    options += ["--data.root", str(write_glyphs(tmp_path / "glyphs", 24, 12)), "--trainer.max_epochs", "6"]
+    options += ["--data.hflip", "0"]
+    found = [basic_then_ic(seed, ["resnet18"], ["ic_resnet18"], options) for seed in SEEDS]
+    require(found, 10)
+    assert min(rows["basic"]["val/top1"] for rows in found) > 0.4
 
 
 @pytest.mark.slow
