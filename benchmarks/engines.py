@@ -130,6 +130,15 @@ def _training(case: Case) -> Step:
     return TrainingStep(case.network(), case.images())
 
 
+def _training_nhwc(case: Case) -> Step:
+    return TrainingStep(case.network(), case.images().contiguous(memory_format=torch.channels_last))
+
+
+def _training_bf16(case: Case) -> Step:
+    x = case.images().contiguous(memory_format=torch.channels_last)
+    return TrainingStep(case.network(), x, torch.bfloat16)
+
+
 _ONNX = ("onnx", "onnxscript")
 
 ENGINES = {
@@ -141,4 +150,6 @@ ENGINES = {
     "onnx": Engine("ONNX Runtime", _onnx_runtime, ("onnxruntime", *_ONNX), prepared=True),
     "openvino": Engine("OpenVINO", _openvino, ("openvino", "onnxruntime", *_ONNX), prepared=True),
     "training": Engine("training step, eager", _training, training=True),
+    "training-nhwc": Engine("training step, channels last", _training_nhwc, training=True),
+    "training-bf16": Engine("training step, channels last, bfloat16", _training_bf16, training=True),
 }

@@ -18,6 +18,7 @@ __all__ = ["FAMILIES", "VARIANTS", "Family", "build"]
 VARIANTS = {
     "basic": "basic",
     "ic-all": "IC, every conv",
+    "ic-auto": "IC, auto",
     "ic-kxk": "IC, k×k only",
     "se": "SE",
     "eca": "ECA",
@@ -29,8 +30,8 @@ VARIANTS = {
 class Family:
     """A basic network and its relatives.
 
-    ``name`` and ``deeper`` are timm's; ``attention``: timm's blocks take SE and ECA modules; ``options`` and
-    ``deeper_options`` go to ``timm.create_model``.
+    ``name`` and ``deeper`` are timm's, the latter empty where timm has none; ``attention``: timm's blocks take SE and
+    ECA modules; ``options`` and ``deeper_options`` go to ``timm.create_model``.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Family:
 
     def has(self, variant: str) -> bool:
         """Whether timm has what the variant is made of."""
-        return self.attention or variant not in ("se", "eca")
+        return bool(self.deeper) if variant == "deeper" else self.attention or variant not in ("se", "eca")
 
 
 FAMILIES = {
@@ -53,6 +54,9 @@ FAMILIES = {
         Family("resnext50_32x4d", "resnext101_32x4d", attention=True),
         Family("mobilenetv2_100", "mobilenetv2_120d"),
         Family("densenet121", "densenet169"),
+        Family("mobilenetv3_large_100", ""),
+        Family("tf_efficientnet_lite0", "tf_efficientnet_lite1"),
+        Family("convnext_tiny", "convnext_small"),
     )
 }
 

@@ -44,12 +44,15 @@ class TrainingStep:
 
     Args:
         model: a classifier of timm, trained in place.
-        x: ``(N, C, H, W)``; every step takes this batch, with random labels.
+        x: ``(N, C, H, W)``; every step takes this batch, with random labels. The network takes its memory format.
+        dtype: of the forward pass, by autocast.
     """
 
-    def __init__(self, model: Any, x: Tensor) -> None:
+    def __init__(self, model: Any, x: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.model: nn.Module = model.train()
-        self.x = x
+        self.x, self.dtype = x, dtype
+        if not x.is_contiguous():
+            model.to(memory_format=torch.channels_last)
         self.labels = torch.randint(model.num_classes, (len(x),), generator=torch.Generator().manual_seed(0))
         # Slow enough for the weights to stay what they are.
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=1e-4)
@@ -60,7 +63,9 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.x), self.labels)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not torch.float32):
+            outputs = self.model(self.x)
+        return F.cross_entropy(outputs.float(), self.labels)
 
     def memory(self) -> Memory:
         if not self.optimizer.state:
