@@ -207,6 +207,12 @@ def test_the_command_line_overrides_the_recipes_settings_for_folders(recipe: Pat
     assert settings.seeds == [7]
 
 
+def test_settings_of_earlier_versions_are_told(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_settings(["--config", str(recipe), "--cost_rounds", "3", "--save_checkpoints", "true"])
+    assert "cost_rounds is 3, but training steps aren't timed any more; leave it out" in caplog.text
+    assert "save_checkpoints is True, but every trained network is kept; leave it out" in caplog.text
+
+
 def test_the_demos_recipe_is_what_it_says() -> None:
     path = Path(__file__).parents[2] / "recipes" / "demo.yaml"
     settings = read_settings(["--config", str(path)])
