@@ -137,13 +137,21 @@ def test_exports(trained: Trained, format: str, tmp_path: Path) -> None:
     assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
-# Known and in the docs. The likely reason: a calibrated w' is large, and y a small difference of two large terms.
+# Of some networks, known and in the docs. The likely reason: a calibrated w' is large, and y a small difference of two
+# large terms.
 _CANCELS = pytest.mark.xfail(reason="int8 of a calibrated network loses accuracy; docs/convert.md has figures")
 
 
+INT8 = [(name, start) for name in ("lite0", "foreign", "mobilenet", "crepe") for start in ("gain", "calibrate")]
+_LOSES = (("foreign", "calibrate"), ("crepe", "calibrate"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", ["lite0", "foreign", "mobilenet", "crepe"], indirect=True)
-@pytest.mark.parametrize("warm_start", ["gain", pytest.param("calibrate", marks=_CANCELS)])
+@pytest.mark.parametrize(
+    ("trained", "warm_start"),
+    [pytest.param(*case, marks=_CANCELS if case in _LOSES else ()) for case in INT8],
+    indirect=["trained"],
+)
 def test_int8_agrees_as_well_as_the_basic_network_does(trained: Trained, warm_start: str, tmp_path: Path) -> None:
     needs("onnx")
     basic, x = trained
