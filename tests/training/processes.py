@@ -72,10 +72,10 @@ def main(root: str, batch: int, world: int) -> None:
     read: list[tuple[int, str]] = []
     original = ImageFiles.batch
 
-    def batch_of(self: ImageFiles, epoch: int, indices: list[int], copies: list[int]) -> Any:
+    def batch_of(self: ImageFiles, keys: list[tuple[int, int, int]]) -> Any:
         if self.training:
-            read.extend((epoch, self.name(index)) for index in indices)
-        return original(self, epoch, indices, copies)
+            read.extend((epoch, self.name(index)) for epoch, index, _ in keys)
+        return original(self, keys)
 
     ImageFiles.batch = batch_of  # type: ignore[method-assign]
     torch.manual_seed(0)
