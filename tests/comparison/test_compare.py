@@ -122,7 +122,7 @@ def test_costs_tell_the_unit_apart(record: dict) -> None:
     assert rows["SE"]["parameters"]["total"] != rows["basic"]["parameters"]["total"]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_warm_starts_begin_where_the_basic_network_ended(record: dict, out: Path) -> None:
     basic = _runs(record, "basic")
     for name, least in (("basic, trained on", 1.0), ("IC", 1.0), ("IC + WLD", 0.9)):

@@ -30,7 +30,7 @@ def rows_of(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "format",
     ["onnx", pytest.param("openvino", marks=pytest.mark.slow), pytest.param("torch-export", marks=pytest.mark.slow)],

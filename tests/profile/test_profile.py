@@ -25,7 +25,7 @@ def test_rows_and_ratios(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert deeper["memory_ratio"] > 1
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("there", "note"), [(True, "with the C++ kernels"), (False, "the C++ kernels of `icnets build`")]
 )

@@ -315,7 +315,7 @@ def test_a_teacher_with_its_own_normalisation() -> None:
     assert torch.allclose(module.teacher.normalize(ours), theirs, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(("patience", "stopped"), [(2, True), (None, False)])
 def test_surpass_stop(patience: int | None, stopped: bool) -> None:
     teacher = tiny()

@@ -60,7 +60,7 @@ def network(form):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("form", "fuse"),
     [*((form, True) for form in FORMS), (pruned, False), (parametrizations.spectral_norm, False)],

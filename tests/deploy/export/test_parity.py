@@ -31,7 +31,7 @@ CASES += [("ic_resnet18", "aoti"), ("ic_mobilenetv2_050", "aoti"), ("ic_convnext
 SIZES = {"ic_inception_v3": 192}  # with fewer places its statistics are too few, and float32's own error is 4e-5
 
 
-@pytest.mark.parametrize("format", ["onnx", *(pytest.param(f, marks=pytest.mark.slow) for f in BUILT_QUICKLY[1:])])
+@pytest.mark.parametrize("format", ["onnx", *(pytest.param(f, marks=pytest.mark.medium) for f in BUILT_QUICKLY[1:])])
 @pytest.mark.parametrize("name", ["ic_resnet18", pytest.param("ic_mobilenetv2_100", marks=pytest.mark.slow)])
 def test_artifact_equals_the_network_at_any_batch(name: str, format: str, tmp_path: Path) -> None:
     needs(format)

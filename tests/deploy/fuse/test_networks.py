@@ -63,7 +63,7 @@ SLOW = {
 ROUNDING = {"ic_mobilenetv2_100": 2e-4, "ic_efficientnet_b0": None, "ic_seresnet50": None}
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "folded"), [*FAST.items(), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW.items())]
 )
@@ -89,7 +89,7 @@ def test_networks_are_exact(name, folded):
         assert error < single
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("name", [name for name, limit in ROUNDING.items() if limit is None])
 def test_gated_networks_in_float32(name):
     model = icnets.create_model(name, num_classes=10).eval()
