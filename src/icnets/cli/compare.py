@@ -71,9 +71,9 @@ def read_settings(argv: Sequence[str]) -> Settings:
         args = parse(parser, [*_with_defaults(argv, own), *name])
     elif args.data.get("root") is not None and args.folder:
         args = parse(parser, _with_defaults(argv, dict(args.folder)))
-    for name, why in _GONE.items():
-        if args[name] is not None:
-            tell(f"{name} is {args[name]}, but {why}; leave it out")
+    for gone, why in _GONE.items():
+        if args[gone] is not None:
+            tell(f"{gone} is {args[gone]}, but {why}; leave it out")
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
     if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
         checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
