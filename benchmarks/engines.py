@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +127,14 @@ def _openvino(case: Case) -> Step:
     return lambda: compiled(x)
 
 
-def _training(case: Case) -> Step:
-    return TrainingStep(case.network(), case.images())
+def _training(
+    case: Case, layout: torch.memory_format = torch.contiguous_format, dtype: torch.dtype = torch.float32
+) -> Step:
+    return TrainingStep(case.network(), case.images().contiguous(memory_format=layout), dtype)
 
 
-def _training_nhwc(case: Case) -> Step:
-    return TrainingStep(case.network(), case.images().contiguous(memory_format=torch.channels_last))
-
-
-def _training_bf16(case: Case) -> Step:
-    x = case.images().contiguous(memory_format=torch.channels_last)
-    return TrainingStep(case.network(), x, torch.bfloat16)
-
-
+_nhwc = partial(_training, layout=torch.channels_last)
+_bf16 = partial(_nhwc, dtype=torch.bfloat16)
 _ONNX = ("onnx", "onnxscript")
 
 ENGINES = {
@@ -150,6 +146,6 @@ ENGINES = {
     "onnx": Engine("ONNX Runtime", _onnx_runtime, ("onnxruntime", *_ONNX), prepared=True),
     "openvino": Engine("OpenVINO", _openvino, ("openvino", "onnxruntime", *_ONNX), prepared=True),
     "training": Engine("training step, eager", _training, training=True),
-    "training-nhwc": Engine("training step, channels last", _training_nhwc, training=True),
-    "training-bf16": Engine("training step, channels last, bfloat16", _training_bf16, training=True),
+    "training-nhwc": Engine("training step, channels last", _nhwc, training=True),
+    "training-bf16": Engine("training step, channels last, bfloat16", _bf16, training=True),
 }
