@@ -1,4 +1,4 @@
-"""p values of paired differences, and Holm's correction for their number."""
+"""Paired differences with their p values, and Holm's correction for the number of these."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from icnets.comparison.statistics import differences, t_interval
+from icnets.comparison.statistics import Interval, t_interval
 
-__all__ = ["holm", "paired_p"]
+__all__ = ["differences", "holm", "paired_difference", "paired_p"]
+
+
+def differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """``a[i] - b[i]``; raises ValueError for different lengths."""
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} values and b has {len(b)}; pairs need one of each per seed")
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, overlap: float = 0.0
+) -> Interval:
+    """Interval of the mean of ``a[i] - b[i]``, where entry i of both was measured under seed i.
+
+    ``overlap`` as for :func:`icnets.comparison.statistics.t_interval`. Raises ValueError for different lengths.
+
+    Example:
+        >>> paired_difference([5.0, 4.0, 6.0], [4.0, 3.5, 5.5]).format(signed=True)
+        '+0.67 [−0.05, +1.38]'
+    """
+    return t_interval(differences(a, b), confidence, overlap)
 
 
 def paired_p(a: Sequence[float], b: Sequence[float], overlap: float = 0.0) -> float | None:

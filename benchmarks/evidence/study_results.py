@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from icnets.comparison.statistics import Interval, paired_difference, t_interval
+from icnets.comparison.statistics import Interval, t_interval
 from icnets.distill.loss import DistillationSchedule
-from significance import holm, paired_p
+from significance import holm, paired_difference, paired_p
 
 __all__ = ["Cell", "Comparison", "Results"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from icnets.comparison.statistics import Interval, paired_difference, t_interval, t_quantile
-from significance import holm, paired_p
+from icnets.comparison.statistics import Interval, t_interval, t_quantile
+from significance import holm, paired_difference, paired_p
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 8, 29, 200])

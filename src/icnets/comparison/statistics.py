@@ -88,27 +88,6 @@ def t_interval(values: Sequence[float], confidence: float = 0.95, overlap: float
     return Interval(mean, mean - half, mean + half, n, confidence)
 
 
-def differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """``a[i] - b[i]``; raises ValueError for different lengths."""
-    if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} values and b has {len(b)}; pairs need one of each per seed")
-    return [x - y for x, y in zip(a, b, strict=True)]
-
-
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, overlap: float = 0.0
-) -> Interval:
-    """Interval of the mean of ``a[i] - b[i]``, where entry i of both was measured under seed i.
-
-    ``overlap`` as for :func:`t_interval`. Raises ValueError for different lengths.
-
-    Example:
-        >>> paired_difference([5.0, 4.0, 6.0], [4.0, 3.5, 5.5]).format(signed=True)
-        '+0.67 [−0.05, +1.38]'
-    """
-    return t_interval(differences(a, b), confidence, overlap)
-
-
 def shown_interval(values: Sequence[float], confidence: float = 0.95, overlap: float = 0.0) -> Interval:
     """:func:`t_interval`, but two values are shown as they are: their interval would be 13 times as wide as they lie.
 
