@@ -69,7 +69,7 @@ def test_random_calls_under_sanitizers(tmp_path, monkeypatch):
     assert b"__asan_report" in library
     assert b"__ubsan_handle" in library
     options = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    fuzz(2000, 1000, LD_PRELOAD=":".join(libraries), **environment, **options)
+    fuzz(2000, 400, LD_PRELOAD=":".join(libraries), **environment, **options)
 
 
 def found_by_compiler(library):
