@@ -30,7 +30,7 @@ $(VENV)/.trained: $(VENV)/.installed requirements-trained.txt
 demo: $(VENV)/.trained  ## an ImageNet-trained network on photographs of solar cells, basic against IC: at most 6 minutes
 	$(BIN)/python benchmarks/demo_photos.py --out runs/demo-photos
 	$(BIN)/icnets compare runs/demo-photos --model tf_efficientnet_lite0 --weights runs/demo-photos/lite0.safetensors \
-	  --data.image_size 96 --data.min_scale 0.7 --data.crop_pct 1.0 --minutes 5 --out runs/demo $(ARGS)
+	  --data.image_size 128 --data.min_scale 0.7 --data.crop_pct 1.0 --minutes 5 --out runs/demo $(ARGS)
 
 evidence: $(VENV)/.installed  ## docs/evidence.md and its figures, from the lines in benchmarks/results/studies
 	$(BIN)/python benchmarks/evidence/write_evidence.py $(ARGS)

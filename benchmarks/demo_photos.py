@@ -65,7 +65,7 @@ def chosen(train: int, test: int) -> dict[str, list[Path]]:
     return found
 
 
-def write_photos(out: Path, train: int = 150, test: int = 110) -> Path:
+def write_photos(out: Path, train: int = 200, test: int = 110) -> Path:
     """Writes ``out`` with train/ and test/, all of it or nothing; leaves it alone where it has these files."""
     wanted = {
         f"{folder}/{source.name}": source for folder, sources in chosen(train, test).items() for source in sources
@@ -107,7 +107,7 @@ def write_weights(path: Path) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs", "demo-photos"), help="folder to write")
-    parser.add_argument("--train", type=int, default=150, help="images of each class to train (and validate) on")
+    parser.add_argument("--train", type=int, default=200, help="images of each class to train (and validate) on")
     parser.add_argument("--test", type=int, default=110, help="images of each class to test on")
     args = parser.parse_args(argv)
     write_photos(args.out, args.train, args.test)

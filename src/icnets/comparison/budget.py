@@ -22,7 +22,7 @@ from icnets.support.text import counted
 
 _FEW, _MANY = 3, 10  # seeds: an interval needs 3, and more than 10 are worth less than longer trainings
 _SHORT, _LONG = 10, 30  # epochs, likewise
-_PART = 0.08  # of the time that one run may take, so that there is something to see soon
+_PART = 0.12  # of the time that one run may take, so that there is something to see soon
 _IDLE = 0.92  # of the processes' time is used: at the end one waits for another
 _LAST = 12.0  # seconds for the table and the page
 _WARM, _STEPS, _ENOUGH = 2, 8, 2.0  # steps of a probe that don't count, and all of them; or seconds
