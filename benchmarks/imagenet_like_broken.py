@@ -1,14 +1,12 @@
 """Adds to a data set of imagenet_like.py what ``icnets data check`` should find, and a list of it: broken.json.
 
-Nothing that was there is changed: broken files are new ones, and broken members are in shards of their own. The kinds
-are those of ``icnets.data.check``, and "shard" for what training refuses.
+Nothing that was there is changed: broken files are new ones. The kinds are those of ``icnets.data.check``.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-import tarfile
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -19,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from icnets.support.files import atomic_write
-from imagenet_like import Sample, Settings, add_member, class_name, encoded
+from imagenet_like import Sample, Settings, class_name, encoded
 
 __all__ = ["add_broken"]
 
@@ -41,7 +39,7 @@ def add_broken(out: Path, settings: Settings, count: int) -> list[dict[str, str]
             f"kind; give at least 2 classes of {3 * count}"
         )
     files = [*_image_files(out, settings, count), *_copies(out, settings, count), *_classes(out, settings, count)]
-    entries = [{"path": path, "kind": kind} for path, kind in [*files, *_shards(out, settings, count)]]
+    entries = [{"path": path, "kind": kind} for path, kind in files]
     with atomic_write(listing) as temporary:
         temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     return entries
@@ -115,34 +113,3 @@ def _classes(out: Path, settings: Settings, count: int) -> Iterator[tuple[str, s
         (out / path).mkdir()
         (out / path / "image.JPEG").write_bytes(_fresh(settings, 100 + i))
         yield path, "class-difference"
-
-
-def _shards(out: Path, settings: Settings, count: int) -> Iterator[tuple[str, str]]:
-    """Shards with an image that can't be read, and shards that training refuses, in ``count`` ways."""
-    first = len(list((out / "shards").glob("train-*.tar")))
-    for i in range(count):
-        name = f"shards/train-{first + 2 * i:06}.tar"
-        yield f"{name}: 0.jpg", "unreadable"
-        (out / name).write_bytes(_archive({"0.jpg": b"no image", "0.cls": b"0"}))
-        name, sound = f"shards/train-{first + 2 * i + 1:06}.tar", _fresh(settings, 200 + i)
-        whole = _archive({"1.jpg": sound, "1.cls": b"0"})
-        refused = [
-            whole[: 2 * tarfile.BLOCKSIZE],
-            whole.replace(b"1.jpg\0", b"1.jpX\0", 1),
-            _saved(Image.new("L", (40, 40), i), "PNG"),
-            _archive({"1.jpg": sound}),
-            _archive({"1.jpg": sound, "1.cls": b"cat"}),
-            _archive({"1.jpg": sound, "1.json": b'{"label": "3"}'}),
-            _archive({"1.jpg": sound, "1.jpeg": sound, "1.cls": b"0"}),
-            _archive({"../1.jpg": sound, "1.cls": b"0"}),
-        ]
-        (out / name).write_bytes(refused[i % len(refused)])
-        yield name, "shard"
-
-
-def _archive(members: dict[str, bytes]) -> bytes:
-    file = BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members.items():
-            add_member(tar, name, content)
-    return file.getvalue()

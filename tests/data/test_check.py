@@ -21,7 +21,7 @@ CASES = [
     (["chek", "photos"], "argument check: invalid choice: 'chek' (choose from *"),
     (["check"], "the following arguments are required: DIR"),
     (["check", "nowhere"], "nowhere is not a folder: give one with train/ and val/, or with class folders"),
-    (["check", "empty"], "empty holds no class folders; give the folder that does. Tar shards are checked by training"),
+    (["check", "empty"], "empty holds no class folders; give the folder that does"),
     (["check", "photos", "--workers", "0"], "--workers is 0; it must be at least 1"),
     (["check", "photos", "--min-size", "8"], "unknown option --min-size"),
     (["check", "photos", "--csv", "no/p.csv"], "the folder no of --csv doesn't exist; create it first"),

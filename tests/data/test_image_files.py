@@ -3,7 +3,6 @@
 import io
 import os
 import struct
-import tarfile
 import warnings
 import zlib
 from collections import Counter
@@ -20,7 +19,6 @@ from icnets.data.data_module import ImageData
 from icnets.data.folders import find_images
 from icnets.data.image_files import decode, image_extensions, images_below, left_out_line, reason
 from icnets.data.protocol import EvaluationTransform
-from icnets.data.shards import Shards
 from icnets.predict.paths import find_paths
 from training.folders import write_classes, write_image
 
@@ -122,37 +120,10 @@ def test_a_class_without_images_says_what_it_has(tmp_path: Path) -> None:
     assert left_out_line(many).endswith(".07, 24 others")
 
 
-def shard(path: Path, members: dict[str, bytes]) -> str:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
 def encoded(kind: str, seed: int = 0, **options: Any) -> bytes:
     file = io.BytesIO()
     picture(seed).save(file, kind, **options)
     return file.getvalue()
-
-
-def test_shards_read_the_same_formats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    members = {}
-    for i, (suffix, kind) in enumerate({"gif": "GIF", "BMP": "BMP", "tif": "TIFF", "png": "PNG"}.items()):
-        members |= {f"{i}.{suffix}": encoded(kind, i), f"{i}.cls": b"%d" % (i % 2)}
-    members |= {"x.npy": b"1", "x.cls": b"0", "y.cls": b"1", "z.jpg": encoded("JPEG"), "z.gif": encoded("GIF")}
-    members |= {"z.cls": b"1", "readme.txt": b""}
-    name = shard(tmp_path / "train.tar", members)
-    for _ in range(2):  # the second time from the cache
-        source = Shards([name], tmp_path / "cache")
-        assert source.targets == [0, 1, 0, 1, 1]
-        assert lines(caplog)[-1].endswith("left out samples without an image that is read: 1 .npy, 1 of a class alone")
-    assert [decode(source.open(i)).size for i in range(5)] == [(24, 20)] * 5
-    assert source.name(4).endswith("z.jpg")  # of two images of one key, the usual one
-    label = shard(tmp_path / "long.tar", {"0.gif": encoded("GIF"), "0.cls": b"0" * (1 << 21)})
-    with pytest.raises(ValueError, match=r"'0\.cls' in the shard .*: it has 2,097,152 bytes, too many for a class"):
-        Shards([label], tmp_path / "cache")
 
 
 # Hostile files.

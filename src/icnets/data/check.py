@@ -90,8 +90,7 @@ def _folders(root: Path, problems: list[Problem]) -> list[_Group]:
     folders = split_folders(root) or {"all": root}
     labels = {split: class_names(folder) for split, folder in folders.items()}
     if not any(labels.values()):
-        what = f"{root} holds no class folders; give the folder that does"
-        raise ValueError(f"{what}. Tar shards are checked by training")
+        raise ValueError(f"{root} holds no class folders; give the folder that does")
     groups: list[_Group] = []
     for split, label in ((split, label) for split, names in labels.items() for label in names):
         folder, left_out = folders[split] / label, LeftOut()

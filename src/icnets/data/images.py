@@ -21,10 +21,8 @@ from torch.utils.data import Dataset, default_collate
 
 from icnets.data.image_files import Paths, decode, reason, without_warnings
 from icnets.data.order import PADDING, Key, key_parts
-from icnets.data.shards import Shards
 
 Batch = tuple[Tensor, Tensor]
-Source = Paths | Shards  # of encoded images, by index
 Mix = Callable[[Tensor, Tensor], Batch]
 IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
 
@@ -148,7 +146,7 @@ class ImageFiles(Images):
     takes its place; in evaluation its target is ``IGNORED``.
 
     Args:
-        source: gives the encoded images.
+        source: the files.
         targets: class indices.
         transform: draws from the random numbers of random, numpy and torch.
         in_chans: 1 or 3.
@@ -158,7 +156,7 @@ class ImageFiles(Images):
         max_unreadable: number of images that may be unreadable before that is an error.
     """
 
-    source: Source
+    source: Paths
     targets: Any
     transform: Callable[[Image.Image], Any]
     _: KW_ONLY
