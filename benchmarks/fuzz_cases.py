@@ -24,7 +24,6 @@ import icnets
 from icnets.checkpoint.safetensors_file import CheckpointError
 from icnets.cli import fit as lightning_cli  # noqa: F401
 from icnets.cli import main
-from icnets.data import check  # noqa: F401
 from icnets.training.run_checkpoints import last_checkpoints, read_checkpoint
 
 __all__ = ["CASES", "Case", "prepare"]
@@ -179,7 +178,6 @@ CASES = [
         "images", "fit, 3 may be unreadable", _PICTURES,
         _fit("--data.root", "photos", *_PHOTOS, "--data.max_unreadable", "3"), _NEW, _decodes,
     ),
-    Case("images", "data check", _PICTURES, _cli("data", "check", "photos", "--workers", "1"), _printed, _decodes),
     Case("Lightning checkpoints", "fit --ckpt_path last", _STEPS, _cli("fit", *_AGAIN, "--ckpt_path", "last"), _OLD,
          _never),
     Case("Lightning checkpoints", "test --ckpt_path best", ("runs/run/checkpoints/best.safetensors",),

@@ -216,16 +216,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", type=int, default=10, help="validation images of each class")
     parser.add_argument("--scale", type=float, default=1.0, help="of the images' sides; 1: around 500x375")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--broken", type=int, default=0, help="files of each kind that `icnets data check` should find")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     try:
-        settings = Settings(args.classes, args.train, args.val, args.scale, args.seed)
-        write(args.out, settings, workers=args.workers)
-        if args.broken:
-            from imagenet_like_broken import add_broken
-
-            print(f"{len(add_broken(args.out, settings, args.broken))} broken, listed in {args.out / 'broken.json'}")
+        write(args.out, Settings(args.classes, args.train, args.val, args.scale, args.seed), workers=args.workers)
     except ValueError as error:
         parser.error(str(error))
 

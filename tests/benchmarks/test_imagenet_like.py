@@ -1,7 +1,5 @@
-"""A data set in ImageNet's shape, sound and broken, and what ``icnets data check`` says of it."""
+"""A data set in ImageNet's shape."""
 
-import csv
-import json
 from io import BytesIO
 from pathlib import Path
 
@@ -10,13 +8,9 @@ import pytest
 from PIL import Image
 
 import imagenet_like
-from icnets.cli import main
-from icnets.data.check import KINDS
 from imagenet_like import Sample, Settings, encoded, write
-from imagenet_like_broken import add_broken
 
 SETTINGS = Settings(classes=4, train=6, val=2, scale=0.1)
-MANY = Settings(classes=4, train=24, val=2, scale=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +19,6 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sets") / "clean"
     write(out, SETTINGS)
     return out
-
-
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sets") / "broken"
-    write(out, MANY)
-    add_broken(out, MANY, 8)
-    return out
-
-
-def checked(root: Path, csv_file: Path, *options: str) -> tuple[int, list[tuple[str, str]]]:
-    """The exit status, and (path, kind) of every problem."""
-    status = main(["data", "check", str(root), "--csv", str(csv_file), *options])
-    with open(csv_file, newline="", encoding="utf-8") as file:
-        return status, sorted((row["path"], row["kind"]) for row in csv.DictReader(file))
 
 
 def test_layout(clean: Path) -> None:
@@ -85,29 +64,10 @@ def test_sizes_and_classes() -> None:
     assert np.mean(hits) > 0.6  # by hue alone; chance is 0.2
 
 
-def test_a_clean_set_has_no_problems(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checked(clean, tmp_path / "folders.csv") == (0, [])
-    assert "24 train and 8 val images in 4 classes; 0 errors, 0 warnings" in capsys.readouterr().out
-
-
-def test_a_broken_set_has_exactly_the_listed_problems(
-    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    listed = [(entry["path"], entry["kind"]) for entry in json.loads((broken / "broken.json").read_text())]
-    assert {kind for _, kind in listed} == set(KINDS)
-    in_folders = sorted(listed)
-    assert checked(broken, tmp_path / "folders.csv", "--workers", "1") == (1, in_folders)
-    report = capsys.readouterr().out
-    assert checked(broken, tmp_path / "again.csv", "--workers", "3") == (1, in_folders)
-    assert capsys.readouterr().out == report.replace("folders.csv", "again.csv")
-    assert (tmp_path / "folders.csv").read_bytes() == (tmp_path / "again.csv").read_bytes()
-
-
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--classes", "2", "--train", "3", "--val", "1", "--scale", "0.05", "--workers", "1"]
-    imagenet_like.main([str(tmp_path / "set"), *sizes, "--broken", "1"])
+    imagenet_like.main([str(tmp_path / "set"), *sizes])
     assert "3 of 8 images" in capsys.readouterr().err
-    assert len(json.loads((tmp_path / "set" / "broken.json").read_text())) == 6 + 1 + 3 + 3
     with pytest.raises(SystemExit, match="2"):
         imagenet_like.main([str(tmp_path / "other"), "--classes", "0"])
     assert "classes is 0; it must be at least 1" in capsys.readouterr().err

@@ -204,7 +204,7 @@ class ImageFiles(Images):
         self._unreadable[index] = 1
         if (found := int(self._unreadable.sum())) > self.max_unreadable:
             limit = f"{found} images can't be read, and data.max_unreadable is {self.max_unreadable}"
-            remedy = "repair or remove them (icnets data check lists them all), or allow more"
-            raise ValueError(f"can't read the image {self.name(index)}: {why}; {limit}: {remedy}") from error
+            what = f"can't read the image {self.name(index)}: {why}; {limit}"
+            raise ValueError(f"{what}: repair or remove them, or allow more") from error
         if new:
             _logger.warning("can't read the image %s: %s; it is skipped", self.name(index), why)

@@ -7,7 +7,7 @@ _FOLDERS = "folders are read: unpack tar shards into one folder per class, or gi
 # By group and name: the default, which is dropped where it is read (...: any value), and what to do instead of another.
 _GONE: dict[str, tuple[Any, str]] = {
     "data.cache": (None, "nothing is kept of the images; leave it out"),
-    "data.check_limit": (20_000, "icnets data check DIR looks for images that can't be read"),
+    "data.check_limit": (20_000, "training names images that can't be read; leave it out"),
     "data.hf": (None, "folders are read; give a dataset of the hub to icnets.fit, in Python"),
     "data.hf_val": ("validation", "folders are read; give a dataset of the hub to icnets.fit, in Python"),
     "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
