@@ -7,7 +7,9 @@ from icnets.data.order import PADDING, EpochBatches, EvaluationBatches
 lengths, batch_sizes, worlds = st.integers(1, 60), st.integers(1, 7), st.integers(1, 5)
 
 
-def epoch(length: int, size: int, world: int, *, start: int = 0, **options: int) -> list[list[list[tuple[int, ...]]]]:
+def epoch(
+    length: int, size: int, world: int, *, start: int = 0, **options: int
+) -> list[list[list[tuple[int, int, int]]]]:
     """Batches by process."""
     return [
         list(EpochBatches(length, size, 3, lambda: (2, start), rank=rank, world=world, **options))
@@ -22,7 +24,7 @@ def test_processes_share_the_batches_of_one(length: int, size: int, world: int) 
     assert {len(batches) for batches in together} == {len(alone)}
     for number, batch in enumerate(alone):
         assert sorted(batch) == sorted(key for batches in together for key in batches[number])
-    seen = [index for batches in together for batch in batches for _, index in batch]
+    seen = [index for batches in together for batch in batches for _, index, _ in batch]
     assert len(seen) == len(set(seen)) == length - length % (size * world)
 
 
@@ -56,5 +58,5 @@ def test_an_evaluation_sees_every_image_once_in_equal_steps(length: int, size: i
     for step in zip(*processes, strict=True):
         assert len({len(batch) for batch in step}) == 1
         assert 0 < len(step[0]) <= size
-    seen = sorted(i for batches in processes for batch in batches for i in batch if i != PADDING)
+    seen = sorted(i for batches in processes for batch in batches for _, i, _ in batch if i != PADDING)
     assert seen == list(range(length))

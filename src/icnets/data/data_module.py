@@ -1,18 +1,18 @@
 """Images for training: scikit-learn's handwritten digits, or folders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
 
-from icnets.data.augmentation import mixing, training_transform
 from icnets.data.epochs import LARGEST_BATCH, EpochData
-from icnets.data.folders import folder_splits, take, train_and_val
-from icnets.data.image_files import Paths
-from icnets.data.images import ImageFiles, Images, TensorImages
+from icnets.data.folders import Listing, folder_splits, take, train_and_val
+from icnets.data.images import ImageFiles, Images, TensorImages, mixing
 from icnets.data.protocol import evaluation_by
 from icnets.support.text import counted, require_at_least
 
@@ -145,7 +145,7 @@ class ImageData(EpochData):
             names = ("train_size", "val_fraction", "test_fraction", "seed")
             listings = folder_splits(self.root, **{name: getattr(self, name) for name in names})
             self._names = listings["train"].class_names
-            self._splits = {s: self._files(Paths(found.paths), found.targets, s) for s, found in listings.items()}
+            self._splits = {split: self._files(found, split) for split, found in listings.items()}
 
     def _digits(self) -> dict[str, Images]:
         from sklearn.datasets import load_digits
@@ -170,11 +170,21 @@ class ImageData(EpochData):
         black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
         return {"seed": self.seed, "mix": mix, "shift": round(self.shift * self.image_size / 8), "fill": black}
 
-    def _files(self, source: Paths, targets: Sequence[int], split: str) -> ImageFiles:
-        transform: Any = training_transform(self, self.view) if split == "train" else self.view
-        allowed = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
+    def _files(self, found: Listing, split: str) -> ImageFiles:
+        transform = self._augmentation() if split == "train" else self.view
+        allowed = len(found.paths) // 1000 if self.max_unreadable is None else self.max_unreadable
         options: dict[str, Any] = {"in_chans": self.in_chans, "max_unreadable": allowed, **self._varied(split)}
-        return ImageFiles(source, targets, transform, **options)
+        return ImageFiles(found.paths, found.targets, transform, **options)
+
+    def _augmentation(self) -> Callable[[Any], Tensor]:
+        """Make the transform from a PIL image in RGB to the augmented input, of the view's size and statistics."""
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("hflip", "color_jitter", "auto_augment")}
+        own |= {"scale": (self.min_scale, 1.0), "re_prob": self.erase, "interpolation": "bilinear"}
+        try:
+            return create_transform(self.image_size, is_training=True, **own, **self.view.statistics)
+        except (AssertionError, KeyError, ValueError, IndexError) as error:
+            what = f"auto_augment is {self.auto_augment!r}"
+            raise ValueError(f"{what}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original") from error
 
     def protocol(self) -> str:
         """Say in one line how the test images are evaluated."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnets.data.image_files import LeftOut, images_below, left_out_line, reason
+from icnets.data.image_files import LeftOut, images_below, left_out_line
 from icnets.support.text import few, tell
 
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
@@ -31,7 +31,7 @@ def split_folders(root: Path) -> dict[str, Path]:
         ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
             classes, or be passed over.
     """
-    names = class_names(root) if root.is_dir() and os.access(root, os.R_OK) else []
+    names = class_names(root)
     # Of several names of a split, the first counts, which comes last here.
     found = {split: root / name for split, usual in _SPLITS.items() for name in reversed(usual) if name in names}
     folders = found if "train" in found else {}
@@ -54,15 +54,12 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
     One line tells which files were left out.
 
     Raises:
-        ValueError: the folder is missing or can't be opened, has no class folders, or one of these holds no image or
+        ValueError: the folder is missing, has no class folders, or one of these holds no image or
             has a name that is no UTF-8.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
-    try:
-        names, left_out = class_names(folder) if classes else [""], LeftOut()
-    except OSError as error:
-        raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
+    names, left_out = class_names(folder) if classes else [""], LeftOut()
     if strange := [ascii(name) for name in names if os.fsencode(name).decode("utf-8", "replace") != name]:
         what = f"the names of {len(strange)} class folders of {folder} are no UTF-8"
         raise ValueError(f"{what}: {few(strange)}; rename them")

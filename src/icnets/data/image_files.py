@@ -4,7 +4,6 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -24,22 +23,6 @@ _MOST_SLENDER = 1000  # one side by the other: resized to a network's size, more
 def written(path: Path | str) -> str:
     """A path as text for a file in UTF-8: bytes that are none are escaped, as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-class Paths:
-    """Image files, by index."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> Path:
-        return self.paths[index]
-
-    def name(self, index: int) -> str:
-        return written(self.paths[index])
 
 
 def _formats() -> list[str]:
