@@ -70,7 +70,7 @@ def test_every_way_to_the_images_reads_the_same_and_says_what_not(
 ) -> None:
     said = "left out: 2 .txt, 1 .npy, 1 without an extension"
     listing = find_images(mixed)
-    assert [len(images_below(mixed / name)) for name in listing.class_names] == [4 + len(NEW), 4]
+    assert [len(images_below(mixed / name, Counter())) for name in listing.class_names] == [4 + len(NEW), 4]
     assert lines(caplog) == [f"{mixed}: {said}"]
     assert find_paths([str(mixed)]) == sorted(listing.paths)
     assert lines(caplog)[1:] == [f"{mixed}: {said}"]

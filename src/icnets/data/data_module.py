@@ -106,7 +106,7 @@ class ImageData(EpochData):
         if self.eval_batch_size is None:
             self.eval_batch_size = self._batch_size or LARGEST_BATCH
         self._check_arguments()
-        self.view = evaluation_by(vars(self), digits=self.digits)
+        self.view = evaluation_by(vars(self), digits=self.root is None)
         for name, value in asdict(self.view).items():  # image_size, in_chans, ...: as chosen
             setattr(self, name, value)
 
@@ -123,11 +123,6 @@ class ImageData(EpochData):
         if (self.mixup or self.cutmix) and self._batch_size is not None and self._batch_size % 2:
             raise ValueError(f"batch_size is {self._batch_size}; mixup and cutmix pair images, so make it even")
 
-    @property
-    def digits(self) -> bool:
-        """Whether the images are scikit-learn's digits."""
-        return self.root is None
-
     def setup(self, stage: str | None = None) -> None:
         """Find, check and split the images (once, whatever the stage).
 
@@ -137,13 +132,11 @@ class ImageData(EpochData):
         """
         if self._splits:
             return
-        if self.digits:
+        if self.root is None:
             self._names = [str(digit) for digit in range(10)]
             self._splits = self._digits()
         else:
-            assert self.root is not None
-            names = ("train_size", "val_fraction", "test_fraction", "seed")
-            listings = folder_splits(self.root, **{name: getattr(self, name) for name in names})
+            listings = folder_splits(self.root, self.train_size, self.val_fraction, self.test_fraction, self.seed)
             self._names = listings["train"].class_names
             self._splits = {split: self._files(found, split) for split, found in listings.items()}
 
@@ -165,7 +158,7 @@ class ImageData(EpochData):
         if split != "train":
             return {"seed": self.seed}
         mix = mixing(self.mixup, self.cutmix, self.mix_smoothing, len(self._names))
-        if not self.digits:
+        if self.root is not None:
             return {"seed": self.seed, "mix": mix, "training": True}
         black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
         return {"seed": self.seed, "mix": mix, "shift": round(self.shift * self.image_size / 8), "fill": black}
@@ -189,7 +182,7 @@ class ImageData(EpochData):
     def protocol(self) -> str:
         """Say in one line how the test images are evaluated."""
         seen, where = self.view.describe(), f" {self.root},"
-        if self.digits:
+        if self.root is None:
             seen, where = f"handwritten digits, whole, {self.image_size} pixels", ""
         return f"protocol: {seen};{where} {counted(self.size('test'), 'image')}, one label an image"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icnets.data.image_files import LeftOut, images_below, left_out_line
-from icnets.support.text import few, tell
+from icnets.support.text import counted, few, tell
 
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
 _LIKE_SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
@@ -122,7 +122,7 @@ def train_and_val(
 
 
 def folder_splits(
-    root: Path, *, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
+    root: Path, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Listing]:
     """List the images of train, val and test in a folder; see :class:`icnets.data.data_module.ImageData`.
 
@@ -139,13 +139,17 @@ def folder_splits(
         differences = {"lacks": known - names, "adds": names - known}
         if parts := [f"{verb} {few(sorted(map(repr, each)))}" for verb, each in differences.items() if each]:
             raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
+    least = 1 + ("val" not in listings) + bool(test_fraction and not folders)  # of each class: one for every split
+    counts = Counter(pool.targets)
+    for i, name in enumerate(pool.class_names):
+        if counts[i] < least:
+            what = f"class {name!r} of {root} has {counted(counts[i], 'image')}"
+            raise ValueError(f"{what}: each split needs one, {least} in all")
     if test_fraction and not folders:
-        _require_per_class(pool, 3, root)
         wanted = max(len(pool.class_names), round(test_fraction * len(pool.paths)))
         test, rest = take(pool.targets, wanted, seed, leave=2)
         listings["test"], pool = _subset(pool, test), _subset(pool, rest)
     if "val" not in listings:
-        _require_per_class(pool, 2, root)
         train, val = train_and_val(pool.targets, train_size, val_fraction, seed)
         listings["train"], listings["val"] = _subset(pool, train), _subset(pool, val)
     elif train_size is not None and train_size < len(pool.paths):
@@ -156,11 +160,3 @@ def folder_splits(
 
 def _subset(listing: Listing, indices: Sequence[int]) -> Listing:
     return Listing([listing.paths[i] for i in indices], [listing.targets[i] for i in indices], listing.class_names)
-
-
-def _require_per_class(listing: Listing, least: int, root: Path) -> None:
-    counts = Counter(listing.targets)
-    for i, name in enumerate(listing.class_names):
-        if (found := counts[i]) < least:
-            what = f"class {name!r} of {root} has {found} image{'s' * (found > 1)}"
-            raise ValueError(f"{what}: each split needs one, {least} in all")

@@ -1,7 +1,6 @@
 """The files of a repository: written to a folder, pushed by huggingface_hub, and loaded from either."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,6 @@ from icnets.support.files import atomic_write
 from icnets.support.text import first_line
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
-
-_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class HubError(ValueError):
@@ -131,8 +128,6 @@ def push_to_hub(
         >>> address = push_to_hub(model, "me/ic_resnet18")  # doctest: +SKIP
     """
     hub = _hub()
-    if not _REPOSITORY.fullmatch(repo_id):
-        raise HubError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write(model, folder, repo_id, card or Card(), architecture, metadata)
@@ -171,8 +166,6 @@ def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = No
         if options:
             raise HubError(f"{folder} is a folder here, and {', '.join(options)} are for repositories; leave them out")
         return load(folder / WEIGHTS, model)
-    if not isinstance(source, str) or not _REPOSITORY.fullmatch(name):
-        raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
     hub = _hub()
     try:
         path = hub.hf_hub_download(name, WEIGHTS, library_name="icnets", **options)
