@@ -35,8 +35,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     # Of several names of a split, the first counts, which comes last here.
     found = {split: root / name for split, usual in _SPLITS.items() for name in reversed(usual) if name in names}
     folders = found if "train" in found else {}
-    like = {name: _LIKE_SPLITS[name.lower()] for name in names if name.lower() in _LIKE_SPLITS}
-    like = {name: split for name, split in like.items() if split not in folders}
+    like = {n: split for n in names if (split := _LIKE_SPLITS.get(n.lower())) is not None and split not in folders}
     if like and (folders or len(set(like.values())) > 1 or len(like) == len(names)):
         what = f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes"
         raise ValueError(f"{what}; splits are called train/, val/ and test/, and train/ must be there")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from timm.data.mixup import Mixup
 from torch import Tensor
@@ -42,15 +43,10 @@ def seed_all(*entropy: int, gpus: bool = True) -> None:
 @contextmanager
 def apart(*entropy: int) -> Iterator[None]:
     """Keep the random numbers drawn inside, by the seed ``entropy`` if there is one, from those drawn outside."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
+    with isolate_rng(include_cuda=False):
         if entropy:
             seed_all(*entropy, gpus=False)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
 
 
 class Images(Dataset[Batch]):
