@@ -58,5 +58,5 @@ def test_an_evaluation_sees_every_image_once_in_equal_steps(length: int, size: i
     for step in zip(*processes, strict=True):
         assert len({len(batch) for batch in step}) == 1
         assert 0 < len(step[0]) <= size
-    seen = sorted(i for batches in processes for batch in batches for _, i, _ in batch if i != PADDING)
+    seen = sorted(i for batches in processes for batch in batches for i in batch if i != PADDING)
     assert seen == list(range(length))

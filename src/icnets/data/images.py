@@ -59,11 +59,12 @@ class Images(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+    def __getitems__(self, indices: Sequence[int | Key]) -> Batch:
         """Images (N, C, H, W), float32, normalised; targets (N,) int64, or (N, classes) float32 where mixed.
 
-        The target of ``PADDING`` is ``IGNORED``.
+        A bare index is of epoch 0. The target of ``PADDING`` is ``IGNORED``.
         """
+        keys = [(0, key, 0) if isinstance(key, int) else key for key in indices]
         x, target = self.batch([(epoch, max(index, 0), copy) for epoch, index, copy in keys])
         target[torch.tensor([index == PADDING for _, index, _ in keys])] = IGNORED
         if self.mix is None:

@@ -59,8 +59,8 @@ class EpochBatches(Sampler[list[Key]]):
 
 
 @dataclass(eq=False)
-class EvaluationBatches(Sampler[list[Key]]):
-    """The batches of one process in an evaluation: every image once over all processes, in a fixed order.
+class EvaluationBatches(Sampler[list[int]]):
+    """The batches of one process in an evaluation, by index: every image once over all processes, in a fixed order.
 
     All processes have equally many batches of equal size, since all processes compute in step; what is missing
     for that is ``PADDING``.
@@ -75,9 +75,9 @@ class EvaluationBatches(Sampler[list[Key]]):
     def __len__(self) -> int:
         return -(-self.length // (self.batch_size * self.world))
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[int]]:
         size = self.batch_size * self.world
         for start in range(0, self.length, size):
             rows = -(-min(size, self.length - start) // self.world)
             places = range(start + self.rank, start + rows * self.world, self.world)
-            yield [(0, place if place < self.length else PADDING, 0) for place in places]
+            yield [place if place < self.length else PADDING for place in places]
