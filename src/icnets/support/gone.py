@@ -2,14 +2,17 @@
 
 from typing import Any
 
-_FOLDERS = "folders are read: unpack tar shards into one folder per class, or give icnets.fit a Dataset of torch's"
+_FOLDERS = "folders are read: unpack tar shards into one folder per class, or give icnets.fit a pair of datasets"
 
 # By group and name: the default, which is dropped where it is read (...: any value), and what to do instead of another.
 _GONE: dict[str, tuple[Any, str]] = {
     "data.cache": (None, "nothing is kept of the images; leave it out"),
     "data.check_limit": (20_000, "training names images that can't be read; leave it out"),
-    "data.hf": (None, "folders are read; give a dataset of the hub to icnets.fit, in Python"),
-    "data.hf_val": ("validation", "folders are read; give a dataset of the hub to icnets.fit, in Python"),
+    "data.hf": (None, "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's"),
+    "data.hf_val": (
+        "validation",
+        "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's",
+    ),
     "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
     "data.prefetch": (2, "each worker reads two batches ahead; leave it out"),
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
