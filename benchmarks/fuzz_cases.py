@@ -6,8 +6,7 @@ import hashlib
 import re
 import shutil
 import sys
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -25,9 +24,7 @@ import icnets
 from icnets.checkpoint.safetensors_file import CheckpointError
 from icnets.cli import fit as lightning_cli  # noqa: F401
 from icnets.cli import main
-from icnets.data import check  # noqa: F401
 from icnets.training.run_checkpoints import last_checkpoints, read_checkpoint
-from imagenet_like import add_member
 
 __all__ = ["CASES", "Case", "prepare"]
 
@@ -72,26 +69,19 @@ class Case:
 # The files.
 
 
-def _photos(root: Path, rng: np.random.Generator) -> Iterator[tuple[Path, int]]:
+def _write_photos(root: Path, rng: np.random.Generator) -> None:
     for split, count in (("train", 6), ("val", 2)):
-        for label, name in enumerate(("ant", "bee")):
+        for name in ("ant", "bee"):
             for i in range(count):
                 path = root / split / name / f"{name}{i}{_IMAGE_SUFFIXES[i % 3]}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((48, 40)).save(path)
-                yield path, label
 
 
 def prepare(folder: Path) -> None:
     """Write all of it to ``folder``, the working directory: it trains a network for that."""
-    shards = folder / "shards"
-    shards.mkdir()
-    for number, (path, label) in enumerate(_photos(folder / "photos", np.random.default_rng(0))):
-        shard = shards / f"{path.parts[-3]}-{number % 2}.tar"
-        with tarfile.open(shard, "a", format=tarfile.USTAR_FORMAT) as tar:
-            add_member(tar, f"{number:03}{path.suffix}", path.read_bytes())
-            add_member(tar, f"{number:03}.cls", str(label).encode())
+    _write_photos(folder / "photos", np.random.default_rng(0))
     taught = {**_CONFIG, "model": {**_CONFIG["model"], **_TAUGHT}}
     for name, config in (("digits", _CONFIG), ("taught", taught)):
         text = "# A network that is as small as can be.\n" + yaml.safe_dump(config, sort_keys=False)
@@ -143,18 +133,6 @@ def _decodes(before: bytes, after: bytes) -> bool:
     return True
 
 
-def _payload(before: bytes, after: bytes) -> bool:
-    """Only within members of a shard, for which a tar file has no checksum."""
-    if len(before) != len(after):
-        return False
-    inside = np.zeros(len(before), bool)
-    with tarfile.open(fileobj=BytesIO(before)) as tar:
-        for member in tar:
-            inside[member.offset_data : member.offset_data + member.size] = True
-    changed = np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)
-    return not (changed & ~inside).any()
-
-
 def _other_options(before: bytes, after: bytes) -> bool:
     try:
         return bool(yaml.safe_load(after) != yaml.safe_load(before))
@@ -189,7 +167,7 @@ def _fit(*args: str, config: str = "digits.yaml") -> Callable[[], int]:
 
 _NEW, _OLD = (partial(_last_weights, f"runs/{name}/checkpoints") for name in ("new", "run"))
 _STEPS = ("runs/run/checkpoints/*.ckpt",)
-_SHARDS, _PICTURES = ("shards/*.tar",), ("photos/*/*/*",)
+_PICTURES = ("photos/*/*/*",)
 _WEIGHTS = ("basic.safetensors", "ic.safetensors")
 _START = ["--model.init_from", "basic.safetensors", "--model.model", "ic_resnet10t"]
 _AGAIN = ["--name", "run", "--trainer.max_epochs", "3"]
@@ -199,12 +177,6 @@ CASES = [
     Case(
         "images", "fit, 3 may be unreadable", _PICTURES,
         _fit("--data.root", "photos", *_PHOTOS, "--data.max_unreadable", "3"), _NEW, _decodes,
-    ),
-    Case("images", "data check", _PICTURES, _cli("data", "check", "photos", "--workers", "1"), _printed, _decodes),
-    Case("shards", "fit", _SHARDS, _fit("--data.root", "shards", *_PHOTOS), _NEW, _payload),
-    Case(
-        "shards", "fit, 3 may be unreadable", _SHARDS,
-        _fit("--data.root", "shards", *_PHOTOS, "--data.max_unreadable", "3"), _NEW, _payload,
     ),
     Case("Lightning checkpoints", "fit --ckpt_path last", _STEPS, _cli("fit", *_AGAIN, "--ckpt_path", "last"), _OLD,
          _never),

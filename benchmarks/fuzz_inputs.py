@@ -6,7 +6,7 @@
 What may become of a damaged file:
 
     error      the program ends with status 2 and one line that names the file; nothing is left half-written
-    named      the program goes on, and says what it skipped; or ``icnets data check`` lists it
+    named      the program goes on, and says what it skipped
     harmless   what was damaged isn't read: the result is that of the whole file
     valid      nobody can find fault with it: an image that decodes, an option with another value
 

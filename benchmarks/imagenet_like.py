@@ -1,9 +1,9 @@
-"""Writes a data set in the shape of ImageNet, whose classes a network can learn: as folders and as tar shards.
+"""Writes a data set in the shape of ImageNet, whose classes a network can learn: as folders.
 
     python benchmarks/imagenet_like.py OUT --classes 100 --train 50 --val 10
 
-OUT/train and OUT/val hold a folder per class, n00000001 and on; OUT/shards the very same files in the WebDataset
-layout, classes mixed. Everything follows from the seed. A run that was stopped goes on where it was.
+OUT/train and OUT/val hold a folder per class, n00000001 and on. Everything follows from the seed. A run that was
+stopped goes on where it was.
 
 A class is a shape with a texture of its own, by hue, frequency and direction, at any place and size, before a
 background of blotches and other shapes, under noise. Sizes and proportions vary as ImageNet's do, around 500x375.
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from PIL import Image, ImageDraw
 
 from icnets.support.files import atomic_write
 
-__all__ = ["Sample", "Settings", "add_member", "class_name", "encoded", "samples", "write"]
+__all__ = ["Sample", "Settings", "class_name", "encoded", "samples", "write"]
 
 SPLITS = ("train", "val")
 
@@ -45,10 +44,9 @@ class Settings:
     val: int = 10
     scale: float = 1.0
     seed: int = 0
-    shards: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("classes", "train", "val", "shards"):
+        for name in ("classes", "train", "val"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.scale <= 4:
@@ -165,44 +163,14 @@ def write(out: Path, settings: Settings, *, workers: int = 1) -> None:
     everything = [sample for split in SPLITS for sample in samples(settings, split)]
     for folder in sorted({(out / sample.path).parent for sample in everything}):
         folder.mkdir(parents=True, exist_ok=True)
-    (out / "shards").mkdir(exist_ok=True)
     missing = [(out, settings, s) for s in everything if not (out / s.path).exists()]
     _each(_write_image, missing, workers, "images")
-    shards = [job for split in SPLITS for job in _shards(out, settings, split) if not job[1].exists()]
-    _each(_write_shard, shards, workers, "shards")
 
 
 def _write_image(job: tuple[Path, Settings, Sample]) -> None:
     out, settings, sample = job
     with atomic_write(out / sample.path) as temporary:
         temporary.write_bytes(encoded(settings, sample))
-
-
-def _shards(out: Path, settings: Settings, split: str) -> Iterator[tuple[Path, Path, list[tuple[str, Sample]]]]:
-    """(data set, shard, its samples by key) of each shard: all samples in a random order, in equal parts."""
-    everything = samples(settings, split)
-    rng = np.random.default_rng((settings.seed, SPLITS.index(split), 1 << 32))
-    keyed = [(f"{i:08}", everything[j]) for i, j in enumerate(rng.permutation(len(everything)))]
-    count = min(settings.shards, len(everything))
-    count = count if split == "train" else max(1, min(count, count * settings.val // settings.train))
-    for i in range(count):
-        part = keyed[i * len(keyed) // count : (i + 1) * len(keyed) // count]
-        yield out, out / "shards" / f"{split}-{i:06}.tar", part
-
-
-def _write_shard(job: tuple[Path, Path, list[tuple[str, Sample]]]) -> None:
-    out, shard, part = job
-    with atomic_write(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, sample in part:
-            add_member(tar, f"{key}.jpg", (out / sample.path).read_bytes())
-            add_member(tar, f"{key}.cls", str(sample.label).encode())
-
-
-def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """An ordinary file, of no time and no owner, so that equal shards have equal bytes."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, BytesIO(content))
 
 
 def _each(function: Callable[[Any], None], jobs: Sequence[Any], workers: int, noun: str) -> None:
@@ -248,17 +216,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", type=int, default=10, help="validation images of each class")
     parser.add_argument("--scale", type=float, default=1.0, help="of the images' sides; 1: around 500x375")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shards", type=int, default=8, help="training shards; those of validation in proportion")
-    parser.add_argument("--broken", type=int, default=0, help="files of each kind that `icnets data check` should find")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     try:
-        settings = Settings(args.classes, args.train, args.val, args.scale, args.seed, args.shards)
-        write(args.out, settings, workers=args.workers)
-        if args.broken:
-            from imagenet_like_broken import add_broken
-
-            print(f"{len(add_broken(args.out, settings, args.broken))} broken, listed in {args.out / 'broken.json'}")
+        write(args.out, Settings(args.classes, args.train, args.val, args.scale, args.seed), workers=args.workers)
     except ValueError as error:
         parser.error(str(error))
 

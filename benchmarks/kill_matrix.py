@@ -160,7 +160,7 @@ def prepare(work: Path) -> None:
 
     from icnets import create_model, save
 
-    write(work / "images", Settings(classes=CLASSES, train=16, val=8, scale=0.1, shards=1))
+    write(work / "images", Settings(classes=CLASSES, train=16, val=8, scale=0.1))
     torch.manual_seed(1)
     options: dict[str, Any] = {key: NETWORK[key] for key in ("channels", "stem_width")}
     save(create_model("resnet10t", ic=None, num_classes=CLASSES, **options), work / "teacher.safetensors")

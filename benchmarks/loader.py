@@ -1,4 +1,4 @@
-"""Images a second of our training loader beside timm's own, on one folder of JPEG files and its tar shards.
+"""Images a second of our training loader beside timm's own, on one folder of JPEG files.
 
     python benchmarks/imagenet_like.py OUT --classes 10 --train 60
     python benchmarks/loader.py OUT                   # a line each in benchmarks/results/loader.jsonl
@@ -14,13 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -64,8 +62,8 @@ class Reading:
             device=torch.device("cpu"),
         )
 
-    def ours(self, root: Path, cache: Path) -> Any:
-        """Of a folder, or of shards."""
+    def ours(self, root: Path) -> Any:
+        """Our loader of a folder."""
         data = ImageData(
             root,
             image_size=self.size,
@@ -74,20 +72,8 @@ class Reading:
             min_scale=_SCALE,
             hflip=_FLIP,
             auto_augment=self.auto_augment,
-            cache=cache,
         )
         return data.train_dataloader()
-
-
-@contextmanager
-def _loaders(root: Path, reading: Reading) -> Iterator[dict[str, Any]]:
-    with TemporaryDirectory() as cache:
-        yield {
-            "folder": reading.ours(root, Path(cache)),
-            "shards": reading.ours(root / "shards", Path(cache)),
-            "timm": reading.timm(root, prefetcher=False),
-            "timm, prefetcher": reading.timm(root, prefetcher=True),
-        }
 
 
 def _epoch(loader: Any) -> Callable[[], int]:
@@ -100,9 +86,13 @@ def compare(root: Path, reading: Reading, rounds: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: an epoch isn't equally long for all of them.
     """
-    with _loaders(root, reading) as loaders:
-        counts = {name: _epoch(loader)() for name, loader in loaders.items()}
-        times = interleaved({name: _epoch(loader) for name, loader in loaders.items()}, rounds, min_seconds=0)
+    loaders = {
+        "folder": reading.ours(root),
+        "timm": reading.timm(root, prefetcher=False),
+        "timm, prefetcher": reading.timm(root, prefetcher=True),
+    }
+    counts = {name: _epoch(loader)() for name, loader in loaders.items()}
+    times = interleaved({name: _epoch(loader) for name, loader in loaders.items()}, rounds, min_seconds=0)
     if len(set(counts.values())) != 1:
         raise ValueError(f"an epoch of the loaders has {counts} images; they must be the same")
     return [

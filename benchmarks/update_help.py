@@ -25,7 +25,7 @@ CHOSEN: dict[str, str | None] = {
     "fit": "config name runs plan ckpt_path save_every keep ema overwrite print_config "
     "model.model model.ic model.pretrained model.init_from model.teacher model.optimizer model.lr model.new_lr "
     "model.lr_batch model.weight_decay model.schedule model.warmup model.loss model.compile "
-    "data.root data.image_size data.in_chans data.batch_size data.workers data.train_shards data.val_shards "
+    "data.root data.image_size data.in_chans data.batch_size data.workers "
     "data.max_unreadable data.auto_augment data.mixup data.cutmix "
     "trainer.max_epochs trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy trainer.precision",
     "validate": _EVALUATION,

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from icnets.data.augmentation import mixing
-from icnets.data.cache import cached
 from icnets.data.epochs import EpochData
-from icnets.data.images import TensorImages, apart
+from icnets.data.images import TensorImages, apart, mixing
 from icnets.support.text import require_at_least
+from studies.cache import cached
 
 __all__ = ["AugmentedImages", "Splits", "TensorData", "cached"]
 

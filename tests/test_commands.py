@@ -68,7 +68,6 @@ def test_blocks_hold_nothing_that_is_neither_tried_nor_an_installation():
         assert [line for line in lines(page) if not line.startswith("icnets ") and not INSTALLS.match(line)] == []
     assert {shlex.split(command)[1] for command in commands()} >= {
         "compare",
-        "data",
         "fit",
         "test",
         "predict",

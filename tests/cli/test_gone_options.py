@@ -8,6 +8,7 @@ import yaml
 from icnets.cli import main
 
 OLD = "data:\n  train_size: 60\n  predict_root: null\n  test_crops: 1\n  test_root: null\n  real_labels: null\n"
+OLD += "  train_shards: null\n  val_shards: null\n  cache: null\n"
 NETWORK = ["--model.model", "resnet10t"]
 
 
@@ -21,7 +22,10 @@ def test_a_configuration_with_their_defaults_is_read(capsys: pytest.CaptureFixtu
     assert main(["fit", "--config", "old.yaml", *NETWORK, "--print_config"]) == 0
     data = yaml.safe_load(capsys.readouterr().out)["data"]
     assert data["train_size"] == 60
-    assert not {"predict_root", "test_crops", "test_root", "real_labels"} & data.keys()
+    assert (
+        not {"predict_root", "test_crops", "test_root", "real_labels", "train_shards", "val_shards", "cache"}
+        & data.keys()
+    )
 
 
 @pytest.mark.parametrize("command", [["fit", *NETWORK], ["compare"]])

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from icnets.data.data_module import ImageData
 from icnets.data.folders import folder_splits, take
-from icnets.data.image_files import Paths
 from icnets.data.images import ImageFiles, TensorImages, seed_all
 from icnets.data.protocol import EvaluationTransform
 from training.folders import write_classes
@@ -39,8 +38,7 @@ def paths(data: ImageData, split: str) -> list[Path]:
     data.setup()
     images = data._splits[split]
     assert isinstance(images, ImageFiles)
-    assert isinstance(images.source, Paths)
-    return images.source.paths
+    return list(images.paths)
 
 
 # Splits.
@@ -130,7 +128,7 @@ def test_digits_are_shifted_and_nothing_else() -> None:
     windows = padded.unfold(2, 8, 1).unfold(3, 8, 1).reshape(50, 9, 8, 8)
     offsets = set()
     for epoch in range(3):
-        x, _ = images.__getitems__([(epoch, i) for i in range(50)])
+        x, _ = images.__getitems__([(epoch, i, 0) for i in range(50)])
         hits = (windows == x).flatten(2).all(2)
         assert hits.any(1).all()
         offsets |= set(hits.int().argmax(1).tolist())
@@ -171,7 +169,7 @@ def test_reading_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> No
     expected = (random.random(), torch.rand(1).item(), np.random.rand())  # noqa: NPY002
     random.seed(5), torch.manual_seed(5), np.random.seed(5)  # noqa: NPY002
     images = data.train_dataloader().dataset
-    images.__getitems__([(0, 0), (0, 1)])
+    images.__getitems__([(0, 0, 0), (0, 1, 0)])
     assert expected == (random.random(), torch.rand(1).item(), np.random.rand())  # noqa: NPY002
 
 
@@ -256,7 +254,7 @@ def test_an_image_is_what_timms_transform_makes_of_it(tmp_path: Path, erase: flo
     data = ImageData(write_classes(tmp_path, cat=8, dog=8), image_size=16, erase=erase, seed=3)
     data.setup()
     images = data._splits["train"]
-    x, _ = images[(5, 2)]
+    (x,), _ = images.__getitems__([(5, 2, 0)])
     options = {"scale": (0.35, 1.0), "color_jitter": 0.0, "re_prob": erase, "interpolation": "bilinear"}
     transform = create_transform(16, is_training=True, **options)
     seed_all(3, 5, 2)

@@ -7,7 +7,9 @@ from icnets.data.order import PADDING, EpochBatches, EvaluationBatches
 lengths, batch_sizes, worlds = st.integers(1, 60), st.integers(1, 7), st.integers(1, 5)
 
 
-def epoch(length: int, size: int, world: int, *, start: int = 0, **options: int) -> list[list[list[tuple[int, ...]]]]:
+def epoch(
+    length: int, size: int, world: int, *, start: int = 0, **options: int
+) -> list[list[list[tuple[int, int, int]]]]:
     """Batches by process."""
     return [
         list(EpochBatches(length, size, 3, lambda: (2, start), rank=rank, world=world, **options))
@@ -22,7 +24,7 @@ def test_processes_share_the_batches_of_one(length: int, size: int, world: int) 
     assert {len(batches) for batches in together} == {len(alone)}
     for number, batch in enumerate(alone):
         assert sorted(batch) == sorted(key for batches in together for key in batches[number])
-    seen = [index for batches in together for batch in batches for _, index in batch]
+    seen = [index for batches in together for batch in batches for _, index, _ in batch]
     assert len(seen) == len(set(seen)) == length - length % (size * world)
 
 

@@ -18,6 +18,10 @@ def test_another_value_says_what_to_do_instead() -> None:
         ValueError, match=r"data\.test_crops is 10, but there is no option .* any more: the centre crop"
     ):
         without_gone({"data": {"test_crops": 10}})
+    with pytest.raises(
+        ValueError, match=r"data\.val_shards is 'a\.tar', but there is no option .*: unpack tar shards into"
+    ):
+        without_gone({"data": {"val_shards": "a.tar"}})
 
 
 @pytest.mark.parametrize("options", [None, 3, "text", [1], {}, {"data": None}, {"data": "text"}])

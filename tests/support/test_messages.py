@@ -1,7 +1,7 @@
 import pytest
 
 from icnets.cli.config_errors import explained
-from icnets.support.text import first_line
+from icnets.support.text import first_line, printable
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,10 @@ from icnets.support.text import first_line
 )
 def test_the_first_line_that_says_something(error, line):
     assert first_line(error) == line
+
+
+def test_names_of_strangers() -> None:
+    assert printable("é 1\x1b[31m\n\udc80") == "é 1\\x1b[31m\\n\\udc80"
 
 
 @pytest.mark.parametrize(

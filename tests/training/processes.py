@@ -1,4 +1,4 @@
-"""A training on folder or shards, in however many processes torchrun starts; prints losses and what was read.
+"""A training on a folder, in however many processes torchrun starts; prints losses and what was read.
 
 Arguments: the data's root, and the images of a global batch.
 """
@@ -88,7 +88,7 @@ def main(root: str, batch: int, world: int) -> None:
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, deterministic="warn", precision="64-true", callbacks=[record],
     )  # fmt: skip
-    data = ImageData(Path(root), image_size=32, batch_size=batch // world, cache=Path(root) / "cache")
+    data = ImageData(Path(root), image_size=32, batch_size=batch // world)
     trainer.fit(module, data)
     result = {"rank": trainer.global_rank, "losses": record.losses, "validation": record.validation, "read": read}
     Path(root, f"result-{world}-{trainer.global_rank}.json").write_text(json.dumps(result))

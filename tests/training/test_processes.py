@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from icnets.data.shards import find_shards
 from imagenet_like import Settings, write
 
 SCRIPT = Path(__file__).parent / "processes.py"
@@ -20,7 +19,7 @@ IMAGES, VAL, BATCH = 48, 10, 16
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data")
-    write(out, Settings(classes=4, train=IMAGES // 4, val=3, scale=0.15, shards=3))
+    write(out, Settings(classes=4, train=IMAGES // 4, val=3, scale=0.15))
     return out
 
 
@@ -40,11 +39,8 @@ def train(root: Path, world: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "shards"])
-def test_two_processes_train_as_one(data: Path, kind: str) -> None:
-    root = data if kind == "folder" else data / "shards"
-    assert bool(find_shards(root, "train")) == (kind == "shards")
-    (alone,), together = train(root, 1), train(root, 2)
+def test_two_processes_train_as_one(data: Path) -> None:
+    (alone,), together = train(data, 1), train(data, 2)
     assert len(alone["losses"]) == 2 * IMAGES // BATCH
     for result in together:
         assert result["losses"] == pytest.approx(alone["losses"], rel=1e-6)

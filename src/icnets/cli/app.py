@@ -38,7 +38,6 @@ COMMANDS = {
     "convert": ("convert:main", "a basic network's checkpoint in, an IC network's checkpoint out"),
     "export": ("export:main", "artifacts for ONNX, OpenVINO and others, each compared with PyTorch"),
     "hub": ("hub:main", "a network with its model card, as a folder or on the Hugging Face Hub"),
-    "data": ("data:main", "data check: decode every image of a data set, and list what is wrong"),
     "build": ("build:main", "compile the CPU kernels for this machine, once"),
 }
 
@@ -46,8 +45,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``icnets`` with ``argv`` (None: the command line's) and returns the exit status.
 
-    0: done. 1: ``data check`` found errors, or ``predict`` images that can't be read. 2: a mistake in the arguments or
-    files, reported in one line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
+    0: done. 1: ``predict`` found images that can't be read. 2: a mistake in the arguments or files, reported in one
+    line. 130: interrupted. 141: nobody reads the output any more. Anything else that goes wrong
     is a bug of icnets, and its traceback is shown.
 
     Example:

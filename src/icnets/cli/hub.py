@@ -20,8 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             add("target", metavar="OWNER/NAME", help="the repository; made if missing")
             add("--private", action="store_true", default=None, help="a new repository is private")
             add("--revision", metavar="NAME", help="the branch")
-        add("--evidence", metavar="DIR", type=Path, help="folder of icnets compare")
-        add("--method", metavar="NAME", help="of a comparison, the row that the network is of")
+        add("--description", metavar="FILE", type=Path, help="Markdown for the card, such as a comparison's results.md")
         add("--title", metavar="TEXT", help="of the card (default: the name of the folder or repository)")
         add("--license", metavar="ID", default="unknown", help="of the weights, in the Hub's words (default: unknown)")
         add("--dataset", metavar="ID", dest="datasets", action="append", default=[], help="on the Hub; several times")
@@ -31,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from icnets.hub import Card, push_to_hub, save_pretrained
 
     model, notes = load_with_notes(args.checkpoint)
-    names = ("title", "license", "evidence", "method", "datasets")
-    card = Card(**{name: getattr(args, name) for name in names})
+    description = "" if args.description is None else args.description.read_text(encoding="utf-8")
+    card = Card(args.title, args.license, args.datasets, description=description)
     if args.verb == "save":
         save_pretrained(model, args.target, card=card, metadata=notes, overwrite=args.overwrite)
         print(f"{args.target} has the network and its card; icnets.hub.from_pretrained({str(args.target)!r}) loads it")

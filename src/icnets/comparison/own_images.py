@@ -34,7 +34,7 @@ def own_recipe(model: str | nn.Module, weights: str | None, images: Mapping[str,
     network, notes = _start(model, weights)
     channels = int(images.get("in_chans") or 3)
     seen = {name: list(getattr(notes, name) or ()) for name in ("mean", "std")}
-    if images.get("root") is None and images.get("train_shards") is None:  # digits, which have their own
+    if images.get("root") is None:  # digits, which have their own
         seen = {}
     said = {name: values for name, values in seen.items() if len(values) == channels}
     label = Path(model).stem if isinstance(model, str) else type(model).__name__

@@ -1,21 +1,19 @@
-"""Images for training: scikit-learn's handwritten digits, folders, or tar shards."""
+"""Images for training: scikit-learn's handwritten digits, or folders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
 
-from icnets.data.augmentation import mixing, training_transform
 from icnets.data.epochs import LARGEST_BATCH, EpochData
-from icnets.data.folders import folder_splits, take, train_and_val
-from icnets.data.image_files import Paths
-from icnets.data.images import ImageFiles, Images, Source, TensorImages
+from icnets.data.folders import Listing, folder_splits, take, train_and_val
+from icnets.data.images import ImageFiles, Images, TensorImages, mixing
 from icnets.data.protocol import evaluation_by
-from icnets.data.shards import Shards, expand, find_shards, shard_classes
-from icnets.support.files import cache_folder
 from icnets.support.text import counted, require_at_least
 
 _CHOSEN: Any = None  # an option that is None is chosen by the images
@@ -39,13 +37,8 @@ class ImageData(EpochData):
         test_fraction: part that becomes the test set where DIR has no splits (with DIR/train but no DIR/test, the
             validation images serve as test images).
         seed: of splits, order and augmentation.
-        train_shards: tar shards in WebDataset's layout, as paths or URLs with braces: train-{000000..000146}.tar. Those
-            in root (train/*.tar or train*.tar, val likewise) are found without.
-        val_shards: likewise, for validation.
         max_unreadable: so many images may be unreadable, and are skipped, before that is an error; one in a thousand
             of a split by default.
-        cache: folder for what is kept of the data, such as where images lie in shards; ~/.cache/icnets, or where
-            ICNETS_CACHE says.
         shift: digits: largest random shift, in pixels of the 8x8 image.
         min_scale: folder: smallest part of an image's area that a random crop keeps.
         hflip: folder: probability of a horizontal flip.
@@ -84,10 +77,7 @@ class ImageData(EpochData):
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     seed: int = 0
-    train_shards: str | None = None
-    val_shards: str | None = None
     max_unreadable: int | None = None
-    cache: Path | None = None
     # How training varies them.
     shift: int = 1
     min_scale: float = 0.35
@@ -112,11 +102,11 @@ class ImageData(EpochData):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.root, self.cache = (None if path is None else Path(path) for path in (self.root, self.cache))
+        self.root = None if self.root is None else Path(self.root)
         if self.eval_batch_size is None:
             self.eval_batch_size = self._batch_size or LARGEST_BATCH
         self._check_arguments()
-        self.view = evaluation_by(vars(self), digits=self.digits)
+        self.view = evaluation_by(vars(self), digits=self.root is None)
         for name, value in asdict(self.view).items():  # image_size, in_chans, ...: as chosen
             setattr(self, name, value)
 
@@ -130,17 +120,8 @@ class ImageData(EpochData):
         if self.val_fraction == 0 or self.val_fraction + self.test_fraction >= 1:
             parts = f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}"
             raise ValueError(f"{parts}: validation needs images, and their sum must be less than 1")
-        if (self.train_shards is None) != (self.val_shards is None):
-            raise ValueError("train_shards and val_shards go together; give both, or a root that holds both")
-        if self.root is not None and self.train_shards is not None:
-            raise ValueError("root and train_shards each name the images; give one of them")
         if (self.mixup or self.cutmix) and self._batch_size is not None and self._batch_size % 2:
             raise ValueError(f"batch_size is {self._batch_size}; mixup and cutmix pair images, so make it even")
-
-    @property
-    def digits(self) -> bool:
-        """Whether the images are scikit-learn's digits."""
-        return self.root is None and self.train_shards is None
 
     def setup(self, stage: str | None = None) -> None:
         """Find, check and split the images (once, whatever the stage).
@@ -151,40 +132,13 @@ class ImageData(EpochData):
         """
         if self._splits:
             return
-        if self.digits:
+        if self.root is None:
             self._names = [str(digit) for digit in range(10)]
             self._splits = self._digits()
-        elif shards := self._shards():
-            self._names = shard_classes(self.root, {split: found.targets for split, found in shards.items()})
-            shards = {"test": shards["val"], **shards}
-            self._splits = {split: self._files(found, found.targets, split) for split, found in shards.items()}
         else:
-            assert self.root is not None
-            names = ("train_size", "val_fraction", "test_fraction", "seed")
-            listings = folder_splits(self.root, **{name: getattr(self, name) for name in names})
+            listings = folder_splits(self.root, self.train_size, self.val_fraction, self.test_fraction, self.seed)
             self._names = listings["train"].class_names
-            self._splits = {s: self._files(Paths(found.paths), found.targets, s) for s, found in listings.items()}
-
-    def _shards(self) -> dict[str, Shards]:
-        """The shards of each split, by their patterns or found in ``root``; none where the images are elsewhere.
-
-        Raises:
-            ValueError: there are training shards, but none for validation; or a damaged shard.
-        """
-        names: dict[str, list[str]] = {}
-        if self.train_shards is not None and self.val_shards is not None:
-            names = {"train": expand(self.train_shards), "val": expand(self.val_shards)}
-        elif self.root is not None and self.root.is_dir():
-            names = {split: find_shards(self.root, split) for split in ("train", "val", "test")}
-        if not names.get("train"):
-            return {}
-        if not names["val"]:
-            raise ValueError(f"{self.root} has training shards but none for validation: val/*.tar or val*.tar")
-        return {split: Shards(found, self.cache or cache_folder()) for split, found in names.items() if found}
-
-    def prepare_data(self) -> None:
-        """Read where the images of shards lie, in one process of each machine, before the others ask for it."""
-        self._shards()
+            self._splits = {split: self._files(found, split) for split, found in listings.items()}
 
     def _digits(self) -> dict[str, Images]:
         from sklearn.datasets import load_digits
@@ -204,21 +158,31 @@ class ImageData(EpochData):
         if split != "train":
             return {"seed": self.seed}
         mix = mixing(self.mixup, self.cutmix, self.mix_smoothing, len(self._names))
-        if not self.digits:
+        if self.root is not None:
             return {"seed": self.seed, "mix": mix, "training": True}
         black = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
         return {"seed": self.seed, "mix": mix, "shift": round(self.shift * self.image_size / 8), "fill": black}
 
-    def _files(self, source: Source, targets: Sequence[int], split: str) -> ImageFiles:
-        transform: Any = training_transform(self, self.view) if split == "train" else self.view
-        allowed = len(source) // 1000 if self.max_unreadable is None else self.max_unreadable
+    def _files(self, found: Listing, split: str) -> ImageFiles:
+        transform = self._augmentation() if split == "train" else self.view
+        allowed = len(found.paths) // 1000 if self.max_unreadable is None else self.max_unreadable
         options: dict[str, Any] = {"in_chans": self.in_chans, "max_unreadable": allowed, **self._varied(split)}
-        return ImageFiles(source, targets, transform, **options)
+        return ImageFiles(found.paths, found.targets, transform, **options)
+
+    def _augmentation(self) -> Callable[[Any], Tensor]:
+        """Make the transform from a PIL image in RGB to the augmented input, of the view's size and statistics."""
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("hflip", "color_jitter", "auto_augment")}
+        own |= {"scale": (self.min_scale, 1.0), "re_prob": self.erase, "interpolation": "bilinear"}
+        try:
+            return create_transform(self.image_size, is_training=True, **own, **self.view.statistics)
+        except (AssertionError, KeyError, ValueError, IndexError) as error:
+            what = f"auto_augment is {self.auto_augment!r}"
+            raise ValueError(f"{what}; timm understands e.g. rand-m9-mstd0.5, augmix-m3 or original") from error
 
     def protocol(self) -> str:
         """Say in one line how the test images are evaluated."""
-        seen, where = self.view.describe(), f" {self.root or self.val_shards},"
-        if self.digits:
+        seen, where = self.view.describe(), f" {self.root},"
+        if self.root is None:
             seen, where = f"handwritten digits, whole, {self.image_size} pixels", ""
         return f"protocol: {seen};{where} {counted(self.size('test'), 'image')}, one label an image"
 

@@ -122,8 +122,7 @@ class EpochData(L.LightningDataModule):
             size -= size % 2
         if size == 0:
             raise ValueError(f"{len(images)} training images are too few for {world} processes")
-        order: dict[str, Any] = {"rank": rank, "world": world, "repeats": self.repeats}
-        return EpochBatches(len(images), size, self.seed, self._position, **order)
+        return EpochBatches(len(images), size, self.seed, self._position, rank=rank, world=world, repeats=self.repeats)
 
     def training_batch(self, epoch: int, number: int) -> Any:
         """Read (again) what this process trains on in a batch; the course of the training stays as it is."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnets.data.image_files import LeftOut, images_below, left_out_line, reason
-from icnets.support.text import few, tell
+from icnets.data.image_files import LeftOut, images_below, left_out_line
+from icnets.support.text import counted, few, tell
 
 _SPLITS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
 _LIKE_SPLITS = {name: split for split, names in _SPLITS.items() for name in names}
@@ -31,12 +31,11 @@ def split_folders(root: Path) -> dict[str, Path]:
         ValueError: others are named like splits (Train/, validation/ without train/, testing/): they would be taken for
             classes, or be passed over.
     """
-    names = class_names(root) if root.is_dir() and os.access(root, os.R_OK) else []
+    names = class_names(root)
     # Of several names of a split, the first counts, which comes last here.
     found = {split: root / name for split, usual in _SPLITS.items() for name in reversed(usual) if name in names}
     folders = found if "train" in found else {}
-    like = {name: _LIKE_SPLITS[name.lower()] for name in names if name.lower() in _LIKE_SPLITS}
-    like = {n: split for n, split in like.items() if split not in folders and not any((root / n).glob("*.tar"))}
+    like = {n: split for n in names if (split := _LIKE_SPLITS.get(n.lower())) is not None and split not in folders}
     if like and (folders or len(set(like.values())) > 1 or len(like) == len(names)):
         what = f"{root} has {few([f'{name}/' for name in like])}, named like splits, not like classes"
         raise ValueError(f"{what}; splits are called train/, val/ and test/, and train/ must be there")
@@ -54,15 +53,12 @@ def find_images(folder: Path, *, classes: bool = True) -> Listing:
     One line tells which files were left out.
 
     Raises:
-        ValueError: the folder is missing or can't be opened, has no class folders, or one of these holds no image or
+        ValueError: the folder is missing, has no class folders, or one of these holds no image or
             has a name that is no UTF-8.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one whose subfolders are the classes")
-    try:
-        names, left_out = class_names(folder) if classes else [""], LeftOut()
-    except OSError as error:
-        raise ValueError(f"can't read the folder {folder}: {reason(error)}") from error
+    names, left_out = class_names(folder) if classes else [""], LeftOut()
     if strange := [ascii(name) for name in names if os.fsencode(name).decode("utf-8", "replace") != name]:
         what = f"the names of {len(strange)} class folders of {folder} are no UTF-8"
         raise ValueError(f"{what}: {few(strange)}; rename them")
@@ -125,7 +121,7 @@ def train_and_val(
 
 
 def folder_splits(
-    root: Path, *, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
+    root: Path, train_size: int | None, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Listing]:
     """List the images of train, val and test in a folder; see :class:`icnets.data.data_module.ImageData`.
 
@@ -142,13 +138,17 @@ def folder_splits(
         differences = {"lacks": known - names, "adds": names - known}
         if parts := [f"{verb} {few(sorted(map(repr, each)))}" for verb, each in differences.items() if each]:
             raise ValueError(f"{root / split} has other classes than {root / 'train'}: it {' and '.join(parts)}")
+    least = 1 + ("val" not in listings) + bool(test_fraction and not folders)  # of each class: one for every split
+    counts = Counter(pool.targets)
+    for i, name in enumerate(pool.class_names):
+        if counts[i] < least:
+            what = f"class {name!r} of {root} has {counted(counts[i], 'image')}"
+            raise ValueError(f"{what}: each split needs one, {least} in all")
     if test_fraction and not folders:
-        _require_per_class(pool, 3, root)
         wanted = max(len(pool.class_names), round(test_fraction * len(pool.paths)))
         test, rest = take(pool.targets, wanted, seed, leave=2)
         listings["test"], pool = _subset(pool, test), _subset(pool, rest)
     if "val" not in listings:
-        _require_per_class(pool, 2, root)
         train, val = train_and_val(pool.targets, train_size, val_fraction, seed)
         listings["train"], listings["val"] = _subset(pool, train), _subset(pool, val)
     elif train_size is not None and train_size < len(pool.paths):
@@ -159,11 +159,3 @@ def folder_splits(
 
 def _subset(listing: Listing, indices: Sequence[int]) -> Listing:
     return Listing([listing.paths[i] for i in indices], [listing.targets[i] for i in indices], listing.class_names)
-
-
-def _require_per_class(listing: Listing, least: int, root: Path) -> None:
-    counts = Counter(listing.targets)
-    for i, name in enumerate(listing.class_names):
-        if (found := counts[i]) < least:
-            what = f"class {name!r} of {root} has {found} image{'s' * (found > 1)}"
-            raise ValueError(f"{what}: each split needs one, {least} in all")

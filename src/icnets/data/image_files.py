@@ -4,7 +4,6 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -26,22 +25,6 @@ def written(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-class Paths:
-    """Image files, by index."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> Path:
-        return self.paths[index]
-
-    def name(self, index: int) -> str:
-        return written(self.paths[index])
-
-
 def _formats() -> list[str]:
     Image.init()
     return [name for name in Image.ID if name not in _NAMED_ONLY]
@@ -53,7 +36,7 @@ def image_extensions() -> frozenset[str]:
     return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
 
 
-def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
     """List the files that training reads, in any subfolders, sorted; their extension decides, not their content.
 
     Args:
@@ -61,9 +44,8 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
         left_out: takes what isn't read, but for hidden files and the system's own.
     """
     extensions, found = image_extensions(), list[Path]()
-    others: LeftOut = Counter() if left_out is None else left_out
-    for where, folders, names in os.walk(folder, onerror=lambda _: others.update(["folders that can't be opened"])):
-        others["links to folders"] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
+    for where, folders, names in os.walk(folder, onerror=lambda _: left_out.update(["folders that can't be opened"])):
+        left_out["links to folders"] += sum(os.path.islink(os.path.join(where, name)) for name in folders)
         for name in names:
             path, suffix = Path(where, name), Path(name).suffix.lower()
             if name.startswith(".") or name.lower() in _SYSTEM:
@@ -71,7 +53,7 @@ def images_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
             if suffix in extensions and path.is_file():
                 found.append(path)
             else:
-                others["that are no files" if suffix in extensions else suffix or "without an extension"] += 1
+                left_out["that are no files" if suffix in extensions else suffix or "without an extension"] += 1
     return sorted(found)
 
 

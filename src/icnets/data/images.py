@@ -10,21 +10,22 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
+from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from icnets.data.image_files import Paths, decode, reason, without_warnings
-from icnets.data.order import PADDING, Key, key_parts
-from icnets.data.shards import Shards
+from icnets.data.image_files import decode, reason, without_warnings, written
+from icnets.data.order import PADDING, Key
 
 Batch = tuple[Tensor, Tensor]
-Source = Paths | Shards  # of encoded images, by index
 Mix = Callable[[Tensor, Tensor], Batch]
 IGNORED = -1  # target of what is no image, or can't be read: evaluation leaves it out
 
@@ -42,15 +43,10 @@ def seed_all(*entropy: int, gpus: bool = True) -> None:
 @contextmanager
 def apart(*entropy: int) -> Iterator[None]:
     """Keep the random numbers drawn inside, by the seed ``entropy`` if there is one, from those drawn outside."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
+    with isolate_rng(include_cuda=False):
         if entropy:
             seed_all(*entropy, gpus=False)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
 
 
 class Images(Dataset[Batch]):
@@ -63,32 +59,34 @@ class Images(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, key: int | Key) -> Batch:
-        """Read one image (C, H, W) and its class, neither mixed."""
-        x, target = self.batch([key_parts(key)])
-        return x[0], target[0]
-
-    def __getitems__(self, keys: Sequence[int | Key]) -> Batch:
+    def __getitems__(self, indices: Sequence[int | Key]) -> Batch:
         """Images (N, C, H, W), float32, normalised; targets (N,) int64, or (N, classes) float32 where mixed.
 
-        The target of ``PADDING`` is ``IGNORED``.
+        A bare index is of epoch 0. The target of ``PADDING`` is ``IGNORED``.
         """
-        parts = [key_parts(key) for key in keys]
-        x, target = self.batch([(epoch, max(index, 0), copy) for epoch, index, copy in parts])
-        target[torch.tensor([index == PADDING for _, index, _ in parts])] = IGNORED
+        keys = [(0, key, 0) if isinstance(key, int) else key for key in indices]
+        x, target = self.batch([(epoch, max(index, 0), copy) for epoch, index, copy in keys])
+        target[torch.tensor([index == PADDING for _, index, _ in keys])] = IGNORED
         if self.mix is None:
             return x, target
-        with apart(self.seed, *parts[0][:2], 1):
+        with apart(self.seed, *keys[0][:2], 1):
             x, target = self.mix(x, target)
         return x, target.float()
 
-    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
+    def batch(self, keys: list[Key]) -> Batch:
         """Read images (N, C, ...), augmented, and their classes: by epoch, which is one, index and copy."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
         """Return what to call an image."""
         return str(index)
+
+
+def mixing(mixup: float, cutmix: float, smoothing: float, classes: int) -> Mixup | None:
+    """Make what mixes the images of a batch. None: neither mixup nor CutMix is wanted."""
+    if not (mixup or cutmix):
+        return None
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
 def as_is(batch: Any) -> Any:
@@ -120,7 +118,7 @@ class TensorImages(Images):
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
 
-    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
+    def batch(self, keys: list[Key]) -> Batch:
         indices = [index for _, index, _ in keys]
         return self.read(keys[0][0], indices), self.targets[indices]
 
@@ -148,7 +146,7 @@ class ImageFiles(Images):
     takes its place; in evaluation its target is ``IGNORED``.
 
     Args:
-        source: gives the encoded images.
+        paths: the files.
         targets: class indices.
         transform: draws from the random numbers of random, numpy and torch.
         in_chans: 1 or 3.
@@ -158,7 +156,7 @@ class ImageFiles(Images):
         max_unreadable: number of images that may be unreadable before that is an error.
     """
 
-    source: Source
+    paths: Sequence[Path]
     targets: Any
     transform: Callable[[Image.Image], Any]
     _: KW_ONLY
@@ -170,16 +168,16 @@ class ImageFiles(Images):
 
     def __post_init__(self) -> None:
         self.targets = torch.as_tensor(self.targets)
-        self._unreadable = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
+        self._unreadable = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
 
     def name(self, index: int) -> str:
-        return self.source.name(index)
+        return written(self.paths[index])
 
     def unreadable(self) -> list[str]:
         """Names of the images found so far that can't be read."""
         return [self.name(index) for index in torch.nonzero(self._unreadable).flatten().tolist()]
 
-    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
+    def batch(self, keys: list[Key]) -> Batch:
         with apart(), without_warnings():  # once for all of them: it takes longer than the seeding
             # In a worker it stacks in shared memory, which the batch would otherwise be copied to.
             x, target = default_collate([self._read(*key) for key in keys])
@@ -190,7 +188,7 @@ class ImageFiles(Images):
         image, target = None, torch.tensor(IGNORED)
         while image is None:
             try:
-                image, target = decode(self.source.open(index), grey=self.in_chans == 1), self.targets[index]
+                image, target = decode(self.paths[index], grey=self.in_chans == 1), self.targets[index]
             except Exception as error:  # decoders raise whatever they stumble over
                 self._count_unreadable(index, error)
                 if self.training:
@@ -206,7 +204,7 @@ class ImageFiles(Images):
         self._unreadable[index] = 1
         if (found := int(self._unreadable.sum())) > self.max_unreadable:
             limit = f"{found} images can't be read, and data.max_unreadable is {self.max_unreadable}"
-            remedy = "repair or remove them (icnets data check lists them all), or allow more"
-            raise ValueError(f"can't read the image {self.name(index)}: {why}; {limit}: {remedy}") from error
+            what = f"can't read the image {self.name(index)}: {why}; {limit}"
+            raise ValueError(f"{what}: repair or remove them, or allow more") from error
         if new:
             _logger.warning("can't read the image %s: %s; it is skipped", self.name(index), why)

@@ -11,19 +11,13 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-Key = tuple[int, ...]  # (epoch, index of the image), and with repeated augmentation the number of the copy
+Key = tuple[int, int, int]  # epoch, index of the image, and the number of its copy in repeated augmentation
 PADDING = -1  # index of no image, which evens out the batches of several processes
-
-
-def key_parts(key: int | Key) -> tuple[int, int, int]:
-    """Split a key into epoch, index and copy; a bare index is of epoch 0."""
-    epoch, index, copy = (0, key, 0) if isinstance(key, int) else (*key, 0)[:3]
-    return epoch, index, copy
 
 
 @dataclass(eq=False)
 class EpochBatches(Sampler[list[Key]]):
-    """The batches of one process in a training epoch: lists of (epoch, index[, copy]).
+    """The batches of one process in a training epoch: lists of (epoch, index, copy).
 
     What is left of an epoch behind its last whole global batch is left out; what that is changes from epoch to epoch.
 
@@ -57,8 +51,7 @@ class EpochBatches(Sampler[list[Key]]):
         size = self.batch_size * self.world
         for start in range(first * size, len(self) * size, size):
             places = range(start + self.rank, start + size, self.world)
-            keys: list[Key] = [(epoch, int(order[i // self.repeats]), i % self.repeats) for i in places]
-            yield [key[:2] for key in keys] if self.repeats == 1 else keys
+            yield [(epoch, int(order[i // self.repeats]), i % self.repeats) for i in places]
 
     def batch(self, epoch: int, batch: int) -> list[Key]:
         """Return what this process reads for a batch of an epoch."""
@@ -67,7 +60,7 @@ class EpochBatches(Sampler[list[Key]]):
 
 @dataclass(eq=False)
 class EvaluationBatches(Sampler[list[int]]):
-    """The batches of one process in an evaluation: every image once over all processes, in a fixed order.
+    """The batches of one process in an evaluation, by index: every image once over all processes, in a fixed order.
 
     All processes have equally many batches of equal size, since all processes compute in step; what is missing
     for that is ``PADDING``.

@@ -7,6 +7,7 @@ from torch.utils.data import Dataset, default_collate
 
 from icnets.data.epochs import LARGEST_BATCH, EpochData
 from icnets.data.images import Batch, Images, apart
+from icnets.data.order import Key
 from icnets.support.text import require_at_least
 
 
@@ -21,7 +22,7 @@ class _DatasetImages(Images):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
+    def batch(self, keys: list[Key]) -> Batch:
         pairs = []
         for epoch, index, _ in keys:
             with apart(self.seed, epoch, index):
@@ -72,7 +73,7 @@ class PairData(EpochData):
         self._names = [str(name) for name in names]
         self._splits = {name: _DatasetImages(images, seed) for name, images in (("train", train), ("val", val))}
         self._splits["test"] = self._splits["val"]
-        x = self._splits["train"][0][0]
+        x = self._splits["train"].batch([(0, 0, 0)])[0][0]
         if not isinstance(x, Tensor) or x.ndim < 2:
             what = f"the {type(train).__name__} gives a {type(x).__name__}"
             raise ValueError(f"{what}; its items must be (tensor, class)")

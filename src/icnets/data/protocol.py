@@ -12,6 +12,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from icnets.data.image_files import decode, without_warnings
+from icnets.support.text import require_at_least
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 _USUAL: Any = None  # ImageNet's
@@ -51,8 +52,7 @@ class EvaluationTransform:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
+        require_at_least(self, image_size=1)
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans is {self.in_chans}; images are read with 1 (grey) or 3 (colour) channels")
         for name in ("mean", "std"):

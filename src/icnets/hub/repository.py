@@ -1,9 +1,8 @@
 """The files of a repository: written to a folder, pushed by huggingface_hub, and loaded from either."""
 
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,14 +12,11 @@ from torch import nn
 from icnets.checkpoint.image_notes import as_text, read_notes
 from icnets.checkpoint.safetensors_file import load, prepare, write
 from icnets.convert.structure import unwrapped
-from icnets.hub.card import Card, card_text, evidence_of
-from icnets.hub.card_evidence import Evidence
+from icnets.hub.card import Card, card_text
 from icnets.support.files import atomic_write
 from icnets.support.text import first_line
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
-
-_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class HubError(ValueError):
@@ -33,15 +29,6 @@ def _hub() -> Any:
     except ImportError as error:
         raise HubError(f"huggingface_hub can't be imported ({error}); pip install 'icnets[hub]'") from None
     return huggingface_hub
-
-
-@contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
-    """What goes wrong on the way to the Hub, whatever its kind, as one line."""
-    try:
-        yield
-    except Exception as error:
-        raise HubError(f"{what}: {first_line(error).rstrip('.')}; {remedy}") from error
 
 
 def save_pretrained(
@@ -64,7 +51,7 @@ def save_pretrained(
 
     Raises:
         HubError: the folder is a file or holds a network already, or huggingface_hub is missing.
-        ValueError: evidence, a method or an architecture that can't be used.
+        ValueError: classes or an architecture that can't be used.
         TypeError: a model that :func:`icnets.save` refuses: deployed, traced, without values.
 
     Example:
@@ -85,24 +72,15 @@ def save_pretrained(
     _write(model, folder, folder.resolve().name, card or Card(), architecture, metadata)
 
 
-def _write(
-    model: nn.Module,
-    folder: Path,
-    source: str,
-    card: Card,
-    architecture: Mapping[str, Any] | None,
-    metadata: Mapping[str, str] | None,
-) -> None:
+def _write(model: nn.Module, folder: Path, source: str, card: Card, architecture: Any, metadata: Any) -> None:
     """Everything that can fail for what was given fails before the first file."""
     _hub()
-    model = unwrapped(model)
-    evidence = evidence_of(card)
-    notes = dict(metadata or {})
-    classes = _labels(model, card, evidence, notes)
-    if classes:
-        notes.setdefault("class_names", as_text(classes))
+    model, notes = unwrapped(model), dict(metadata or {})
+    card = replace(card, classes=_labels(model, card, notes))
+    if card.classes:
+        notes.setdefault("class_names", as_text(card.classes))
     tensors, strings, claim = prepare(model, architecture, notes)
-    text = card_text(model, card, source, evidence, classes=classes, notes=notes, own=claim is None)
+    text = card_text(model, card, source, notes, own=claim is None)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # for timm, as earlier versions wrote it
     write(folder / WEIGHTS, tensors, strings)
@@ -110,15 +88,13 @@ def _write(
         temporary.write_text(text, encoding="utf-8")
 
 
-def _labels(model: nn.Module, card: Card, evidence: Evidence, notes: Mapping[str, str]) -> list[str]:
-    """The class labels: given, of the evidence, or noted. Raises ValueError for another number than of outputs."""
+def _labels(model: nn.Module, card: Card, notes: Mapping[str, str]) -> list[str]:
+    """The class labels, given or noted. Raises ValueError where another number than of outputs is given."""
     outputs: Any = getattr(model, "num_classes", None)
-    given = list(card.classes or evidence.classes)
-    if given and isinstance(outputs, int) and len(given) != outputs:
-        source = "card" if card.classes else "evidence"
-        raise ValueError(f"the {source} has {len(given)} classes, the network {outputs} outputs; give its own {source}")
+    if card.classes and isinstance(outputs, int) and len(card.classes) != outputs:
+        raise ValueError(f"the card has {len(card.classes)} classes, the network {outputs} outputs; give its own")
     noted = read_notes({"class_names": notes["class_names"]}).class_names if "class_names" in notes else None
-    return given or (noted if noted is not None and len(noted) == outputs else [])
+    return list(card.classes) or (noted if noted is not None and len(noted) == outputs else [])
 
 
 def push_to_hub(
@@ -152,16 +128,17 @@ def push_to_hub(
         >>> address = push_to_hub(model, "me/ic_resnet18")  # doctest: +SKIP
     """
     hub = _hub()
-    if not _REPOSITORY.fullmatch(repo_id):
-        raise HubError(f"repo_id is {repo_id!r}; it must be 'owner/name'")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write(model, folder, repo_id, card or Card(), architecture, metadata)
-        with _told(f"{repo_id} can't be pushed", "check the name, the connection, and hf auth login"):
+        options.setdefault("commit_message", "Network and model card by icnets")
+        try:
             api = hub.HfApi(token=token, library_name="icnets")
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            options.setdefault("commit_message", "Network and model card by icnets")
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+            own_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=own_id, folder_path=folder, **options))
+        except Exception as error:
+            remedy = "check the name, the connection, and hf auth login"
+            raise HubError(f"{repo_id} can't be pushed: {first_line(error).rstrip('.')}; {remedy}") from error
 
 
 def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = None, **options: Any) -> nn.Module:
@@ -189,9 +166,10 @@ def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = No
         if options:
             raise HubError(f"{folder} is a folder here, and {', '.join(options)} are for repositories; leave them out")
         return load(folder / WEIGHTS, model)
-    if not isinstance(source, str) or not _REPOSITORY.fullmatch(name):
-        raise HubError(f"there is no folder {name}, and it is no repository's id 'owner/name'; check the path")
     hub = _hub()
-    with _told(f"{name} is no folder here, and can't be had from the Hub", "check the name and the connection"):
+    try:
         path = hub.hf_hub_download(name, WEIGHTS, library_name="icnets", **options)
+    except Exception as error:
+        what = f"{name} is no folder here, and can't be had from the Hub"
+        raise HubError(f"{what}: {first_line(error).rstrip('.')}; check the name and the connection") from error
     return load(path, model)

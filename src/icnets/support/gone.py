@@ -2,17 +2,25 @@
 
 from typing import Any
 
+_FOLDERS = "folders are read: unpack tar shards into one folder per class, or give icnets.fit a pair of datasets"
+
 # By group and name: the default, which is dropped where it is read (...: any value), and what to do instead of another.
 _GONE: dict[str, tuple[Any, str]] = {
-    "data.check_limit": (20_000, "icnets data check DIR looks for images that can't be read"),
-    "data.hf": (None, "folders and tar shards are read; shards of the hub by hf:// URLs in data.train_shards"),
-    "data.hf_val": ("validation", "data.val_shards names the shards of validation"),
+    "data.cache": (None, "nothing is kept of the images; leave it out"),
+    "data.check_limit": (20_000, "training names images that can't be read; leave it out"),
+    "data.hf": (None, "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's"),
+    "data.hf_val": (
+        "validation",
+        "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's",
+    ),
     "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
     "data.prefetch": (2, "each worker reads two batches ahead; leave it out"),
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
-    "data.shuffle_shards": (64, "all images are shuffled at once, whatever their shards; leave it out"),
+    "data.shuffle_shards": (64, "all images are shuffled at once; leave it out"),
     "data.test_crops": (1, "the centre crop is tested; leave it out"),
     "model.check_teacher": (..., "nothing asks whether a teacher guesses; leave it out"),
+    "data.train_shards": (None, _FOLDERS),
+    "data.val_shards": (None, _FOLDERS),
     "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
 }
 

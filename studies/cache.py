@@ -10,6 +10,8 @@ import numpy as np
 
 from icnets.support.files import atomic_write
 
+__all__ = ["cached"]
+
 
 def cached(folder: Path | None, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the arrays that ``make`` gives, kept in ``folder``/``name``.npz; without a folder they are made each time.
