@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs evidence bench test test-ci test-all trained lint format clean
+.PHONY: help demo docs evidence bench test test-all trained lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,10 +45,7 @@ bench: $(VENV)/.installed  ## time and memory of ResNet-50 and its IC forms on t
 test: $(VENV)/.trained lint  ## lint, then the fast tests
 	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not medium and not slow and not gpu" $(ARGS)
 
-test-ci: $(VENV)/.trained lint  ## lint, then all but the slow tests: what a change has to pass
-	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
-
-test-all: $(VENV)/.trained lint  ## lint, then every test that this machine can run
+test-all: $(VENV)/.trained lint  ## lint, then every test that this machine can run: what a change has to pass, in 40 minutes on 2 cores
 	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 trained: $(VENV)/.trained  ## conversions of trained networks that packages ship; a skipped test fails
