@@ -46,8 +46,7 @@ def export(
     Args:
         model: a float32 network of one input; it is copied and stays as it is, mode and device included.
         path: ends in .onnx, .xml ("openvino", with a .bin beside it) or .pt2; its folder must exist.
-        format: "onnx", "openvino", "torch-export" (``torch.export.load``), or "aoti": compiled for this machine's CPU
-            by AOTInductor (``torch._inductor.aoti_load_package``).
+        format: "onnx", "openvino" or "torch-export" (``torch.export.load``).
         example_input: float32 ``(N, C, *L)``; its shape but for N is the artifact's. By default the network's own, as
             timm notes it.
         fuse: export the deployed form, :func:`icnets.deploy.fuse.fuse_`; False exports the network's own graph.

@@ -35,9 +35,6 @@ class Engine:
         """The engine and its version."""
         return f"{self.packages[0]} {version(self.packages[0])}"
 
-    def check(self) -> None:
-        """Raises ValueError for what is missing on this machine beside packages."""
-
     def lower(self, network: nn.Module) -> nn.Module:
         """Rewrites a deployed network, in place, into what the engine runs fastest in float32."""
         return network
@@ -133,36 +130,16 @@ class TorchExport(Engine):
 
     def notes(self, path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:  # the program itself isn't read
-            names = [name for name in archive.namelist() if name.endswith(f"/{self.file}")]
-            return dict(json.loads(archive.read(names[0]))) if names else {}
+            names = archive.namelist()
+            if any("/aotinductor/" in name for name in names):
+                what = "it was compiled by AOTInductor, a format that icnets dropped"
+                raise ValueError(f"{what}: export as torch-export and compile that with torch's own tools")
+            own = [name for name in names if name.endswith(f"/{self.file}")]
+            return dict(json.loads(archive.read(own[0]))) if own else {}
 
 
-class AOTInductor(Engine):
-    """Compiled ahead of time for this machine's CPU, to run without Python in between; notes as its metadata."""
-
-    def check(self) -> None:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler as error:
-            raise ValueError("format aoti needs a C++ compiler, and none was found; install g++ or set CXX") from error
-
-    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        options = {"aot_inductor.metadata": dict(notes)}
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
-
-    def read(self, path: Path) -> Runner:
-        return eager(torch._inductor.aoti_load_package(str(path)))
-
-    def notes(self, path: Path) -> dict[str, str]:
-        return dict(torch._inductor.aoti_load_package(str(path)).get_metadata())
-
-
-_ENGINES: list[Engine] = [Onnx(), OpenVino(), TorchExport(), AOTInductor()]
-ENGINES = dict(zip(("onnx", "openvino", "torch-export", "aoti"), _ENGINES, strict=True))
-SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
+ENGINES: dict[str, Engine] = {"onnx": Onnx(), "openvino": OpenVino(), "torch-export": TorchExport()}
+SUFFIXES = tuple(engine.suffix for engine in ENGINES.values())
 
 
 def require(format: str, int8: bool) -> Engine:
@@ -174,7 +151,6 @@ def require(format: str, int8: bool) -> Engine:
         raise ValueError(f"int8 is for the format onnx, not for {format}; leave it out, or take onnx")
     if missing := [package for package in engine.packages if find_spec(package) is None]:
         raise ValueError(f"format {format} needs {', '.join(missing)}: pip install 'icnets[export]'")
-    engine.check()
     return engine
 
 
@@ -209,15 +185,9 @@ def open_artifact(path: Path) -> Artifact:
     if find_spec(package := ENGINES[format].packages[0]) is None:
         raise ValueError(f"{path} needs {package}: pip install 'icnets[export]'")
     try:
-        format = "aoti" if path.suffix == ".pt2" and _is_compiled(path) else format
         notes = ENGINES[format].notes(path)
         if "icnets" in notes:
             return Artifact(format, notes, ENGINES[format].read(path))
     except Exception as error:  # each engine has its own
         raise ValueError(f"{path} can't be read as an artifact ({first_line(error)}); export it again") from error
     raise ValueError(f"{path} was not written by icnets export; export the network again")
-
-
-def _is_compiled(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any("/aotinductor/" in name for name in archive.namelist())
