@@ -186,7 +186,7 @@ def test_a_computed_weight_stays_so(name):
 def test_what_was_converted_in_a_context_without_gradients_trains(context, start):
     model = network()
     with context():
-        convert_(model, ICConfig(warm_start=start), calibration_data=[inputs()], example_input=inputs())
+        convert_(model, ICConfig(warm_start=start), calibration_data=[inputs()])
     assert {n for n, _ in ic_parameters(model)} <= trained_tensors(model.train())
     torch.optim.SGD(model.parameters(), 0.1).step()
 

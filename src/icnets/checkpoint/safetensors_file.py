@@ -129,10 +129,8 @@ def save(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
-    tensors, strings, claim = prepare(model, architecture, metadata, state)
+    tensors, strings, _ = prepare(model, architecture, metadata, state)
     write(path, tensors, strings)
-    if architecture is not None and claim is not None:
-        remember_architecture(unwrapped(model), **claim)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
@@ -204,8 +202,7 @@ def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]
         raise CheckpointError(f"{path} was not written by icnets.save; {remedy}")
     try:
         header = dict(json.loads(metadata.pop("icnets")))
-        if (version := header["version"]) == VERSION:
-            _require_entries(header)
+        version = header["version"]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{path} has a damaged icnets header; {again}") from None
     if version != VERSION:
@@ -216,16 +213,6 @@ def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]
     if checksum not in (None, _checksum(header, metadata, tensors)):
         raise CheckpointError(f"{path} is damaged: its checksum differs; {again}")
     return header, tensors, metadata
-
-
-def _require_entries(header: Mapping[str, Any]) -> None:
-    """Raises whatever reading an entry of the wrong form raises."""
-    call, entries = header["architecture"], header.get("structure", {}).values()
-    known = {"scale", "inner_bias", "gain", "collision_weight"}
-    well_formed = all(options.keys() == known for options in header["layers"].values())
-    well_formed &= call is None or call.keys() == {"factory", "args"}
-    if not (well_formed and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry.values()))):
-        raise ValueError("an entry isn't what save writes")
 
 
 def _build(header: Mapping[str, Any]) -> nn.Module:

@@ -82,11 +82,9 @@ def whole_tensor(key: str, value: Any) -> Tensor:
     if is_lazy(value):
         raise TypeError(f"{key!r} has no shape yet; run one batch through the model first")
     if hasattr(value, "full_tensor"):
-        remedy = "gather the weights on all processes (.full_tensor()); save takes them as state="
-        raise TypeError(f"{key!r} is a sharded {type(value).__name__}; {remedy}")
+        raise TypeError(f"{key!r} is a sharded {type(value).__name__}; gather the weights, and save them as state=")
     if value.is_meta:
-        remedy = "load the weights first (model.to_empty(device='cpu') makes room), or bring offloaded ones back"
-        raise TypeError(f"{key!r} is on the meta device and has no values; {remedy}")
+        raise TypeError(f"{key!r} is on the meta device and has no values; load the weights first")
     return value
 
 

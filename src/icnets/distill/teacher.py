@@ -113,14 +113,10 @@ class Teacher(nn.Module):
             sample: a batch ``(N, C_in, ...)``, normalised for the student.
 
         Raises:
-            ValueError: the networks share parameters; no parameter of the student is trained, as in a copy of a network
-                that a teacher froze; an output is no tensor ``(N, C, ...)``; the numbers of classes (named) or the
-                shapes differ; the teacher cannot process the sample, or its logits are not finite.
+            ValueError: the networks share parameters; an output is no tensor ``(N, C, ...)``; the numbers of classes
+                (named) or the shapes differ; the teacher cannot process the sample, or its logits are not finite.
         """
         require_independent(self.model, student)
-        if (own := list(student.parameters())) and not any(p.requires_grad for p in own):
-            what = f"none of the student's {len(own)} parameters requires a gradient"
-            raise ValueError(f"{what}: call student.requires_grad_(True) first, or copy before it teaches")
         with modes_kept(student), torch.no_grad():
             ours = student.eval()(sample)
         try:

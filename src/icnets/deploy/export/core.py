@@ -15,6 +15,7 @@ from icnets.deploy.export import to_onnx
 from icnets.deploy.export.engines import Engine, require
 from icnets.deploy.export.parity import BATCHES, ExportReport, Parity, Runner, agreement, compare, eager, labelled
 from icnets.deploy.fuse import fuse_
+from icnets.deploy.fuse import own_input_size as own_input_size
 from icnets.support.files import move_into_place
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.support.text import counted, first_line
@@ -80,7 +81,7 @@ def export(
     """
     path = Path(path)
     engine = require(format, int8)
-    _check_arguments(path, format, engine, tolerance, max_loss)
+    _check_path(path, format, engine)
     example = _example(model, example_input)
     calibration = labelled(() if calibration_data is None else calibration_data, CALIBRATION_IMAGES)
     evaluation = calibration if evaluation_data is None else labelled(evaluation_data)
@@ -110,7 +111,7 @@ def export(
             # Noise is outside of the range that was calibrated, so how far int8 is off on it says nothing.
             int8_parity = tuple(compare(reference, runner, name, x) for name, x in tests if name == "real")
             agreed = agreement(reference, runner, evaluation)
-            if agreed is not None and agreed.loss > max_loss:
+            if agreed is not None and not agreed.loss <= max_loss:
                 what = f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed})"
                 raise ValueError(f"{what}: it isn't kept; calibrate on more representative images, or allow more")
         size = _place(artifact, path, engine)
@@ -120,15 +121,11 @@ def export(
 # Arguments.
 
 
-def _check_arguments(path: Path, format: str, engine: Engine, tolerance: float, max_loss: float) -> None:
+def _check_path(path: Path, format: str, engine: Engine) -> None:
     if path.suffix != engine.suffix:
         raise ValueError(f"path is {path}; for the format {format} it must end in {engine.suffix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be positive")
-    if not 0 <= max_loss <= 1:
-        raise ValueError(f"max_loss is {max_loss}; it must lie between 0 and 1")
 
 
 def _example(model: nn.Module, given: Tensor | None) -> Tensor:
@@ -147,16 +144,6 @@ def _example(model: nn.Module, given: Tensor | None) -> Tensor:
     else:
         shape = tuple(given.shape[1:])
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
-    """(C, H, W) as timm notes it, with the channels that the first convolution really has; None for other networks."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    if not isinstance(cfg, Mapping) or "input_size" not in cfg:
-        return None
-    size = tuple(int(n) for n in cfg["input_size"])
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return size if first is None else (first.in_channels, *size[1:])
 
 
 # The network and its program.
@@ -222,7 +209,7 @@ def _prove(
 ) -> tuple[Parity, ...]:
     parity = tuple(compare(reference, artifact, name, x) for name, x in tests)
     worst = max(parity, key=lambda found: found.relative)
-    if worst.relative > tolerance:
+    if not worst.relative <= tolerance:
         images = counted(worst.batch, f"{worst.inputs} image")
         found = f"{worst.absolute:.2g}, {worst.relative:.2g} of the output's range, on {images}"
         why = "of an untrained deep network, whose float32 is unsteady, it would be the rounding"

@@ -19,16 +19,16 @@ from icnets.deploy.export.parity import Runner, eager
 from icnets.support.text import first_line
 
 
-class Engine:
-    """One format.
+class _Engine:
+    """One format: it writes a program with notes where tools of the format keep theirs, and reads both back.
 
     ``suffix``: of its file; ``companions``: suffixes of the files that belong to it. ``packages``: what writing and
     reading import; the first is the engine that runs it.
     """
 
-    suffix = ".pt2"
+    suffix: str
     companions: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ("torch",)
+    packages: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -39,20 +39,8 @@ class Engine:
         """Rewrites a deployed network, in place, into what the engine runs fastest in float32."""
         return network
 
-    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        """Writes a program, with ``notes`` where tools of the format keep theirs."""
-        raise NotImplementedError
 
-    def read(self, path: Path) -> Runner:
-        """Runs a file on the CPU."""
-        raise NotImplementedError
-
-    def notes(self, path: Path) -> dict[str, str]:
-        """What :meth:`write` noted in the file."""
-        raise NotImplementedError
-
-
-class Onnx(Engine):
+class Onnx(_Engine):
     """One file with the weights in it; notes as metadata_props."""
 
     suffix = ".onnx"
@@ -75,7 +63,7 @@ class Onnx(Engine):
         return dict(to_onnx.session(path).get_modelmeta().custom_metadata_map)
 
 
-class OpenVino(Engine):
+class OpenVino(_Engine):
     """OpenVINO's files, by way of ONNX, in float32; notes in the section model_info, as its own tools keep theirs."""
 
     suffix = ".xml"
@@ -117,9 +105,11 @@ def _openvino() -> ModuleType:
     return openvino
 
 
-class TorchExport(Engine):
+class TorchExport(_Engine):
     """The program as torch.export saves it; notes as an extra file in its archive."""
 
+    suffix = ".pt2"
+    packages = ("torch",)
     file = "icnets.json"
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
@@ -138,6 +128,7 @@ class TorchExport(Engine):
             return dict(json.loads(archive.read(own[0]))) if own else {}
 
 
+Engine = Onnx | OpenVino | TorchExport
 ENGINES: dict[str, Engine] = {"onnx": Onnx(), "openvino": OpenVino(), "torch-export": TorchExport()}
 SUFFIXES = tuple(engine.suffix for engine in ENGINES.values())
 
