@@ -222,8 +222,8 @@ def test_ddp_and_in_place_compile_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet50", r"model is a str; convert_ takes an nn\.Module: build the network first"),
-        (Block, "model is a type; convert_ takes an .*: build the network first"),
+        ("resnet50", r"model is a str; convert an nn\.Module: build the network first"),
+        (Block, "model is a type; convert an .*: build the network first"),
         (inputs, "model is a function; .*: build the network first"),
         (Block().state_dict(), "model is a OrderedDict; .*: build the network first"),
     ],
@@ -231,7 +231,7 @@ def test_ddp_and_in_place_compile_are_refused(tmp_path):
 def test_not_a_module(model, message):
     with pytest.raises(TypeError, match=message):
         convert_(model)
-    with pytest.raises(TypeError, match=r"revert_ takes an nn\.Module"):
+    with pytest.raises(TypeError, match=r"revert an nn\.Module"):
         revert_(model)
 
 

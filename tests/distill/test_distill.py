@@ -338,7 +338,7 @@ def test_needs_teacher_where_the_weight_is_positive(kind: str) -> None:
         ({"temperature": "4"}, TypeError, r"temperature must be a number in \(0, inf\), got '4'"),
         ({"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"surpass_patience": 0}, ValueError, r"surpass_patience must be an int >= 1 or None, got 0"),
-        ({"surpass_patience": 2.0}, TypeError, r"surpass_patience must be an int >= 1 or None, got 2.0"),
+        ({"surpass_patience": 2.0}, ValueError, r"surpass_patience must be an int >= 1 or None, got 2.0"),
         ({"schedule": "cosine"}, TypeError, r"schedule must be a DistillationSchedule, got str"),
     ],
 )

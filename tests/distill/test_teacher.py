@@ -184,7 +184,7 @@ def test_sequences_and_volumes_are_normalised_too() -> None:
         ),
         ({**IMAGENET, **INCEPTION, "std": (0.2, 0.0, 0.2)}, ValueError, r"std must .* each > 0, got \(0.2, 0.0"),
         ({**IMAGENET, **INCEPTION, "mean": (math.nan, 0, 0)}, ValueError, r"mean must .* each finite, got \(nan"),
-        ({**IMAGENET, **INCEPTION, "mean": 0.5}, TypeError, "mean must be a sequence or tensor .* got 0.5"),
+        ({**IMAGENET, **INCEPTION, "mean": 0.5}, ValueError, r"one number of channels, .*'mean': \(0.5,\)"),
     ],
 )
 def test_normalisations_that_make_no_sense(options: dict[str, object], error: type[Exception], message: str) -> None:

@@ -258,7 +258,7 @@ def test_collision_weight_takes_numbers_and_refuses_other_shapes():
     torch.testing.assert_close(layer.collision.detach(), torch.full((8,), 0.25 * 6))
     layer.collision_weight = -1
     torch.testing.assert_close(layer.collision_weight, torch.full((8,), -1.0))
-    with pytest.raises(ValueError, match=r"shape \(4,\); it must be a number or \(8,\)"):
+    with pytest.raises(ValueError, match=r"shape \(4,\); it must be a number or .*\[8\]"):
         layer.collision_weight = torch.zeros(4)
 
 

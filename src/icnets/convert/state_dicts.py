@@ -68,11 +68,9 @@ def refuse_without_values(model: nn.Module, error: type[Exception] = ValueError)
     """
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         if value.is_meta:
-            where = f"{name} of the model is on the meta device"
-            raise error(f"can't be loaded: {where}; call model.to_empty(device='cpu') first")
+            raise error(f"can't be loaded: {name} of the model is on the meta device; call model.to_empty first")
         if hasattr(value, "full_tensor"):
-            kind = f"a sharded {type(value).__name__}"
-            raise TypeError(f"{name} of the model is {kind}; load into it first, then shard it")
+            raise TypeError(f"{name} of the model is a sharded {type(value).__name__}; load first, then shard it")
 
 
 def whole_tensor(key: str, value: Any) -> Tensor:

@@ -221,8 +221,6 @@ def _inputs(module: Any) -> int:
 
 
 def _refuse_arguments(model: Any, config: Any, calibration_data: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; convert_ takes an nn.Module: build the network first")
     if not isinstance(config, ICConfig):
         raise TypeError(f"config is a {type(config).__name__}; pass an ICConfig, of a dict ICConfig(**config)")
     if config.warm_start == "calibrate" and calibration_data is None:
@@ -273,8 +271,8 @@ def convert_(
         parameters 296 -> 344 (+48, +16.22%)
     """
     config = ICConfig() if config is None else config
-    _refuse_arguments(model, config, calibration_data)
     refuse_wrapped(model)
+    _refuse_arguments(model, config, calibration_data)
     given = checked(optimizers)
     chosen, skipped = _choose(model, config, filter_fn)
     before = _count(model)
@@ -322,8 +320,6 @@ def revert_(model: nn.Module) -> list[str]:
         >>> revert_(model)
         ['0']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
     refuse_wrapped(model, "revert")
     units = {name: module for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
     with ExitStack() as undo:

@@ -49,8 +49,6 @@ class FuseReport:
 
 
 def _refuse(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; fuse_ takes an nn.Module")
     refuse_wrapped(model, "fuse")
     if (empty := next((n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta), None)) is not None:
         raise ValueError(f"{empty} is on the meta device, without values; load the model's weights before fuse_")
@@ -109,8 +107,7 @@ def _outputs_before(model: nn.Module, example: Call) -> list[tuple[Call, list[Te
         what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
         raise ValueError(f"{what}; pass another example_input, one that is a list as (batch,)") from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in found[0][1]):
-        what = "the model's outputs for the example input are not finite, before anything is fused"
-        raise ValueError(f"{what}; check its weights, its batch norms' statistics and the example")
+        raise ValueError("the model's outputs are not finite, before anything is fused; check weights and example")
     with suppress(Exception):  # it may want images in [0, 1]
         noise = random_like(example)
         found.append((noise, _outputs(model, noise)))
@@ -224,8 +221,8 @@ def fuse_(model: nn.Module, example_input: Any = None) -> FuseReport:
         largest, relative = map(max, zip(*errors, strict=True))
         if relative > (allowed := _tolerance(model)):
             what = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {allowed:.3g}"
-            why = "is its output random, does its forward pass depend on values, does it amplify rounding or overflow?"
-            raise RuntimeError(f"{what}; it was left as it was: {why} For the latter fuse it in a wider dtype")
+            why = "is its output random, does it depend on values, does it amplify rounding (then use a wider dtype)?"
+            raise RuntimeError(f"{what}; it was left as it was: {why}")
         undo.pop_all()
     folded = {plan.names[norm]: plan.names[layer] for layer, norm in plan.folds.items()}
     return FuseReport([plan.names[u] for u in plan.units], folded, plan.skipped, largest, relative)

@@ -19,8 +19,7 @@ def check_logits(student: object, teacher: object) -> None:
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         ours, theirs = tuple(student.shape), tuple(teacher.shape)
         if ours[1] != theirs[1]:
-            what = f"the student has {ours[1]} classes and the teacher {theirs[1]}"
-            raise ValueError(f"{what}: distillation needs the same classes in the same order")
+            raise ValueError(f"the student has {ours[1]} classes and the teacher {theirs[1]}: they must be the same")
         if ours != theirs:
             raise ValueError(f"student and teacher logits must have one shape, got {ours} and {theirs}")
 

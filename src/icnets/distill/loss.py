@@ -191,8 +191,7 @@ class WeakLogitDistillation(nn.Module):
         if not isinstance(schedule, DistillationSchedule):
             raise TypeError(f"schedule must be a DistillationSchedule, got {type(schedule).__name__}")
         if surpass_patience is not None and (type(surpass_patience) is not int or surpass_patience < 1):
-            kind = ValueError if type(surpass_patience) is int else TypeError
-            raise kind(f"surpass_patience must be an int >= 1 or None, got {surpass_patience!r}")
+            raise ValueError(f"surpass_patience must be an int >= 1 or None, got {surpass_patience!r}")
         if task_loss is not None and label_smoothing:
             raise ValueError(f"label_smoothing is {label_smoothing} beside a task_loss, which smooths labels itself")
         self.temperature = float(temperature)

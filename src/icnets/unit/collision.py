@@ -129,8 +129,7 @@ class Collision(Colliding):
 
     def _settable(self, name: str) -> nn.Parameter:
         if (parameter := self._parameters.get(name)) is None:
-            what = f"{name} is computed, by pruning or a parametrisation"
-            raise RuntimeError(f"{what}, so it can't be set; remove that first")
+            raise RuntimeError(f"{name} is computed, by pruning or a parametrisation; remove that to set it")
         return parameter
 
     def vector_keys(self) -> list[str]:
@@ -167,8 +166,7 @@ class Collision(Colliding):
         collision = self._settable(self.vector_names[0])
         w = torch.as_tensor(value, dtype=torch.float64, device=collision.device)
         if w.dim() > 0 and w.shape != collision.shape:
-            found, own = tuple(w.shape), tuple(collision.shape)
-            raise ValueError(f"collision_weight has shape {found}; it must be a number or {own}")
+            raise ValueError(f"collision_weight has shape {tuple(w.shape)}; it must be a number or {collision.shape}")
         with torch.no_grad():
             collision.copy_((w / self.sum_scale).expand_as(collision))
 

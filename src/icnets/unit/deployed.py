@@ -115,16 +115,13 @@ def _frozen(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
 
 
-def _class_of(layer: nn.Module) -> Any:
-    """The layer's class, without the one that torch's parametrisations put in front of it."""
-    return type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
-
-
 def _convolution(layer: Any) -> Convolution | str:
     """Weight and bias that ``layer``, an IC unit or a layer of torch's, computes with; or why that can't be said."""
     if isinstance(layer, FUSED_LAYERS):
         return "it is deployed already"
-    kind, unit = _class_of(layer), next((t for t in IC_LAYERS if isinstance(layer, t)), None)
+    # torch's parametrisations put a class in front
+    kind: Any = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    unit = next((t for t in IC_LAYERS if isinstance(layer, t)), None)
     basic = next(t for t in _FUSED if isinstance(layer, t))
     if "forward" in layer.__dict__ or (unit not in (None, kind) and "_unit" not in vars(kind)):
         return f"{kind.__name__} has behaviour of its own"

@@ -90,7 +90,6 @@ def _half() -> nn.Module:
         ({"model": _FixedBatch()}, "torch.export can't take _FixedBatch"),
         ({"evaluation_data": [torch.zeros(2, 2, 9, 9)]}, r"have shape \(2, 9, 9\), those to export for \(2, 12, 12\)"),
         ({"evaluation_data": [(torch.zeros(2, 2, 12, 12), torch.zeros(3).long())]}, "2 images and 3 labels"),
-        ({"metadata": {"fused": 1}}, "metadata has fused, which export writes itself"),
         ({"metadata": {"mean": torch.zeros(1)}}, "metadata must be plain data"),
     ],
 )

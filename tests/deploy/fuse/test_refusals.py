@@ -28,7 +28,7 @@ def test_training_mode_is_refused():
         (nn.DataParallel, "fuse its .module first"),
         (torch.compile, "fuse it first, then compile it"),
         (torch.fx.symbolic_trace, "traced graph.*fuse the nn.Module"),
-        (lambda m: "resnet", "str; fuse_ takes an nn.Module"),
+        (lambda m: "resnet", "str; fuse an nn.Module"),
     ],
 )
 def test_wrapped_models_are_refused(wrap, message):

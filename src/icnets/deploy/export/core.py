@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from icnets.deploy.export import to_onnx
 from icnets.deploy.export.engines import Engine, require
+from icnets.deploy.export.lowering import lower_
 from icnets.deploy.export.parity import BATCHES, ExportReport, Parity, Runner, agreement, compare, eager, labelled
 from icnets.deploy.fuse import fuse_
 from icnets.deploy.fuse import own_input_size as own_input_size
@@ -60,7 +61,8 @@ def export(
         max_loss: with ``int8``, largest accuracy lost on the evaluation data (without labels: part of the images that
             change their class), as a part of 1.
         metadata: more of what a user of the artifact must know (``mean``, ``std``, ``class_names``, ...): plain data,
-            written into it as JSON beside ``input_size``, ``fused`` and ``icnets``, the version.
+            written into it as JSON beside ``input_size``, ``fused``, ``int8`` and ``icnets``, the version, which are
+            export's own.
 
     Returns:
         The report: files, engine, largest errors, accuracies; ``str`` of it is to be read.
@@ -87,15 +89,15 @@ def export(
     evaluation = calibration if evaluation_data is None else labelled(evaluation_data)
     for x, _ in calibration + evaluation:
         if x.shape[1:] != example.shape[1:]:
-            shapes = f"{tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}"
-            raise ValueError(f"images of the data have shape {shapes}; give an example_input like the data")
+            raise ValueError(f"images have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}")
     if int8 and not any(len(x) for x, _ in calibration):
         raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     original = made_plain_(deepcopy(model).cpu().eval())
     reference, network = eager(original), _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
-    program = _program(network if int8 else engine.lower(network), example)
+    lowered = network if int8 or engine.signs_by_convolution is None else lower_(network, engine.signs_by_convolution)
+    program = _program(lowered, example)
     tests = _tests(example, [x for x, _ in evaluation])
     int8_parity: tuple[Parity, ...] = ()
     agreed = None
@@ -184,11 +186,9 @@ def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
 def _notes(example: Tensor, fuse: bool, int8: bool, metadata: Mapping[str, Any] | None) -> dict[str, str]:
     from icnets import __version__
 
-    notes = {"input_size": list(example.shape[1:]), "fused": fuse, "int8": int8, "icnets": __version__}
-    if taken := notes.keys() & (metadata or {}).keys():
-        raise ValueError(f"metadata has {', '.join(sorted(taken))}, which export writes itself; leave it out")
+    own = {"input_size": list(example.shape[1:]), "fused": fuse, "int8": int8, "icnets": __version__}
     try:
-        return {key: v if isinstance(v, str) else json.dumps(v) for key, v in {**notes, **(metadata or {})}.items()}
+        return {key: v if isinstance(v, str) else json.dumps(v) for key, v in {**(metadata or {}), **own}.items()}
     except TypeError as error:
         raise ValueError(f"metadata must be plain data: {error}") from None
 
@@ -212,11 +212,8 @@ def _prove(
     if not worst.relative <= tolerance:
         images = counted(worst.batch, f"{worst.inputs} image")
         found = f"{worst.absolute:.2g}, {worst.relative:.2g} of the output's range, on {images}"
-        why = "of an untrained deep network, whose float32 is unsteady, it would be the rounding"
-        raise ValueError(
-            f"the {format} artifact differs from the network by {found}; allowed is {tolerance:g}: it isn't kept "
-            f"({why}: give it trained weights and statistics)"
-        )
+        what = f"the {format} artifact differs from the network by {found}; allowed is {tolerance:g}: it isn't kept"
+        raise ValueError(f"{what} (of an untrained deep network, whose float32 is unsteady, it would be the rounding)")
     return parity
 
 

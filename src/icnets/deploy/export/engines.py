@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export import to_onnx
-from icnets.deploy.export.lowering import lower_
 from icnets.deploy.export.parity import Runner, eager
 from icnets.support.text import first_line
 
@@ -23,21 +22,19 @@ class _Engine:
     """One format: it writes a program with notes where tools of the format keep theirs, and reads both back.
 
     ``suffix``: of its file; ``companions``: suffixes of the files that belong to it. ``packages``: what writing and
-    reading import; the first is the engine that runs it.
+    reading import; the first is the engine that runs it. ``signs_by_convolution``: the form of
+    :func:`icnets.deploy.export.lowering.lower_` that runs fastest in float32; None: a network is written as it is.
     """
 
     suffix: str
     companions: tuple[str, ...] = ()
     packages: tuple[str, ...]
+    signs_by_convolution: bool | None = None
 
     @property
     def name(self) -> str:
         """The engine and its version."""
         return f"{self.packages[0]} {version(self.packages[0])}"
-
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Rewrites a deployed network, in place, into what the engine runs fastest in float32."""
-        return network
 
 
 class Onnx(_Engine):
@@ -45,10 +42,7 @@ class Onnx(_Engine):
 
     suffix = ".onnx"
     packages = ("onnxruntime", "onnx", "onnxscript")
-
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
-        return lower_(network, scale_by_convolution=True)
+    signs_by_convolution = True  # which ONNX Runtime computes in its blocked layout
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
         proto = to_onnx.to_proto(program)
@@ -69,10 +63,7 @@ class OpenVino(_Engine):
     suffix = ".xml"
     companions = (".bin",)
     packages = ("openvino", "onnx", "onnxscript")
-
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Writes the rank-one terms as convolutions; a sign is part of the convolution before it."""
-        return lower_(network, scale_by_convolution=False)
+    signs_by_convolution = False  # a sign is part of the convolution before it
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
         # Core.read_model, not convert_model: the same reader, without the telemetry of the latter.
