@@ -48,11 +48,6 @@ SLOW = {
     "ic_vgg16_bn": 13,
     "ic_seresnet50": 53,
     "ic_resnext50_32x4d": 53,
-    "ic_resnet34": 36,
-    "ic_resnet50": 53,
-    "ic_resnet101": 104,
-    "ic_resnet152": 155,
-    "ic_wide_resnet50_2": 53,
 }
 
 
