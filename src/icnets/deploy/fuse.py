@@ -39,8 +39,6 @@ class FuseReport:
 
     def __str__(self) -> str:
         lines = [f"fused {len(self.fused)} IC units, folded {len(self.folded)} batch norms"]
-        if not (self.fused or self.folded):
-            lines = ["nothing to fuse: no IC unit, and no batch norm that could be folded"]
         lines += [f"largest error {self.max_error:.3g}, {self.max_relative_error:.3g} of the largest output"]
         return "\n".join([*lines, *by_reason("left", self.skipped)])
 

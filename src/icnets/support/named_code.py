@@ -56,8 +56,6 @@ def _module(name: str) -> Any:
 
 
 def _module_of_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
     path = path.resolve()
     name = f"{path.stem}_{sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:
