@@ -101,8 +101,11 @@ def _deployed_compiled(case: Case) -> Step:
 
 
 def _aot_inductor(case: Case) -> Step:
-    package = torch._inductor.aoti_load_package(str(case.artifact("aoti", ".pt2")))
-    return _run(package, case.images())
+    program = case.artifact("torch-export", ".pt2")
+    package = program.with_suffix(".aoti.pt2")
+    if not package.exists():
+        torch._inductor.aoti_compile_and_package(torch.export.load(program), package_path=str(package))
+    return _run(torch._inductor.aoti_load_package(str(package)), case.images())
 
 
 def _onnx_runtime(case: Case) -> Step:

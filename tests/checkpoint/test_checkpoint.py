@@ -148,8 +148,6 @@ def damage(path, kind):
         save_file(load_file(path), path)
     elif kind == "header":
         save_file(load_file(path), path, {"icnets": '{"version": 1'})
-    elif kind == "fields":
-        header(path, layers={"0": {"scale": "sqrt"}})
     elif kind == "version":
         header(path, version=9)
     elif kind == "factory":
@@ -174,16 +172,15 @@ def damage(path, kind):
         ("text", "isn't a file of weights, but perhaps a web page"),
         ("pickle", "is a pickle of torch.save, not a checkpoint of icnets.save; icnets convert makes one of it"),
         ("missing", "there is no checkpoint"),
-        ("foreign", "was not written by icnets.save; load a basic network's weights with load_basic_state_dict"),
+        ("foreign", "was not written by icnets.save; basic weights go in by load_basic_state_dict"),
         ("header", "has a damaged icnets header"),
-        ("fields", "has a damaged icnets header"),
-        ("version", "has format version 9; this icnets reads version 1: upgrade icnets"),
+        ("version", "has format version 9, this icnets reads 1: upgrade icnets"),
         ("factory", "names the factory 'os.system'; only timm.create_model"),
         ("arguments", "asks timm.create_model for .*, which fails: Unknown model"),
         ("flipped", "is damaged: its checksum differs; write it again with icnets.save"),
         ("note", "is damaged: its checksum differs"),
         ("option", "is damaged: its checksum differs"),
-        ("unknown", r"doesn't say how to make its network; pass the basic one: load\(path, model=...\)"),
+        ("unknown", r"doesn't say how to make its network; pass the basic one, load\(path, model\)"),
     ],
 )
 def test_bad_files_are_clear_errors(tmp_path, kind, message):
@@ -364,15 +361,15 @@ def parametrised_vector():
     [
         (
             lambda: trained().to("meta"),
-            r"'0\.weight' is on the meta device and has no values; load .*model\.to_empty\(device=",
+            r"'0\.weight' is on the meta device and has no values; load the weights first",
         ),
         (lambda: nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta")), r"'1\.weight' is on the meta device"),
         (lambda: nn.LazyLinear(2), "'weight' has no shape yet; run one batch through the model first"),
         (lambda: Buffer(Half(torch.ones(2))), r"'a' is a Half .*which safetensors can't hold; .*\.dequantize\(\)"),
         (lambda: Buffer(torch.eye(2).to_sparse()), r"'a' is .*torch\.sparse_coo, .*\.to_dense\(\)"),
         (lambda: Buffer(torch.ones(1, dtype=torch.complex128)), r"'a' is .*torch\.complex128, .*complex64"),
-        (pruned_vector, r"the collision of '0' is pruned or parametrised, .*prune\.remove"),
-        (parametrised_vector, r"the collision of '3' is pruned or parametrised, .*remove_parametrizations"),
+        (pruned_vector, r"the collision of '0' is pruned or parametrised: make it permanent"),
+        (parametrised_vector, r"the collision of '3' is pruned or parametrised: make it permanent"),
         (lambda: trained().state_dict(), "model is a OrderedDict; save takes the network"),
     ],
 )
@@ -471,7 +468,7 @@ def test_optimizers_that_exist_are_extended_or_refused(tmp_path):
     before = snapshot(model)
     with pytest.raises(RuntimeError, match=r"an optimizer that trains this model .* pass it as optimizers=\[\.\.\.\]"):
         load(tmp_path / "m.safetensors", model)
-    with pytest.raises(TypeError, match=r"optimizers is a single SGD; pass a list"):
+    with pytest.raises(TypeError, match=r"optimizers is a SGD; pass a list"):
         load(tmp_path / "m.safetensors", model, optimizers=optimizer)
     assert unchanged(model, before)
     load(tmp_path / "m.safetensors", model, optimizers=[optimizer])

@@ -281,9 +281,9 @@ def test_an_optimizer_that_can_not_be_extended_changes_nothing(make, passed, err
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda o: o, r"optimizers is a single SGD; pass a list: optimizers=\[optimizer\]"),
-        (lambda o: "sgd", "optimizers is a str; it must be a list of optimizers"),
-        (lambda o: 3, "optimizers is a int; it must be a list of optimizers"),
+        (lambda o: o, r"optimizers is a SGD; pass a list: optimizers=\[optimizer\]"),
+        (lambda o: "sgd", "optimizers holds a str; it must be a list of optimizers"),
+        (lambda o: 3, "optimizers is a int; pass a list"),
         (lambda o: [o, None], "optimizers holds a NoneType"),
         (lambda o: o.param_groups, "optimizers holds a dict"),
     ],

@@ -184,7 +184,7 @@ def test_sequences_and_volumes_are_normalised_too() -> None:
         ),
         ({**IMAGENET, **INCEPTION, "std": (0.2, 0.0, 0.2)}, ValueError, r"std must .* each > 0, got \(0.2, 0.0"),
         ({**IMAGENET, **INCEPTION, "mean": (math.nan, 0, 0)}, ValueError, r"mean must .* each finite, got \(nan"),
-        ({**IMAGENET, **INCEPTION, "mean": 0.5}, TypeError, "mean must be a sequence or tensor .* got 0.5"),
+        ({**IMAGENET, **INCEPTION, "mean": 0.5}, ValueError, r"one number of channels, .*'mean': \(0.5,\)"),
     ],
 )
 def test_normalisations_that_make_no_sense(options: dict[str, object], error: type[Exception], message: str) -> None:
@@ -255,16 +255,6 @@ def test_check_refuses_the_student_as_its_own_teacher() -> None:
         with pytest.raises(ValueError, match=r"share the parameter '6.weight'.*copy.deepcopy"):
             Teacher(network).check(student, images())
     Teacher(copy.deepcopy(student)).check(student.requires_grad_(True), images())
-
-
-def test_check_names_a_student_copied_from_a_frozen_teacher() -> None:
-    network = Net()
-    teacher = Teacher(network)
-    student = copy.deepcopy(network)
-    with pytest.raises(ValueError, match=r"none of the student's 6 parameters .*requires_grad_\(True\) first"):
-        teacher.check(student, images())
-    student[6].requires_grad_(True)
-    teacher.check(student, images())
 
 
 def test_only_a_network_can_teach() -> None:

@@ -269,7 +269,7 @@ def test_torchs_folding_of_a_norm_is_refused_or_right(name):
     x = torch.randn(shape)
     model = awake(make(), linear=True)
     y = model(x).detach()
-    with pytest.raises(TypeError, match=r"in eval mode was given other values, as by folding a norm"):
+    with pytest.raises(TypeError, match=r"in eval mode was given other values, which would lose"):
         fold_norm(*model)
     assert off_by(model, x, y) == 0
     silent = awake(make(), linear=True, warm_start="gain")
@@ -316,7 +316,7 @@ def test_weights_may_be_given_and_loaded():
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_mkldnn_copies_are_refused(layer, training):
     model = awake(nn.Sequential(nn.ReLU(), nn.Sequential(copy.deepcopy(layer))), linear=True).train(training)
-    with pytest.raises(TypeError, match=r"Mkldnn\w+ with a weight as large as that of '0', a IC\w+, would replace it"):
+    with pytest.raises(TypeError, match=r"Mkldnn\w+ would replace '0', a IC\w+, and lose its collision"):
         mkldnn.to_mkldnn(model)
 
 
@@ -325,7 +325,7 @@ def test_a_layer_remade_from_a_unit_is_refused_and_others_take_its_place():
     unit = block.conv
     folded = fold(block.conv, block.bn)
     for replacement in (folded, nn.Sequential(folded, nn.ReLU()), copy.deepcopy(revert(unit))):
-        with pytest.raises(TypeError, match="would replace it and lose its collision"):
+        with pytest.raises(TypeError, match=r"would replace .* and lose its collision"):
             block.conv = replacement
         assert block.conv is unit
     for replacement in (nn.Identity(), nn.Conv2d(3, 4, 1), nn.Sequential(unit, nn.ReLU()), copy.deepcopy(unit)):
@@ -404,7 +404,7 @@ def test_an_adapter_around_a_unit_is_refused_and_one_around_a_basic_layer_stays_
     y, deployed = model(x).detach(), copy.deepcopy(model)
     fuse_(deployed, x)
     for unit in (model[0], deployed[0], nn.Sequential(model[0])):
-        with pytest.raises(TypeError, match=r"Adapter\) can't be put on a \w*ICLinear: .* leave IC units out"):
+        with pytest.raises(TypeError, match=r"Adapter can't be put on a \w*ICLinear: .* leave IC units out"):
             Adapter(unit)
     assert off_by(model, x, y) == 0
     adapted = nn.Sequential(Adapter(nn.Linear(4, 4)), nn.Linear(4, 4)).eval()

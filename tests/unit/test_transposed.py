@@ -19,6 +19,7 @@ from icnets import (
     revert_,
     save,
 )
+from icnets.unit.deployed import deploy_
 from icnets.unit.receptive_field import transposed_sum
 from reference import assert_gradients
 from strategies import COLLISIONS, randomise
@@ -243,6 +244,6 @@ def test_fuse_deploys_it():
     torch.testing.assert_close(model(x), z, rtol=1e-4, atol=1e-4)
     unit = randomise(ICConvTranspose2d(3, 4, 3), 1).eval()
     y = unit(x)
-    assert unit.fuse() is unit
+    assert deploy_(unit) is unit
     assert not isinstance(unit, ICConvTranspose2d)
     torch.testing.assert_close(unit(x), y, rtol=1e-4, atol=1e-4)

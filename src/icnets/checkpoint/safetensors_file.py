@@ -129,10 +129,8 @@ def save(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
-    tensors, strings, claim = prepare(model, architecture, metadata, state)
+    tensors, strings, _ = prepare(model, architecture, metadata, state)
     write(path, tensors, strings)
-    if architecture is not None and claim is not None:
-        remember_architecture(unwrapped(model), **claim)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
@@ -149,7 +147,7 @@ def prepare(
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any] | None]:
     """Returns the tensors and strings of a checkpoint, and the call that makes its network. Raises as ``save``."""
     model = unwrapped(model)
-    _refuse_unloadable(model, metadata or {})
+    _refuse_unloadable(model)
     tensors = _tensors(model, state)
     claim, changed = confirmed(model, architecture)
     modules = model.named_modules(remove_duplicate=False)  # a shared unit has each of its names, as its keys are
@@ -167,13 +165,10 @@ def prepare(
     return tensors, {"format": "pt", **(metadata or {}), "icnets": json.dumps(header, sort_keys=True)}, claim
 
 
-def _refuse_unloadable(model: Any, metadata: Mapping[str, Any]) -> None:
-    """Raises TypeError for a network that ``load`` can't rebuild, and for notes that aren't strings."""
+def _refuse_unloadable(model: Any) -> None:
+    """Raises TypeError for a network that ``load`` can't rebuild."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; save takes the network, and weights as state=")
-    for key, value in metadata.items():
-        if not isinstance(value, str):
-            raise TypeError(f"metadata[{key!r}] is a {type(value).__name__}; it must be a string")
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise TypeError("the model is inside FSDP; gather the weights, and save the network without it with state=")
@@ -182,8 +177,7 @@ def _refuse_unloadable(model: Any, metadata: Mapping[str, Any]) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError("the model is scripted; save the nn.Module that it was made from")
         if isinstance(module, IC_LAYERS) and not module._parameters.keys() >= set(module.vector_names):
-            remedy = "call prune.remove or parametrize.remove_parametrizations first"
-            raise TypeError(f"the collision of {name!r} is pruned or parametrised, which load can't rebuild; {remedy}")
+            raise TypeError(f"the collision of {name!r} is pruned or parametrised: make it permanent, then save")
 
 
 def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
@@ -200,17 +194,14 @@ def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]
         what = foreign(path) or f"is not a whole safetensors file ({first_line(error)}); {again}"
         raise CheckpointError(f"{path} {what}") from None
     if "icnets" not in metadata:
-        remedy = "load a basic network's weights with load_basic_state_dict"
-        raise CheckpointError(f"{path} was not written by icnets.save; {remedy}")
+        raise CheckpointError(f"{path} was not written by icnets.save; basic weights go in by load_basic_state_dict")
     try:
         header = dict(json.loads(metadata.pop("icnets")))
-        if (version := header["version"]) == VERSION:
-            _require_entries(header)
+        version = header["version"]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{path} has a damaged icnets header; {again}") from None
     if version != VERSION:
-        needed = f"this icnets reads version {VERSION}: upgrade icnets"
-        raise CheckpointError(f"{path} has format version {version}; {needed}")
+        raise CheckpointError(f"{path} has format version {version}, this icnets reads {VERSION}: upgrade icnets")
     metadata.pop("format", None)
     checksum = header.pop("checksum", None)  # older files have none
     if checksum not in (None, _checksum(header, metadata, tensors)):
@@ -218,22 +209,11 @@ def read(path: File) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]
     return header, tensors, metadata
 
 
-def _require_entries(header: Mapping[str, Any]) -> None:
-    """Raises whatever reading an entry of the wrong form raises."""
-    call, entries = header["architecture"], header.get("structure", {}).values()
-    known = {"scale", "inner_bias", "gain", "collision_weight"}
-    well_formed = all(options.keys() == known for options in header["layers"].values())
-    well_formed &= call is None or call.keys() == {"factory", "args"}
-    if not (well_formed and all(isinstance(text, str) for entry in entries for text in (entry[""], *entry.values()))):
-        raise ValueError("an entry isn't what save writes")
-
-
 def _build(header: Mapping[str, Any]) -> nn.Module:
     call = header["architecture"]
     if call is None:
         why = f": {header['changed']}" if "changed" in header else ""
-        what = f"doesn't say how to make its network{why}"
-        raise UnknownNetworkError(f"{what}; pass the basic one: load(path, model=...)")
+        raise UnknownNetworkError(f"doesn't say how to make its network{why}; pass the basic one, load(path, model)")
     factory, args = call["factory"], call["args"]
     if factory not in FACTORIES:
         raise CheckpointError(f"names the factory {factory!r}; only {', '.join(FACTORIES)} are called")
@@ -258,8 +238,7 @@ def _convert_as(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Mod
         module = modules.get(name)
         where = f"has an IC unit at {name!r}"
         if module is None or unit_of(module) is None:
-            there = "nothing" if module is None else f"a {type(module).__name__}"
-            raise CheckpointError(f"{where}, where the model has {there}; pass its own network")
+            raise CheckpointError(f"{where}, where the model has a {type(module).__name__}; pass its own network")
         if not isinstance(module, IC_LAYERS):
             if (reason := obstacle(module)) is not None:
                 raise CheckpointError(f"{where}, which can't become one: {reason}; pass its own network")

@@ -39,7 +39,11 @@ def load_weights(network: nn.Module, path: Path, *, new_head: bool = True) -> st
         if ours:
             load(path, network)
         else:
-            _load_plain(network, path, weights)
+            try:
+                load_basic_state_dict(network, weights.state)
+            except ValueError as error:
+                of = f", of which {weights.origin} was read," if weights.origin else ""
+                raise ValueError(f"{path}{of} doesn't fit the network: {error}") from error
     if head is not None and read_notes(strings_of(path) or {}).class_names is None:  # else the data's are compared
         tell(f"{path} is of {head[1]} classes: the last layer, {head[0]}, is new, and the rest has the file's weights")
     return weights.origin
@@ -50,14 +54,6 @@ def weights_of(path: Path, network: nn.Module) -> Weights:
     if written_by_icnets(path):
         return Weights(read(path)[1], "")
     return read_weights(path, network.state_dict())
-
-
-def _load_plain(network: nn.Module, path: Path, weights: Weights) -> None:
-    try:
-        load_basic_state_dict(network, weights.state)
-    except ValueError as error:
-        of = f", of which {weights.origin} was read," if weights.origin else ""
-        raise ValueError(f"{path}{of} doesn't fit the network: {error}") from error
 
 
 def new_head_of(network: nn.Module, state: Mapping[str, Any]) -> tuple[str, int] | None:

@@ -16,7 +16,7 @@ from icnets.open_network import OpenedNetwork, open_network
 from icnets.support.text import differing, require_at_least
 
 _MEASURED = 1000  # test images that int8 is measured on, at most
-_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 
 
 def _parser() -> Parser:

@@ -31,10 +31,8 @@ def checked(optimizers: Any) -> list[Any] | None:
     """Lists each of ``optimizers`` once; TypeError for anything but a collection of optimizers."""
     if optimizers is None:
         return None
-    if hasattr(optimizers, "param_groups"):
-        raise TypeError(f"optimizers is a single {type(optimizers).__name__}; pass a list: optimizers=[optimizer]")
-    if not isinstance(optimizers, Iterable) or isinstance(optimizers, str):
-        raise TypeError(f"optimizers is a {type(optimizers).__name__}; it must be a list of optimizers")
+    if not isinstance(optimizers, Iterable):
+        raise TypeError(f"optimizers is a {type(optimizers).__name__}; pass a list: optimizers=[optimizer]")
     found = list(optimizers.values() if isinstance(optimizers, Mapping) else optimizers)
     for o in found:
         if not (hasattr(o, "param_groups") and hasattr(o, "add_param_group")):

@@ -68,11 +68,9 @@ def refuse_without_values(model: nn.Module, error: type[Exception] = ValueError)
     """
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         if value.is_meta:
-            where = f"{name} of the model is on the meta device"
-            raise error(f"can't be loaded: {where}; call model.to_empty(device='cpu') first")
+            raise error(f"can't be loaded: {name} of the model is on the meta device; call model.to_empty first")
         if hasattr(value, "full_tensor"):
-            kind = f"a sharded {type(value).__name__}"
-            raise TypeError(f"{name} of the model is {kind}; load into it first, then shard it")
+            raise TypeError(f"{name} of the model is a sharded {type(value).__name__}; load first, then shard it")
 
 
 def whole_tensor(key: str, value: Any) -> Tensor:
@@ -82,11 +80,9 @@ def whole_tensor(key: str, value: Any) -> Tensor:
     if is_lazy(value):
         raise TypeError(f"{key!r} has no shape yet; run one batch through the model first")
     if hasattr(value, "full_tensor"):
-        remedy = "gather the weights on all processes (.full_tensor()); save takes them as state="
-        raise TypeError(f"{key!r} is a sharded {type(value).__name__}; {remedy}")
+        raise TypeError(f"{key!r} is a sharded {type(value).__name__}; gather the weights, and save them as state=")
     if value.is_meta:
-        remedy = "load the weights first (model.to_empty(device='cpu') makes room), or bring offloaded ones back"
-        raise TypeError(f"{key!r} is on the meta device and has no values; {remedy}")
+        raise TypeError(f"{key!r} is on the meta device and has no values; load the weights first")
     return value
 
 

@@ -25,7 +25,7 @@ from icnets.support.undo import remember_all
 from icnets.unit import subclasses
 from icnets.unit.guards import Colliding, guard_, is_adapter, unguard_
 from icnets.unit.layers import IC_LAYERS, unit_of
-from icnets.unit.readers import declared, observed
+from icnets.unit.readers import declared
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -184,7 +184,7 @@ def obstacle(module: nn.Module) -> str | None:
 
 
 def _choose(
-    model: nn.Module, config: ICConfig, filter_fn: FilterFn | None, example_input: Any
+    model: nn.Module, config: ICConfig, filter_fn: FilterFn | None
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Splits the convolutions (and linear layers, if wanted) into those to convert and those left, with reasons."""
     chosen: dict[str, nn.Module] = {}
@@ -210,8 +210,7 @@ def _choose(
             chosen[name] = module
         else:
             skipped[name] = reason
-    by_example = example_input is not None and chosen
-    readers = observed(model, chosen, example_input) if by_example else declared(model)
+    readers = declared(model)
     for name in [n for n, m in chosen.items() if m in readers]:
         skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
     return chosen, skipped
@@ -221,22 +220,15 @@ def _inputs(module: Any) -> int:
     return int(module.in_channels // module.groups)
 
 
-def _refuse_arguments(model: Any, config: Any, filter_fn: Any, calibration_data: Any) -> None:
-    if not isinstance(model, nn.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"model is {kind}; convert_ takes an nn.Module: build the network first")
+def _refuse_arguments(model: Any, config: Any, calibration_data: Any) -> None:
     if not isinstance(config, ICConfig):
         raise TypeError(f"config is a {type(config).__name__}; pass an ICConfig, of a dict ICConfig(**config)")
-    if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(f"filter_fn is a {type(filter_fn).__name__}; it must be a function of a module and its name")
     if config.warm_start == "calibrate" and calibration_data is None:
         raise ValueError('warm_start is "calibrate" and calibration_data is None; pass a few batches of inputs')
     if config.warm_start == "calibrate" and any(p.is_meta for p in model.parameters()):
         raise ValueError('warm_start is "calibrate" and the model is on meta, without values; load its weights first')
-    iterable = {"__iter__", "__getitem__"} & set(dir(calibration_data)) and not isinstance(calibration_data, Tensor)
-    if calibration_data is not None and not iterable:
-        kind = type(calibration_data).__name__
-        raise TypeError(f"calibration_data is a {kind}; it must be a list of batches: calibration_data=[batch]")
+    if isinstance(calibration_data, Tensor):
+        raise TypeError("calibration_data is a Tensor; it must be a list of batches: calibration_data=[batch]")
 
 
 def convert_(
@@ -246,22 +238,20 @@ def convert_(
     *,
     optimizers: Iterable[torch.optim.Optimizer] | None = None,
     calibration_data: Iterable[Any] | None = None,
-    example_input: Any = None,
 ) -> ConversionReport:
     """Turns the convolutions of ``model`` into IC units, in place (paper: arXiv 2102.03495).
 
     Args:
         model: any ``nn.Module``: from timm, torchvision or your own; a single convolution too.
         config: what to convert and how it starts; default :class:`ICConfig`.
-        filter_fn: ``filter_fn(module, name) -> bool`` chooses among what the config would convert.
+        filter_fn: ``filter_fn(module, name) -> bool`` chooses among what the config would convert. A layer whose weight
+            a forward pass reads without calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped by itself,
+            where the source of that shows it.
         optimizers: optimizers built earlier over this model: each that trains a layer's weight gets the layer's new
             parameters, with the options of the weight's group but without weight decay, and so do the schedules of
             torch.optim that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
             or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
-        example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword. A layer whose weight
-            something reads without calling the layer (``F.conv2d(x, self.conv.weight)``) is skipped. The source of
-            the forward passes shows most such places; with an example the model is run once, which shows them all.
 
     Returns:
         What was converted, what was not and why, and the parameter counts. Converting twice changes nothing.
@@ -281,10 +271,10 @@ def convert_(
         parameters 296 -> 344 (+48, +16.22%)
     """
     config = ICConfig() if config is None else config
-    _refuse_arguments(model, config, filter_fn, calibration_data)
     refuse_wrapped(model)
+    _refuse_arguments(model, config, calibration_data)
     given = checked(optimizers)
-    chosen, skipped = _choose(model, config, filter_fn, example_input)
+    chosen, skipped = _choose(model, config, filter_fn)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     calibration = None
@@ -330,8 +320,6 @@ def revert_(model: nn.Module) -> list[str]:
         >>> revert_(model)
         ['0']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; revert_ takes an nn.Module")
     refuse_wrapped(model, "revert")
     units = {name: module for name, module in model.named_modules() if isinstance(module, IC_LAYERS)}
     with ExitStack() as undo:

@@ -1,11 +1,15 @@
 """Networks that something else has wrapped, compiled or traced, and that can't be changed."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 
-def refuse_wrapped(model: nn.Module, verb: str = "convert") -> None:
-    """Raises TypeError for a model that a wrapper has copied, hooked or compiled already."""
+def refuse_wrapped(model: Any, verb: str = "convert") -> None:
+    """Raises TypeError for a model that a wrapper has copied, hooked or compiled already, and for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; {verb} an nn.Module: build the network first")
     wrappers: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     for name, module in model.named_modules():
         where = f"{type(module).__name__}{f' at {name!r}' if name else ''}"

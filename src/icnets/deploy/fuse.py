@@ -1,5 +1,6 @@
 """Shipping a network: ``fuse_`` folds its batch norms and puts its IC units into their deployed form, in place."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from icnets.deploy.batch_norm import Consumers, affine_of, is_norm, obstacle_to_
 from icnets.support.hooks import Call, as_call, floating_tensors
 from icnets.support.text import few, first_line
 from icnets.support.undo import remember
-from icnets.unit.deployed import FUSED_LAYERS, fold_, obstacle_to_deploying
+from icnets.unit.deployed import FUSED_LAYERS, deploy_, obstacle_to_deploying
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 
 
@@ -38,8 +39,6 @@ class FuseReport:
 
     def __str__(self) -> str:
         lines = [f"fused {len(self.fused)} IC units, folded {len(self.folded)} batch norms"]
-        if not (self.fused or self.folded):
-            lines = ["nothing to fuse: no IC unit, and no batch norm that could be folded"]
         lines += [f"largest error {self.max_error:.3g}, {self.max_relative_error:.3g} of the largest output"]
         return "\n".join([*lines, *by_reason("left", self.skipped)])
 
@@ -48,8 +47,6 @@ class FuseReport:
 
 
 def _refuse(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; fuse_ takes an nn.Module")
     refuse_wrapped(model, "fuse")
     if (empty := next((n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta), None)) is not None:
         raise ValueError(f"{empty} is on the meta device, without values; load the model's weights before fuse_")
@@ -58,13 +55,20 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError(f"the model is in training mode ({few(training)}); call model.eval() before fuse_")
 
 
+def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """(C, H, W) as timm notes it, with the channels that the first convolution really has; None for other networks."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, Mapping) or "input_size" not in cfg:
+        return None
+    size = tuple(int(n) for n in cfg["input_size"])
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return size if first is None else (first.in_channels, *size[1:])
+
+
 def _example(model: nn.Module, given: Any) -> Call:
-    if isinstance(given, Tensor | tuple | list | dict):
-        return as_call(model, given)
     if given is not None:
-        raise TypeError(f"example_input is a {type(given).__name__}; pass a tensor, or the model's arguments")
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    if (size := cfg.get("input_size")) is None:
+        return as_call(model, given)
+    if (size := own_input_size(model)) is None:
         raise ValueError("the model names no input size; pass a batch, e.g. torch.rand(1, 3, 224, 224)")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(1)
@@ -101,8 +105,7 @@ def _outputs_before(model: nn.Module, example: Call) -> list[tuple[Call, list[Te
         what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
         raise ValueError(f"{what}; pass another example_input, one that is a list as (batch,)") from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in found[0][1]):
-        what = "the model's outputs for the example input are not finite, before anything is fused"
-        raise ValueError(f"{what}; check its weights, its batch norms' statistics and the example")
+        raise ValueError("the model's outputs are not finite, before anything is fused; check weights and example")
     with suppress(Exception):  # it may want images in [0, 1]
         noise = random_like(example)
         found.append((noise, _outputs(model, noise)))
@@ -140,13 +143,13 @@ class _Plan:
     skipped: dict[str, str]
 
 
-def _plan(model: nn.Module, call: Call, fold_batch_norm: bool) -> _Plan:
+def _plan(model: nn.Module, call: Call) -> _Plan:
     """Runs the example once and decides what to fuse and to fold, without changing anything."""
     names = {module: name for name, module in model.named_modules()}
     skipped = {n: why for m, n in names.items() if isinstance(m, IC_LAYERS) and (why := obstacle_to_deploying(m))}
     skipped |= {n: "already deployed" for m, n in names.items() if isinstance(m, FUSED_LAYERS)}
     units = [m for m, n in names.items() if isinstance(m, IC_LAYERS) and n not in skipped]
-    norms = [m for m in names if is_norm(m)] if fold_batch_norm else []
+    norms = [m for m in names if is_norm(m)]
     layers = [m for m in names if unit_of(m) is not None]
     folds: dict[nn.Module, nn.Module] = {}
     record = Consumers()
@@ -171,14 +174,14 @@ def _apply(plan: _Plan, undo: ExitStack) -> None:
         norm = plan.folds.get(layer)
         remember(undo, layer)
         affine: Any = None if norm is None else affine_of(norm)
-        fold_(layer, affine)
+        deploy_(layer, affine)
         if norm is not None:
             remember(undo, norm)
             remove_norm_(norm)
 
 
 @torch.no_grad()
-def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool = True) -> FuseReport:
+def fuse_(model: nn.Module, example_input: Any = None) -> FuseReport:
     """Puts ``model`` into its deployed form, in place: the same function, faster, for inference only.
 
     Every IC unit becomes a convolution followed by PReLU (or LeakyReLU) plus a rank-one term; every batch norm that
@@ -188,7 +191,6 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
         model: in eval mode. Save it before: a deployed model can't be trained, and is shipped by exporting it.
         example_input: a batch, a tuple of the model's arguments, or a dict of those by keyword; one pass with it
             shows who reads what. By default noise of the input size that the model names (timm's do).
-        fold_batch_norm: False leaves every batch norm where it is.
 
     Returns:
         What was done and left, with the measured error. Fusing twice changes nothing more.
@@ -210,15 +212,15 @@ def fuse_(model: nn.Module, example_input: Any = None, *, fold_batch_norm: bool 
     """
     _refuse(model)
     before = _outputs_before(model, _example(model, example_input))
-    plan = _plan(model, before[0][0], fold_batch_norm)
+    plan = _plan(model, before[0][0])
     with ExitStack() as undo:
         _apply(plan, undo)
         errors = [_difference(outputs, _outputs(model, call)) for call, outputs in before]
         largest, relative = map(max, zip(*errors, strict=True))
         if relative > (allowed := _tolerance(model)):
             what = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {allowed:.3g}"
-            why = "is its output random, does its forward pass depend on values, does it amplify rounding or overflow?"
-            raise RuntimeError(f"{what}; it was left as it was: {why} For the latter fuse it in a wider dtype")
+            why = "is its output random, does it depend on values, does it amplify rounding (then use a wider dtype)?"
+            raise RuntimeError(f"{what}; it was left as it was: {why}")
         undo.pop_all()
     folded = {plan.names[norm]: plan.names[layer] for layer, norm in plan.folds.items()}
     return FuseReport([plan.names[u] for u in plan.units], folded, plan.skipped, largest, relative)

@@ -5,24 +5,6 @@ from torch import Tensor
 
 from icnets.support.text import described
 
-_IGNORED_LABEL = -100  # F.cross_entropy's own marker of places without a label
-
-
-def readable(tensor: Tensor) -> bool:
-    """Whether reading values costs nothing: on a GPU it would force a device sync."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def check_values(logits: Tensor, target: Tensor, *, soft: bool) -> None:
-    """Raises ValueError for targets out of range."""
-    classes = logits.shape[1]
-    valid = target >= 0 if soft else (target == _IGNORED_LABEL) | ((target >= 0) & (target < classes))
-    if (wrong := target[~valid]).numel():
-        if soft:
-            raise ValueError(f"soft targets must be probabilities >= 0, got {float(wrong[0])}")
-        allowed = f"0 to {classes - 1}, and {_IGNORED_LABEL} for places without one"
-        raise ValueError(f"target holds the label {int(wrong[0])}, but the logits have {classes} classes: {allowed}")
-
 
 def check_logits(student: object, teacher: object) -> None:
     """Raises ValueError or TypeError for logits that no loss can be computed from; ``teacher`` may be None."""
@@ -37,12 +19,9 @@ def check_logits(student: object, teacher: object) -> None:
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         ours, theirs = tuple(student.shape), tuple(teacher.shape)
         if ours[1] != theirs[1]:
-            what = f"the student has {ours[1]} classes and the teacher {theirs[1]}"
-            raise ValueError(f"{what}: distillation needs the same classes in the same order")
+            raise ValueError(f"the student has {ours[1]} classes and the teacher {theirs[1]}: they must be the same")
         if ours != theirs:
             raise ValueError(f"student and teacher logits must have one shape, got {ours} and {theirs}")
-        if teacher.device != student.device:
-            raise ValueError(f"student logits are on {student.device} and teacher logits on {teacher.device}: move one")
 
 
 def check_target(logits: Tensor, target: object) -> bool:
@@ -50,8 +29,6 @@ def check_target(logits: Tensor, target: object) -> bool:
     shape = tuple(logits.shape)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor of labels (N, ...) or probabilities {shape}, got {described(target)}")
-    if target.device != logits.device:
-        raise ValueError(f"the logits are on {logits.device} and the target on {target.device}: move one")
     found, soft = tuple(target.shape), target.is_floating_point()
     if soft and found != shape:
         raise ValueError(f"soft targets must have the logits' shape {shape}, got {found}")

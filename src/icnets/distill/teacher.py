@@ -113,21 +113,17 @@ class Teacher(nn.Module):
             sample: a batch ``(N, C_in, ...)``, normalised for the student.
 
         Raises:
-            ValueError: the networks share parameters; no parameter of the student is trained, as in a copy of a network
-                that a teacher froze; an output is no tensor ``(N, C, ...)``; the numbers of classes (named) or the
-                shapes differ; the teacher cannot process the sample, or its logits are not finite.
+            ValueError: the networks share parameters; an output is no tensor ``(N, C, ...)``; the numbers of classes
+                (named) or the shapes differ; the teacher cannot process the sample, or its logits are not finite.
         """
         require_independent(self.model, student)
-        if (own := list(student.parameters())) and not any(p.requires_grad for p in own):
-            what = f"none of the student's {len(own)} parameters requires a gradient"
-            raise ValueError(f"{what}: call student.requires_grad_(True) first, or copy before it teaches")
         with modes_kept(student), torch.no_grad():
             ours = student.eval()(sample)
         try:
             theirs = self(sample)
         except RuntimeError as error:
-            given = f"{sample.dtype} {tuple(sample.shape)}"
-            raise ValueError(f"the teacher cannot process the student's input {given}: {first_line(error)}") from error
+            what = f"the teacher cannot process the student's input {sample.dtype} {tuple(sample.shape)}"
+            raise ValueError(f"{what}: {first_line(error)}") from error
         check_logits(ours, theirs)
         if not theirs.isfinite().all():
             raise ValueError("the teacher's logits are not finite on the sample: check its weights and normalisation")
@@ -135,10 +131,6 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Does nothing: a teacher stays in eval mode."""
         return self
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the network in place; arguments as for ``torch.compile``."""
-        self.model.compile(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         self.model._apply(fn, recurse)
@@ -184,10 +176,7 @@ def _class_positions(classes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _channel_values(name: str, values: Normalization) -> tuple[float, ...]:
-    if not isinstance(values, Tensor | Sequence) or isinstance(values, str):
-        raise TypeError(f"{name} must be a sequence or tensor with one number per input channel, got {values!r}")
-    numbers = values.detach().flatten().tolist() if isinstance(values, Tensor) else values
-    result = tuple(float(v) for v in numbers)
+    result = tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
     low, allowed = (0.0, "> 0") if name.endswith("std") else (-math.inf, "finite")
     if not result or not all(low < v < math.inf for v in result):
         raise ValueError(f"{name} must hold one number per input channel, each {allowed}, got {result}")

@@ -6,6 +6,7 @@ import re
 import sys
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,10 @@ def imported(text: str) -> Any:
         raise ValueError(f"{text!r} names no code; write it as module:name or file.py:name")
     module, name = found.groups()
     try:
-        value = _module_of_file(Path(module)) if module.endswith(".py") else _module(module)
+        return attrgetter(name)(_module_of_file(Path(module)) if module.endswith(".py") else _module(module))
     except Exception as error:  # whatever their code raises
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         raise ValueError(f"{text} can't be imported: {kind}{first_line(error)}") from error
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise ValueError(f"{text} can't be imported: {module} has no {part}; check the name behind the colon")
-        value = getattr(value, part)
-    return value
 
 
 def _module(name: str) -> Any:
@@ -60,8 +56,6 @@ def _module(name: str) -> Any:
 
 
 def _module_of_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
     path = path.resolve()
     name = f"{path.stem}_{sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:

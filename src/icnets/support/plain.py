@@ -1,6 +1,7 @@
 """Networks whose weights are computed by pruning, a norm of the weight or another reparametrisation."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,15 +35,15 @@ def made_plain_(network: Any) -> Any:
             elif isinstance(hook, WeightNorm | SpectralNorm):
                 hook.remove(module)
                 del module._forward_pre_hooks[key]
-        if parametrize.is_parametrized(module):
-            _give_own_class_(module)
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
+        without_parametrizations_(module)
     return network
 
 
-def _give_own_class_(module: Any) -> None:
-    """Gives a parametrised module a class that no copy shares: torch takes its properties away with them."""
-    cls = type(module)
-    members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(cls.__name__, cls.__bases__, members)
+def without_parametrizations_(module: Any) -> None:
+    """Makes Parameters of what torch's parametrisations compute, and leaves the class to the copies that share it."""
+    if parametrize.is_parametrized(module):
+        values = {name: getattr(module, name).detach() for name in module.parametrizations}
+        module.__class__ = type(module).__bases__[0]  # torch puts one of its own in front
+        del module._modules["parametrizations"]
+        module._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's, which can't be pickled
+        module._parameters |= {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}

@@ -1,6 +1,5 @@
 """What every IC layer adds to torch's: three vectors, their units, and the way from and to the basic layer."""
 
-import copy
 import inspect
 import math
 from contextlib import suppress
@@ -50,8 +49,7 @@ class Collision(Colliding):
     each. Under autocast to a half-precision type the sum and the collision are computed in float32.
 
     Raises:
-        ValueError: for an unknown ``scale``, or an initial value that isn't finite.
-        TypeError: for a complex dtype.
+        ValueError: for an unknown ``scale``.
 
     Example:
         >>> from icnets import ICConv2d
@@ -97,11 +95,6 @@ class Collision(Colliding):
     ) -> None:
         """Registers the new parameters beside ``weight``, of its dtype and on its device."""
         weight = self.weight
-        if weight.is_complex():
-            raise TypeError(f"weight is {weight.dtype}; a collision needs an order, so use a real dtype")
-        for name, value in (("collision_weight", collision_weight), ("gain", gain)):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; it must be a finite number")
         n = max(self.fan_in, 1)
         scales = {"sum": 1.0, "sqrt": 1.0 / math.sqrt(n), "mean": 1.0 / n}
         if scale not in scales:
@@ -136,8 +129,7 @@ class Collision(Colliding):
 
     def _settable(self, name: str) -> nn.Parameter:
         if (parameter := self._parameters.get(name)) is None:
-            what = f"{name} is computed, by pruning or a parametrisation"
-            raise RuntimeError(f"{what}, so it can't be set; remove that first")
+            raise RuntimeError(f"{name} is computed, by pruning or a parametrisation; remove that to set it")
         return parameter
 
     def vector_keys(self) -> list[str]:
@@ -174,8 +166,7 @@ class Collision(Colliding):
         collision = self._settable(self.vector_names[0])
         w = torch.as_tensor(value, dtype=torch.float64, device=collision.device)
         if w.dim() > 0 and w.shape != collision.shape:
-            found, own = tuple(w.shape), tuple(collision.shape)
-            raise ValueError(f"collision_weight has shape {found}; it must be a number or {own}")
+            raise ValueError(f"collision_weight has shape {tuple(w.shape)}; it must be a number or {collision.shape}")
         with torch.no_grad():
             collision.copy_((w / self.sum_scale).expand_as(collision))
 
@@ -187,8 +178,6 @@ class Collision(Colliding):
         The new parameters are trained if and only if its weight is. A subclass with behaviour of its own keeps it; see
         :mod:`icnets.unit.subclasses`.
         """
-        if not isinstance(basic, cls.basic_type):
-            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(basic).__name__}")
         trained = any(p.requires_grad for name, p in basic.named_parameters() if "bias" not in name)
         if is_own_forward(basic):
             del basic.__dict__["forward"]
@@ -214,38 +203,6 @@ class Collision(Colliding):
         for name in STATE:
             layer.__dict__.pop(name, None)
         return cast(nn.Module, layer)
-
-    def fuse(self) -> nn.Module:
-        """This unit's deployed form, in place, as timm's ``reparameterize_model`` asks for it; eval mode only.
-
-        A unit without one, such as a pruned unit, stays what it is. :func:`icnets.fuse_` does a whole network and
-        folds its batch norms too.
-        """
-        from icnets.unit.deployed import deploy_, obstacle_to_deploying
-
-        return deploy_(self) if obstacle_to_deploying(self) is None else self  # type: ignore[arg-type]
-
-    @classmethod
-    def from_conv(cls, conv: nn.Module, **options: Any) -> Self:
-        """Returns a new IC layer that takes over the very Parameter objects, hooks and mode of ``conv``.
-
-        Args:
-            conv: torch's own layer of the same dimension; a subclass raises TypeError.
-            options: inner_bias, gain, collision_weight and scale, as in the constructor.
-
-        Example:
-            >>> from icnets import ICConv2d
-            >>> conv = nn.Conv2d(3, 8, 3)
-            >>> ICConv2d.from_conv(conv, gain=0.0).weight is conv.weight
-            True
-        """
-        if type(conv) is not cls.basic_type:
-            raise TypeError(f"{cls.__name__} takes over a {cls.basic_type.__name__}, not a {type(conv).__name__}")
-        twin = conv.__class__.__new__(conv.__class__)
-        # Registries are copied one level deep: the same Parameters and hooks, in dictionaries of its own.
-        state = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in conv.__dict__.items()}
-        object.__setattr__(twin, "__dict__", state)
-        return cls.take_over_(twin, **options)
 
     def extra_repr(self) -> str:
         _, inner_bias, gain = self.vectors()

@@ -1,6 +1,5 @@
 """The deployed layers, and how a layer becomes one in place; :mod:`icnets.unit.deployed_form` has the numbers."""
 
-from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -8,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from icnets.support.plain import without_parametrizations_
 from icnets.unit import functional, receptive_field
 from icnets.unit.deployed_form import Affine, solve
 from icnets.unit.guards import Colliding
-from icnets.unit.layers import IC_LAYERS, ICLayer
+from icnets.unit.layers import IC_LAYERS
 from icnets.unit.receptive_field import padded, write_out_
 from icnets.unit.recording import Convolution, convolution_of, windows
 from icnets.unit.subclasses import FORWARD, combined, own_names
@@ -115,26 +115,13 @@ def _frozen(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
 
 
-def _class_of(layer: nn.Module) -> Any:
-    """The layer's class, without the one that torch's parametrisations put in front of it."""
-    return type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
-
-
-def _make_plain_(layer: Any) -> None:
-    """What torch's parametrisations compute becomes Parameters."""
-    if parametrize.is_parametrized(layer):
-        values = {name: getattr(layer, name).detach() for name in layer.parametrizations}
-        layer.__class__ = _class_of(layer)
-        del layer._modules["parametrizations"]
-        layer._load_state_dict_pre_hooks = OrderedDict()  # weight_norm's, which can't be pickled
-        layer._parameters |= {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}
-
-
 def _convolution(layer: Any) -> Convolution | str:
     """Weight and bias that ``layer``, an IC unit or a layer of torch's, computes with; or why that can't be said."""
     if isinstance(layer, FUSED_LAYERS):
         return "it is deployed already"
-    kind, unit = _class_of(layer), next((t for t in IC_LAYERS if isinstance(layer, t)), None)
+    # torch's parametrisations put a class in front
+    kind: Any = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    unit = next((t for t in IC_LAYERS if isinstance(layer, t)), None)
     basic = next(t for t in _FUSED if isinstance(layer, t))
     if "forward" in layer.__dict__ or (unit not in (None, kind) and "_unit" not in vars(kind)):
         return f"{kind.__name__} has behaviour of its own"
@@ -163,36 +150,27 @@ def obstacle_to_deploying(layer: nn.Module) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def deploy_(layer: ICLayer, after: Affine | None = None) -> nn.Module:
+def deploy_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
     """Turns one IC unit into its deployed form, in place, and returns it; exact up to one rounding.
 
     Args:
-        layer: an IC unit in eval mode. The object stays the same one; its class and its parameters don't.
+        layer: an IC unit in eval mode. The object stays the same one; its class and its parameters don't. A layer of
+            torch's may take what follows it, too: it remains what it is.
         after: what follows it and is to be folded in, e.g. a batch norm; by default nothing.
 
     Returns:
         ``layer``: now a FusedICConv or FusedICLinear; torch's own layer where the branch is silent in every channel.
 
     Raises:
-        ValueError: the unit is in training mode.
-        TypeError: ``layer`` is no IC unit, or one without a deployed form.
+        TypeError: ``layer`` has no deployed form.
     """
-    if not isinstance(layer, IC_LAYERS):
-        raise TypeError(f"layer is a {type(layer).__name__}; only IC units have a deployed form")
-    if layer.training:
-        raise ValueError("the IC unit is in training mode; call .eval() before fusing")
-    return fold_(layer, after)
-
-
-def fold_(layer: nn.Module, after: Affine | None = None) -> nn.Module:
-    """As :func:`deploy_`, but a layer of torch's may take what follows it, too: it remains what it is."""
     conv = _convolution(layer)
     if isinstance(conv, str):
         raise TypeError(f"layer is a {type(layer).__name__}, which can't be deployed: {conv}")
     like = conv.weight
     with torch.device("cpu"):  # whatever the default device is
         solved = solve(layer, conv, after)
-    _make_plain_(layer)
+    without_parametrizations_(layer)
     module: Any = layer.give_back_() if isinstance(layer, IC_LAYERS) else layer
     module.weight, module.bias = _frozen(solved.weight, like), _frozen(solved.bias, like)
     if solved.linear and conv.own:

@@ -241,14 +241,15 @@ def convolution(
         compiled = native.serves(x, weight)
         if compiled and not trains:
             return cast(Tensor, native.operator("ic_conv")(x, weight, bias, *window, collision, scale, offset, gain))
-        y, s = autograd.conv_and_sum(x, weight, bias, *window, compiled)
+        y, s = autograd.ConvAndSum.apply(x, weight, bias, *window, compiled)
         if not compiled:
             s, scale = receptive_field.window_mean(s, kernel, stride, pairs, dilation), scale * math.prod(kernel)
         if not trains:
             return collide_(y, s, collision, scale, offset, gain)
         if gain is not None and gpu.serves(x):  # any gain: the branch can't be read off z, and y is kept
             return _collided(y, s, (collision, offset, gain), scale, nd)
-        return autograd.collide(collide_, collide_backward, y, s, collision, offset, gain, scale)
+        z: Tensor = autograd.Collide.apply(collide_, collide_backward, y, s, collision, offset, gain, scale)
+        return z
 
 
 def deployed_convolution(

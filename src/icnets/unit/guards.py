@@ -34,9 +34,8 @@ class Refusal:
         read = [owner for chain in merging(cls).get(self.method, ((),)) for owner in resolve(self.module, chain)]
         collide = any(isinstance(m, Colliding) and m.collides() for owner in read for m in owner.modules())
         if collide and _makes(method, self.module, args, kwargs):
-            what = f"{self.method} of {cls.__name__} reads the weights of layers that are IC units"
-            remedy = f"{_REMEDY}; if it keeps them, call type(module).{self.method}(module)"
-            raise TypeError(f"{what}, and would lose their collisions; {remedy}")
+            what = f"{self.method} of {cls.__name__} reads the weights of IC units and would lose their collisions"
+            raise TypeError(f"{what}; {_REMEDY}; if it keeps them, call type(module).{self.method}(module)")
         return method(self.module, *args, **kwargs)
 
 
@@ -87,9 +86,8 @@ class Colliding(nn.Module):
         old = self.__dict__.get("_parameters", {}).get(name)
         refused = name == "weight" and not self.training and not self.__dict__.get("_loading")
         if refused and _is_another(old, param) and self.collides():
-            what = f"the weight of a {type(self).__name__} in eval mode was given other values, as by folding a norm"
-            remedy = f"{_REMEDY}; if another function is meant, copy_ into the weight"
-            raise TypeError(f"{what} into it, which would lose its collision; {remedy}")
+            what = f"{type(self).__name__} in eval mode was given other values, which would lose its collision"
+            raise TypeError(f"the weight of a {what}; {_REMEDY}; if another function is meant, copy_ into the weight")
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -139,14 +137,12 @@ def _registered(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     """Called by torch whenever a module becomes another's child."""
     old = parent._modules.get(name)
     if isinstance(old, Colliding) and new is not None and new is not old and old.collides() and _taken(old, new):
-        what = f"a {type(new).__name__} with a weight as large as that of {name!r}, a {type(old).__name__}"
-        remedy = f"{_REMEDY}; if another function is meant, del module.{name} first"
-        raise TypeError(f"{what}, would replace it and lose its collision; {remedy}")
+        what = f"a {type(new).__name__} would replace {name!r}, a {type(old).__name__}, and lose its collision"
+        raise TypeError(f"{what}; {_REMEDY}; if another function is meant, del module.{name} first")
     adapted = new.modules() if new is not None and name == "base_layer" and is_adapter(parent) else ()
     if units := [type(m).__name__ for m in adapted if isinstance(m, Colliding)]:
-        what = f"an adapter ({type(parent).__module__}.{type(parent).__name__}) can't be put on a {units[0]}"
-        remedy = "apply it to the basic network, or leave IC units out of target_modules"
-        raise TypeError(f"{what}: merging it would lose the collision; {remedy}")
+        what = f"the adapter {type(parent).__name__} can't be put on a {units[0]}: merging it would lose the collision"
+        raise TypeError(f"{what}; apply it to the basic network, or leave IC units out of target_modules")
     if isinstance(new, Colliding):
         _shadow_(parent)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,11 +71,6 @@ class ICConvTranspose3d(_ICConvTranspose, nn.ConvTranspose3d, basic=nn.ConvTrans
 
 class ICLinear(Collision, nn.Linear, basic=nn.Linear):
     """The IC neuron: a linear layer with collision (arXiv 2011.11271)."""
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
-        """Returns a new IC layer that takes over the very Parameters of ``linear``; see :meth:`ICConv2d.from_conv`."""
-        return cls.from_conv(linear, **options)
 
     def forward(self, input: Tensor) -> Tensor:
         vectors = {"inner_bias": self.inner_bias, "gain": self.gain}

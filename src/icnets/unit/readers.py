@@ -1,25 +1,19 @@
 """Who reads a layer's weight without calling the layer: on an IC unit that would leave the collision out.
 
-``F.conv2d(x, self.conv.weight)`` in a parent's forward pass is found in two ways: by reading the source of what the
-forward pass calls (:func:`declared`), which sees the usual way of writing it and needs no input, and by running the
-network once (:func:`observed`), which sees every way. Methods beside the forward pass that make other layers of the
-weights they read are found by their source as well (:func:`merging`).
+``F.conv2d(x, self.conv.weight)`` in a parent's forward pass is found by reading the source of what the forward pass
+calls (:func:`declared`), which sees the usual way of writing it. Methods beside the forward pass that make other layers
+of the weights they read are found likewise (:func:`merging`).
 """
 
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache, cached_property
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-
-from icnets.support.hooks import as_call, forward_through, undisturbed
+from torch import nn
 
 # `.weight.dtype` and its like read no value.
 _FACTS = {"dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "size", "dim", "numel", "layout", "grad"}
@@ -34,9 +28,6 @@ _MAKING |= {"deepcopy", "setattr", "delattr", "__setattr__", "__delattr__", "add
 
 Chain = tuple[str, ...]  # ``self.a.b[i]`` as ("a", "b"): attributes from self on
 Known = dict[str, set[Chain]]  # what each name may stand for
-
-
-# -- by reading the source -------------------------------------------------------------------------------------------
 
 
 def _function(attribute: Any) -> FunctionType | None:
@@ -228,50 +219,3 @@ def declared(model: nn.Module) -> dict[nn.Module, str]:
             for child in resolve(parent, chain):
                 found.setdefault(child, method)
     return found
-
-
-# -- by running the network ------------------------------------------------------------------------------------------
-
-
-class _Watch(TorchFunctionMode):
-    """Notes which of the watched weights any call takes while their layer isn't being called."""
-
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.owners = {id(m._parameters.get("weight")): m for m in layers.values()}
-        self.inside: list[nn.Module] = []
-        self.found: dict[nn.Module, str] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        for leaf in tree_leaves((args, kwargs or {})) if name != "__get__" else ():
-            owner = self.owners.get(id(leaf)) if isinstance(leaf, Tensor) else None
-            if owner is not None and owner not in self.inside and name not in _FACTS:
-                self.found.setdefault(owner, name)
-        return func(*args, **(kwargs or {}))
-
-    def call(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        self.inside.append(module)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            self.inside.pop()
-
-
-@torch.no_grad()
-def observed(model: nn.Module, layers: Mapping[str, nn.Module], example: Any) -> dict[nn.Module, str]:
-    """Each of ``layers`` whose weight something else reads in a call of ``model``, and the function that does.
-
-    The model is run in eval mode; its modes, its buffers and the random state are put back.
-    """
-    watch = _Watch(layers)
-    args, kwargs = as_call(model, example)
-    try:
-        with undisturbed(model), forward_through(watch.owners.values(), watch.call), watch:
-            model(*args, **kwargs)
-    except Exception as error:  # whatever the model raises
-        given = f"{len(args)} arguments by position and {len(kwargs)} by keyword"
-        remedy = "A batch that is itself a list or a tuple goes into a tuple: example_input=(batch,)"
-        error.add_note(f"The model was run on example_input, as {given}. {remedy}")
-        raise
-    return watch.found

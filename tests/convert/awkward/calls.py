@@ -64,10 +64,9 @@ class RawInLoop(nn.Module):
 
 
 class RawHidden(nn.Module):
-    """No reading of the source finds it: it takes an example, or a look at the gradients."""
+    """No reading of the source finds it: it takes a look at the gradients."""
 
     shape, converted = (2, 4, 8, 8), ["conv"]
-    observed = {"conv": "conv2d reads its weight without calling it"}
     failing = {
         "gain": "the collisions change nothing",
         "backward": "conv gives its weight a gradient, but not",

@@ -14,7 +14,6 @@ from icnets import ICConv2d, create_model, ic_parameters
 from icnets.deploy.export.engines import ENGINES
 
 SUFFIX = {name: engine.suffix for name, engine in ENGINES.items()}
-BUILT_QUICKLY = ["onnx", "openvino", "torch-export"]  # AOTInductor's compiler takes its time
 
 
 def needs(format: str) -> None:
@@ -85,9 +84,7 @@ def load_artifact(path: Path, format: str) -> Callable[[Tensor], Tensor]:
 
         compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())
-    if format == "torch-export":
-        return torch.export.load(path).module()
-    return torch._inductor.aoti_load_package(str(path))
+    return torch.export.load(path).module()
 
 
 def load_outputs(path: Path, format: str) -> Callable[[Tensor], list[Tensor]]:

@@ -78,7 +78,7 @@ def test_command_exports_a_named_network(tmp_path: Path, capsys: pytest.CaptureF
         ("ic_resnet18 --format tflite", "invalid choice: 'tflite'"),
         ("ic_resnet18 --int8 --num-classes 2 --image-size 32", "give --data.root DIR"),
         ("ic_resnet18 --image-size 0", "--image-size is 0"),
-        ("ic_resnet18 --format aoti --int8", "int8 is for the format onnx"),
+        ("ic_resnet18 --format openvino --int8 --out net.xml", "int8 is for the format onnx"),
         ("no_such_net", "no network 'no_such_net'"),
         ("missing.safetensors", "there is no checkpoint missing.safetensors"),
         ("{digits} --num-classes 3", "--num-classes goes with a network's name"),
@@ -93,5 +93,5 @@ def test_command_refuses(arguments: str, message: str, digits_checkpoint: Path, 
         write_classes(tmp_path / "images", cat=4, dog=4)
     words = arguments.format(digits=digits_checkpoint, root=tmp_path / "images").split()
     with pytest.raises(ValueError, match=message):
-        main([*words, *(["--out", str(tmp_path / "net.onnx")] if "aoti" not in words else [])])
+        main([*words, *(["--out", str(tmp_path / "net.onnx")] if "--out" not in words else [])])
     assert not (tmp_path / "net.onnx").exists()

@@ -1,6 +1,7 @@
 """What is refused, in words, with no file left behind."""
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from deploy.export.artifacts import IMAGE, SUFFIX, needs, tiny
 from icnets import create_model
+from icnets.deploy.export.engines import open_artifact
 from icnets.export import export
 
 
@@ -51,16 +53,12 @@ def test_missing_package_is_named_with_its_extra(
         export(tiny(), tmp_path / f"net{SUFFIX[format]}", format, IMAGE)
 
 
-def test_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    def none() -> str:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(ValueError, match=r"aoti needs a C\+\+ compiler"):
-        export(tiny(), tmp_path / "net.pt2", "aoti", IMAGE)
+def test_an_artifact_of_aotinductor_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.aoti.pt2", "w") as archive:
+        archive.writestr("net/data/aotinductor/model/net.so", b"")
+    with pytest.raises(ValueError, match=r"compiled by AOTInductor, .* dropped: export as torch-export") as caught:
+        open_artifact(tmp_path / "net.aoti.pt2")
+    assert "\n" not in str(caught.value)
 
 
 class _Branches(nn.Module):
@@ -80,11 +78,10 @@ def _half() -> nn.Module:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "tflite"}, "format is 'tflite'; it must be one of onnx, openvino, torch-export, aoti"),
+        ({"format": "tflite"}, "format is 'tflite'; it must be one of onnx, openvino, torch-export"),
         ({"path": "net.onnx"}, "for the format torch-export it must end in .pt2"),
         ({"int8": True}, "int8 is for the format onnx, not for torch-export"),
-        ({"tolerance": 0.0}, "tolerance is 0.0; it must be positive"),
-        ({"max_loss": 2.0}, "max_loss is 2.0"),
+        ({"tolerance": float("nan")}, "allowed is nan: it isn't kept"),
         ({"example_input": None}, "doesn't say how large its input is; give example_input"),
         ({"example_input": torch.zeros(1, 5, 12, 12)}, r"can't take a batch of shape \(2, 5, 12, 12\)"),
         ({"example_input": torch.zeros(3, dtype=torch.long)}, r"example_input is torch.int64 \(3,\)"),

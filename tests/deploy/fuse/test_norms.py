@@ -148,13 +148,3 @@ def test_hooks_on_a_unit_see_what_they_saw():
     }
     model(x)
     assert relative_error(seen[-1], seen[0]) < 1e-12
-
-
-def test_fold_batch_norm_false_leaves_them():
-    model = Net(lambda net, x: net.bn(net.conv(x))).eval()
-    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    expected = model(x)
-    report = fuse_(model, x, fold_batch_norm=False)
-    assert report.folded == {}
-    assert isinstance(model.bn, nn.BatchNorm2d)
-    assert relative_error(model(x), expected) < 1e-12

@@ -55,7 +55,7 @@ def assert_untouched(model, before):
 def test_a_network_that_amplifies_rounding_is_fused_in_double_precision():
     model, x = Amplifies().eval(), torch.randn(2, 3, 8, 8)
     before = state(model)
-    with pytest.raises(RuntimeError, match=r"amplify rounding or overflow\? For the latter fuse it in a wider dtype"):
+    with pytest.raises(RuntimeError, match=r"amplify rounding \(then use a wider dtype\)\?"):
         fuse_(model, x)
     assert_untouched(model, before)
     report = fuse_(model.double(), x.double())
@@ -193,7 +193,7 @@ def test_an_example_that_fails_says_what_it_is():
         fuse_(Keywords().eval(), torch.randn(2, 3, 8, 8).double())
     with pytest.raises(ValueError, match=r"\(torch.float32, meta\)"):
         fuse_(Keywords().eval(), torch.randn(2, 3, 8, 8, device="meta"))
-    with pytest.raises(TypeError, match="example_input is a set; pass a tensor, or the model's arguments"):
+    with pytest.raises(ValueError, match="the model fails on an example input"):
         fuse_(Keywords().eval(), {1})
 
 

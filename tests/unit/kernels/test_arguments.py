@@ -22,9 +22,17 @@ F64 = {"dtype": torch.float64}
 FUNCTIONS = {1: functional.ic_conv1d, 2: functional.ic_conv2d, 3: functional.ic_conv3d}
 
 
+def unit_from(basic, **options):
+    """A unit beside the layer, which shares its parameters."""
+    unit = unit_of(basic).take_over_(copy.deepcopy(basic), **options)
+    for name, parameter in basic._parameters.items():
+        unit._parameters[name] = parameter
+    return unit
+
+
 def silent(basic):
-    """A unit of the same function, which shares its parameters."""
-    return unit_of(basic).from_conv(basic, gain=0.0)
+    """One of the same function."""
+    return unit_from(basic, gain=0.0)
 
 
 class PadsFirst(nn.Conv2d):
@@ -187,8 +195,7 @@ def convolution(module):
 def test_what_torch_refuses_is_refused_in_its_words(make, args, options, shape):
     basic, x = make(*args, **options), torch.randn(shape)
     expected = what_is_said(lambda: basic(x))
-    unit = unit_of(basic)
-    layer = (unit.from_linear if make is nn.Linear else unit.from_conv)(copy.deepcopy(basic))
+    layer = unit_from(copy.deepcopy(basic))
     with torch.no_grad():
         assert what_is_said(lambda: layer(x)) == expected
     assert what_is_said(lambda: layer(x)) == expected
@@ -240,9 +247,9 @@ def test_mixed_types_are_refused_in_torchs_words(which, other, grad):
         )
     else:
         pytest.skip("only numbers with a gradient train")
-    layer = ICConv2d.from_conv(conv) if not conv.weight.is_complex() else None
-    if layer is None:
+    if conv.weight.is_complex():
         pytest.skip("a complex weight makes no unit")
+    layer = unit_from(conv)
     with torch.set_grad_enabled(grad):
         assert what_is_said(lambda: layer(x)) == what_is_said(lambda: conv(x))
 
@@ -308,8 +315,7 @@ def test_nothing_to_compute(make, args, options, shape):
         except Exception as error:  # which torch's own layer must raise too
             return type(error), str(error)
 
-    unit = unit_of(basic)
-    layer = (unit.from_linear if make is nn.Linear else unit.from_conv)(copy.deepcopy(basic), gain=0.0)
+    layer = silent(copy.deepcopy(basic))
     for train in (True, False):
         found, expected = outcome(layer, x, train), outcome(basic, x, train)
         assert len(found) == len(expected)
@@ -324,7 +330,7 @@ def test_nothing_to_compute(make, args, options, shape):
         return
     z = layer(x)
     assert all(g is not None and not g.any() for g in torch.autograd.grad((z * 0).sum(), list(layer.parameters())))
-    awake = randomise((unit.from_linear if make is nn.Linear else unit.from_conv)(basic), 1).eval()
+    awake = randomise(unit_from(basic), 1).eval()
     z = awake(x)
     if make is not nn.ConvTranspose2d and awake.weight.numel():
         deploy_(awake)

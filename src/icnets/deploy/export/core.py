@@ -13,8 +13,10 @@ from torch.export import ExportedProgram
 
 from icnets.deploy.export import to_onnx
 from icnets.deploy.export.engines import Engine, require
+from icnets.deploy.export.lowering import lower_
 from icnets.deploy.export.parity import BATCHES, ExportReport, Parity, Runner, agreement, compare, eager, labelled
 from icnets.deploy.fuse import fuse_
+from icnets.deploy.fuse import own_input_size as own_input_size
 from icnets.support.files import move_into_place
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.support.text import counted, first_line
@@ -46,8 +48,7 @@ def export(
     Args:
         model: a float32 network of one input; it is copied and stays as it is, mode and device included.
         path: ends in .onnx, .xml ("openvino", with a .bin beside it) or .pt2; its folder must exist.
-        format: "onnx", "openvino", "torch-export" (``torch.export.load``), or "aoti": compiled for this machine's CPU
-            by AOTInductor (``torch._inductor.aoti_load_package``).
+        format: "onnx", "openvino" or "torch-export" (``torch.export.load``).
         example_input: float32 ``(N, C, *L)``; its shape but for N is the artifact's. By default the network's own, as
             timm notes it.
         fuse: export the deployed form, :func:`icnets.deploy.fuse.fuse_`; False exports the network's own graph.
@@ -60,7 +61,8 @@ def export(
         max_loss: with ``int8``, largest accuracy lost on the evaluation data (without labels: part of the images that
             change their class), as a part of 1.
         metadata: more of what a user of the artifact must know (``mean``, ``std``, ``class_names``, ...): plain data,
-            written into it as JSON beside ``input_size``, ``fused`` and ``icnets``, the version.
+            written into it as JSON beside ``input_size``, ``fused``, ``int8`` and ``icnets``, the version, which are
+            export's own.
 
     Returns:
         The report: files, engine, largest errors, accuracies; ``str`` of it is to be read.
@@ -81,21 +83,21 @@ def export(
     """
     path = Path(path)
     engine = require(format, int8)
-    _check_arguments(path, format, engine, tolerance, max_loss)
+    _check_path(path, format, engine)
     example = _example(model, example_input)
     calibration = labelled(() if calibration_data is None else calibration_data, CALIBRATION_IMAGES)
     evaluation = calibration if evaluation_data is None else labelled(evaluation_data)
     for x, _ in calibration + evaluation:
         if x.shape[1:] != example.shape[1:]:
-            shapes = f"{tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}"
-            raise ValueError(f"images of the data have shape {shapes}; give an example_input like the data")
+            raise ValueError(f"images have shape {tuple(x.shape[1:])}, those to export for {tuple(example.shape[1:])}")
     if int8 and not any(len(x) for x, _ in calibration):
         raise ValueError("int8 is calibrated on images, and there are none; give calibration_data")
     original = made_plain_(deepcopy(model).cpu().eval())
     reference, network = eager(original), _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
-    program = _program(network if int8 else engine.lower(network), example)
+    lowered = network if int8 or engine.signs_by_convolution is None else lower_(network, engine.signs_by_convolution)
+    program = _program(lowered, example)
     tests = _tests(example, [x for x, _ in evaluation])
     int8_parity: tuple[Parity, ...] = ()
     agreed = None
@@ -111,7 +113,7 @@ def export(
             # Noise is outside of the range that was calibrated, so how far int8 is off on it says nothing.
             int8_parity = tuple(compare(reference, runner, name, x) for name, x in tests if name == "real")
             agreed = agreement(reference, runner, evaluation)
-            if agreed is not None and agreed.loss > max_loss:
+            if agreed is not None and not agreed.loss <= max_loss:
                 what = f"int8 loses {100 * agreed.loss:.2f} pp, more than the {100 * max_loss:g} allowed ({agreed})"
                 raise ValueError(f"{what}: it isn't kept; calibrate on more representative images, or allow more")
         size = _place(artifact, path, engine)
@@ -121,15 +123,11 @@ def export(
 # Arguments.
 
 
-def _check_arguments(path: Path, format: str, engine: Engine, tolerance: float, max_loss: float) -> None:
+def _check_path(path: Path, format: str, engine: Engine) -> None:
     if path.suffix != engine.suffix:
         raise ValueError(f"path is {path}; for the format {format} it must end in {engine.suffix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: the folder {path.parent} doesn't exist; create it first")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be positive")
-    if not 0 <= max_loss <= 1:
-        raise ValueError(f"max_loss is {max_loss}; it must lie between 0 and 1")
 
 
 def _example(model: nn.Module, given: Tensor | None) -> Tensor:
@@ -148,16 +146,6 @@ def _example(model: nn.Module, given: Tensor | None) -> Tensor:
     else:
         shape = tuple(given.shape[1:])
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
-    """(C, H, W) as timm notes it, with the channels that the first convolution really has; None for other networks."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    if not isinstance(cfg, Mapping) or "input_size" not in cfg:
-        return None
-    size = tuple(int(n) for n in cfg["input_size"])
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return size if first is None else (first.in_channels, *size[1:])
 
 
 # The network and its program.
@@ -198,11 +186,11 @@ def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
 def _notes(example: Tensor, fuse: bool, int8: bool, metadata: Mapping[str, Any] | None) -> dict[str, str]:
     from icnets import __version__
 
-    notes = {"input_size": list(example.shape[1:]), "fused": fuse, "int8": int8, "icnets": __version__}
-    if taken := notes.keys() & (metadata or {}).keys():
+    own = {"input_size": list(example.shape[1:]), "fused": fuse, "int8": int8, "icnets": __version__}
+    if taken := own.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata has {', '.join(sorted(taken))}, which export writes itself; leave it out")
     try:
-        return {key: v if isinstance(v, str) else json.dumps(v) for key, v in {**notes, **(metadata or {})}.items()}
+        return {key: v if isinstance(v, str) else json.dumps(v) for key, v in {**(metadata or {}), **own}.items()}
     except TypeError as error:
         raise ValueError(f"metadata must be plain data: {error}") from None
 
@@ -223,14 +211,11 @@ def _prove(
 ) -> tuple[Parity, ...]:
     parity = tuple(compare(reference, artifact, name, x) for name, x in tests)
     worst = max(parity, key=lambda found: found.relative)
-    if worst.relative > tolerance:
+    if not worst.relative <= tolerance:
         images = counted(worst.batch, f"{worst.inputs} image")
         found = f"{worst.absolute:.2g}, {worst.relative:.2g} of the output's range, on {images}"
-        why = "of an untrained deep network, whose float32 is unsteady, it would be the rounding"
-        raise ValueError(
-            f"the {format} artifact differs from the network by {found}; allowed is {tolerance:g}: it isn't kept "
-            f"({why}: give it trained weights and statistics)"
-        )
+        what = f"the {format} artifact differs from the network by {found}; allowed is {tolerance:g}: it isn't kept"
+        raise ValueError(f"{what} (of an untrained deep network, whose float32 is unsteady, it would be the rounding)")
     return parity
 
 

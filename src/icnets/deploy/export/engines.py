@@ -14,56 +14,35 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from icnets.deploy.export import to_onnx
-from icnets.deploy.export.lowering import lower_
 from icnets.deploy.export.parity import Runner, eager
 from icnets.support.text import first_line
 
 
-class Engine:
-    """One format.
+class _Engine:
+    """One format: it writes a program with notes where tools of the format keep theirs, and reads both back.
 
     ``suffix``: of its file; ``companions``: suffixes of the files that belong to it. ``packages``: what writing and
-    reading import; the first is the engine that runs it.
+    reading import; the first is the engine that runs it. ``signs_by_convolution``: the form of
+    :func:`icnets.deploy.export.lowering.lower_` that runs fastest in float32; None: a network is written as it is.
     """
 
-    suffix = ".pt2"
+    suffix: str
     companions: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ("torch",)
+    packages: tuple[str, ...]
+    signs_by_convolution: bool | None = None
 
     @property
     def name(self) -> str:
         """The engine and its version."""
         return f"{self.packages[0]} {version(self.packages[0])}"
 
-    def check(self) -> None:
-        """Raises ValueError for what is missing on this machine beside packages."""
 
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Rewrites a deployed network, in place, into what the engine runs fastest in float32."""
-        return network
-
-    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        """Writes a program, with ``notes`` where tools of the format keep theirs."""
-        raise NotImplementedError
-
-    def read(self, path: Path) -> Runner:
-        """Runs a file on the CPU."""
-        raise NotImplementedError
-
-    def notes(self, path: Path) -> dict[str, str]:
-        """What :meth:`write` noted in the file."""
-        raise NotImplementedError
-
-
-class Onnx(Engine):
+class Onnx(_Engine):
     """One file with the weights in it; notes as metadata_props."""
 
     suffix = ".onnx"
     packages = ("onnxruntime", "onnx", "onnxscript")
-
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Writes rank-one terms and signs as convolutions, which ONNX Runtime computes in its blocked layout."""
-        return lower_(network, scale_by_convolution=True)
+    signs_by_convolution = True  # which ONNX Runtime computes in its blocked layout
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
         proto = to_onnx.to_proto(program)
@@ -78,16 +57,13 @@ class Onnx(Engine):
         return dict(to_onnx.session(path).get_modelmeta().custom_metadata_map)
 
 
-class OpenVino(Engine):
+class OpenVino(_Engine):
     """OpenVINO's files, by way of ONNX, in float32; notes in the section model_info, as its own tools keep theirs."""
 
     suffix = ".xml"
     companions = (".bin",)
     packages = ("openvino", "onnx", "onnxscript")
-
-    def lower(self, network: nn.Module) -> nn.Module:
-        """Writes the rank-one terms as convolutions; a sign is part of the convolution before it."""
-        return lower_(network, scale_by_convolution=False)
+    signs_by_convolution = False  # a sign is part of the convolution before it
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
         # Core.read_model, not convert_model: the same reader, without the telemetry of the latter.
@@ -120,9 +96,11 @@ def _openvino() -> ModuleType:
     return openvino
 
 
-class TorchExport(Engine):
+class TorchExport(_Engine):
     """The program as torch.export saves it; notes as an extra file in its archive."""
 
+    suffix = ".pt2"
+    packages = ("torch",)
     file = "icnets.json"
 
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
@@ -133,36 +111,17 @@ class TorchExport(Engine):
 
     def notes(self, path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:  # the program itself isn't read
-            names = [name for name in archive.namelist() if name.endswith(f"/{self.file}")]
-            return dict(json.loads(archive.read(names[0]))) if names else {}
+            names = archive.namelist()
+            if any("/aotinductor/" in name for name in names):
+                what = "it was compiled by AOTInductor, a format that icnets dropped"
+                raise ValueError(f"{what}: export as torch-export and compile that with torch's own tools")
+            own = [name for name in names if name.endswith(f"/{self.file}")]
+            return dict(json.loads(archive.read(own[0]))) if own else {}
 
 
-class AOTInductor(Engine):
-    """Compiled ahead of time for this machine's CPU, to run without Python in between; notes as its metadata."""
-
-    def check(self) -> None:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler as error:
-            raise ValueError("format aoti needs a C++ compiler, and none was found; install g++ or set CXX") from error
-
-    def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
-        options = {"aot_inductor.metadata": dict(notes)}
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
-
-    def read(self, path: Path) -> Runner:
-        return eager(torch._inductor.aoti_load_package(str(path)))
-
-    def notes(self, path: Path) -> dict[str, str]:
-        return dict(torch._inductor.aoti_load_package(str(path)).get_metadata())
-
-
-_ENGINES: list[Engine] = [Onnx(), OpenVino(), TorchExport(), AOTInductor()]
-ENGINES = dict(zip(("onnx", "openvino", "torch-export", "aoti"), _ENGINES, strict=True))
-SUFFIXES = tuple(dict.fromkeys(engine.suffix for engine in ENGINES.values()))
+Engine = Onnx | OpenVino | TorchExport
+ENGINES: dict[str, Engine] = {"onnx": Onnx(), "openvino": OpenVino(), "torch-export": TorchExport()}
+SUFFIXES = tuple(engine.suffix for engine in ENGINES.values())
 
 
 def require(format: str, int8: bool) -> Engine:
@@ -174,7 +133,6 @@ def require(format: str, int8: bool) -> Engine:
         raise ValueError(f"int8 is for the format onnx, not for {format}; leave it out, or take onnx")
     if missing := [package for package in engine.packages if find_spec(package) is None]:
         raise ValueError(f"format {format} needs {', '.join(missing)}: pip install 'icnets[export]'")
-    engine.check()
     return engine
 
 
@@ -209,15 +167,9 @@ def open_artifact(path: Path) -> Artifact:
     if find_spec(package := ENGINES[format].packages[0]) is None:
         raise ValueError(f"{path} needs {package}: pip install 'icnets[export]'")
     try:
-        format = "aoti" if path.suffix == ".pt2" and _is_compiled(path) else format
         notes = ENGINES[format].notes(path)
         if "icnets" in notes:
             return Artifact(format, notes, ENGINES[format].read(path))
     except Exception as error:  # each engine has its own
         raise ValueError(f"{path} can't be read as an artifact ({first_line(error)}); export it again") from error
     raise ValueError(f"{path} was not written by icnets export; export the network again")
-
-
-def _is_compiled(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any("/aotinductor/" in name for name in archive.namelist())

@@ -61,18 +61,11 @@ def lowered(*tensors: Any) -> tuple[Any, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def conv_and_sum(*args: Any) -> tuple[Tensor, Tensor]:
-    """Returns a convolution, and its input's sums over receptive fields if ``compiled``, over channels if not.
+class ConvAndSum(torch.autograd.Function):
+    """A convolution, and its input's sums over receptive fields if ``compiled``, over channels if not.
 
-    Args:
-        args: x, weight, bias, stride, padding, dilation and groups of the convolution, and ``compiled``.
+    Backward adds the gradient of the sums to the convolution's in place.
     """
-    y, s = _ConvAndSum.apply(*args)
-    return y, s
-
-
-class _ConvAndSum(torch.autograd.Function):
-    """Backward adds the gradient of the sums to the convolution's in place."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -132,18 +125,12 @@ def _spread(
     return total.repeat_interleave(like.size(1) // groups, 1)
 
 
-def collide(forward: Callable[..., Tensor], backward: Callable[..., Any], *args: Any) -> Tensor:
-    """Returns the collision of y, which it overwrites; only z and s are kept.
+class Collide(torch.autograd.Function):
+    """The collision of y, which it overwrites; only z and s are kept.
 
-    Args:
-        forward, backward: :func:`icnets.unit.functional.collide_` and its gradients.
-        args: y and s of :func:`conv_and_sum`, collision, offset, gain and the factor on s.
+    ``forward`` is :func:`icnets.unit.functional.collide_`, ``backward`` its gradients.
     """
-    z: Tensor = _Collide.apply(forward, backward, *args)
-    return z
 
-
-class _Collide(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
