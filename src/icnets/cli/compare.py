@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -19,10 +18,7 @@ from icnets.comparison.run_files import read_run
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.report.page import write_report
-from icnets.support.text import tell
 
-# Settings of earlier versions, which their recipes may have.
-_GONE = {"cost_rounds": "training steps aren't timed any more", "save_checkpoints": "every trained network is kept"}
 _IMAGES: dict[str, Any] = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
 
 
@@ -50,8 +46,6 @@ def _parser(*, described: bool) -> ArgumentParser:
         start = "file of the weights that it starts from; timm's pretrained ones by default"
         parser.add_argument("--weights", help=start)
         parser.add_class_arguments(ImageData, **_IMAGES)
-    for name in _GONE:
-        parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if described else set())
     return parser
 
@@ -71,9 +65,6 @@ def read_settings(argv: Sequence[str]) -> Settings:
         args = parse(parser, [*_with_defaults(argv, own), *name])
     elif args.data.get("root") is not None and args.folder:
         args = parse(parser, _with_defaults(argv, dict(args.folder)))
-    for gone, why in _GONE.items():
-        if args[gone] is not None:
-            tell(f"{gone} is {args[gone]}, but {why}; leave it out")
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
     if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
         checker = ArgumentParser(prog="icnets compare", exit_on_error=False)

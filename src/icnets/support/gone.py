@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# By group and name: the default, which is dropped where it is read (...: any value), and what to do instead of another.
+# By group, if there is one, and name: the default, which is dropped where it is read (...: any value), and what to do
+# instead of another.
 _GONE: dict[str, tuple[Any, str]] = {
     "data.check_limit": (20_000, "icnets data check DIR looks for images that can't be read"),
     "data.hf": (None, "folders and tar shards are read; shards of the hub by hf:// URLs in data.train_shards"),
@@ -12,7 +13,16 @@ _GONE: dict[str, tuple[Any, str]] = {
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
     "data.shuffle_shards": (64, "all images are shuffled at once, whatever their shards; leave it out"),
     "data.test_crops": (1, "the centre crop is tested; leave it out"),
+    "model.activation_checkpointing": (
+        False,
+        "in Python, call set_grad_checkpointing of timm's network, then icnets.fit",
+    ),
     "model.check_teacher": (..., "nothing asks whether a teacher guesses; leave it out"),
+    "model.teacher_classes": ("same", "logits are taken by the names that the teacher's file has as class_names"),
+    "model.teacher_mean": (None, "the teacher's file has it, by the metadata of icnets.save"),
+    "model.teacher_std": (None, "the teacher's file has it, by the metadata of icnets.save"),
+    "cost_rounds": (..., "training steps aren't timed; leave it out"),
+    "save_checkpoints": (..., "every trained network is kept; leave it out"),
     "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
 }
 
@@ -38,12 +48,13 @@ def without_gone(options: Any) -> Any:
         >>> without_gone({"data": {"root": "photos", "test_crops": 1}})
         {'data': {'root': 'photos'}}
     """
-    kept = dict(options) if isinstance(options, dict) else options
+    kept = options
     for option, (default, _) in _GONE.items():
-        group, name = option.split(".")
-        values = kept.get(group) if isinstance(kept, dict) else None
+        group, _, name = option.rpartition(".")
+        values = kept.get(group) if group and isinstance(kept, dict) else kept
         if isinstance(values, dict) and name in values:
             if default not in (..., values[name]):
                 raise ValueError(f"{option} is {values[name]!r}, but {instead_of(option)}")
-            kept[group] = {key: value for key, value in values.items() if key != name}
+            rest = {key: value for key, value in values.items() if key != name}
+            kept = {**kept, group: rest} if group else rest
     return kept
