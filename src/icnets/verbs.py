@@ -22,7 +22,7 @@ from icnets.report.run_pictures import SampleBatch, save_pictures
 from icnets.support.quiet import quiet
 from icnets.training.by_class import ValidationCounts
 from icnets.training.callbacks import progress_bar
-from icnets.training.fitting import TRAINER_DEFAULTS, FitResult, RunOptions, Save, free_name, result_of
+from icnets.training.fitting import TRAINER_DEFAULTS, FitResult, RunOptions, free_name, result_of
 from icnets.training.optimization import Optimization
 from icnets.training.run_checkpoints import AtomicCheckpointIO
 from icnets.training.task import ClassificationTask
@@ -88,7 +88,7 @@ def fit(
     chosen = {"seed_everything": seed, **asdict(run), "data": {"root": data, **of_data}}
     chosen |= {"model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
     callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += run.callbacks(_saving(chosen), of_trainer, ValidationCounts(), SampleBatch(folder))
+    callbacks += run.callbacks(_as_yaml(chosen), of_trainer, ValidationCounts(), SampleBatch(folder))
     of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
     of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
     own: dict[str, Any] = {"default_root_dir": str(folder), "logger": run.logger()}
@@ -176,19 +176,12 @@ def _data(data: Any, options: dict[str, Any], num_classes: int | None) -> Any:
     return PairData(*data, num_classes=num_classes, **options) if pair else data
 
 
-def _saving(chosen: Mapping[str, Any]) -> Save | None:
-    """What writes the configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
+def _as_yaml(chosen: Mapping[str, Any]) -> Any:
+    """The configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
     try:
-        options: Any = yaml.safe_load(yaml.safe_dump(_plain(chosen)))
+        return yaml.safe_load(yaml.safe_dump(_plain(chosen)))
     except yaml.YAMLError:
         return None
-
-    def save(path: Path, found: dict[str, dict[str, Any]]) -> None:
-        for group, values in found.items():
-            options[group] |= values
-        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-
-    return save
 
 
 def _plain(value: Any) -> Any:
