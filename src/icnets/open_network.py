@@ -19,6 +19,7 @@ from icnets.checkpoint.weights_files import holds_ic_network, load_weights, new_
 from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.data.protocol import evaluation_by
+from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.support.named_code import imported, names_code
 from icnets.support.text import few, first_line
@@ -37,6 +38,14 @@ class OpenedNetwork(NamedTuple):
     notes: ImageNotes
     strings: Mapping[str, str]
     file: Path | None
+
+    @property
+    def image_shape(self) -> tuple[int, int | None]:
+        """Channels and height of its images: as noted, else as timm or the first convolution has them, or None."""
+        own = own_input_size(self.network) or (0, None)
+        first = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = 3 if first is None else first.in_channels
+        return self.notes.in_chans or own[0] or channels, self.notes.image_size or own[-1]
 
 
 def open_network(

@@ -22,7 +22,7 @@ from icnets.open_network import open_network
 from icnets.predict.inference import Prediction, classes_of, evaluation_of, predictions, require_device
 from icnets.predict.output import write_csv, write_json
 from icnets.predict.paths import find_paths, shown
-from icnets.predict.saved_pictures import with_heat_maps, with_sheet
+from icnets.predict.saved_pictures import with_heat_maps
 from icnets.support.files import atomic_write
 from icnets.support.named_code import names_code
 from icnets.support.text import counted, require_at_least
@@ -50,7 +50,6 @@ def _parser() -> Parser:
     add("--std", metavar="X,X,X", type=_numbers, help="likewise")
     add("--crop-pct", metavar="X", type=float, help="size of the centre crop by the shorter side (default: MODEL's)")
     add("--interpolation", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="of resizing (default: MODEL's)")
-    add("--contact-sheet", metavar="FILE.png", type=Path, help="the first 100 images with their classes on one sheet")
     add("--grad-cam", metavar="DIR", type=Path, help="a picture of each image with Grad-CAM's heat map, in DIR")
     return parser
 
@@ -77,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     untrained = f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)"
     if names_code(args.model) and args.weights is None:
         raise ValueError(untrained)
-    network, notes, _, file = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
-    if file is None and not args.pretrained:
+    opened = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
+    network, names = opened.network, opened.notes.class_names
+    if opened.file is None and not args.pretrained:
         raise ValueError(untrained)
     if isinstance(network, Artifact):
         if args.device != "cpu":
@@ -87,9 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             what = f"{args.model}, exported as {network.format}"
             raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
     network.requires_grad_(False).to(args.device)
-    view, line = evaluation_of(args.model, network, notes, vars(args))
+    view, line = evaluation_of(args.model, opened, vars(args))
     classes = classes_of(args.model, network, view, args.device)
-    names = notes.class_names
     if names is not None and len(names) != classes:
         print(f"{args.model} has {classes} classes and {len(names)} names; they are left out", file=sys.stderr)
         names = None
@@ -110,9 +109,7 @@ def _check(args: argparse.Namespace) -> None:
     args.out = None if args.out == "-" else Path(args.out)
     if args.out is not None and args.out.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--out is {args.out}; it must end in .csv or .json, or be - for the terminal")
-    if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
-        raise ValueError(f"--contact-sheet is {args.contact_sheet}; it must end in .png")
-    for name, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet), ("--grad-cam", args.grad_cam)):
+    for name, path in (("--out", args.out), ("--grad-cam", args.grad_cam)):
         require_folder_of(path, name)
         if path is not None and path.exists() and path.is_dir() != (name == "--grad-cam"):
             raise ValueError(f"{name} is {path}, which is {'a folder' if path.is_dir() else 'a file'}; give another")
@@ -120,10 +117,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     """ValueError if an output would replace an image or the model."""
-    inputs = {os.path.abspath(path) for path in [args.model, *paths]}
-    for option, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet)):
-        if path is not None and os.path.abspath(path) in inputs:
-            raise ValueError(f"{option} is {path}, which is read; give another name")
+    if args.out is not None and os.path.abspath(args.out) in {os.path.abspath(path) for path in [args.model, *paths]}:
+        raise ValueError(f"--out is {args.out}, which is read; give another name")
 
 
 # The work.
@@ -141,8 +136,6 @@ def _predict(
     found = _counted(predictions(args.model, network, view, paths, **options), len(paths), errors)
     if args.grad_cam is not None:
         found = with_heat_maps(found, network, view, args.grad_cam, args.device)
-    if args.contact_sheet is not None:
-        found = with_sheet(found, view, names, args.contact_sheet)
     with ExitStack() as stack:
         file = sys.stdout
         if args.out is not None:
@@ -176,7 +169,7 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
         lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
         if len(errors) > _SHOWN:
             lines.append(f"  and {len(errors) - _SHOWN:,} more")
-    if wrote := ", ".join(str(path) for path in (args.out, args.contact_sheet, args.grad_cam) if path is not None):
+    if wrote := ", ".join(str(path) for path in (args.out, args.grad_cam) if path is not None):
         lines.append(f"{total - len(errors):,} of {images} predicted: {wrote}")
     for line in lines:
         print(line, file=sys.stderr)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from icnets.cli.configuration import parse
+from icnets.cli.parser import require_folder_of
 from icnets.convert.surgery import ICConfig, convert_
-from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
 from icnets.predict.inference import require_device
@@ -31,7 +31,6 @@ def _parser() -> Any:
     parser.add_argument("name", type=str, help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
     for name, kind, default, text in (
         ("weights", str | None, None, "weights of a named network"),
-        ("against", str | None, None, "a deeper network, such as resnet101"),
         ("batch-size", int, 8, "images in a batch"),
         ("image-size", int | None, None, "pixels; the network's own, or 224"),
         ("in-chans", int | None, None, "channels of an image; the network's own, or 3"),
@@ -40,7 +39,7 @@ def _parser() -> Any:
         ("threads", int | None, None, "torch's threads; its own choice"),
         ("rounds", int, 11, "interleaved rounds of each measurement"),
         ("device", str, "cpu", "cpu or cuda"),
-        ("json", str | None, None, "write the numbers to this file; - for the terminal"),
+        ("json", str | None, None, "write the numbers to this file"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     return parser
@@ -50,16 +49,15 @@ def _check(args: Any) -> None:
     sizes = ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds")
     require_at_least(args, "--", **dict.fromkeys(sizes, 1))
     require_device(args.device)
-    if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
-        raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
+    require_folder_of(args.json and Path(args.json), "--json")
 
 
 def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
-    """The basic network, its two conversions (every convolution; k×k only), and ``--against``; the shape of a batch."""
+    """The basic network, its two conversions (every convolution; k×k only); the shape of a batch."""
     name = NETWORKS.get(args.name, args.name)
     options = {"num_classes": args.num_classes, "in_chans": args.in_chans, **args.options}
     opened = open_network(name, weights=args.weights, **options)
-    basic, notes = opened.network, opened.notes
+    basic, (channels, side) = opened.network, opened.image_shape
     if isinstance(basic, Artifact) or next(iter(ic_parameters(basic)), None) is not None:
         kind = "an artifact" if isinstance(basic, Artifact) else "an IC network"
         raise ValueError(f"{args.name} is {kind}; give the basic network, which is compared with its conversions")
@@ -67,10 +65,7 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
     for text, config in (("all convolutions", ICConfig()), ("k×k only", ICConfig(layers="kxk"))):
         networks[f"IC {name}, {text}"] = converted = copy.deepcopy(basic)
         convert_(converted, config, optimizers=())
-    if args.against not in (None, name):
-        networks[args.against] = open_network(NETWORKS.get(args.against, args.against), **options).network
-    channels = next((m.in_channels for m in basic.modules() if isinstance(m, nn.Conv2d)), 3)
-    size = args.image_size or notes.image_size or (own_input_size(basic) or (224,))[-1]
+    size = args.image_size or side or 224
     return {key: network.to(args.device) for key, network in networks.items()}, (args.batch_size, channels, size, size)
 
 
@@ -90,14 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, AssertionError) as error:
         what = f"{args.name} can't take a batch of shape {shape}: {first_line(error)}"
         raise ValueError(f"{what}; try another --image-size") from error
-    record = [asdict(found) for found in profiles]
-    if args.json == "-":
-        print(json.dumps(record, indent=1))
-        return 0
     show(profile_table(profiles, sample))
     if args.json is not None:
         settings = {**vars(args.clone()), "options": dict(args.options)}
-        whole = {"settings": settings, "torch": torch.__version__, "profiles": record}
+        whole = {"settings": settings, "torch": torch.__version__, "profiles": [asdict(found) for found in profiles]}
         with atomic_write(Path(args.json)) as temporary:
             temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         print(f"\nnumbers: {args.json}")

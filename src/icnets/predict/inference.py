@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from icnets.checkpoint.image_notes import ImageNotes
 from icnets.data.image_files import reason
 from icnets.data.protocol import VIEW, EvaluationTransform
-from icnets.deploy.export.core import own_input_size
+from icnets.open_network import OpenedNetwork
 from icnets.support.text import first_line
 
 
@@ -32,9 +31,7 @@ class Prediction(NamedTuple):
 # How images become the network's input.
 
 
-def evaluation_of(
-    name: str, network: nn.Module, notes: ImageNotes, given: Mapping[str, Any]
-) -> tuple[EvaluationTransform, str]:
+def evaluation_of(name: str, opened: OpenedNetwork, given: Mapping[str, Any]) -> tuple[EvaluationTransform, str]:
     """The transform of the network's evaluation, and a line that says what it does and which of it is only a default.
 
     Each of ``image_size``, ``in_chans``, ``mean``, ``std``, ``crop_pct`` and ``interpolation`` is what was ``given``
@@ -43,10 +40,11 @@ def evaluation_of(
     Raises:
         ValueError: an argument out of its range, or an unknown size.
     """
-    known = {key: value for key in VIEW if (value := getattr(notes, key)) is not None}
+    known = {key: value for key in VIEW if (value := getattr(opened.notes, key)) is not None}
     wanted = {key: value for key in VIEW if (value := given.get(key)) is not None}
-    values = {**_own(network), **known, **wanted}
-    if "image_size" not in values:
+    channels, side = opened.image_shape
+    values: dict[str, Any] = {"in_chans": channels, "image_size": side, **known, **wanted}
+    if values["image_size"] is None:
         raise ValueError(f"{name} doesn't say how large its images are; give --image-size N")
     try:
         transform = EvaluationTransform(**values)
@@ -54,14 +52,6 @@ def evaluation_of(
         key = str(error).split()[0]
         raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
     return transform, _described(name, transform, [key for key in VIEW if key not in {**known, **wanted}])
-
-
-def _own(network: nn.Module) -> dict[str, int]:
-    """Size and channels as timm notes them on a network, or as its first convolution has them."""
-    if (size := own_input_size(network)) is not None:
-        return {"in_chans": size[0], "image_size": size[-1]}
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    return {} if first is None else {"in_chans": first.in_channels}
 
 
 def _described(name: str, view: EvaluationTransform, assumed: list[str]) -> str:

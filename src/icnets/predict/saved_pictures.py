@@ -1,20 +1,16 @@
-"""Pictures beside predictions: heat maps in a folder, and the first images on one sheet."""
+"""Pictures beside predictions: heat maps in a folder."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
 from icnets.data.protocol import EvaluationTransform
-from icnets.predict.contact_sheet import as_image, heated, picture, save_png, save_sheet, unnormalized
+from icnets.predict.contact_sheet import as_image, heated, save_png, unnormalized
 from icnets.predict.grad_cam import GradCam
 from icnets.predict.inference import Prediction
-from icnets.predict.paths import shown
-
-_ON_SHEET = 100
 
 
 def with_heat_maps(
@@ -38,20 +34,3 @@ def with_heat_maps(
                 save_png(as_image(heated(pixels, heat)), folder / f"{number:06d}-{stem}.png")
 
     return saved()
-
-
-def with_sheet(
-    found: Iterator[Prediction], view: EvaluationTransform, names: Sequence[str] | None, path: Path
-) -> Iterator[Prediction]:
-    """Yields ``found``, and saves the first images on one sheet at the end."""
-    tiles: list[tuple[Image.Image | None, list[str]]] = []
-    for prediction in found:
-        yield prediction
-        if len(tiles) < _ON_SHEET:
-            label, image = "unreadable", None
-            if prediction.error is None and prediction.image is not None:
-                best = prediction.classes[0]
-                label = f"{f'class {best}' if names is None else names[best]} {prediction.probabilities[0]:.0%}"
-                image = picture(prediction.image, view.mean, view.std)
-            tiles.append((image, [shown(prediction.path), label]))
-    save_sheet(tiles, path)

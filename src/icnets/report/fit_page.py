@@ -148,12 +148,11 @@ def _costs(runs: Sequence[FitRun]) -> tuple[dict[str, list[str]], list[str]]:
     found, notes = dict[str, list[str]](), list[str]()
     for run in runs:
         try:
-            networks[run.name], seen = run.opened.network, run.opened.notes
+            networks[run.name], (channels, side) = run.opened.network, run.opened.image_shape
         except (ValueError, OSError) as error:
             notes.append(f"The network of {run.name} can't be rebuilt: {one_line(error).rstrip('.')}.")
             continue
-        size = seen.image_size or 224
-        shapes[run.name] = seen.in_chans or 3, size, size
+        shapes[run.name] = channels, side or 224, side or 224
     for shape in dict.fromkeys(shapes.values()):
         alike, sample = {n: networks[n] for n in networks if shapes[n] == shape}, torch.zeros(_BATCH, *shape)
         for name, time in measure_latency(alike, sample, rounds=_ROUNDS).items():
