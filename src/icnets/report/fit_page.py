@@ -99,13 +99,10 @@ def write_fit_report(runs: Sequence[FitRun], out: Path, *, images: int = 12) -> 
         losses = {run.name: {name: run.points(name) for name in ("train/loss", "val/loss")} for run in runs}
         look, looks = two_networks(lambda: _inspect(*runs), images) if len(runs) == 2 else (None, {})
         content = {
-            "verdicts": [],
             "heading": "Runs" if len(runs) > 1 else "Run",
             "table": _table(runs),
             "curves": [*(curve_charts(validated) if validated else []), loss_chart(losses)],
-            "costs": [],
             "looks": looks,
-            "about": "",
             "confusions": _confusions(runs, look),
             "facts": {run.name: f"{run.folder}, {int(run.rows[-1]['epoch'])} epochs" for run in runs},
             "command": shlex.join(["icnets", "report", *(str(run.folder) for run in runs)]),

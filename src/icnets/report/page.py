@@ -59,7 +59,10 @@ def is_report(path: Path) -> bool:
 
 
 def write_page(content: Mapping[str, Any], out: Path, *folders: Path) -> None:
-    """Writes one HTML file of what is in ``folders``, at once or not at all; ``content``: for ``page.html``."""
+    """Writes one HTML file of what is in ``folders``, at once or not at all; ``content``: for ``page.html``.
+
+    What it lacks of verdicts, costs, confusions and about is left out.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -68,19 +71,19 @@ def write_page(content: Mapping[str, Any], out: Path, *folders: Path) -> None:
     template = files("icnets.report").joinpath("page.html").read_text(encoding="utf-8")
     now, where = datetime.now(UTC), ", ".join(map(str, folders))
     made = f"Made by icnets {__version__} on {now:%Y-%m-%d %H:%M} UTC from {where}."
-    page = environment.from_string(template).render(content, made=made)
+    nothing = {"verdicts": [], "costs": [], "confusions": [], "about": ""}
+    page = environment.from_string(template).render({**nothing, **content}, made=made)
     with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[str, Any]:
     """What needs the images and the trained networks."""
-    nothing: dict[str, Any] = {"confusions": [], "about": ""}
     if row is None:
-        return {"looks": {"missing": "no method has IC units; name one by --method"}, **nothing}
+        return {"looks": {"missing": "no method has IC units; name one by --method"}}
     look, looks = two_networks(lambda: inspect(comparison, row), images)
     if look is None:
-        return {"looks": looks, **nothing}
+        return {"looks": looks}
     classes = look.data.class_names
     chart = confusion_chart(confusion_counts(look.chosen, look.target, len(classes)), classes, row.name)
     about = f"{row.name}, seed {look.data.seed}, {len(look.target)} test images."
