@@ -171,12 +171,8 @@ def _made(name: str, given: dict[str, Any]) -> nn.Module:
     make = imported(name)
     if not callable(make) or isinstance(make, nn.Module):
         raise ValueError(f"{name} is a {type(make).__name__}; name a class or function that makes the network")
-    takes = inspect.signature(make).parameters
-    if "in_chans" not in takes:
+    if "in_chans" not in inspect.signature(make).parameters:
         given.pop("in_chans", None)
-    if "num_classes" not in takes and all(p.kind != p.VAR_KEYWORD for p in takes.values()):
-        what = f"{name} takes no num_classes, by which it is told the number of classes"
-        raise ValueError(f"{what}; give it the argument")
     try:
         network = make(**given)
     except Exception as error:  # whatever their code raises

@@ -36,10 +36,6 @@ def fit(
     runs: str | Path = "runs",
     seed: int = 0,
     overwrite: bool = False,
-    ema: float | None = None,
-    save_every: int | None = None,
-    keep: int = 1,
-    patience: int | None = None,
     **options: Any,
 ) -> FitResult:
     """Train a network as ``icnets fit`` does, with the same defaults and to the same numbers.
@@ -52,8 +48,8 @@ def fit(
         runs: folder of all runs.
         seed: of everything random.
         overwrite: whether a run of this name is begun anew.
-        ema, save_every, keep, patience: as of ``icnets fit``.
-        **options: arguments of :class:`icnets.data.data_module.ImageData` (image_size, batch_size, ...),
+        **options: ema, save_every, keep and patience, as of ``icnets fit``; and arguments of
+            :class:`icnets.data.data_module.ImageData` (image_size, batch_size, ...),
             :class:`icnets.training.task.ClassificationTask` (ic, init_from, lr, ...) and Lightning's Trainer
             (max_epochs, accelerator, devices, ...).
 
@@ -74,11 +70,11 @@ def fit(
     """
     quiet()
     label = model.rpartition(":")[2] if isinstance(model, str) else type(model).__name__
-    run = RunOptions(name or free_name(label, runs), str(runs), save_every, keep, patience, ema)
+    of_data, of_task, of_trainer, of_run = _sorted(options)
+    run = RunOptions(name or free_name(label, runs), str(runs), **of_run)
     folder = run.folder
     if not overwrite:
         run.require_empty()
-    of_data, of_task, of_trainer = _sorted(options)
     L.seed_everything(seed, workers=True, verbose=False)
     source = _data(data, {"seed": seed, **of_data}, of_task.get("num_classes"))
     found = {key: value for key in ("num_classes", "in_chans") if (value := getattr(source, key, None)) is not None}
@@ -150,10 +146,11 @@ def compare(
 
 
 def _sorted(options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The options of the images, of the task and of the trainer."""
+    """The options of the images, of the task, of the trainer and of the run."""
     task = {*signature(ClassificationTask).parameters, *(f.name for f in fields(Optimization))} - {"optimization"}
-    names = ({f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters))
-    found: tuple[dict[str, Any], ...] = ({}, {}, {})
+    names = [{f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters)]
+    names.append({f.name for f in fields(RunOptions)})
+    found: list[dict[str, Any]] = [{}, {}, {}, {}]
     for name, value in options.items():
         place = next((place for place, known in zip(found, names, strict=True) if name in known), None)
         if place is None:

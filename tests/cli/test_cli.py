@@ -459,7 +459,7 @@ CASES: list[tuple[list[str], str]] = [
     (["predict", "runs", "photos"], "runs is a folder of runs; give one of them: runs/basic, runs/weights_alone"),
     (
         ["profile", "resnet10t", "--image-size", "1", "--batch-size", "1", "--rounds", "2"],
-        "resnet10t has batch norms that see one value a channel in a batch of shape (1, 3, 1, 1); give a larger *",
+        "resnet10t can't take a batch of shape (1, 3, 1, 1): Expected more than 1 value *-size or --batch-size",
     ),
     ([*FIT, "--model.lrr", "1"], "unknown option --model.lrr; did you mean --model.lr?"),
     ([*FIT, "--model.ic.layrs", "all"], "model.ic: unknown option layrs; did you mean layers?"),

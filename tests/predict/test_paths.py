@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from icnets.predict.paths import find_paths, shown, written
+from icnets.data.image_files import written
+from icnets.predict.inference import find_paths, shown
 
 
 @pytest.fixture(autouse=True)

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from icnets.cli.parser import Parser, require_folder_of
 from icnets.data.protocol import EvaluationTransform
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
-from icnets.predict.inference import Prediction, classes_of, evaluation_of, predictions, require_device
+from icnets.predict.grad_cam import with_heat_maps
+from icnets.predict.inference import Prediction, classes_of, evaluation_of, find_paths, predictions, shown
 from icnets.predict.output import write_csv, write_json
-from icnets.predict.paths import find_paths, shown
-from icnets.predict.saved_pictures import with_heat_maps
+from icnets.profile.machine import require_device
 from icnets.support.files import atomic_write
 from icnets.support.named_code import names_code
 from icnets.support.text import counted, require_at_least
@@ -152,13 +153,11 @@ def _predict(
 
 def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) -> Iterator[Prediction]:
     """Collects ``errors``, and counts on standard error if that is a terminal and not full of predictions."""
-    shown = sys.stderr.isatty() and not sys.stdout.isatty()
-    for number, prediction in enumerate(found, 1):
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    for prediction in tqdm(found, total=total, unit=" images", disable=hidden):
         if prediction.error is not None:
             errors.append(prediction)
         yield prediction
-        if shown:
-            print(f"\r{number}/{total} images", end="\n" if number == total else "", file=sys.stderr, flush=True)
 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:

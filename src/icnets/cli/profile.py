@@ -15,7 +15,7 @@ from icnets.cli.parser import require_folder_of
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
-from icnets.predict.inference import require_device
+from icnets.profile.machine import require_device
 from icnets.profile.measure import profile, profile_table
 from icnets.support.files import atomic_write
 from icnets.support.tables import show
@@ -77,14 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     try:
         profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        what = f"{args.name} has batch norms that see one value a channel in a batch of shape {shape}"
-        raise ValueError(f"{what}; give a larger --batch-size or --image-size") from error
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         what = f"{args.name} can't take a batch of shape {shape}: {first_line(error)}"
-        raise ValueError(f"{what}; try another --image-size") from error
+        raise ValueError(f"{what}; try another --image-size or --batch-size") from error
     show(profile_table(profiles, sample))
     if args.json is not None:
         settings = {**vars(args.clone()), "options": dict(args.options)}

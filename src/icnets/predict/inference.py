@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from icnets.data.image_files import reason
+from icnets.data.folders import find_images
+from icnets.data.image_files import reason, written
 from icnets.data.protocol import VIEW, EvaluationTransform
 from icnets.open_network import OpenedNetwork
-from icnets.support.text import first_line
+from icnets.support.text import first_line, printable
 
 
 class Prediction(NamedTuple):
@@ -66,15 +67,6 @@ def _described(name: str, view: EvaluationTransform, assumed: list[str]) -> str:
 # The network.
 
 
-def require_device(device: str) -> None:
-    """Raises ValueError for a device other than the CPU and CUDA's, or one that torch doesn't find here."""
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise ValueError(f"--device is {device!r}; it must be cpu or cuda")
-    if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
-        raise ValueError(f"--device is {device!r}, but torch finds no such CUDA device here; use --device cpu")
-
-
 def _logits(name: str, network: nn.Module, x: Tensor, device: str) -> Tensor:
     """Logits (N, classes), float32 on the CPU, of images (N, C, H, W)."""
     with torch.no_grad():
@@ -105,6 +97,35 @@ def classes_of(name: str, network: nn.Module, view: EvaluationTransform, device:
 
 
 # The files.
+
+
+def find_paths(given: Sequence[str]) -> list[Path]:
+    """The image files that ``given`` names, in its order; a folder's are sorted.
+
+    A file is taken as an image whatever its extension; folders are searched to any depth for those that training reads.
+
+    Raises:
+        ValueError: something that isn't there, or that holds no images.
+    """
+    found: list[Path] = []
+    for text in given:
+        path = Path(text)
+        if not text.strip():
+            raise ValueError("one of the paths is empty; give image files or folders of them")
+        if path.is_dir():
+            found += find_images(path, classes=False).paths
+        elif path.is_file():
+            found.append(path)
+        elif path.exists():
+            raise ValueError(f"{shown(path)} is neither a file nor a folder; give image files or folders of them")
+        else:
+            raise ValueError(f"there is no {shown(path)}; check the path")
+    return found
+
+
+def shown(path: Path | str) -> str:
+    """A path as text for a terminal, which it can't command: what isn't printable is escaped."""
+    return printable(written(path))
 
 
 class _Readable(Dataset[Tensor | str]):
