@@ -25,13 +25,6 @@ def test_no_module_has_another_ones_name():
     assert twice(p.stem for p in named if p not in aliases) == []
 
 
-def test_an_import_path_that_notebooks_gave_leads_to_the_same_class():
-    from icnets.data.data_module import ImageData
-    from icnets.training import data
-
-    assert data.ImageData is ImageData
-
-
 def test_no_public_class_has_another_ones_name():
     classes = [node.name for p in FILES for node in ast.parse(p.read_text()).body if isinstance(node, ast.ClassDef)]
     assert twice(name for name in classes if not name.startswith("_")) == []

@@ -465,7 +465,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--model.ic.layrs", "all"], "model.ic: unknown option layrs; did you mean layers?"),
     (["fit", "--config", "key.yaml"], "unknown option model.lrr; did you mean model.lr?"),
     (["fit", "--config", "none.yaml"], "config: File does not exist: '*none.yaml'"),
-    (["fit", "--config", "syntax.yaml"], "the configuration is not valid YAML: while parsing *"),
+    (["fit", "--config", "syntax.yaml"], "Problems parsing config: while parsing *"),
     (["fit", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),
     (["fit", "--config", "deep.yaml"], "the configuration is nested too deeply; it must be a mapping of options"),
     (["compare", "--config", "latin.yaml"], "the configuration is no UTF-8 text: *"),

@@ -19,7 +19,7 @@ def test_the_first_line_that_says_something(error, line):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("Unexpected config: "), "the configuration is empty; it must be a mapping of options"),
+        (ValueError("Unexpected config: "), "the configuration must be a mapping of options, not empty"),
         (ValueError("Unexpected config: - 1"), "the configuration must be a mapping of options, not - 1"),
         (
             ValueError(

@@ -91,7 +91,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{found.stop}: {found.runs} of {found.planned} runs are done; to go on: {command}")
     write_report(read_run(found.out), page := found.out / "report.html")
     print(f"{page}    all of it as one page, with curves and images")
-    if "kind" not in settings.data and settings.data.get("root") is None:
-        layout = "DIR/train and DIR/val, or one folder per class in DIR"
-        print(f"your own images ({layout}): icnets compare DIR --model NAME")
     return 130 if found.stop == "interrupted" else 0

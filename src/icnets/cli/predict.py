@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
 
     paths = find_paths(args.paths)
-    _keep_inputs(args, paths)
+    if args.out is not None and os.path.abspath(args.out) in {os.path.abspath(path) for path in [args.model, *paths]}:
+        raise ValueError(f"--out is {args.out}, which is read; give another name")
     require_device(args.device)
     untrained = f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)"
     if names_code(args.model) and args.weights is None:
@@ -114,12 +115,6 @@ def _check(args: argparse.Namespace) -> None:
         require_folder_of(path, name)
         if path is not None and path.exists() and path.is_dir() != (name == "--grad-cam"):
             raise ValueError(f"{name} is {path}, which is {'a folder' if path.is_dir() else 'a file'}; give another")
-
-
-def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """ValueError if an output would replace an image or the model."""
-    if args.out is not None and os.path.abspath(args.out) in {os.path.abspath(path) for path in [args.model, *paths]}:
-        raise ValueError(f"--out is {args.out}, which is read; give another name")
 
 
 # The work.

@@ -1,23 +1,18 @@
 """``icnets profile NAME``: what a network costs, as basic and as IC network."""
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from icnets.cli.configuration import parse
-from icnets.cli.parser import require_folder_of
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
 from icnets.profile.machine import require_device
 from icnets.profile.measure import profile, profile_table
-from icnets.support.files import atomic_write
 from icnets.support.tables import show
 from icnets.support.text import first_line, require_at_least
 from icnets.timm_models import NETWORKS
@@ -35,27 +30,23 @@ def _parser() -> Any:
         ("image-size", int | None, None, "pixels; the network's own, or 224"),
         ("in-chans", int | None, None, "channels of an image; the network's own, or 3"),
         ("num-classes", int | None, None, "outputs; the network's own"),
-        ("options", dict[str, Any], {}, "further arguments for a named network, as JSON"),
-        ("threads", int | None, None, "torch's threads; its own choice"),
         ("rounds", int, 11, "interleaved rounds of each measurement"),
         ("device", str, "cpu", "cpu or cuda"),
-        ("json", str | None, None, "write the numbers to this file"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     return parser
 
 
 def _check(args: Any) -> None:
-    sizes = ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds")
+    sizes = ("batch_size", "image_size", "in_chans", "num_classes", "rounds")
     require_at_least(args, "--", **dict.fromkeys(sizes, 1))
     require_device(args.device)
-    require_folder_of(args.json and Path(args.json), "--json")
 
 
 def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
     """The basic network, its two conversions (every convolution; k×k only); the shape of a batch."""
     name = NETWORKS.get(args.name, args.name)
-    options = {"num_classes": args.num_classes, "in_chans": args.in_chans, **args.options}
+    options = {"num_classes": args.num_classes, "in_chans": args.in_chans}
     opened = open_network(name, weights=args.weights, **options)
     basic, (channels, side) = opened.network, opened.image_shape
     if isinstance(basic, Artifact) or next(iter(ic_parameters(basic)), None) is not None:
@@ -76,15 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks, shape = _networks(args)
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     try:
-        profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
+        profiles = profile(networks, sample, rounds=args.rounds)
     except (RuntimeError, AssertionError, ValueError) as error:
         what = f"{args.name} can't take a batch of shape {shape}: {first_line(error)}"
         raise ValueError(f"{what}; try another --image-size or --batch-size") from error
     show(profile_table(profiles, sample))
-    if args.json is not None:
-        settings = {**vars(args.clone()), "options": dict(args.options)}
-        whole = {"settings": settings, "torch": torch.__version__, "profiles": [asdict(found) for found in profiles]}
-        with atomic_write(Path(args.json)) as temporary:
-            temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        print(f"\nnumbers: {args.json}")
     return 0

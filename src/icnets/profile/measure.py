@@ -35,10 +35,6 @@ class Count:
     total: int
     ic: int
 
-    @property
-    def basic(self) -> int:
-        return self.total - self.ic
-
     def format(self) -> str:
         """Text such as ``1.07 M (16.0 k)``: the whole, and the collisions' part where there is one."""
         return human(self.total) + (f" ({human(self.ic)})" if self.ic else "")
@@ -219,12 +215,10 @@ class Profile:
     memory_ratio: float
 
 
-def profile(
-    models: Mapping[str, nn.Module], sample: Tensor, *, rounds: int = 11, threads: int | None = None
-) -> list[Profile]:
+def profile(models: Mapping[str, nn.Module], sample: Tensor, *, rounds: int = 11) -> list[Profile]:
     """Measures ``models`` on ``sample`` ``(N, C, H, W)``; the first is the one that ratios are taken to."""
-    inference = measure_latency(models, sample, rounds=rounds, threads=threads)
-    training = measure_latency(models, sample, rounds=rounds, threads=threads, training=True)
+    inference = measure_latency(models, sample, rounds=rounds)
+    training = measure_latency(models, sample, rounds=rounds, training=True)
     memory = {name: memory_for_backward(model, sample) for name, model in models.items()}
     first = max(memory[next(iter(models))], 1)
     counts = {name: (count_parameters(model), count_macs(model, sample)) for name, model in models.items()}
