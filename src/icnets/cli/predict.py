@@ -25,11 +25,9 @@ from icnets.predict.inference import Prediction, classes_of, evaluation_of, find
 from icnets.predict.output import write_csv, write_json
 from icnets.profile.machine import require_device
 from icnets.support.files import atomic_write
-from icnets.support.named_code import names_code
 from icnets.support.text import counted, require_at_least
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
-_TOP_K = 5
 
 
 def _parser() -> Parser:
@@ -39,7 +37,13 @@ def _parser() -> Parser:
     add("model", metavar="MODEL", help="run, checkpoint, artifact (.onnx, .xml, .pt2), timm's name, or FILE.py:NAME")
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
-    add("--top-k", metavar="N", type=int, help=f"classes of each image (default: {_TOP_K}, or all if there are fewer)")
+    add(
+        "--top-k",
+        metavar="N",
+        type=int,
+        default=5,
+        help="classes of each image, or all if there are fewer (default: 5)",
+    )
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -47,19 +51,17 @@ def _parser() -> Parser:
     add("--pretrained", action="store_true", help="with timm's name: its pretrained weights")
     add("--image-size", metavar="N", type=int, help="height and width the network sees (default: MODEL's)")
     add("--in-chans", metavar="N", type=int, help="1 (grey) or 3 (default: MODEL's)")
-    add("--mean", metavar="X,X,X", type=_numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
-    add("--std", metavar="X,X,X", type=_numbers, help="likewise")
+    add("--mean", metavar="X,X,X", type=numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
+    add("--std", metavar="X,X,X", type=numbers, help="likewise")
     add("--crop-pct", metavar="X", type=float, help="size of the centre crop by the shorter side (default: MODEL's)")
     add("--interpolation", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="of resizing (default: MODEL's)")
     add("--grad-cam", metavar="DIR", type=Path, help="a picture of each image with Grad-CAM's heat map, in DIR")
     return parser
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas in between") from None
+def numbers(text: str) -> tuple[float, ...]:
+    """Reads numbers with commas in between; argparse names this function where they are none."""
+    return tuple(float(part) for part in text.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,13 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is not None and os.path.abspath(args.out) in {os.path.abspath(path) for path in [args.model, *paths]}:
         raise ValueError(f"--out is {args.out}, which is read; give another name")
     require_device(args.device)
-    untrained = f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)"
-    if names_code(args.model) and args.weights is None:
-        raise ValueError(untrained)
     opened = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
     network, names = opened.network, opened.notes.class_names
     if opened.file is None and not args.pretrained:
-        raise ValueError(untrained)
+        raise ValueError(f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)")
     if isinstance(network, Artifact):
         if args.device != "cpu":
             raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
@@ -94,9 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if names is not None and len(names) != classes:
         print(f"{args.model} has {classes} classes and {len(names)} names; they are left out", file=sys.stderr)
         names = None
-    if args.top_k is not None and args.top_k > classes:
-        raise ValueError(f"--top-k is {args.top_k}, but {args.model} has {classes} classes")
-    args.top_k = args.top_k or min(_TOP_K, classes)
+    args.top_k = min(args.top_k, classes)
     print(line, file=sys.stderr)
     errors = _predict(args, network, view, paths, names)
     _report(args, len(paths), errors)

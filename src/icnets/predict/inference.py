@@ -47,11 +47,7 @@ def evaluation_of(name: str, opened: OpenedNetwork, given: Mapping[str, Any]) ->
     values: dict[str, Any] = {"in_chans": channels, "image_size": side, **known, **wanted}
     if values["image_size"] is None:
         raise ValueError(f"{name} doesn't say how large its images are; give --image-size N")
-    try:
-        transform = EvaluationTransform(**values)
-    except ValueError as error:
-        key = str(error).split()[0]
-        raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
+    transform = EvaluationTransform(**values)
     return transform, _described(name, transform, [key for key in VIEW if key not in {**known, **wanted}])
 
 
