@@ -117,7 +117,7 @@ def test_weights_of_others_say_how_many_classes(
 
 
 def test_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--image-size", "16", "--rounds", "2", "--threads", "1", "--num-classes", "3"]
+    options = ["--image-size", "16", "--rounds", "2", "--num-classes", "3"]
     assert main(["profile", NAME, *options]) == 0
     assert f"IC {NAME}, all convolutions" in capsys.readouterr().out
 

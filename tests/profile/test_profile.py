@@ -34,9 +34,9 @@ def test_says_what_ic_units_compute_with(there: bool, note: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: name"),
+        ([], "required: NAME"),
         (["resnet-18"], "no network 'resnet-18'"),
-        (["resnet18", "--batch-size", "zero"], "batch_size.*zero"),
+        (["resnet18", "--batch-size", "zero"], "batch-size.*zero"),
         (["resnet18", "--rounds", "0"], "--rounds is 0"),
         (["resnet18", "--device", "abacus"], "'abacus'.*cpu or cuda"),
         (["vit_tiny_patch16_224", "--image-size", "65"], "65.*try another --image-size"),

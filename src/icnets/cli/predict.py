@@ -25,6 +25,7 @@ from icnets.predict.inference import Prediction, classes_of, evaluation_of, find
 from icnets.predict.output import write_csv, write_json
 from icnets.profile.machine import require_device
 from icnets.support.files import atomic_write
+from icnets.support.named_code import names_code
 from icnets.support.text import counted, require_at_least
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
@@ -77,10 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is not None and os.path.abspath(args.out) in {os.path.abspath(path) for path in [args.model, *paths]}:
         raise ValueError(f"--out is {args.out}, which is read; give another name")
     require_device(args.device)
+    untrained = f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)"
+    if names_code(args.model) and args.weights is None:
+        raise ValueError(untrained)
     opened = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
     network, names = opened.network, opened.notes.class_names
     if opened.file is None and not args.pretrained:
-        raise ValueError(f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)")
+        raise ValueError(untrained)
     if isinstance(network, Artifact):
         if args.device != "cpu":
             raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")

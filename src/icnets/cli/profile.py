@@ -1,4 +1,4 @@
-"""``icnets profile NAME``: what a network costs, as basic and as IC network."""
+"""What a network costs, as basic and as IC network."""
 
 import copy
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from icnets.cli.configuration import parse
+from icnets.cli.parser import Parser
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
@@ -19,28 +19,18 @@ from icnets.timm_models import NETWORKS
 from icnets.unit.layers import ic_parameters
 
 
-def _parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="icnets profile", description=__doc__, exit_on_error=False)
-    parser.add_argument("name", type=str, help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
-    for name, kind, default, text in (
-        ("weights", str | None, None, "weights of a named network"),
-        ("batch-size", int, 8, "images in a batch"),
-        ("image-size", int | None, None, "pixels; the network's own, or 224"),
-        ("in-chans", int | None, None, "channels of an image; the network's own, or 3"),
-        ("num-classes", int | None, None, "outputs; the network's own"),
-        ("rounds", int, 11, "interleaved rounds of each measurement"),
-        ("device", str, "cpu", "cpu or cuda"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+def _parser() -> Parser:
+    parser = Parser(prog="icnets profile", description=__doc__)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
+    add("--weights", metavar="FILE", help="weights of a named network")
+    add("--batch-size", metavar="N", type=int, default=8, help="images in a batch (default: 8)")
+    add("--image-size", metavar="N", type=int, help="pixels (default: the network's own, or 224)")
+    add("--in-chans", metavar="N", type=int, help="channels of an image (default: the network's own, or 3)")
+    add("--num-classes", metavar="N", type=int, help="outputs (default: the network's own)")
+    add("--rounds", metavar="N", type=int, default=11, help="interleaved rounds of each measurement (default: 11)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
-
-
-def _check(args: Any) -> None:
-    sizes = ("batch_size", "image_size", "in_chans", "num_classes", "rounds")
-    require_at_least(args, "--", **dict.fromkeys(sizes, 1))
-    require_device(args.device)
 
 
 def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
@@ -62,8 +52,9 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = parse(_parser(), argv)
-    _check(args)
+    args = _parser().parse_args(argv)
+    require_at_least(args, "--", **dict.fromkeys(("batch_size", "image_size", "in_chans", "num_classes", "rounds"), 1))
+    require_device(args.device)
     networks, shape = _networks(args)
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     try:
