@@ -1,7 +1,7 @@
 """What the program does, in Python: one call for a training, one for a comparison."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -147,9 +147,8 @@ def compare(
 
 def _sorted(options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """The options of the images, of the task, of the trainer and of the run."""
-    task = {*signature(ClassificationTask).parameters, *(f.name for f in fields(Optimization))} - {"optimization"}
-    names = [{f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters)]
-    names.append({f.name for f in fields(RunOptions)})
+    names = [set(signature(kind).parameters) for kind in (ImageData, ClassificationTask, L.Trainer, RunOptions)]
+    names[1] = (names[1] | set(signature(Optimization).parameters)) - {"optimization"}
     found: list[dict[str, Any]] = [{}, {}, {}, {}]
     for name, value in options.items():
         place = next((place for place, known in zip(found, names, strict=True) if name in known), None)

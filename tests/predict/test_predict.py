@@ -177,9 +177,9 @@ def test_nothing_is_left_of_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MISTAKES = [
     ("net.safetensors", "the following arguments are required: PATHS"),
-    ("net.safetensors nowhere", "there is no nowhere; check the path"),
+    ("net.safetensors nowhere", "there is no file or folder nowhere; check the path"),
     ("net.safetensors empty", "no images (.jpg, .png, .webp, ...) in empty"),
-    ("net.safetensors none?.png", "there is no none?.png; check the path"),
+    ("net.safetensors none?.png", "there is no file or folder none?.png; check the path"),
     ("net.safetensors x.png --top-k 0", "--top-k is 0; it must be at least 1"),
     ("net.safetensors x.png --out a.tsv", "--out is a.tsv; it must end in .csv or .json, or be - for the terminal"),
     ("net.safetensors x.png --out no/a.csv", "the folder no of --out doesn't exist; create it first"),

@@ -89,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.device != "cpu":
             raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
         if args.grad_cam is not None:
-            what = f"{args.model}, exported as {network.format}"
-            raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
+            raise ValueError(
+                f"--grad-cam needs gradients, which {args.model}, an artifact, has not; give its checkpoint"
+            )
     network.requires_grad_(False).to(args.device)
     view, line = evaluation_of(args.model, opened, vars(args))
     classes = classes_of(args.model, network, view, args.device)
@@ -149,8 +150,7 @@ def _predict(
 
 def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) -> Iterator[Prediction]:
     """Collects ``errors``, and counts on standard error if that is a terminal and not full of predictions."""
-    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
-    for prediction in tqdm(found, total=total, unit=" images", disable=hidden):
+    for prediction in tqdm(found, total=total, unit=" images", disable=sys.stdout.isatty() or not sys.stderr.isatty()):
         if prediction.error is not None:
             errors.append(prediction)
         yield prediction
@@ -162,8 +162,6 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
         what = "can't be predicted" if any(error.image is not None for error in errors) else "can't be read"
         lines.append(f"{len(errors):,} of {images} {what}; they are in the output, with the reason:")
         lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
-        if len(errors) > _SHOWN:
-            lines.append(f"  and {len(errors) - _SHOWN:,} more")
     if wrote := ", ".join(str(path) for path in (args.out, args.grad_cam) if path is not None):
         lines.append(f"{total - len(errors):,} of {images} predicted: {wrote}")
     for line in lines:

@@ -19,20 +19,6 @@ from icnets.timm_models import NETWORKS
 from icnets.unit.layers import ic_parameters
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="icnets profile", description=__doc__)
-    add = parser.add_argument
-    add("name", metavar="NAME", help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
-    add("--weights", metavar="FILE", help="weights of a named network")
-    add("--batch-size", metavar="N", type=int, default=8, help="images in a batch (default: 8)")
-    add("--image-size", metavar="N", type=int, help="pixels (default: the network's own, or 224)")
-    add("--in-chans", metavar="N", type=int, help="channels of an image (default: the network's own, or 3)")
-    add("--num-classes", metavar="N", type=int, help="outputs (default: the network's own)")
-    add("--rounds", metavar="N", type=int, default=11, help="interleaved rounds of each measurement (default: 11)")
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    return parser
-
-
 def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
     """The basic network, its two conversions (every convolution; k×k only); the shape of a batch."""
     name = NETWORKS.get(args.name, args.name)
@@ -52,7 +38,17 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = _parser().parse_args(argv)
+    parser = Parser(prog="icnets profile", description=__doc__)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
+    add("--weights", metavar="FILE", help="weights of a named network")
+    add("--batch-size", metavar="N", type=int, default=8, help="images in a batch (default: 8)")
+    add("--image-size", metavar="N", type=int, help="pixels (default: the network's own, or 224)")
+    add("--in-chans", metavar="N", type=int, help="channels of an image (default: the network's own, or 3)")
+    add("--num-classes", metavar="N", type=int, help="outputs (default: the network's own)")
+    add("--rounds", metavar="N", type=int, default=11, help="interleaved rounds of each measurement (default: 11)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    args = parser.parse_args(argv)
     require_at_least(args, "--", **dict.fromkeys(("batch_size", "image_size", "in_chans", "num_classes", "rounds"), 1))
     require_device(args.device)
     networks, shape = _networks(args)

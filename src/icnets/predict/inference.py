@@ -112,10 +112,8 @@ def find_paths(given: Sequence[str]) -> list[Path]:
             found += find_images(path, classes=False).paths
         elif path.is_file():
             found.append(path)
-        elif path.exists():
-            raise ValueError(f"{shown(path)} is neither a file nor a folder; give image files or folders of them")
         else:
-            raise ValueError(f"there is no {shown(path)}; check the path")
+            raise ValueError(f"there is no file or folder {shown(path)}; check the path")
     return found
 
 

@@ -13,10 +13,7 @@ _GONE: dict[str, tuple[Any, str]] = {
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
     "data.shuffle_shards": (64, "all images are shuffled at once, whatever their shards; leave it out"),
     "data.test_crops": (1, "the centre crop is tested; leave it out"),
-    "model.activation_checkpointing": (
-        False,
-        "in Python, call set_grad_checkpointing of timm's network, then icnets.fit",
-    ),
+    "model.activation_checkpointing": (False, "call set_grad_checkpointing of timm's network, then icnets.fit"),
     "model.check_teacher": (..., "nothing asks whether a teacher guesses; leave it out"),
     "model.teacher_classes": ("same", "logits are taken by the names that the teacher's file has as class_names"),
     "model.teacher_mean": (None, "the teacher's file has it, by the metadata of icnets.save"),
