@@ -43,7 +43,7 @@ bench: $(VENV)/.installed  ## time and memory of ResNet-50 and its IC forms on t
 
 # One thread a process: two processes already use two cores, and waiting threads would take them from each other.
 test: $(VENV)/.trained lint  ## lint, then the fast tests
-	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not medium and not slow and not gpu" $(ARGS)
+	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 test-all: $(VENV)/.trained lint  ## lint, then every test that this machine can run: what a change has to pass, in 40 minutes on 2 cores
 	ICNETS_TRAINED=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)

@@ -23,7 +23,6 @@ from cost_table import tables
 from engines import ENGINES, Case
 from environment import Environment, physical_cores
 from icnets.profile.rounds import interleaved, paired_ratio
-from icnets.support.tables import show
 from networks import FAMILIES, VARIANTS, Family
 from prepare import forget, prepare
 from rows import Key, Row, append, read
@@ -177,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"{group}: {len(found)} networks, {args.rounds} rounds, {time.perf_counter() - start:.0f} s")
         forget()
     for table in [] if args.prepare else tables(measured if args.again else read(args.out)):
-        show(table)
+        print(table.plain())
     return 0
 
 

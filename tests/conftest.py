@@ -22,10 +22,10 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is no part of the package is tested by `make test-ci` and not by `make test`."""
+    """What is no part of the package is tested by `make test-all` and not by `make test`."""
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in ("benchmarks", "studies", "test_guides.py", "test_notebooks.py"):
-            item.add_marker(pytest.mark.medium)
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

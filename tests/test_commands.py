@@ -1,6 +1,6 @@
-"""Every command of the README and of docs/index.md, as it stands there, on 300 photographs.
+"""Every command of the README and of docs/index.md, as it stands there, on 120 photographs.
 
-They run one after the other in one folder, which holds ``photos`` (150 images a class) and ``new_photos``. Options are
+They run one after the other in one folder, which holds ``photos`` (60 images a class) and ``new_photos``. Options are
 appended that make them small, and weights, since timm would download its own. Those of the guides: test_guides.py.
 """
 
@@ -26,7 +26,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md")
 # What a block may hold besides; each is tried where somebody installs, by .ci/run or by hand.
 INSTALLS = re.compile(r"(pip (install|wheel) |git clone URL |make (demo|test)\b|\. \.venv/bin/activate$)")
 SMALL = {
-    "compare": ["--minutes", "0.7", "--data.image_size", "32"],
+    "compare": ["--minutes", "0.4", "--data.image_size", "32"],
     "fit": ["--data.image_size", "32", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"],
     "profile": ["--image-size", "32", "--rounds", "3"],
 }
@@ -99,7 +99,7 @@ def test_the_demo_is_the_documented_command():
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the commands run."""
-    write_cells(tmp_path, 64, train=150, val=3)
+    write_cells(tmp_path, 64, train=60, val=3)
     (tmp_path / "train").rename(tmp_path / "photos")
     (tmp_path / "val").rename(tmp_path / "new_photos")
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")

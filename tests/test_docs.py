@@ -170,7 +170,7 @@ def python_blocks(page: Path) -> list[str]:
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if python_blocks(page)]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -25,17 +25,6 @@ def test_no_module_has_another_ones_name():
     assert twice(p.stem for p in named if p not in aliases) == []
 
 
-def test_import_paths_that_notebooks_gave_lead_to_the_same_objects():
-    from icnets.evaluation.firing import firing_rates
-
-    from icnets.data.data_module import ImageData
-    from icnets.profile import firing
-    from icnets.training import data
-
-    assert firing_rates is firing.firing_rates
-    assert data.ImageData is ImageData
-
-
 def test_no_public_class_has_another_ones_name():
     classes = [node.name for p in FILES for node in ast.parse(p.read_text()).body if isinstance(node, ast.ClassDef)]
     assert twice(name for name in classes if not name.startswith("_")) == []
@@ -47,8 +36,7 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_every_room_of_the_picture_is_there():
     rooms = {room for floor in house.floors() for room in floor}
-    aliases = {"evaluation"}  # a former import path
-    found = {p.name for p in PACKAGE.iterdir() if p.is_dir()} - {"__pycache__", *aliases}
+    found = {p.name for p in PACKAGE.iterdir() if p.is_dir()} - {"__pycache__"}
     found |= {p.stem for p in PACKAGE.glob("*.py")} - {"__init__", "functional", "export"}
     assert rooms == found
 

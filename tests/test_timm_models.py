@@ -64,7 +64,7 @@ def test_gain_keeps_the_function_and_every_new_parameter_learns(name):
 FIRST = [f"ic_{names.split()[0]}" for names in icnets.timm_models.FAMILIES.values()]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST)
 def test_registered_networks(name):
     with torch.device("meta"):

@@ -20,6 +20,7 @@ from icnets.convert.state_dicts import mismatch, shapes
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.data.protocol import evaluation_by
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
+from icnets.deploy.fuse import own_input_size
 from icnets.support.named_code import imported, names_code
 from icnets.support.text import few, first_line
 
@@ -37,6 +38,14 @@ class OpenedNetwork(NamedTuple):
     notes: ImageNotes
     strings: Mapping[str, str]
     file: Path | None
+
+    @property
+    def image_shape(self) -> tuple[int, int | None]:
+        """Channels and height of its images: as noted, else as timm or the first convolution has them, or None."""
+        own = own_input_size(self.network) or (0, None)
+        first = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = 3 if first is None else first.in_channels
+        return self.notes.in_chans or own[0] or channels, self.notes.image_size or own[-1]
 
 
 def open_network(
@@ -162,12 +171,8 @@ def _made(name: str, given: dict[str, Any]) -> nn.Module:
     make = imported(name)
     if not callable(make) or isinstance(make, nn.Module):
         raise ValueError(f"{name} is a {type(make).__name__}; name a class or function that makes the network")
-    takes = inspect.signature(make).parameters
-    if "in_chans" not in takes:
+    if "in_chans" not in inspect.signature(make).parameters:
         given.pop("in_chans", None)
-    if "num_classes" not in takes and all(p.kind != p.VAR_KEYWORD for p in takes.values()):
-        what = f"{name} takes no num_classes, by which it is told the number of classes"
-        raise ValueError(f"{what}; give it the argument")
     try:
         network = make(**given)
     except Exception as error:  # whatever their code raises

@@ -1,7 +1,7 @@
 """What the program does, in Python: one call for a training, one for a comparison."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -22,7 +22,7 @@ from icnets.report.run_pictures import SampleBatch, save_pictures
 from icnets.support.quiet import quiet
 from icnets.training.by_class import ValidationCounts
 from icnets.training.callbacks import progress_bar
-from icnets.training.fitting import TRAINER_DEFAULTS, FitResult, RunOptions, Save, free_name, result_of
+from icnets.training.fitting import TRAINER_DEFAULTS, FitResult, RunOptions, free_name, result_of
 from icnets.training.optimization import Optimization
 from icnets.training.run_checkpoints import AtomicCheckpointIO
 from icnets.training.task import ClassificationTask
@@ -36,10 +36,6 @@ def fit(
     runs: str | Path = "runs",
     seed: int = 0,
     overwrite: bool = False,
-    ema: float | None = None,
-    save_every: int | None = None,
-    keep: int = 1,
-    patience: int | None = None,
     **options: Any,
 ) -> FitResult:
     """Train a network as ``icnets fit`` does, with the same defaults and to the same numbers.
@@ -52,8 +48,8 @@ def fit(
         runs: folder of all runs.
         seed: of everything random.
         overwrite: whether a run of this name is begun anew.
-        ema, save_every, keep, patience: as of ``icnets fit``.
-        **options: arguments of :class:`icnets.data.data_module.ImageData` (image_size, batch_size, ...),
+        **options: ema, save_every, keep and patience, as of ``icnets fit``; and arguments of
+            :class:`icnets.data.data_module.ImageData` (image_size, batch_size, ...),
             :class:`icnets.training.task.ClassificationTask` (ic, init_from, lr, ...) and Lightning's Trainer
             (max_epochs, accelerator, devices, ...).
 
@@ -74,11 +70,11 @@ def fit(
     """
     quiet()
     label = model.rpartition(":")[2] if isinstance(model, str) else type(model).__name__
-    run = RunOptions(name or free_name(label, runs), str(runs), save_every, keep, patience, ema)
+    of_data, of_task, of_trainer, of_run = _sorted(options)
+    run = RunOptions(name or free_name(label, runs), str(runs), **of_run)
     folder = run.folder
     if not overwrite:
         run.require_empty()
-    of_data, of_task, of_trainer = _sorted(options)
     L.seed_everything(seed, workers=True, verbose=False)
     source = _data(data, {"seed": seed, **of_data}, of_task.get("num_classes"))
     found = {key: value for key in ("num_classes", "in_chans") if (value := getattr(source, key, None)) is not None}
@@ -88,7 +84,7 @@ def fit(
     chosen = {"seed_everything": seed, **asdict(run), "data": {"root": data, **of_data}}
     chosen |= {"model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
     callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += run.callbacks(_saving(chosen), of_trainer, ValidationCounts(), SampleBatch(folder))
+    callbacks += run.callbacks(_as_yaml(chosen), of_trainer, ValidationCounts(), SampleBatch(folder))
     of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
     of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
     own: dict[str, Any] = {"default_root_dir": str(folder), "logger": run.logger()}
@@ -150,10 +146,10 @@ def compare(
 
 
 def _sorted(options: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The options of the images, of the task and of the trainer."""
-    task = {*signature(ClassificationTask).parameters, *(f.name for f in fields(Optimization))} - {"optimization"}
-    names = ({f.name for f in fields(ImageData)}, task, set(signature(L.Trainer).parameters))
-    found: tuple[dict[str, Any], ...] = ({}, {}, {})
+    """The options of the images, of the task, of the trainer and of the run."""
+    names = [set(signature(kind).parameters) for kind in (ImageData, ClassificationTask, L.Trainer, RunOptions)]
+    names[1] = (names[1] | set(signature(Optimization).parameters)) - {"optimization"}
+    found: list[dict[str, Any]] = [{}, {}, {}, {}]
     for name, value in options.items():
         place = next((place for place, known in zip(found, names, strict=True) if name in known), None)
         if place is None:
@@ -176,19 +172,12 @@ def _data(data: Any, options: dict[str, Any], num_classes: int | None) -> Any:
     return PairData(*data, num_classes=num_classes, **options) if pair else data
 
 
-def _saving(chosen: Mapping[str, Any]) -> Save | None:
-    """What writes the configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
+def _as_yaml(chosen: Mapping[str, Any]) -> Any:
+    """The configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
     try:
-        options: Any = yaml.safe_load(yaml.safe_dump(_plain(chosen)))
+        return yaml.safe_load(yaml.safe_dump(_plain(chosen)))
     except yaml.YAMLError:
         return None
-
-    def save(path: Path, found: dict[str, dict[str, Any]]) -> None:
-        for group, values in found.items():
-            options[group] |= values
-        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-
-    return save
 
 
 def _plain(value: Any) -> Any:

@@ -117,7 +117,7 @@ def test_weights_of_others_say_how_many_classes(
 
 
 def test_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--image-size", "16", "--rounds", "2", "--threads", "1", "--num-classes", "3"]
+    options = ["--image-size", "16", "--rounds", "2", "--num-classes", "3"]
     assert main(["profile", NAME, *options]) == 0
     assert f"IC {NAME}, all convolutions" in capsys.readouterr().out
 
@@ -135,7 +135,10 @@ def test_arguments_by_the_signature() -> None:
     [
         ("my_cnn.py", "my_cnn.py is code; say which class or function in it makes the network: my_cnn.py:NAME"),
         ("my_cnn.py:Other", "my_cnn.py:Other can't be imported: AttributeError: module 'my_cnn_"),
-        ("my_cnn.py:no_classes", "my_cnn.py:no_classes takes no num_classes"),
+        (
+            "my_cnn.py:no_classes",
+            "my_cnn.py:no_classes(num_classes=2) fails: TypeError: no_classes() got an unexpected",
+        ),
         ("my_cnn.py:no_network", "my_cnn.py:no_network makes a str; it must make an nn.Module"),
         ("my_cnn.py:network", "my_cnn.py:network is a MyCNN; name a class or function that makes the network"),
     ],

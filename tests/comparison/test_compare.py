@@ -10,7 +10,7 @@ import icnets
 from icnets.cli.compare import main, read_settings
 from icnets.comparison.comparison_table import comparison_table
 from icnets.comparison.run_files import read_run
-from icnets.comparison.runs import error_percent, make_data
+from icnets.comparison.runs import figures, make_data
 from icnets.comparison.settings import Method, Settings
 from icnets.profile.measure import agreement
 
@@ -27,10 +27,8 @@ methods:
   - {name: IC, start: basic, ic: {warm_start: gain}, control: "basic, trained on"}
   - {name: IC + WLD, start: basic, ic: {warm_start: calibrate}, wld: true}
   - {name: SE, network: seresnet18, options: {channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}
-folder:
-  seeds: [5]
-  data: {train_size: null, val_fraction: 0.25, image_size: 24, batch_size: 8}
 """
+FOLDER = ["--data.train_size", "null", "--data.val_fraction", "0.25", "--data.image_size", "24"]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def test_the_same_command_again_runs_nothing(
 
 def test_other_images_are_another_comparison(recipe: Path, out: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"10 of 10 runs in .* are none of this comparison.*--prune true"):
-        main(["--config", str(recipe), "--out", str(out), "--data.root", str(folder)])
+        main(["--config", str(recipe), "--out", str(out), "--data.root", str(folder), *FOLDER])
 
 
 def test_intervals_are_those_of_the_runs(record: dict) -> None:
@@ -122,7 +120,7 @@ def test_costs_tell_the_unit_apart(record: dict) -> None:
     assert rows["SE"]["parameters"]["total"] != rows["basic"]["parameters"]["total"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_warm_starts_begin_where_the_basic_network_ended(record: dict, out: Path) -> None:
     basic = _runs(record, "basic")
     for name, least in (("basic, trained on", 1.0), ("IC", 1.0), ("IC + WLD", 0.9)):
@@ -140,7 +138,7 @@ def test_checkpoints_hold_the_networks_that_were_measured(record: dict, out: Pat
     for name in ("basic", "IC + WLD"):
         run = _runs(record, name)[1]
         model = icnets.load(run["checkpoint"])
-        assert error_percent(model, data.test_dataloader()) == pytest.approx(run["error"])
+        assert figures(model, data.test_dataloader())["error"] == pytest.approx(run["error"])
     assert list(icnets.ic_parameters(model))
     basic = icnets.load(_runs(record, "basic")[1]["checkpoint"])
     assert agreement(basic, model, data.test_dataloader()) < 1  # it has been trained on
@@ -184,8 +182,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_of_ones_own(recipe: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["--config", str(recipe), "--data.root", str(folder), "--out", str(tmp_path), "--training.epochs", "1"]
-    assert main(arguments) == 0
+    arguments = ["--config", str(recipe), "--data.root", str(folder), *FOLDER, "--data.batch_size", "8"]
+    assert main([*arguments, "--out", str(tmp_path), "--training.epochs", "1", "--seeds", "[5]"]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["settings"]["seeds"] == [5]
     assert record["data"]["classes"] == ["dark", "light"]
@@ -197,20 +195,27 @@ def test_a_folder_of_ones_own(recipe: Path, folder: Path, tmp_path: Path, capsys
     assert "your own images" not in printed
 
 
-def test_the_command_line_overrides_the_recipes_settings_for_folders(recipe: Path, folder: Path) -> None:
+def test_the_command_line_overrides_the_recipe(recipe: Path, folder: Path) -> None:
     settings = read_settings([f"--config={recipe}", "--data.root", str(folder), "--data.image_size", "40"])
     assert settings.data["image_size"] == 40
-    assert settings.data["batch_size"] == 8
-    assert settings.seeds == [5]
+    assert settings.data["batch_size"] == 50
+    assert settings.seeds == [3, 1]
     settings = read_settings([f"--config={recipe}", "--seeds", "[7]"])
     assert settings.data["image_size"] == 16
     assert settings.seeds == [7]
 
 
-def test_settings_of_earlier_versions_are_told(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
-    read_settings(["--config", str(recipe), "--cost_rounds", "3", "--save_checkpoints", "true"])
-    assert "cost_rounds is 3, but training steps aren't timed any more; leave it out" in caplog.text
-    assert "save_checkpoints is True, but every trained network is kept; leave it out" in caplog.text
+def test_settings_of_earlier_versions_are_dropped_from_recipes_and_told(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, path = read_settings(["--config", str(recipe)]), tmp_path / "earlier.yaml"
+    path.write_text(recipe.read_text() + "\ncost_rounds: 3\nsave_checkpoints: true\nfolder: {seeds: [5]}\n")
+    assert read_settings(["--config", str(path)]) == before
+    for name in ("cost_rounds", "save_checkpoints", "folder"):
+        assert f"{name} is left out: there is no option {name} any more" in caplog.text
+    assert caplog.text.count("cost_rounds is left out") == 1
+    with pytest.raises(ValueError, match="no option cost_rounds any more: training steps aren't timed; leave it out"):
+        read_settings(["--config", str(recipe), "--cost_rounds", "3"])
 
 
 def test_the_demos_recipe_is_what_it_says() -> None:
@@ -223,7 +228,6 @@ def test_the_demos_recipe_is_what_it_says() -> None:
     assert any(m.ic and m.wld for m in settings.methods)
     assert "basic, trained on" in names
     assert settings.data.get("root") is None
-    assert settings.folder is not None
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_every_run_is_a_line(undisturbed: Path) -> None:
     assert half["start_error"] == pytest.approx(results.runs[Cell("basic")][0]["val_error"][-1], abs=1e-3)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_only_what_something_needs_is_kept(undisturbed: Path) -> None:
     runs = [line for line in lines.read(undisturbed / "lines.jsonl") if line["kind"] == "run"]
     kept = {path.stem for path in (undisturbed / "checkpoints").iterdir()}
@@ -99,7 +99,7 @@ def test_only_what_something_needs_is_kept(undisturbed: Path) -> None:
     assert len(kept) == 3  # plain: seed 0 in full and at a half; strong: seed 1 at a half
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_finished_study_does_nothing(undisturbed: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
     before = (undisturbed / "lines.jsonl").read_bytes()
     capsys.readouterr()
@@ -157,7 +157,7 @@ def test_killed_with_two_processes_and_continued(undisturbed: Path, config: Path
     assert _lines(out) == _lines(undisturbed)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_lines_of_another_study_are_not_thrown_away(undisturbed: Path, config: Path, tmp_path: Path) -> None:
     kept = tmp_path / "lines.jsonl"
     kept.write_bytes((undisturbed / "lines.jsonl").read_bytes())

@@ -106,11 +106,8 @@ def test_format() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: t_interval([]), "empty"),
-        (lambda: t_interval([1.0, math.nan]), "finite"),
-        (lambda: t_interval([1.0, 2.0], 1.0), "between 0 and 1"),
+        (lambda: t_interval([]), "at least one"),
         (lambda: paired_difference([1.0, 2.0], [1.0]), "2 values and b has 1"),
-        (lambda: t_quantile(0.95, 0), "2 values"),
     ],
 )
 def test_bad_input(call, message: str) -> None:

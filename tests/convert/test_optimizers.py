@@ -168,7 +168,7 @@ TIMM = [n for n in TIMM if n not in ("adagrad", "adahessian") and "muon" not in 
 TORCH = ["SGD", "Adam", "AdamW", "Adadelta", "Adafactor", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -18,7 +18,7 @@ from icnets.data.data_module import ImageData
 from icnets.data.folders import find_images
 from icnets.data.image_files import decode, image_extensions, images_below, left_out_line, reason
 from icnets.data.protocol import EvaluationTransform
-from icnets.predict.paths import find_paths
+from icnets.predict.inference import find_paths
 from training.folders import write_classes, write_image
 
 OLD = (".jpg", ".jpeg", ".png")

@@ -30,7 +30,7 @@ def rows_of(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format",
     ["onnx", pytest.param("openvino", marks=pytest.mark.slow), pytest.param("torch-export", marks=pytest.mark.slow)],
@@ -49,7 +49,7 @@ def test_an_artifact_predicts_as_its_checkpoint(format: str, capsys: pytest.Capt
     found = torch.tensor([float(row["probability_1"]) for row in rows])
     torch.testing.assert_close(found, expected.values, rtol=0, atol=1e-3)
     for options, message in (
-        (["--grad-cam", "heat"], f"--grad-cam needs gradients, which {artifact}, exported as {format}, has not"),
+        (["--grad-cam", "heat"], f"--grad-cam needs gradients, which {artifact}, an artifact, has not"),
         (["--image-size", "48"], f"{artifact} can't take images of 3×48×48: "),
         (["--device", "cuda"], "--device is 'cuda'"),
     ):

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from icnets.predict.paths import find_paths, shown, written
+from icnets.data.image_files import written
+from icnets.predict.inference import find_paths, shown
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def test_files_and_folders() -> None:
 
 def test_a_pipe_is_not_waited_for() -> None:
     os.mkfifo("pipe.png")
-    with pytest.raises(ValueError, match="neither a file nor a folder"):
+    with pytest.raises(ValueError, match="there is no file or folder"):
         find_paths(["pipe.png"])
 
 

@@ -26,9 +26,9 @@ def test_macs_of_a_collision_by_hand() -> None:
     found = count_macs(ICConv2d(6, 8, 3, stride=2, padding=1, groups=2), x)
     channel_sum, windows, collision = 6 * 9 * 9, 5 * 5 * 2 * 9, 2 * 5 * 5 * 8
     assert found.ic == channel_sum + windows + collision
-    assert found.basic == 5 * 5 * 8 * 3 * 9
+    assert found.total - found.ic == 5 * 5 * 8 * 3 * 9
     linear = count_macs(ICLinear(10, 4), torch.randn(7, 10))
-    assert (linear.basic, linear.ic) == (40, 10 + 2 * 4)
+    assert (linear.total - linear.ic, linear.ic) == (40, 10 + 2 * 4)
 
 
 def test_macs_of_transposed_convolution_by_hand() -> None:
@@ -43,7 +43,7 @@ def test_macs_of_resnet50_are_the_published() -> None:
     assert 4.09e9 - 1e7 < basic.total < 4.12e9
     convert_(model, optimizers=())
     own = count_macs(model, sample)
-    assert own.basic == basic.total
+    assert own.total - own.ic == basic.total
     # The design note: about 1 / C_out a layer, so well below 1 %.
     assert 0 < own.ic < 0.01 * basic.total
 
@@ -67,7 +67,7 @@ def test_parameters_and_the_part_of_ic() -> None:
     model = nn.Sequential(shared, nn.Conv2d(4, 3, 1), shared)
     found = count_parameters(model)
     assert found.ic == 3 * 4
-    assert found.basic == 4 * 3 * 9 + 4 + 3 * 4 + 3
+    assert found.total - found.ic == 4 * 3 * 9 + 4 + 3 * 4 + 3
 
 
 def test_memory_for_backward_by_hand() -> None:
@@ -127,21 +127,6 @@ def test_gain_warm_start_agrees_fully() -> None:
     warm.load_state_dict(basic.state_dict())
     convert_(warm, ICConfig(warm_start="gain"), optimizers=())
     assert agreement(basic, warm, [torch.randn(32, 1, 32, 32)]) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: count_macs(nn.Linear(2, 2), torch.randn(0, 2)), r"\(0, 2\)"),
-        (lambda: measure_latency({}, torch.randn(1, 2)), "at least one network"),
-        (lambda: measure_latency({"a": nn.Linear(2, 2)}, torch.randn(1, 2), rounds=0), "rounds is 0"),
-        (lambda: agreement(nn.Linear(2, 2), nn.Linear(2, 3), [torch.randn(4, 2)]), r"\(4, 2\) and \(4, 3\)"),
-        (lambda: agreement(nn.Linear(2, 2), nn.Linear(2, 2), []), "no images"),
-    ],
-)
-def test_bad_input(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def test_what_a_dead_branch_saved_does_not_count() -> None:

@@ -28,7 +28,7 @@ def test_one_round_has_no_spread():
 
 @pytest.mark.parametrize(("times", "reference"), [([1.0], [1.0, 2.0]), ([], [])])
 def test_pairs_need_as_many_of_each(times, reference):
-    with pytest.raises(ValueError, match=rf"{len(times)} times and {len(reference)}"):
+    with pytest.raises(ValueError, match=r"longer than|data point"):
         paired_ratio(times, reference)
 
 

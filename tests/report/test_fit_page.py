@@ -94,7 +94,6 @@ def test_only_a_report_is_replaced_without_being_told(runs: Path, capsys: pytest
     ("arguments", "message"),
     [
         (["runs/one", "nowhere"], "nowhere is no run of icnets fit; give runs of fit, or one comparison"),
-        (["runs/one", "--method", "IC"], "--method is of a comparison, and these are runs of fit; leave it out"),
         (["runs/damaged"], "runs/damaged is no run of icnets fit, or damaged: "),
         (["runs/empty"], "runs/empty is no run of icnets fit, or damaged: no epoch, or no options of data and model"),
     ],

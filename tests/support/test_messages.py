@@ -23,7 +23,7 @@ def test_names_of_strangers() -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("Unexpected config: "), "the configuration is empty; it must be a mapping of options"),
+        (ValueError("Unexpected config: "), "the configuration must be a mapping of options, not empty"),
         (ValueError("Unexpected config: - 1"), "the configuration must be a mapping of options, not - 1"),
         (
             ValueError(

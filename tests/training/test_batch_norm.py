@@ -140,7 +140,6 @@ class _Validated(L.Callback):
         ({}, {"check_val_every_n_epoch": 2, "max_epochs": 3}, range(4), 2),
         ({}, {"val_check_interval": 3, "max_epochs": 1}, range(4), 0),
         ({"channels_last": True}, {}, range(4), 1),
-        ({"activation_checkpointing": True}, {}, range(4), 1),
         ({"average": 0.7}, {}, range(4), 1),
         ({"average": 0.7}, {"check_val_every_n_epoch": 2, "max_epochs": 3}, range(4), 2),
     ],

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from icnets import ICConfig, convert_, create_model
-from icnets.training.network import recompute_activations_
 from icnets.training.task import ClassificationTask
 from training.test_task import TINY, digits, fit, task, tiny
 
@@ -34,7 +33,7 @@ def test_gradients_with_recomputed_activations(kind: str, inner_gain: bool) -> N
         if name.endswith(("inner_bias", "gain")):
             nn.init.normal_(parameter, std=0.3)
     found = copy.deepcopy(expected)
-    recompute_activations_(found)
+    found.set_grad_checkpointing(True)
     x = torch.randn(4, 1, 32, 32)
     assert found.state_dict().keys() == expected.state_dict().keys()
     ours = gradients(found, x)
@@ -47,7 +46,7 @@ def test_gradients_with_recomputed_activations(kind: str, inner_gain: bool) -> N
 def test_activations_are_in_fact_recomputed() -> None:
     module = network("resnet10t")
     inner = module.get_submodule("layer1.0.conv1")
-    recompute_activations_(module)
+    module.set_grad_checkpointing(True)
     calls: list[int] = []
     inner.register_forward_hook(lambda *_: calls.append(1))
     loss = module(torch.randn(2, 1, 32, 32)).sum()
@@ -59,16 +58,9 @@ def test_activations_are_in_fact_recomputed() -> None:
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("name", ["Linear", "lcnet"])
-def test_a_network_that_cannot_recompute_says_so(name: str) -> None:
-    network = nn.Linear(3, 2) if name == "Linear" else timm.create_model("vgg11")
-    with pytest.raises(ValueError, match=r"activation_checkpointing: .* has no set_grad_checkpointing of timm's"):
-        recompute_activations_(network)
-
-
 @pytest.mark.parametrize(
     "options",
-    [{"channels_last": True}, {"activation_checkpointing": True}, {"compile": True}],
+    [{"channels_last": True}, {"compile": True}],
     ids=lambda o: next(iter(o)),
 )
 def test_an_engine_changes_no_result(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def require(found: list[Rows], classes: int) -> None:
         assert rows["IC + WLD"]["val/top1"] >= rows["basic"]["val/top1"] - 0.03
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_on_digits() -> None:
     options = ["--model.model_options", "{channels: [8, 16, 16, 32]}", "--data.image_size", "8"]
     options += ["--data.train_size", "500", "--data.val_fraction", "0.4", "--trainer.max_epochs", "3"]

@@ -42,7 +42,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 def test_many_nodes_without_data_or_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.num_nodes", "4"]
     engine = ["--trainer.strategy", "ddp", "--trainer.precision", "bf16-mixed", "--ema", "0.99"]
-    model = ["--model.teacher", "none.safetensors", "--model.activation_checkpointing", "true"]
+    model = ["--model.teacher", "none.safetensors"]
     found = planned(capsys, "--config", FOLDER, "--data.root", "nowhere", *trainer, *engine, *model)
     assert found["devices"] == "8 × gpu on 4 nodes"
     images = "1,281,167 to train, 50,000 to validate, 50,000 to test, 1,000 classes (assumed, as ImageNet-1k has them)"

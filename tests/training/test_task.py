@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from icnets import DistillationSchedule, ICConfig, WeakLogitDistillation, convert_, create_model, ic_parameters, save
 from icnets.checkpoint.foreign import read_weights
+from icnets.checkpoint.image_notes import ImageNotes
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
 from icnets.training.optimization import learning_rate_factor, parameter_groups
 from icnets.training.task import ClassificationTask
+from icnets.training.teachers import TrainedNetwork
 
 TINY: dict[str, Any] = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
@@ -306,7 +308,7 @@ def test_a_teacher_of_other_classes_is_refused_before_the_first_step() -> None:
 
 def test_a_teacher_with_its_own_normalisation() -> None:
     mean, std = (0.5,), (0.25,)
-    module = task(teacher=tiny(), teacher_mean=mean, teacher_std=std)
+    module = task(teacher=TrainedNetwork("tiny", tiny(), ImageNotes(mean=mean, std=std)))
     data = digits()
     fit(module, data, max_epochs=1)
     assert module.teacher is not None
@@ -315,7 +317,7 @@ def test_a_teacher_with_its_own_normalisation() -> None:
     assert torch.allclose(module.teacher.normalize(ours), theirs, atol=1e-5)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(("patience", "stopped"), [(2, True), (None, False)])
 def test_surpass_stop(patience: int | None, stopped: bool) -> None:
     teacher = tiny()

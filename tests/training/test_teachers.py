@@ -70,14 +70,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1", "10", "2"], "knows 3 classes (1, 10, 2), the data has 3 classes (cat, dog, eel); distillation needs the "
-         "same classes in the same order; if only their names differ, give --model.teacher_classes by-index"),
-        (["dog", "cat", "eel"], "knows 3 classes (dog, cat, eel), the data has 3 classes (cat, dog, eel); distillation "
-         "needs the same classes in the same order; --model.teacher_classes by-name takes its logits by their names"),
-        (["Cat", "Dog", "Eel"], "if only their names differ, give --model.teacher_classes by-index"),
-        (["cat", "cow", "eel"], "if only their names differ, give --model.teacher_classes by-index"),
-        (["bee", *PETS], "knows 4 classes (bee, cat, dog, eel), the data has 3 classes (cat, dog, eel)"),
-        (["cat", "dog"], "knows 2 classes (cat, dog), the data has 3 classes (cat, dog, eel)"),
+        (["1", "10", "2"], "knows 3 classes (1, 10, 2), the data has 3 classes (cat, dog, eel): it lacks 3 of the "
+         "data's: cat, dog, eel; if only their names differ, save it with the data's as class_names in the metadata"),
+        (["cat", "cow", "eel"], "it lacks 1 of the data's: dog; if only their names differ"),
+        (["cat", "dog"], "knows 2 classes (cat, dog), the data has 3 classes (cat, dog, eel): it lacks 1"),
+        (["dog", *PETS], "it has several times 1 of the data's: dog"),
     ],
 )  # fmt: skip
 def test_other_classes_are_an_error_with_both_lists(tmp_path: Path, pets: Path, names: list[str], message: str) -> None:
@@ -86,37 +83,24 @@ def test_other_classes_are_an_error_with_both_lists(tmp_path: Path, pets: Path, 
         fit(images(pets), source)
 
 
-def test_by_index_is_no_advice_where_a_shared_name_stands_elsewhere(tmp_path: Path, pets: Path) -> None:
-    with pytest.raises(ValueError, match=r"the same classes in the same order$"):
-        fit(images(pets), teacher(tmp_path / "t.safetensors", ["eel", "cow", "dog"]))
-
-
 @pytest.mark.parametrize("names", [["eel", "cat", "dog"], ["ant", "eel", "bee", "dog", "cat", "fox, red"]])
-def test_classes_by_name(tmp_path: Path, pets: Path, names: list[str]) -> None:
-    watch = fit(images(pets), teacher(tmp_path / "t.safetensors", names), teacher_classes="by-name")
+def test_classes_by_name(tmp_path: Path, pets: Path, names: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    watch = fit(images(pets), teacher(tmp_path / "t.safetensors", names))
+    assert "the data has 3 classes (cat, dog, eel): its logits are taken by their names" in lines(caplog)
     own = watch.teacher.model(watch.images)
     assert own.shape[1] == len(names)
     assert torch.equal(watch.teacher(watch.images), own[:, [names.index(name) for name in PETS]])
 
 
-def test_classes_by_index_and_the_same_classes_are_left_as_they_are(tmp_path: Path, pets: Path) -> None:
-    for names, how in ((["1", "2", "3"], "by-index"), (PETS, "same"), (PETS, "by-name")):
-        watch = fit(images(pets), teacher(tmp_path / "t.safetensors", names), teacher_classes=how)
-        assert torch.equal(watch.teacher(watch.images), watch.teacher.model(watch.images))
+def test_the_same_classes_are_left_as_they_are(tmp_path: Path, pets: Path) -> None:
+    watch = fit(images(pets), teacher(tmp_path / "t.safetensors", PETS))
+    assert torch.equal(watch.teacher(watch.images), watch.teacher.model(watch.images))
 
 
 def test_classes_that_nobody_names(tmp_path: Path, pets: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = teacher(tmp_path / "t.safetensors")
     fit(images(pets), source)
     assert f"the teacher {source} doesn't name its classes: the teacher's are taken in the order" in lines(caplog)
-    with pytest.raises(ValueError, match=r"teacher_classes is by-name, but the teacher .* doesn't name its classes"):
-        fit(images(pets), source, teacher_classes="by-name")
-    with pytest.raises(ValueError, match="by-name, but a network alone doesn't name its classes; give its file"):
-        fit(images(pets), create_model("resnet10t", ic=None, num_classes=3, **TINY), teacher_classes="by-name")
-    with pytest.raises(ValueError, match=r"lacks 2 of the data's classes: dog, eel"):
-        fit(images(pets), teacher(tmp_path / "u.safetensors", ["cat", "cow"]), teacher_classes="by-name")
-    with pytest.raises(ValueError, match=r"has several times 1 of the data's classes: dog"):
-        fit(images(pets), teacher(tmp_path / "v.safetensors", ["dog", *PETS]), teacher_classes="by-name")
 
 
 def test_long_lists_are_shown_where_they_differ() -> None:
@@ -137,27 +121,20 @@ def test_networks_of_timm_know_imagenets_names(monkeypatch: pytest.MonkeyPatch) 
     ):
         open_teacher("timm:test_resnet.r160_in1k", in_chans=1)
     found = open_teacher("timm:test_resnet.r160_in1k", in_chans=3)
-    assert class_positions(found, ["n01443537", "n01440764"], "by-name") == [1, 0]
+    assert class_positions(found, ["n01443537", "n01440764"]) == [1, 0]
     with pytest.raises(ValueError, match=r"knows 1000 classes .*, the data has 2 classes"):
-        class_positions(found, ["n01443537", "n01440764"], "same")
+        class_positions(found, ["n01443537", "cat"])
     wnids = found.class_names[0]
-    assert class_positions(found, wnids, "same") is None
-    assert class_positions(found, [str(i) for i in range(1000)], "same") is None
-    with pytest.raises(ValueError, match=r"from 2 on: 2, 3, 4 and 995 more.*from 2 on: 10, 100, 101 and 995 more"):
-        class_positions(found, sorted(str(i) for i in range(1000)), "same")  # as folders are sorted
+    assert class_positions(found, wnids) is None
+    assert class_positions(found, [str(i) for i in range(1000)]) is None
+    for numbers in (sorted(str(i) for i in range(1000)), ["0", "1"]):  # as folders are sorted; not ImageNet's
+        with pytest.raises(ValueError, match=rf"knows 1000 classes .* it lacks {len(numbers)} of the data's"):
+            class_positions(found, numbers)
 
 
 def test_how_to_be_taught_without_a_teacher_is_an_error(pets: Path) -> None:
-    for given, message in (
-        ({"teacher_classes": "by-name"}, "given: teacher_classes, and no teacher; give --model.teacher FILE"),
-        (
-            {"teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3},
-            "given: teacher_mean, teacher_std, and no teacher",
-        ),
-        ({"distillation": WeakLogitDistillation()}, "given: distillation, and no teacher"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fit(images(pets), None, **given)
+    with pytest.raises(ValueError, match=r"given: distillation, and no teacher; give --model\.teacher FILE"):
+        fit(images(pets), None, distillation=WeakLogitDistillation())
 
 
 # Normalisation, channels, sizes.
@@ -166,9 +143,9 @@ def test_how_to_be_taught_without_a_teacher_is_an_error(pets: Path) -> None:
 def test_a_normalisation_that_nobody_notes_is_said(
     tmp_path: Path, pets: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = teacher(tmp_path / "t.safetensors", PETS)
-    fit(images(pets), source, teacher_mean=(0.5,) * 3, teacher_std=(0.5,) * 3)
+    fit(images(pets), teacher(tmp_path / "noted.safetensors", PETS, mean=(0.5,) * 3, std=(0.5,) * 3))
     assert "doesn't note" not in lines(caplog)
+    source = teacher(tmp_path / "t.safetensors", PETS)
     fit(images(pets), source)
     line = f"the teacher {source} or the data doesn't note its mean and std: it gets the images with the data's"
     assert line in lines(caplog)
@@ -183,15 +160,12 @@ def test_its_own_normalisation_is_used(tmp_path: Path, pets: Path) -> None:
     assert torch.allclose(
         watch.teacher.model.float()(watch.teacher.normalize(watch.images)).double(), wanted, atol=1e-5
     )
-    overruled = fit(data, teacher(tmp_path / "t.safetensors", PETS, mean=mean, std=std), teacher_mean=data.mean,
-                    teacher_std=data.std)  # fmt: skip
-    assert overruled.teacher.normalize(watch.images) is watch.images
+    same = fit(data, teacher(tmp_path / "t.safetensors", PETS, mean=data.mean, std=data.std))
+    assert same.teacher.normalize(watch.images) is watch.images
     with pytest.raises(
-        ValueError, match=r"normalisation .*t\.safetensors: .* std missing; give both --model.teacher_mean"
+        ValueError, match=r"normalisation .*t\.safetensors: .* std missing; save it with both, mean and"
     ):
         fit(data, teacher(tmp_path / "t.safetensors", PETS, mean=mean))
-    with pytest.raises(ValueError, match=r"std missing; give both --model\.teacher_mean and teacher_std"):
-        fit(data, teacher(tmp_path / "t.safetensors", PETS), teacher_mean=mean)
     with pytest.raises(ValueError, match=r"the normalisation of the teacher .*t\.safetensors: std must .* each > 0"):
         fit(data, teacher(tmp_path / "t.safetensors", PETS, mean=mean, std=(1.0, 0.0, 1.0)))
 
@@ -314,8 +288,6 @@ def test_positions_in_python() -> None:
     assert torch.equal(Teacher(network, classes=[4, 0])(x), network(x)[:, [4, 0]])
     taught = Teacher(network, classes=[4, 0])
     assert torch.equal(torch.compile(taught, backend="eager", fullgraph=True)(x), taught(x))
-    with pytest.raises(ValueError, match="given: teacher_classes, and a Teacher, which has its own mean, std"):
-        make_teacher(taught, None, classes="by-index")
     assert make_teacher(taught, None) is taught
     with pytest.raises(ValueError, match=r"classes asks for class 5 of the teacher, which gives \(3, 5\)"):
         Teacher(network, classes=[5, 0])(x)

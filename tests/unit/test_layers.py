@@ -82,7 +82,7 @@ def test_gradcheck_and_gradgradcheck(make, shape):
     reference.assert_gradients(randomise(make(dtype=torch.float64), 3), torch.randn(shape, dtype=torch.float64))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "shape"), UNITS)
 def test_compile_export_and_fx_equal_eager(make, shape):
     layer, x = randomise(make(), 4).eval(), torch.randn(shape)
@@ -96,7 +96,7 @@ def test_compile_export_and_fx_equal_eager(make, shape):
         torch.testing.assert_close(other(x), expected)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "shape"), UNITS)
 def test_compiled_gradients_equal_eager(make, shape):
     # In double precision: single differs by its rounding, as the order of a sum is each one's own.

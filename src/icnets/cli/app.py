@@ -42,6 +42,10 @@ COMMANDS = {
 }
 
 
+# Errors that are the user's, by the conventions of this package and Lightning; all others are ours.
+_USERS = {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``icnets`` with ``argv`` (None: the command line's) and returns the exit status.
 
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return 141
-        if not _is_users(error):
+        if _USERS.isdisjoint(cls.__name__ for cls in type(error).__mro__):
             raise
         if os.environ.get("ICNETS_DEBUG"):
             traceback.print_exc()
@@ -113,14 +117,10 @@ def _run(command: str, rest: list[str]) -> int:
     if {"-h", "--help"} & set(rest) and page.is_file():
         print(page.read_text(encoding="utf-8"), end="")
         return 0
-    rest = ["--help" if arg in ("-h", "--help-all") else arg for arg in rest]
-    rest = written_out(command, rest)
+    rest = written_out(command, ["--help" if arg in ("-h", "--help-all") else arg for arg in rest])
     if command == "fit":
         require_network(rest)
     return int(resolve_name(f"icnets.cli.{COMMANDS[command][0]}")(rest))
-
-
-# Errors.
 
 
 def _unread() -> bool:
@@ -131,9 +131,3 @@ def _unread() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether this is a user's error, by the conventions of this package and Lightning."""
-    users = {"ValueError", "TypeError", "OSError", "FloatingPointError", "MisconfigurationException", "YAMLError"}
-    return any(cls.__name__ in users for cls in type(error).__mro__)

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -19,23 +18,13 @@ from icnets.comparison.run_files import read_run
 from icnets.comparison.settings import Settings
 from icnets.data.data_module import ImageData
 from icnets.report.page import write_report
-from icnets.support.text import tell
 
-# Settings of earlier versions, which their recipes may have.
-_GONE = {"cost_rounds": "training steps aren't timed any more", "save_checkpoints": "every trained network is kept"}
 _IMAGES: dict[str, Any] = {"nested_key": "data", "skip": {"seed"}, "instantiate": False}
 
 
 def _options(data: dict[str, Any]) -> list[str]:
     """Arguments of the data as options of the command line."""
     return [f"--data.{name}={json.dumps(value)}" for name, value in data.items()]
-
-
-def _with_defaults(argv: Sequence[str], defaults: dict[str, Any]) -> list[str]:
-    """The arguments with settings right behind the recipe, which comes first, so that what follows overrides."""
-    at = 2 * argv.count("--config")
-    rest = {name: value for name, value in defaults.items() if name != "data"}
-    return [*argv[:at], "--config", json.dumps(rest), *_options(defaults.get("data", {})), *argv[at:]]
 
 
 def _parser(*, described: bool) -> ArgumentParser:
@@ -50,8 +39,6 @@ def _parser(*, described: bool) -> ArgumentParser:
         start = "file of the weights that it starts from; timm's pretrained ones by default"
         parser.add_argument("--weights", help=start)
         parser.add_class_arguments(ImageData, **_IMAGES)
-    for name in _GONE:
-        parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
     parser.add_class_arguments(Settings, sub_configs=True, skip={"data"} if described else set())
     return parser
 
@@ -67,13 +54,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
     args = parse(parser, argv)
     if "--config" not in argv and any(word.startswith(("--data.root", "--network.name")) for word in argv):
         own = own_recipe(args.network.name, args.network.weights, args.data)
-        name = ["--network.name", own["network"]["name"]]  # a checkpoint's, where it names one
-        args = parse(parser, [*_with_defaults(argv, own), *name])
-    elif args.data.get("root") is not None and args.folder:
-        args = parse(parser, _with_defaults(argv, dict(args.folder)))
-    for gone, why in _GONE.items():
-        if args[gone] is not None:
-            tell(f"{gone} is {args[gone]}, but {why}; leave it out")
+        data, name = _options(own.pop("data")), own["network"]["name"]  # a checkpoint's, where it names one
+        args = parse(parser, ["--config", json.dumps(own), *data, *argv, "--network.name", name])
     settings = Settings(**{f.name: args[f.name] for f in fields(Settings)})
     if "kind" not in settings.data:  # the images' options are checked here, those of other kinds by their class
         checker = ArgumentParser(prog="icnets compare", exit_on_error=False)
@@ -100,7 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{found.stop}: {found.runs} of {found.planned} runs are done; to go on: {command}")
     write_report(read_run(found.out), page := found.out / "report.html")
     print(f"{page}    all of it as one page, with curves and images")
-    if "kind" not in settings.data and settings.data.get("root") is None:
-        layout = "DIR/train and DIR/val, or one folder per class in DIR"
-        print(f"your own images ({layout}): icnets compare DIR --model NAME")
     return 130 if found.stop == "interrupted" else 0

@@ -8,11 +8,6 @@ from icnets.support.text import one_line
 _SCAFFOLD = re.compile(
     r"^(Parser key |Does not validate against|Subtypes: |Errors:|Given value|Expected a path but |$)|NoneType"
 )
-_SHORTER = (
-    (r"Problems parsing config: (.*)", r"the configuration is not valid YAML: \1"),
-    (r"Unexpected config: ?", r"the configuration is empty; it must be a mapping of options"),
-    (r"Unexpected config: (.*)", r"the configuration must be a mapping of options, not \1"),
-)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _KINDS["tuple"] = "a list of numbers, such as '[0.5, 0.5, 0.5]'"
 
@@ -22,9 +17,9 @@ def explained(error: BaseException) -> str:
     text = str(error).strip()
     if "Original Traceback" not in text and ("Parser key " in text or "Does not validate against" in text):
         return " ".join(_parser_message(text).split())
-    for pattern, replacement in _SHORTER:
-        if match := re.fullmatch(pattern, text, flags=re.DOTALL):
-            return " ".join(match.expand(replacement).split())
+    if text.startswith("Unexpected config:"):
+        found = " ".join(text.removeprefix("Unexpected config:").split())
+        return f"the configuration must be a mapping of options, not {found or 'empty'}"
     return one_line(error)
 
 

@@ -16,7 +16,7 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 from jsonargparse._common import parsing_settings  # the settings can be made in public, but not undone
 
 from icnets.cli.config_errors import explained
-from icnets.cli.parser import with_hint
+from icnets.cli.parser import Parser, with_hint
 from icnets.support.gone import without_gone
 from icnets.support.named_code import names_code
 
@@ -81,12 +81,10 @@ def take_flag(args: Sequence[str]) -> tuple[list[str], bool]:
         >>> take_flag(["fit", "--allow-imports", "--name", "a"])
         (['fit', '--name', 'a'], True)
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(FLAG, dest="allowed", nargs="?", const="true", default="false")
+    parser, choices = Parser(add_help=False), ["true", "false"]
+    parser.add_argument(FLAG, dest="allowed", nargs="?", const="true", default="false", type=str.lower, choices=choices)
     found, rest = parser.parse_known_args(args)
-    if found.allowed.lower() not in ("true", "false"):
-        raise ValueError(f"{FLAG} is {found.allowed!r}; it must be true or false")
-    return rest, found.allowed.lower() == "true"
+    return rest, found.allowed == "true"
 
 
 def require_named_code(model: Any, args: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from icnets.cli.parser import Parser, require_new
 from icnets.data.data_module import ImageData
-from icnets.deploy.export.core import CALIBRATION_IMAGES, export, own_input_size
+from icnets.deploy.export.core import CALIBRATION_IMAGES, export
 from icnets.deploy.export.engines import Artifact, require
 from icnets.open_network import OpenedNetwork, open_network
 from icnets.support.text import differing, require_at_least
@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = open_network(args.model, pretrained=args.pretrained, weights=args.weights, **sizes)
     if isinstance(opened.network, Artifact):
         raise ValueError(f"{args.model} is an artifact already; give the checkpoint that it was made of")
-    own, notes = own_input_size(opened.network), opened.notes
-    side = args.image_size or notes.image_size or (own or (0,))[-1]
+    channels, side = opened.image_shape
+    side = args.image_size or side
     if not side:
         raise ValueError(f"{args.model} doesn't say how large its images are; give --image-size N")
-    example = torch.zeros(2, own[0] if own else notes.in_chans or 3, side, side)
+    example = torch.zeros(2, channels, side, side)
     options = {name: getattr(args, name) for name in ("int8", "tolerance", "max_loss")}
     options |= {"fuse": not args.no_fuse, **_data(args, opened, example)}
     print(export(opened.network, out, args.format, example, **options))

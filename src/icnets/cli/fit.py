@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, dict_to_namespace
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -117,19 +117,14 @@ class _RunCLI(LightningCLI):
         callbacks: list[Callback] = [] if trainer.enable_progress_bar is False else [progress_bar()]
         callbacks += [ByClass()] if self.command == "test" else []
         if self.command == "fit":
-            callbacks += self.run_options.callbacks(self._save, trainer, ValidationCounts(), SampleBatch(self.folder))
+            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False)) | {"ckpt_path": None}
+            callbacks += self.run_options.callbacks(config, trainer, ValidationCounts(), SampleBatch(self.folder))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         given = self.config_init.trainer.plugins or []
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given if isinstance(given, list) else [given])]
         if trainer.logger is None:
             kwargs["logger"] = self.run_options.logger() if self.command == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
-
-    def _save(self, path: Path, found: dict[str, dict[str, Any]]) -> None:
-        """The configuration with what was chosen by default, and no checkpoint to resume."""
-        config = self.config.clone()
-        config.update(dict_to_namespace({**found, "ckpt_path": None}))
-        self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
 
     def run(self) -> None:
         """Runs the command."""

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from icnets.cli.parser import Parser, require_folder_of
 from icnets.data.protocol import EvaluationTransform
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
-from icnets.predict.inference import Prediction, classes_of, evaluation_of, predictions, require_device
+from icnets.predict.grad_cam import with_heat_maps
+from icnets.predict.inference import Prediction, classes_of, evaluation_of, find_paths, predictions, shown
 from icnets.predict.output import write_csv, write_json
-from icnets.predict.paths import find_paths, shown
-from icnets.predict.saved_pictures import with_heat_maps, with_sheet
+from icnets.profile.machine import require_device
 from icnets.support.files import atomic_write
 from icnets.support.named_code import names_code
 from icnets.support.text import counted, require_at_least
 
 _SHOWN = 20  # unreadable files on the terminal; the output has all
-_TOP_K = 5
 
 
 def _parser() -> Parser:
@@ -38,7 +38,13 @@ def _parser() -> Parser:
     add("model", metavar="MODEL", help="run, checkpoint, artifact (.onnx, .xml, .pt2), timm's name, or FILE.py:NAME")
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
-    add("--top-k", metavar="N", type=int, help=f"classes of each image (default: {_TOP_K}, or all if there are fewer)")
+    add(
+        "--top-k",
+        metavar="N",
+        type=int,
+        default=5,
+        help="classes of each image, or all if there are fewer (default: 5)",
+    )
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -46,20 +52,17 @@ def _parser() -> Parser:
     add("--pretrained", action="store_true", help="with timm's name: its pretrained weights")
     add("--image-size", metavar="N", type=int, help="height and width the network sees (default: MODEL's)")
     add("--in-chans", metavar="N", type=int, help="1 (grey) or 3 (default: MODEL's)")
-    add("--mean", metavar="X,X,X", type=_numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
-    add("--std", metavar="X,X,X", type=_numbers, help="likewise")
+    add("--mean", metavar="X,X,X", type=numbers, help="of each channel, from 0 to 1 (default: MODEL's)")
+    add("--std", metavar="X,X,X", type=numbers, help="likewise")
     add("--crop-pct", metavar="X", type=float, help="size of the centre crop by the shorter side (default: MODEL's)")
     add("--interpolation", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="of resizing (default: MODEL's)")
-    add("--contact-sheet", metavar="FILE.png", type=Path, help="the first 100 images with their classes on one sheet")
     add("--grad-cam", metavar="DIR", type=Path, help="a picture of each image with Grad-CAM's heat map, in DIR")
     return parser
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas in between") from None
+def numbers(text: str) -> tuple[float, ...]:
+    """Reads numbers with commas in between; argparse names this function where they are none."""
+    return tuple(float(part) for part in text.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,30 +75,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
 
     paths = find_paths(args.paths)
-    _keep_inputs(args, paths)
+    if args.out is not None and os.path.abspath(args.out) in {os.path.abspath(path) for path in [args.model, *paths]}:
+        raise ValueError(f"--out is {args.out}, which is read; give another name")
     require_device(args.device)
     untrained = f"{args.model} alone has random weights; give --weights FILE, or --pretrained (timm's names)"
     if names_code(args.model) and args.weights is None:
         raise ValueError(untrained)
-    network, notes, _, file = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
-    if file is None and not args.pretrained:
+    opened = open_network(args.model, pretrained=args.pretrained, weights=args.weights)
+    network, names = opened.network, opened.notes.class_names
+    if opened.file is None and not args.pretrained:
         raise ValueError(untrained)
     if isinstance(network, Artifact):
         if args.device != "cpu":
             raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
         if args.grad_cam is not None:
-            what = f"{args.model}, exported as {network.format}"
-            raise ValueError(f"--grad-cam needs gradients, which {what}, has not; give its checkpoint")
+            raise ValueError(
+                f"--grad-cam needs gradients, which {args.model}, an artifact, has not; give its checkpoint"
+            )
     network.requires_grad_(False).to(args.device)
-    view, line = evaluation_of(args.model, network, notes, vars(args))
+    view, line = evaluation_of(args.model, opened, vars(args))
     classes = classes_of(args.model, network, view, args.device)
-    names = notes.class_names
     if names is not None and len(names) != classes:
         print(f"{args.model} has {classes} classes and {len(names)} names; they are left out", file=sys.stderr)
         names = None
-    if args.top_k is not None and args.top_k > classes:
-        raise ValueError(f"--top-k is {args.top_k}, but {args.model} has {classes} classes")
-    args.top_k = args.top_k or min(_TOP_K, classes)
+    args.top_k = min(args.top_k, classes)
     print(line, file=sys.stderr)
     errors = _predict(args, network, view, paths, names)
     _report(args, len(paths), errors)
@@ -110,20 +113,10 @@ def _check(args: argparse.Namespace) -> None:
     args.out = None if args.out == "-" else Path(args.out)
     if args.out is not None and args.out.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--out is {args.out}; it must end in .csv or .json, or be - for the terminal")
-    if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
-        raise ValueError(f"--contact-sheet is {args.contact_sheet}; it must end in .png")
-    for name, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet), ("--grad-cam", args.grad_cam)):
+    for name, path in (("--out", args.out), ("--grad-cam", args.grad_cam)):
         require_folder_of(path, name)
         if path is not None and path.exists() and path.is_dir() != (name == "--grad-cam"):
             raise ValueError(f"{name} is {path}, which is {'a folder' if path.is_dir() else 'a file'}; give another")
-
-
-def _keep_inputs(args: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """ValueError if an output would replace an image or the model."""
-    inputs = {os.path.abspath(path) for path in [args.model, *paths]}
-    for option, path in (("--out", args.out), ("--contact-sheet", args.contact_sheet)):
-        if path is not None and os.path.abspath(path) in inputs:
-            raise ValueError(f"{option} is {path}, which is read; give another name")
 
 
 # The work.
@@ -141,8 +134,6 @@ def _predict(
     found = _counted(predictions(args.model, network, view, paths, **options), len(paths), errors)
     if args.grad_cam is not None:
         found = with_heat_maps(found, network, view, args.grad_cam, args.device)
-    if args.contact_sheet is not None:
-        found = with_sheet(found, view, names, args.contact_sheet)
     with ExitStack() as stack:
         file = sys.stdout
         if args.out is not None:
@@ -159,13 +150,10 @@ def _predict(
 
 def _counted(found: Iterator[Prediction], total: int, errors: list[Prediction]) -> Iterator[Prediction]:
     """Collects ``errors``, and counts on standard error if that is a terminal and not full of predictions."""
-    shown = sys.stderr.isatty() and not sys.stdout.isatty()
-    for number, prediction in enumerate(found, 1):
+    for prediction in tqdm(found, total=total, unit=" images", disable=sys.stdout.isatty() or not sys.stderr.isatty()):
         if prediction.error is not None:
             errors.append(prediction)
         yield prediction
-        if shown:
-            print(f"\r{number}/{total} images", end="\n" if number == total else "", file=sys.stderr, flush=True)
 
 
 def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) -> None:
@@ -174,9 +162,7 @@ def _report(args: argparse.Namespace, total: int, errors: Sequence[Prediction]) 
         what = "can't be predicted" if any(error.image is not None for error in errors) else "can't be read"
         lines.append(f"{len(errors):,} of {images} {what}; they are in the output, with the reason:")
         lines += [f"  {shown(error.path)}: {shown(error.error or '')}" for error in errors[:_SHOWN]]
-        if len(errors) > _SHOWN:
-            lines.append(f"  and {len(errors) - _SHOWN:,} more")
-    if wrote := ", ".join(str(path) for path in (args.out, args.contact_sheet, args.grad_cam) if path is not None):
+    if wrote := ", ".join(str(path) for path in (args.out, args.grad_cam) if path is not None):
         lines.append(f"{total - len(errors):,} of {images} predicted: {wrote}")
     for line in lines:
         print(line, file=sys.stderr)

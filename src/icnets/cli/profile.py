@@ -1,65 +1,29 @@
-"""``icnets profile NAME``: what a network costs, as basic and as IC network."""
+"""What a network costs, as basic and as IC network."""
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from icnets.cli.configuration import parse
+from icnets.cli.parser import Parser
 from icnets.convert.surgery import ICConfig, convert_
-from icnets.deploy.export.core import own_input_size
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
-from icnets.predict.inference import require_device
+from icnets.profile.machine import require_device
 from icnets.profile.measure import profile, profile_table
-from icnets.support.files import atomic_write
-from icnets.support.tables import show
 from icnets.support.text import first_line, require_at_least
 from icnets.timm_models import NETWORKS
 from icnets.unit.layers import ic_parameters
 
 
-def _parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="icnets profile", description=__doc__, exit_on_error=False)
-    parser.add_argument("name", type=str, help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
-    for name, kind, default, text in (
-        ("weights", str | None, None, "weights of a named network"),
-        ("against", str | None, None, "a deeper network, such as resnet101"),
-        ("batch-size", int, 8, "images in a batch"),
-        ("image-size", int | None, None, "pixels; the network's own, or 224"),
-        ("in-chans", int | None, None, "channels of an image; the network's own, or 3"),
-        ("num-classes", int | None, None, "outputs; the network's own"),
-        ("options", dict[str, Any], {}, "further arguments for a named network, as JSON"),
-        ("threads", int | None, None, "torch's threads; its own choice"),
-        ("rounds", int, 11, "interleaved rounds of each measurement"),
-        ("device", str, "cpu", "cpu or cuda"),
-        ("json", str | None, None, "write the numbers to this file; - for the terminal"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-    return parser
-
-
-def _check(args: Any) -> None:
-    sizes = ("batch_size", "image_size", "in_chans", "num_classes", "threads", "rounds")
-    require_at_least(args, "--", **dict.fromkeys(sizes, 1))
-    require_device(args.device)
-    if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
-        raise ValueError(f"--json is {args.json}, but the folder {Path(args.json).parent} doesn't exist; make it first")
-
-
 def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
-    """The basic network, its two conversions (every convolution; k×k only), and ``--against``; the shape of a batch."""
+    """The basic network, its two conversions (every convolution; k×k only); the shape of a batch."""
     name = NETWORKS.get(args.name, args.name)
-    options = {"num_classes": args.num_classes, "in_chans": args.in_chans, **args.options}
+    options = {"num_classes": args.num_classes, "in_chans": args.in_chans}
     opened = open_network(name, weights=args.weights, **options)
-    basic, notes = opened.network, opened.notes
+    basic, (channels, side) = opened.network, opened.image_shape
     if isinstance(basic, Artifact) or next(iter(ic_parameters(basic)), None) is not None:
         kind = "an artifact" if isinstance(basic, Artifact) else "an IC network"
         raise ValueError(f"{args.name} is {kind}; give the basic network, which is compared with its conversions")
@@ -67,38 +31,31 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
     for text, config in (("all convolutions", ICConfig()), ("k×k only", ICConfig(layers="kxk"))):
         networks[f"IC {name}, {text}"] = converted = copy.deepcopy(basic)
         convert_(converted, config, optimizers=())
-    if args.against not in (None, name):
-        networks[args.against] = open_network(NETWORKS.get(args.against, args.against), **options).network
-    channels = next((m.in_channels for m in basic.modules() if isinstance(m, nn.Conv2d)), 3)
-    size = args.image_size or notes.image_size or (own_input_size(basic) or (224,))[-1]
+    size = args.image_size or side or 224
     return {key: network.to(args.device) for key, network in networks.items()}, (args.batch_size, channels, size, size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, and raises ValueError with one line for what can't be done."""
-    args = parse(_parser(), argv)
-    _check(args)
+    parser = Parser(prog="icnets profile", description=__doc__)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="timm's name, such as resnet50, my_cnn.py:MyCNN, or a checkpoint")
+    add("--weights", metavar="FILE", help="weights of a named network")
+    add("--batch-size", metavar="N", type=int, default=8, help="images in a batch (default: 8)")
+    add("--image-size", metavar="N", type=int, help="pixels (default: the network's own, or 224)")
+    add("--in-chans", metavar="N", type=int, help="channels of an image (default: the network's own, or 3)")
+    add("--num-classes", metavar="N", type=int, help="outputs (default: the network's own)")
+    add("--rounds", metavar="N", type=int, default=11, help="interleaved rounds of each measurement (default: 11)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    args = parser.parse_args(argv)
+    require_at_least(args, "--", **dict.fromkeys(("batch_size", "image_size", "in_chans", "num_classes", "rounds"), 1))
+    require_device(args.device)
     networks, shape = _networks(args)
     sample = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     try:
-        profiles = profile(networks, sample, rounds=args.rounds, threads=args.threads)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        what = f"{args.name} has batch norms that see one value a channel in a batch of shape {shape}"
-        raise ValueError(f"{what}; give a larger --batch-size or --image-size") from error
-    except (RuntimeError, AssertionError) as error:
+        profiles = profile(networks, sample, rounds=args.rounds)
+    except (RuntimeError, AssertionError, ValueError) as error:
         what = f"{args.name} can't take a batch of shape {shape}: {first_line(error)}"
-        raise ValueError(f"{what}; try another --image-size") from error
-    record = [asdict(found) for found in profiles]
-    if args.json == "-":
-        print(json.dumps(record, indent=1))
-        return 0
-    show(profile_table(profiles, sample))
-    if args.json is not None:
-        settings = {**vars(args.clone()), "options": dict(args.options)}
-        whole = {"settings": settings, "torch": torch.__version__, "profiles": record}
-        with atomic_write(Path(args.json)) as temporary:
-            temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        print(f"\nnumbers: {args.json}")
+        raise ValueError(f"{what}; try another --image-size or --batch-size") from error
+    print(profile_table(profiles, sample).plain())
     return 0

@@ -19,7 +19,6 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="folder of icnets compare, or one or more of icnets fit")
     add("--out", metavar="FILE", type=Path, help="the page (default: report.html in the folder of the first RUN)")
-    add("--method", metavar="NAME", help="the method that is looked at (default: the IC network with the least error)")
     add("--images", metavar="N", type=int, default=12, help="images on which the two networks differ (default: 12)")
     add("--force", action="store_true", help="replace FILE if it exists")
     args = parser.parse_args(argv)
@@ -29,14 +28,12 @@ def main(argv: Sequence[str]) -> int:
     if len(args.runs) > 1 and len(of_fit) < len(args.runs):
         other = next(folder for folder in args.runs if folder not in of_fit)
         raise ValueError(f"{other} is no run of icnets fit; give runs of fit, or one comparison")
-    if of_fit and args.method is not None:
-        raise ValueError("--method is of a comparison, and these are runs of fit; leave it out")
     found = read_fits(of_fit) if of_fit else read_run(args.runs[0])
     require_folder_of(out, "--out")
     require_new(out, "--out", args.force or (args.out is None and out.is_file() and is_report(out)))
     if isinstance(found, list):
         write_fit_report(found, out, images=args.images)
     else:
-        write_report(found, out, method=args.method, images=args.images)
+        write_report(found, out, images=args.images)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); it needs no network: open it, or send it")
     return 0

@@ -135,8 +135,8 @@ def budgeted(
     if _file(settings).is_file():
         budget = _read(settings)
         if budget.of != of:
-            file = _file(settings)
-            raise ValueError(f"{file} is of another comparison, with other images or settings; give another --out")
+            what = f"{_file(settings)} is of another comparison"
+            raise ValueError(f"{what}, with other images or settings; give another --out")
         if minutes != budget.minutes:
             budget = replace(budget, minutes=minutes, seeds=max(1, int(budget.seeds * minutes / budget.minutes)))
     else:
@@ -146,8 +146,7 @@ def budgeted(
     write_json(asdict(budget), _file(settings))
     size = settings.data.get("image_size")
     pixels = f"images of {size} pixels, " if size else ""
-    time_given = f"{minutes:g} minute{'s' * (minutes != 1)}"
-    print(f"{time_given}: {budget}, {pixels}{seen['sizes']['train']} to train", flush=True)
+    print(f"{minutes:g} minute{'s' * (minutes != 1)}: {budget}, {pixels}{seen['sizes']['train']} to train", flush=True)
     if budget.seeds < _FEW:
         print("fewer than 3 seeds have no interval: give more --minutes, or a smaller --data.image_size", flush=True)
     cells = [str(Cell(method.name, method.name)) for method in settings.methods]

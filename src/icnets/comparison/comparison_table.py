@@ -126,14 +126,11 @@ def _when(row: Row) -> str:
 
 
 def _agreements(rows: Sequence[Row]) -> list[str]:
-    shares: dict[tuple[float, float], list[str]] = {}
-    for row in rows:
-        if row.agreement is not None and row.cost.parameters.ic:
-            shares.setdefault(row.agreement, []).append(row.name)
     return [
-        f"Before its first step, {' or '.join(names)} gives {rows[0].name}'s answer to {100 * mean:.1f} % of the test "
-        f"images (least of all seeds {100 * least:.1f} %)."
-        for (mean, least), names in shares.items()
+        f"Before its first step, {row.name} gives {rows[0].name}'s answer to {100 * row.agreement[0]:.1f} % of the "
+        f"test images (least of all seeds {100 * row.agreement[1]:.1f} %)."
+        for row in rows
+        if row.agreement is not None and row.cost.parameters.ic
     ]
 
 

@@ -29,7 +29,7 @@ from icnets.profile.machine import machine, require_accelerator, versions
 from icnets.profile.measure import Count, Latency, count_macs, count_parameters, measure_latency
 from icnets.support.files import atomic_write
 from icnets.support.quiet import silence
-from icnets.support.tables import Table, show
+from icnets.support.tables import Table
 
 SCHEMA = 1  # of the lines and of results.json
 _REFRESH = 20.0  # seconds between tables of what there is so far
@@ -179,7 +179,7 @@ class _Record:
         now = time.monotonic()
         if now - self._shown > _REFRESH:
             self._shown = now
-            show(provisional(self.rows(), f"so far, {len(self.known)} of {len(self.jobs)} runs"))
+            print(provisional(self.rows(), f"so far, {len(self.known)} of {len(self.jobs)} runs").plain())
         done = Counter(job.cell for job, _ in self.done)
         if now - self.start > seconds and min(done[cell] for cell in self.cells) >= 3:
             raise _TimeIsOver

@@ -166,24 +166,20 @@ def build(job: Job, data: Any, trained: nn.Module | None = None) -> nn.Module:
     return model
 
 
-def error_percent(model: nn.Module, loader: Any) -> float:
-    """Share of images, in per cent, to which the network doesn't give its own class first; in eval mode."""
-    return _figures(model, loader)["error"]
-
-
 @torch.no_grad()
-def _figures(model: nn.Module, loader: Any) -> dict[str, float]:
+def figures(model: nn.Module, loader: Any) -> dict[str, float]:
+    """Error in per cent, loss in nats and, of two classes, auc of a network in eval mode on a loader's images."""
     with modes_kept(model):
         model.eval()
         answers, targets = zip(*((model(x), target) for x, target in loader), strict=True)
     logits, target = torch.cat(answers), torch.cat(targets)
     error = 100 * int((logits.argmax(1) != target).sum()) / len(target)
-    figures = {"error": error, "loss": round(float(F.cross_entropy(logits, target)), 6)}
+    found = {"error": error, "loss": round(float(F.cross_entropy(logits, target)), 6)}
     if logits.shape[1] == 2:
         from torchmetrics.functional.classification import binary_auroc
 
-        figures["auc"] = round(float(binary_auroc(logits[:, 1] - logits[:, 0], target)), 6)
-    return figures
+        found["auc"] = round(float(binary_auroc(logits[:, 1] - logits[:, 0], target)), 6)
+    return found
 
 
 def load(path: Path, network: Network, data: Any, imports: Mapping[str, str]) -> nn.Module:
@@ -209,7 +205,7 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
         basic, teacher = (None if path is None else trained[path] for path in (job.start, job.teacher))
         model = build(job, data, basic)
         if basic is not None:
-            start_error = error_percent(model, data.val_dataloader())
+            start_error = figures(model, data.val_dataloader())["error"]
             agreed = agreement(basic, model, data.test_dataloader())
         ticking = LambdaCallback(on_train_epoch_end=lambda *_: tick())
         history = fit(job, model, data, teacher, ticking, max_epochs=job.training.epochs)
@@ -217,7 +213,7 @@ def train(job: Job, tick: Callable[[], None] = lambda: None) -> Run:
         if job.keep is not None:
             notes = {"method": job.method, "seed": str(job.seed)}
             checkpoint.save(model, job.keep, metadata=notes | notes_of_data(data))
-        test = _figures(model, data.test_dataloader())
+        test = figures(model, data.test_dataloader())
     kept = None if job.keep is None else str(job.keep)
     return Run(job.method, job.seed, test["error"], history[-1].seconds, history, start_error, agreed, kept, test)
 

@@ -217,7 +217,6 @@ class Settings:
         accelerator: cpu, gpu or auto, as in Lightning.
         latency_batch: images in a batch when ms per image is measured.
         latency_rounds: interleaved rounds of that measurement.
-        folder: settings of this same shape, and of the data's, which hold instead where ``data.root`` is given.
         name: of a grid, in its lines; the name of ``out`` by default.
         networks: of a grid; the first is the basic one.
         recipes: of a grid: the trainings; without any, "plain" is ``training``.
@@ -242,7 +241,6 @@ class Settings:
     accelerator: str = "cpu"
     latency_batch: int = 32
     latency_rounds: int = 21
-    folder: dict[str, Any] | None = None
     name: str = ""
     networks: list[Method] = field(default_factory=list)
     recipes: list[Recipe] = field(default_factory=list)

@@ -119,11 +119,6 @@ def extend_(
     return untrained
 
 
-def _weights_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of ``layer`` that are no bias, those that its weight is made of first: the largest."""
-    return sorted((p for n, p in layer.named_parameters() if "bias" not in n), key=lambda p: -p.numel())
-
-
 def _placed(
     model: nn.Module, layers: Mapping[str, nn.Module], optimizers: list[Any]
 ) -> tuple[dict[Site, dict[str, nn.Module]], dict[str, str]]:
@@ -139,7 +134,8 @@ def _placed(
     untrained: dict[str, str] = {}
     missed: dict[str, list[nn.Parameter]] = {}
     for name, layer in layers.items():
-        weights = _weights_of(layer)
+        # What the weight is made of comes first: the largest.
+        weights = sorted((p for n, p in layer.named_parameters() if "bias" not in n), key=lambda p: -p.numel())
         found = next((sites[id(p)] for p in weights if id(p) in sites), [])
         for site in found:
             placed.setdefault(site, {})[name] = layer

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from icnets.convert.surgery import by_reason
 from icnets.convert.wrapped import refuse_wrapped
 from icnets.deploy.batch_norm import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
-from icnets.support.hooks import Call, as_call, floating_tensors
+from icnets.support.hooks import floating_tensors
 from icnets.support.text import few, first_line
 from icnets.support.undo import remember
 from icnets.unit.deployed import FUSED_LAYERS, deploy_, obstacle_to_deploying
@@ -55,6 +55,9 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError(f"the model is in training mode ({few(training)}); call model.eval() before fuse_")
 
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model, and those by keyword
+
+
 def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
     """(C, H, W) as timm notes it, with the channels that the first convolution really has; None for other networks."""
     cfg = getattr(model, "pretrained_cfg", None)
@@ -66,8 +69,10 @@ def own_input_size(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def _example(model: nn.Module, given: Any) -> Call:
+    if isinstance(given, dict):
+        return (), given
     if given is not None:
-        return as_call(model, given)
+        return tuple(given) if isinstance(given, tuple | list) else (given,), {}
     if (size := own_input_size(model)) is None:
         raise ValueError("the model names no input size; pass a batch, e.g. torch.rand(1, 3, 224, 224)")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -103,7 +108,7 @@ def _outputs_before(model: nn.Module, example: Call) -> list[tuple[Call, list[Te
         tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
         shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
         what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
-        raise ValueError(f"{what}; pass another example_input, one that is a list as (batch,)") from error
+        raise ValueError(f"{what}; pass another example_input, one that is a list or a dictionary as (batch,)") from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in found[0][1]):
         raise ValueError("the model's outputs are not finite, before anything is fused; check weights and example")
     with suppress(Exception):  # it may want images in [0, 1]
@@ -128,11 +133,6 @@ def _difference(before: list[Tensor], after: list[Tensor]) -> tuple[float, float
             largest = max(largest, error)
             relative = max(relative, error / size if size > 0 else error)
     return largest, relative
-
-
-def _tolerance(model: nn.Module) -> float:
-    coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
-    return max(1e-3, 64 * coarsest)
 
 
 @dataclass
@@ -213,11 +213,12 @@ def fuse_(model: nn.Module, example_input: Any = None) -> FuseReport:
     _refuse(model)
     before = _outputs_before(model, _example(model, example_input))
     plan = _plan(model, before[0][0])
+    allowed = max(1e-3, *(64 * torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()))
     with ExitStack() as undo:
         _apply(plan, undo)
         errors = [_difference(outputs, _outputs(model, call)) for call, outputs in before]
         largest, relative = map(max, zip(*errors, strict=True))
-        if relative > (allowed := _tolerance(model)):
+        if relative > allowed:
             what = f"the deployed model's outputs differ by {relative:.3g} of the largest, above {allowed:.3g}"
             why = "is its output random, does it depend on values, does it amplify rounding (then use a wider dtype)?"
             raise RuntimeError(f"{what}; it was left as it was: {why}")

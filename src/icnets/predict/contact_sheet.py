@@ -49,17 +49,16 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG")
 
 
-def save_sheet(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]], path: Path) -> None:
-    """Writes images on one sheet, atomically: each in grey where it is None, with two lines of caption."""
+def save_sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]], path: Path) -> None:
+    """Writes images on one sheet, atomically, each with two lines of caption."""
     columns, step = min(_COLUMNS, max(len(tiles), 1)), _SIZE + _GAP
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * step + _GAP, rows * (step + _CAPTION) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (image, lines) in enumerate(tiles):
         left, top = _GAP + i % columns * step, _GAP + i // columns * (step + _CAPTION)
-        tile = Image.new("RGB", (1, 1), (225, 225, 225)) if image is None else image
-        kind = Image.Resampling.BILINEAR if max(tile.size) > _SIZE // 2 else Image.Resampling.NEAREST
-        sheet.paste(tile.resize((_SIZE, _SIZE), kind), (left, top))
+        kind = Image.Resampling.BILINEAR if max(image.size) > _SIZE // 2 else Image.Resampling.NEAREST
+        sheet.paste(image.resize((_SIZE, _SIZE), kind), (left, top))
         for k, line in enumerate(lines[:2]):
             draw.text((left, top + _SIZE + 1 + 12 * k), line[-_LETTERS:], fill="black")
     save_png(sheet, path)

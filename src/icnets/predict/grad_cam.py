@@ -1,5 +1,8 @@
 """Grad-CAM (Selvaraju et al., arXiv 1610.02391): where in an image a network's answer comes from."""
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from icnets.data.protocol import EvaluationTransform
+from icnets.predict.contact_sheet import as_image, heated, save_png, unnormalized
+from icnets.predict.inference import Prediction
 from icnets.support.hooks import removed_after
 
 
@@ -56,3 +62,26 @@ class GradCam:
         heat = F.relu((weights * maps[0].detach()).sum(1, keepdim=True)).float()
         heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return F.interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu()
+
+
+def with_heat_maps(
+    found: Iterator[Prediction], network: nn.Module, view: EvaluationTransform, folder: Path, device: str
+) -> Iterator[Prediction]:
+    """Yields ``found``, and saves each image with the heat map of its class in ``folder``, by the number of its row.
+
+    Raises:
+        ValueError: at once, the network has no maps for Grad-CAM.
+    """
+    cam = GradCam(network, torch.zeros(1, view.in_chans, view.image_size, view.image_size, device=device))
+    folder.mkdir(exist_ok=True)
+
+    def saved() -> Iterator[Prediction]:
+        for number, prediction in enumerate(found, 1):
+            yield prediction
+            if prediction.error is None and prediction.image is not None:
+                heat = cam(prediction.image[None].to(device), torch.tensor(prediction.classes[:1]))[0]
+                pixels = unnormalized(prediction.image, view.mean, view.std)
+                stem = re.sub(r"[^A-Za-z0-9._-]", "_", prediction.path.stem)[:80]
+                save_png(as_image(heated(pixels, heat)), folder / f"{number:06d}-{stem}.png")
+
+    return saved()

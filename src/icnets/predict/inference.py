@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from icnets.checkpoint.image_notes import ImageNotes
-from icnets.data.image_files import reason
+from icnets.data.folders import find_images
+from icnets.data.image_files import reason, written
 from icnets.data.protocol import VIEW, EvaluationTransform
-from icnets.deploy.export.core import own_input_size
-from icnets.support.text import first_line
+from icnets.open_network import OpenedNetwork
+from icnets.support.text import first_line, printable
 
 
 class Prediction(NamedTuple):
@@ -32,9 +32,7 @@ class Prediction(NamedTuple):
 # How images become the network's input.
 
 
-def evaluation_of(
-    name: str, network: nn.Module, notes: ImageNotes, given: Mapping[str, Any]
-) -> tuple[EvaluationTransform, str]:
+def evaluation_of(name: str, opened: OpenedNetwork, given: Mapping[str, Any]) -> tuple[EvaluationTransform, str]:
     """The transform of the network's evaluation, and a line that says what it does and which of it is only a default.
 
     Each of ``image_size``, ``in_chans``, ``mean``, ``std``, ``crop_pct`` and ``interpolation`` is what was ``given``
@@ -43,25 +41,14 @@ def evaluation_of(
     Raises:
         ValueError: an argument out of its range, or an unknown size.
     """
-    known = {key: value for key in VIEW if (value := getattr(notes, key)) is not None}
+    known = {key: value for key in VIEW if (value := getattr(opened.notes, key)) is not None}
     wanted = {key: value for key in VIEW if (value := given.get(key)) is not None}
-    values = {**_own(network), **known, **wanted}
-    if "image_size" not in values:
+    channels, side = opened.image_shape
+    values: dict[str, Any] = {"in_chans": channels, "image_size": side, **known, **wanted}
+    if values["image_size"] is None:
         raise ValueError(f"{name} doesn't say how large its images are; give --image-size N")
-    try:
-        transform = EvaluationTransform(**values)
-    except ValueError as error:
-        key = str(error).split()[0]
-        raise ValueError(f"{name} notes that {error}" if key in known and key not in wanted else str(error)) from error
+    transform = EvaluationTransform(**values)
     return transform, _described(name, transform, [key for key in VIEW if key not in {**known, **wanted}])
-
-
-def _own(network: nn.Module) -> dict[str, int]:
-    """Size and channels as timm notes them on a network, or as its first convolution has them."""
-    if (size := own_input_size(network)) is not None:
-        return {"in_chans": size[0], "image_size": size[-1]}
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    return {} if first is None else {"in_chans": first.in_channels}
 
 
 def _described(name: str, view: EvaluationTransform, assumed: list[str]) -> str:
@@ -74,15 +61,6 @@ def _described(name: str, view: EvaluationTransform, assumed: list[str]) -> str:
 
 
 # The network.
-
-
-def require_device(device: str) -> None:
-    """Raises ValueError for a device other than the CPU and CUDA's, or one that torch doesn't find here."""
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise ValueError(f"--device is {device!r}; it must be cpu or cuda")
-    if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
-        raise ValueError(f"--device is {device!r}, but torch finds no such CUDA device here; use --device cpu")
 
 
 def _logits(name: str, network: nn.Module, x: Tensor, device: str) -> Tensor:
@@ -115,6 +93,33 @@ def classes_of(name: str, network: nn.Module, view: EvaluationTransform, device:
 
 
 # The files.
+
+
+def find_paths(given: Sequence[str]) -> list[Path]:
+    """The image files that ``given`` names, in its order; a folder's are sorted.
+
+    A file is taken as an image whatever its extension; folders are searched to any depth for those that training reads.
+
+    Raises:
+        ValueError: something that isn't there, or that holds no images.
+    """
+    found: list[Path] = []
+    for text in given:
+        path = Path(text)
+        if not text.strip():
+            raise ValueError("one of the paths is empty; give image files or folders of them")
+        if path.is_dir():
+            found += find_images(path, classes=False).paths
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ValueError(f"there is no file or folder {shown(path)}; check the path")
+    return found
+
+
+def shown(path: Path | str) -> str:
+    """A path as text for a terminal, which it can't command: what isn't printable is escaped."""
+    return printable(written(path))
 
 
 class _Readable(Dataset[Tensor | str]):

@@ -1,4 +1,4 @@
-"""Write predictions as CSV or JSON, as they come."""
+"""Write predictions as CSV, as they come, or as JSON."""
 
 import csv
 import json
@@ -28,13 +28,11 @@ def write_csv(file: TextIO, predictions: Iterable[Prediction], top_k: int, names
 def write_json(
     file: TextIO, predictions: Iterable[Prediction], names: Sequence[str] | None, about: Mapping[str, Any]
 ) -> None:
-    """An object: what ``about`` holds, then ``predictions``, one a line, and at last the number of errors."""
-    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in about.items())
-    file.write("{\n" + head + ' "predictions": [')
-    count = errors = 0
+    """An object: what ``about`` holds, then ``predictions``, and at last the numbers of images and of errors."""
+    found: list[dict[str, Any]] = []
     for prediction in predictions:
         classes = [{"class": i, "name": name, "probability": float(p)} for i, name, p in _ranked(prediction, names)]
-        line = json.dumps({"path": written(prediction.path), "classes": classes, "error": prediction.error})
-        file.write(f"{',' if count else ''}\n  {line}")
-        count, errors = count + 1, errors + (prediction.error is not None)
-    file.write(f'\n ],\n "images": {count},\n "errors": {errors}\n}}\n')
+        found.append({"path": written(prediction.path), "classes": classes, "error": prediction.error})
+    errors = sum(entry["error"] is not None for entry in found)
+    json.dump({**about, "predictions": found, "images": len(found), "errors": errors}, file, indent=1)
+    file.write("\n")

@@ -28,3 +28,12 @@ def require_accelerator(accelerator: str) -> None:
     """Raises ValueError where a GPU is asked for, by Lightning's name, and there is none."""
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(f"accelerator is {accelerator}, but torch finds no CUDA device; use cpu or auto")
+
+
+def require_device(device: str) -> None:
+    """Raises ValueError for a device other than the CPU and CUDA's, or one that torch doesn't find here."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device is {device!r}; it must be cpu or cuda")
+    if kind == "cuda" and not int(index or 0) < torch.cuda.device_count():
+        raise ValueError(f"--device is {device!r}, but torch finds no such CUDA device here; use --device cpu")

@@ -3,20 +3,21 @@
 import csv
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
 from icnets.data.data_module import ImageData
 from icnets.open_network import OpenedNetwork, open_network
-from icnets.profile.measure import count_macs, count_parameters, measure_latency
+from icnets.profile.measure import count_macs, count_parameters
+from icnets.profile.rounds import interleaved
 from icnets.report.charts import Curve, Figure, confusion_chart, curve_charts, loss_chart
 from icnets.report.inspection import Inspection, answers, confusion_counts, images_of_test
 from icnets.report.page import two_networks, write_page
@@ -99,13 +100,10 @@ def write_fit_report(runs: Sequence[FitRun], out: Path, *, images: int = 12) -> 
         losses = {run.name: {name: run.points(name) for name in ("train/loss", "val/loss")} for run in runs}
         look, looks = two_networks(lambda: _inspect(*runs), images) if len(runs) == 2 else (None, {})
         content = {
-            "verdicts": [],
             "heading": "Runs" if len(runs) > 1 else "Run",
             "table": _table(runs),
             "curves": [*(curve_charts(validated) if validated else []), loss_chart(losses)],
-            "costs": [],
             "looks": looks,
-            "about": "",
             "confusions": _confusions(runs, look),
             "facts": {run.name: f"{run.folder}, {int(run.rows[-1]['epoch'])} epochs" for run in runs},
             "command": shlex.join(["icnets", "report", *(str(run.folder) for run in runs)]),
@@ -144,21 +142,19 @@ def _model(run: FitRun) -> str:
 
 def _costs(runs: Sequence[FitRun]) -> tuple[dict[str, list[str]], list[str]]:
     """Parameters, MACs and milliseconds per image of each run's network, and notes on them."""
-    networks, shapes = dict[str, nn.Module](), dict[str, tuple[int, int, int]]()
-    found, notes = dict[str, list[str]](), list[str]()
+    steps, found, notes = dict[str, Callable[[], Any]](), dict[str, list[str]](), list[str]()
     for run in runs:
         try:
-            networks[run.name], seen = run.opened.network, run.opened.notes
+            network, (channels, side) = run.opened.network, run.opened.image_shape
         except (ValueError, OSError) as error:
             notes.append(f"The network of {run.name} can't be rebuilt: {one_line(error).rstrip('.')}.")
             continue
-        size = seen.image_size or 224
-        shapes[run.name] = seen.in_chans or 3, size, size
-    for shape in dict.fromkeys(shapes.values()):
-        alike, sample = {n: networks[n] for n in networks if shapes[n] == shape}, torch.zeros(_BATCH, *shape)
-        for name, time in measure_latency(alike, sample, rounds=_ROUNDS).items():
-            counts = count_parameters(alike[name]), count_macs(alike[name], sample[:1])
-            found[name] = [*(count.format() for count in counts), f"{time.ms_per_image:.3g}"]
+        sample = torch.zeros(_BATCH, channels, side or 224, side or 224)
+        steps[run.name] = partial(network, sample)
+        found[run.name] = [c.format() for c in (count_parameters(network), count_macs(network, sample[:1]))]
+    with torch.no_grad():
+        for name, seconds in interleaved(steps, _ROUNDS, min_seconds=0.01).items():
+            found[name].append(f"{1000 * median(seconds) / _BATCH:.3g}")
     if found:
         what = f"batch {_BATCH}, {torch.get_num_threads()} thread(s), eager, forward, on this machine's CPU"
         notes.append(f"(IC): the part that collisions add. ms/image: {what}, median of {_ROUNDS} interleaved rounds.")

@@ -49,17 +49,10 @@ class Inspection:
     chosen: Answers
 
 
-def chosen_method(comparison: ComparisonFiles, name: str | None) -> Row | None:
-    """The row of ``name``; else that of the IC network with the least mean test error, None without any.
-
-    Raises:
-        ValueError: there is no such method, or it is the basic network.
-    """
-    rows = {row.name: row for row in comparison.rows if row.control is not None}
-    if name is not None and name not in rows:
-        raise ValueError(f"--method is {name!r}; it must be one of {', '.join(rows)}")
+def chosen_method(comparison: ComparisonFiles) -> Row | None:
+    """The row of the IC network with the least mean test error; None without any."""
     units = [row for row in comparison.rows if row.cost.parameters.ic]
-    return min(units, key=lambda row: row.error.mean, default=None) if name is None else rows[name]
+    return min(units, key=lambda row: row.error.mean, default=None)
 
 
 def inspect(comparison: ComparisonFiles, row: Row) -> Inspection:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets import __version__
-from icnets.comparison.comparison_table import Row, comparison_table
+from icnets.comparison.comparison_table import comparison_table
 from icnets.comparison.planned_runs import entries, plan
 from icnets.comparison.run_files import ComparisonFiles
 from icnets.comparison.verdict import verdicts
@@ -18,19 +18,15 @@ from icnets.support.files import atomic_write
 from icnets.support.text import one_line
 
 
-def write_report(comparison: ComparisonFiles, out: Path, *, method: str | None = None, images: int = 12) -> None:
+def write_report(comparison: ComparisonFiles, out: Path, *, images: int = 12) -> None:
     """Writes one HTML file to ``out``, at once or not at all.
 
     Args:
         comparison: as :func:`icnets.comparison.run_files.read_run` gives it.
         out: the file, in a folder that exists.
-        method: whose network is looked at beside its control's; by default the IC network with the least error.
-        images: shown of those that the two answer differently.
-
-    Raises:
-        ValueError: the comparison has no such method.
+        images: shown of those that the IC network with the least error and its control answer differently.
     """
-    row, rows, settings = chosen_method(comparison, method), comparison.rows, comparison.settings
+    rows, settings = comparison.rows, comparison.settings
     record, data = comparison.record, comparison.record["data"]
     shown = [entry for entry in entries(settings, plan(settings)) if comparison.runs.get(entry.name)]
     content = {
@@ -39,7 +35,7 @@ def write_report(comparison: ComparisonFiles, out: Path, *, method: str | None =
         "table": comparison_table(rows, settings, data),
         "curves": curve_charts(curves(shown, comparison.runs)),
         "costs": [cost_chart(rows, "time"), cost_chart(rows, "macs")],
-        **_looks(comparison, row, images),
+        **_looks(comparison, images),
         "facts": {
             "made": f"{record['created']}, in {record['seconds']:.0f} s",
             "machine": ", ".join(f"{k} {v}" for k, v in record["machine"].items() if v is not None),
@@ -59,7 +55,10 @@ def is_report(path: Path) -> bool:
 
 
 def write_page(content: Mapping[str, Any], out: Path, *folders: Path) -> None:
-    """Writes one HTML file of what is in ``folders``, at once or not at all; ``content``: for ``page.html``."""
+    """Writes one HTML file of what is in ``folders``, at once or not at all; ``content``: for ``page.html``.
+
+    What it lacks of verdicts, costs, confusions and about is left out.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -68,19 +67,20 @@ def write_page(content: Mapping[str, Any], out: Path, *folders: Path) -> None:
     template = files("icnets.report").joinpath("page.html").read_text(encoding="utf-8")
     now, where = datetime.now(UTC), ", ".join(map(str, folders))
     made = f"Made by icnets {__version__} on {now:%Y-%m-%d %H:%M} UTC from {where}."
-    page = environment.from_string(template).render(content, made=made)
+    nothing = {"verdicts": [], "costs": [], "confusions": [], "about": ""}
+    page = environment.from_string(template).render({**nothing, **content}, made=made)
     with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
-def _looks(comparison: ComparisonFiles, row: Row | None, images: int) -> dict[str, Any]:
+def _looks(comparison: ComparisonFiles, images: int) -> dict[str, Any]:
     """What needs the images and the trained networks."""
-    nothing: dict[str, Any] = {"confusions": [], "about": ""}
+    row = chosen_method(comparison)
     if row is None:
-        return {"looks": {"missing": "no method has IC units; name one by --method"}, **nothing}
+        return {"looks": {"missing": "no method has IC units"}}
     look, looks = two_networks(lambda: inspect(comparison, row), images)
     if look is None:
-        return {"looks": looks, **nothing}
+        return {"looks": looks}
     classes = look.data.class_names
     chart = confusion_chart(confusion_counts(look.chosen, look.target, len(classes)), classes, row.name)
     about = f"{row.name}, seed {look.data.seed}, {len(look.target)} test images."

@@ -2,25 +2,33 @@
 
 from typing import Any
 
-_FOLDERS = "folders are read: unpack tar shards into one folder per class, or give icnets.fit a pair of datasets"
+from icnets.support.text import tell
 
-# By group and name: the default, which is dropped where it is read (...: any value), and what to do instead of another.
+_FOLDERS = "folders are read: unpack tar shards into one folder per class, or give icnets.fit a pair of datasets"
+_HUB = "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's"
+
+# By group, if there is one, and name: the default, which is dropped where it is read (...: any value; a line says so
+# where there is no group), and what to do instead of another.
 _GONE: dict[str, tuple[Any, str]] = {
     "data.cache": (None, "nothing is kept of the images; leave it out"),
     "data.check_limit": (20_000, "training names images that can't be read; leave it out"),
-    "data.hf": (None, "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's"),
-    "data.hf_val": (
-        "validation",
-        "folders are read; in Python, icnets.fit takes a pair of datasets, such as the hub's",
-    ),
+    "data.hf": (None, _HUB),
+    "data.hf_val": ("validation", _HUB),
     "data.predict_root": (None, "icnets predict MODEL PATHS reads folders"),
     "data.prefetch": (2, "each worker reads two batches ahead; leave it out"),
     "data.real_labels": (None, "count right answers in the CSV file of icnets predict MODEL PATHS"),
     "data.shuffle_shards": (64, "all images are shuffled at once; leave it out"),
     "data.test_crops": (1, "the centre crop is tested; leave it out"),
+    "model.activation_checkpointing": (False, "call set_grad_checkpointing of timm's network, then icnets.fit"),
     "model.check_teacher": (..., "nothing asks whether a teacher guesses; leave it out"),
     "data.train_shards": (None, _FOLDERS),
     "data.val_shards": (None, _FOLDERS),
+    "model.teacher_classes": ("same", "logits are taken by the names that the teacher's file has as class_names"),
+    "model.teacher_mean": (None, "the teacher's file has it, by the metadata of icnets.save"),
+    "model.teacher_std": (None, "the teacher's file has it, by the metadata of icnets.save"),
+    "cost_rounds": (..., "training steps aren't timed; leave it out"),
+    "folder": (..., "icnets compare FOLDER --model NAME has a recipe of its own; leave it out"),
+    "save_checkpoints": (..., "every trained network is kept; leave it out"),
     "data.test_root": (None, "give a data.root whose test/ holds the images, with class folders named as in train/"),
 }
 
@@ -46,12 +54,15 @@ def without_gone(options: Any) -> Any:
         >>> without_gone({"data": {"root": "photos", "test_crops": 1}})
         {'data': {'root': 'photos'}}
     """
-    kept = dict(options) if isinstance(options, dict) else options
+    kept = options
     for option, (default, _) in _GONE.items():
-        group, name = option.split(".")
-        values = kept.get(group) if isinstance(kept, dict) else None
+        group, _, name = option.rpartition(".")
+        values = kept.get(group) if group and isinstance(kept, dict) else kept
         if isinstance(values, dict) and name in values:
             if default not in (..., values[name]):
                 raise ValueError(f"{option} is {values[name]!r}, but {instead_of(option)}")
-            kept[group] = {key: value for key, value in values.items() if key != name}
+            if not group:
+                tell(f"{option} is left out: {instead_of(option)}")
+            rest = {key: value for key, value in values.items() if key != name}
+            kept = {**kept, group: rest} if group else rest
     return kept

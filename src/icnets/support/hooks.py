@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,22 +11,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments of a model, and those by keyword
-
-
-def as_call(model: nn.Module, example: Any) -> Call:
-    """Takes ``example`` as arguments of ``model``: a tuple or list, a dict of those by keyword, or a single one.
-
-    A dict whose keys the forward pass doesn't take is a batch of its own.
-    """
-    if isinstance(example, tuple | list):
-        return tuple(example), {}
-    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        with suppress(TypeError, ValueError):
-            inspect.signature(model.forward).bind(**example)
-            return (), example
-    return (example,), {}
 
 
 def floating_tensors(output: Any) -> list[Tensor]:

@@ -35,11 +35,6 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *table, "", *(f"{note}  " for note in self.notes)]) + "\n"
 
 
-def show(table: Table) -> None:
-    """Prints ``table`` in plain columns."""
-    print(table.plain())
-
-
 def human(number: float) -> str:
     """Writes a count in three digits with k, M or G; below 1,000 as it is.
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
 
 from icnets import __version__
-from icnets.support.tables import Table, show
+from icnets.support.tables import Table
 from icnets.training.callbacks import OfBestEpoch, validates_within_fit
 
 SCHEMA = 1  # of test.json
@@ -106,7 +106,7 @@ class ByClass(Callback):
             distributed.all_gather_object(parts, self.mistakes)
             self._keep([mistake for part in parts for mistake in part])
         if trainer.is_global_zero:
-            show(table_by_class(self.counts, trainer.datamodule.class_names))
+            print(table_by_class(self.counts, trainer.datamodule.class_names).plain())
 
 
 def record_of_test(tested: ByClass, data: Any, metrics: Mapping[str, float], **head: str | None) -> dict[str, Any]:

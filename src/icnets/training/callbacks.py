@@ -256,11 +256,6 @@ class ProgressLines(_EpochLines):
 class BarBelowLines(_EpochLines, RichProgressBar):
     """The lines above a bar, which counts epochs from 1 as they do."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.progress is not None:
-            self.progress.live.transient = True  # nothing of the bar stays behind at the end
-
     def _get_train_description(self, current_epoch: int) -> str:
         total = self.trainer.max_epochs or 0
         name = f"Epoch {current_epoch + 1}" + (f"/{total}" if total > 0 else "")

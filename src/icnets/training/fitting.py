@@ -2,12 +2,12 @@
 
 import math
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -28,7 +28,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "use_distributed_sampler": False,  # the data module gives each process its own batches
 }
-Save = Callable[[Path, dict[str, dict[str, Any]]], None]
 
 
 # The folder.
@@ -81,11 +80,11 @@ class RunOptions:
         """What logs a training's metrics where nothing else is asked for."""
         return TensorBoardLogger(self.folder, "tensorboard", "")
 
-    def callbacks(self, save: Save | None, trainer: Any, *more: Callback) -> list[Callback]:
+    def callbacks(self, config: dict[str, Any] | None, trainer: Any, *more: Callback) -> list[Callback]:
         """What writes a training's files into the folder.
 
         Args:
-            save: writes the configuration to a path, with these :func:`found_values` in it; None: there is none.
+            config: the options by group, which :func:`found_values` complete; None where YAML can't say them.
             trainer: the trainer's options by name, of which logger and enable_checkpointing may be False.
             *more: callbacks that draw.
         """
@@ -99,7 +98,7 @@ class RunOptions:
             callbacks += [WeightsExport(there), LastCheckpoints(there, self.save_every, self.keep)]
         if self.patience is not None:
             callbacks.append(Patience(self.patience))
-        return [*callbacks, _RunFiles(self.folder, save)]
+        return [*callbacks, _RunFiles(self.folder, config)]
 
 
 def free_name(label: str, runs: str | Path) -> str:
@@ -127,18 +126,20 @@ class _RunFiles(Callback):
     goes on with.
     """
 
-    def __init__(self, folder: Path, save: Save | None) -> None:
-        self.folder, self.save, self.unreadable = folder, save, 0
+    def __init__(self, folder: Path, config: dict[str, Any] | None) -> None:
+        self.folder, self.config, self.unreadable = folder, config, 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         require_one_step(trainer)
         if not trainer.is_global_zero:
             return
         print(_announcement(trainer, pl_module), flush=True)
-        if self.save is not None and not trainer.fast_dev_run:
+        if self.config is not None and not trainer.fast_dev_run:
+            for group, values in found_values(trainer, pl_module).items():
+                self.config[group] |= values
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.folder / "config.yaml") as temporary:  # a process that starts again may read it
-                self.save(temporary, found_values(trainer, pl_module))
+                temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         names: list[str] = getattr(trainer.datamodule, "unreadable", list)()

@@ -59,22 +59,6 @@ def build_network(
     return model.train(), None
 
 
-def recompute_activations_(network: nn.Module) -> None:
-    """Activation checkpointing (arXiv 1604.06174) by timm's ``set_grad_checkpointing``, in place.
-
-    Gradients stay as they are; the running statistics of batch norms see each batch twice, as everywhere with this
-    technique.
-
-    Raises:
-        ValueError: the network can't.
-    """
-    try:
-        network.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError) as error:  # the latter of networks of timm's that can't
-        what = f"activation_checkpointing: {type(network).__name__} has no set_grad_checkpointing of timm's"
-        raise ValueError(f"{what}; leave it out") from error
-
-
 def calibration_batches(data: Any) -> Iterator[Tensor]:
     """What a warm start is calibrated on: images (N, C, H, W) of a data module's first validation batches.
 

@@ -21,11 +21,11 @@ from icnets.distill.teacher import require_independent
 from icnets.support.hooks import modes_kept
 from icnets.support.text import differing, few, first_line
 from icnets.training.callbacks import validates_within_fit
-from icnets.training.network import build_network, calibration_batches, recompute_activations_
+from icnets.training.network import build_network, calibration_batches
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
 from icnets.training.run_checkpoints import LastCheckpoints
-from icnets.training.teachers import TeacherClasses, compare_start, make_teacher, open_teacher
+from icnets.training.teachers import compare_start, make_teacher, open_teacher
 from icnets.unit.layers import IC_LAYERS
 
 _CLIP = 1.0  # the norm of gradients in fine-tuning
@@ -49,19 +49,14 @@ class ClassificationTask(L.LightningModule):
             network takes them over ("gain" unless ic says otherwise).
         model_options: more arguments for timm's network, e.g. drop_path_rate.
         teacher: checkpoint of the trained basic network (or the network itself) for weak logit distillation, or
-            timm:NAME for timm's pretrained network of that name; without it there is none.
-        teacher_mean: normalisation that the teacher was trained with; left out, what its file notes, or timm.
-        teacher_std: likewise; both or neither.
-        teacher_classes: same: the teacher's file must name the data's classes in the same order; by-name: its logits
-            are taken by the names of the data's classes, of which it may know more; by-index: as they are.
+            timm:NAME for timm's pretrained network of that name; without it there is none. Its logits are taken by the
+            names of the data's classes, and it gets images with its own normalisation, as its file notes them.
         distillation: the loss of weak logit distillation; with a teacher, the defaults if left out.
         loss: cross-entropy, or bce: binary cross-entropy, each class by itself (arXiv 2110.00476).
         label_smoothing: of hard labels; that of the distillation's loss, where one is given, must not contradict.
         bce_threshold: bce: mixed targets above it count as 1, the others as 0; without it they are taken as they are.
         compile: compile the network and its teacher by torch.compile.
         channels_last: keep images and weights with channels last, which GPUs' tensor cores want.
-        activation_checkpointing: compute activations anew in backward, by timm's set_grad_checkpointing: less memory,
-            about a third more time.
         optimization: the arguments of :class:`icnets.training.optimization.Optimization`: optimizer, lr, ...
 
     Raises:
@@ -84,16 +79,12 @@ class ClassificationTask(L.LightningModule):
         init_from: Path | None = None,
         model_options: dict[str, Any] | None = None,
         teacher: Path | nn.Module | None = None,
-        teacher_mean: tuple[float, ...] | None = None,
-        teacher_std: tuple[float, ...] | None = None,
-        teacher_classes: TeacherClasses = "same",
         distillation: WeakLogitDistillation | None = None,
         loss: LossName = "cross-entropy",
         label_smoothing: float = 0.0,
         bce_threshold: float | None = None,
         compile: bool = False,
         channels_last: bool = False,
-        activation_checkpointing: bool = False,
         **optimization: Any,
     ) -> None:
         super().__init__()
@@ -107,17 +98,15 @@ class ClassificationTask(L.LightningModule):
         start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
         self.network, self._waiting = build_network(model, num_classes=num_classes, in_chans=in_chans, ic=ic, **start)
         taught: Any = open_teacher(str(teacher), in_chans) if isinstance(teacher, str | Path) else teacher
-        told: dict[str, Any] = {"mean": teacher_mean, "std": teacher_std, "classes": teacher_classes}
         # In a partial it is no submodule: nothing of it belongs into a checkpoint.
-        self._make_teacher: Any = partial(make_teacher, taught, distils=distillation is not None, **told)
+        self._make_teacher: Any = partial(make_teacher, taught, distils=distillation is not None)
         self._init_from = init_from
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
         self._losses: list[tuple[Tensor, int, int, int]] = []  # that weren't looked at, with step, epoch and batch
-        self.channels_last = channels_last
-        self._compiles, self._recomputes = compile, activation_checkpointing
+        self.channels_last, self._compiles = channels_last, compile
         # Metrics of an epoch. The mean doesn't search for NaN, which would wait for the device at every step.
         self.mean_loss: Any = MeanMetric(nan_strategy="disable")
         ranks = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
@@ -156,11 +145,9 @@ class ClassificationTask(L.LightningModule):
                 require_independent(self.teacher.model, self.network)  # before the optimizer finds frozen parameters
 
     def configure_model(self) -> None:
-        """In place: recomputed activations, memory format, compilation."""
+        """In place: memory format, compilation."""
         if self.device_mesh is not None:
             raise ValueError("the trainer's strategy shards the network, which isn't supported; use ddp")
-        if self._recomputes:
-            recompute_activations_(self.network)
         for network in [self.network, *([] if self.teacher is None else [self.teacher.model])]:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)

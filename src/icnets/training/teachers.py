@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from icnets.checkpoint.image_notes import ImageNotes
 from icnets.deploy.export.engines import SUFFIXES
-from icnets.distill.teacher import Normalization, Teacher
+from icnets.distill.teacher import Teacher
 from icnets.open_network import network_file, notes_of_start, open_network
 from icnets.support.text import differing, few, tell
-
-TeacherClasses = Literal["same", "by-name", "by-index"]
 
 _VIEW = ("image_size", "crop_pct", "interpolation")
 
@@ -57,111 +55,75 @@ def open_teacher(source: str, in_chans: int) -> TrainedNetwork:
     return TrainedNetwork(source, network, notes, names)
 
 
-def class_positions(
-    teacher: TrainedNetwork, class_names: Sequence[str] | None, classes: TeacherClasses
-) -> list[int] | None:
-    """Where among the teacher's classes the data's are. None: they are the same in the same order.
+def class_positions(teacher: TrainedNetwork, class_names: Sequence[str] | None) -> list[int] | None:
+    """Where among the teacher's classes the data's are, by their names. None: they are the same in the same order.
 
     Args:
-        teacher: what it says of its classes.
+        teacher: what it says of its classes, of which it may know more than the data has.
         class_names: the data's; None where it has no names.
-        classes: "same" demands the same names in the same order, "by-name" finds them, "by-index" doesn't ask.
 
     Raises:
-        ValueError: classes that differ, with both lists, and what to do.
+        ValueError: the teacher doesn't know all of them.
 
     Example:
         >>> pets = TrainedNetwork("pets", nn.Identity(), ImageNotes(), (["cat", "dog", "eel"],))
-        >>> class_positions(pets, ["eel", "cat"], "by-name")
+        >>> class_positions(pets, ["eel", "cat"])
         [2, 0]
     """
-    if classes == "by-index":
-        return None
     if not teacher.class_names or class_names is None:
         who = f"the teacher {teacher.name}" if class_names is not None else "the data"
-        if classes == "by-name":
-            raise ValueError(f"teacher_classes is by-name, but {who} doesn't name its classes; leave it out")
         tell(f"{who} doesn't name its classes: the teacher's are taken in the order of the data's")
         return None
     ours = list(class_names)
-    names = max(teacher.class_names, key=lambda known: len(set(known) & set(ours)))
-    if names == ours:
+    if ours in teacher.class_names:
         return None
-    if classes == "same":
-        first, second = differing(names, ours)
-        remedy = ""
-        if set(ours) <= set(names):
-            remedy = "; --model.teacher_classes by-name takes its logits by their names"
-        elif len(ours) == len(names) and all(a == b or a not in ours for a, b in zip(names, ours, strict=True)):
-            remedy = "; if only their names differ, give --model.teacher_classes by-index"
-        order = "distillation needs the same classes in the same order"
-        raise ValueError(f"the teacher {teacher.name} knows {first}, the data has {second}; {order}{remedy}")
+    names = max(teacher.class_names[:2], key=lambda known: len(set(known) & set(ours)))  # numbers count whole only
+    first, second = differing(names, ours)
+    what = f"the teacher {teacher.name} knows {first}, the data has {second}"
     if lost := [name for name in ours if names.count(name) != 1]:
-        what = "has several times" if lost[0] in names else "lacks"
-        raise ValueError(f"the teacher {teacher.name} {what} {len(lost)} of the data's classes: {few(lost, 8)}")
+        why = "has several times" if lost[0] in names else "lacks"
+        remedy = "if only their names differ, save it with the data's as class_names in the metadata of icnets.save"
+        raise ValueError(f"{what}: it {why} {len(lost)} of the data's: {few(lost, 8)}; {remedy}")
+    tell(f"{what}: its logits are taken by their names")
     return [names.index(name) for name in ours]
 
 
-def make_teacher(
-    teacher: nn.Module | TrainedNetwork | None,
-    data: Any,
-    *,
-    mean: Normalization | None = None,
-    std: Normalization | None = None,
-    classes: TeacherClasses = "same",
-    distils: bool = False,
-) -> Teacher | None:
+def make_teacher(teacher: nn.Module | TrainedNetwork | None, data: Any, *, distils: bool = False) -> Teacher | None:
     """The teacher of a training on ``data``: its logits in the order of the data's classes, its own normalisation.
 
     Args:
         teacher: a network, taken as it is; a Teacher, which is returned; or a network with what its source says. None:
             there is none.
         data: a data module, or None. What it doesn't know (``class_names``, ``mean``, ``std``) isn't compared.
-        mean, std: the teacher's normalisation, where its source is to be overruled.
-        classes: see :func:`class_positions`.
         distils: whether the training is told how to distil.
 
     Raises:
-        ValueError: other classes, half a normalisation, options beside a Teacher, which has its own, or without one.
+        ValueError: other classes, half a normalisation, or no teacher where one is needed.
     """
-    options = {"teacher_mean": mean, "teacher_std": std, "teacher_classes": None if classes == "same" else classes}
-    given = [name for name, value in options.items() if value is not None]
-    if teacher is None or isinstance(teacher, Teacher):
-        given += ["distillation"] * (distils and teacher is None)
-        if given:
-            what = "no teacher" if teacher is None else "a Teacher, which has its own mean, std and classes"
-            raise ValueError(f"given: {', '.join(given)}, and {what}; give --model.teacher FILE, or leave that out")
-        return teacher
-    positions = None
+    if teacher is None:
+        if distils:
+            raise ValueError("given: distillation, and no teacher; give --model.teacher FILE, or leave that out")
+        return None
     if isinstance(teacher, nn.Module):  # which notes nothing
-        if classes == "by-name":
-            raise ValueError("teacher_classes is by-name, but a network alone doesn't name its classes; give its file")
-        teacher = TrainedNetwork(type(teacher).__name__, teacher, ImageNotes())
-    else:
-        positions = class_positions(teacher, getattr(data, "class_names", None), classes)
-        if other := _other(teacher.notes, data, _VIEW):
-            tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
-        if mean is None and std is None:
-            mean, std = _noted_normalization(teacher, data)
-    values: dict[str, Any] = {}
-    if mean is not None or std is not None:
-        ours = {f"student_{name}": getattr(data, name, None) for name in ("mean", "std")}
-        values = {"mean": mean, "std": std, **ours}
+        return teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    positions = class_positions(teacher, getattr(data, "class_names", None))
+    if other := _other(teacher.notes, data, _VIEW):
+        tell(f"the teacher {teacher.name} was evaluated with {other}; it gets the student's images as they are")
     try:
-        return Teacher(teacher.network, classes=positions, **values)
+        return Teacher(teacher.network, classes=positions, **_noted_normalization(teacher, data))
     except ValueError as error:
-        remedy = "give both --model.teacher_mean and teacher_std"
+        remedy = "save it with both, mean and std, in the metadata of icnets.save"
         raise ValueError(f"the normalisation of the teacher {teacher.name}: {error}; {remedy}") from error
 
 
-def _noted_normalization(teacher: TrainedNetwork, data: Any) -> Any:
-    """Mean and deviation that the teacher's source notes; None and None, with a line, where either side has none."""
+def _noted_normalization(teacher: TrainedNetwork, data: Any) -> dict[str, Any]:
+    """Mean and deviation that the teacher's source notes, and the data's; none, with a line, where either has none."""
     mean, std = teacher.notes.mean, teacher.notes.std
     if None not in (mean or std, getattr(data, "mean", None)):
-        return mean, std
+        return {"mean": mean, "std": std, "student_mean": data.mean, "student_std": data.std}
     what = f"the teacher {teacher.name} or the data doesn't note its mean and std: it gets the images with the data's"
-    tell(f"{what}; give --model.teacher_mean and teacher_std if it was trained with others")
-    return None, None
+    tell(f"{what}; if it was trained with others, save it with them in the metadata of icnets.save")
+    return {}
 
 
 def _other(notes: ImageNotes, data: Any, keys: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from deploy.export.artifacts import assert_equal_outputs, needs, randomised
 from icnets import convert_
 from icnets.export import export
-from icnets.profile.firing import firing_rates
+from icnets.profile.measure import count_macs, measure_latency
 
 
 class Halved(nn.Module):
@@ -60,7 +60,7 @@ def network(form):
     return model
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "fuse"),
     [*((form, True) for form in FORMS), (pruned, False), (parametrizations.spectral_norm, False)],
@@ -93,9 +93,8 @@ def test_onnx(form, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
 def test_measurements_of_such_units(form) -> None:
     model, x = network(form), torch.randn(2, 2, 8, 8)
-    rates = firing_rates(model, x)
-    assert rates.keys() == {"0", "3"}
-    assert all(0 < rate < 1 for rate in rates.values())
+    assert 0 < count_macs(model, x).ic < count_macs(model, x).total
+    assert measure_latency({"": model}, x, rounds=1)[""].ms_per_image > 0
 
 
 class Remembering(nn.Module):

@@ -74,7 +74,7 @@ def assert_int8_inside(path: Path) -> None:
     assert len(weights) == 3
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_int8_without_labels_counts_changed_classes(trained: nn.Module, tmp_path: Path) -> None:
     needs("onnx")
     images = [x for x, _ in patterns(64, seed=1)]

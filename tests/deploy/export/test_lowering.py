@@ -70,7 +70,7 @@ def test_a_unit_in_two_places_is_lowered_once() -> None:
     assert lowered[0] is lowered[2]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_residual_sums_are_computed_inside_of_convolutions(tmp_path: Path) -> None:
     needs("onnx")
     import onnx

@@ -20,7 +20,7 @@ CASES = list(zip(EXPORTED, itertools.cycle(("onnx", "openvino", "onnx", "torch-e
 SIZES = {"ic_inception_v3": 192}  # with fewer places its statistics are too few, and float32's own error is 4e-5
 
 
-@pytest.mark.parametrize("format", ["onnx", *(pytest.param(f, marks=pytest.mark.medium) for f in list(ENGINES)[1:])])
+@pytest.mark.parametrize("format", ["onnx", *(pytest.param(f, marks=pytest.mark.slow) for f in list(ENGINES)[1:])])
 def test_artifact_equals_the_network_at_any_batch(format: str, tmp_path: Path) -> None:
     needs(format)
     model, path = small_network("ic_resnet18"), tmp_path / f"net{SUFFIX[format]}"

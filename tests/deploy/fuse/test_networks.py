@@ -56,7 +56,7 @@ SLOW = {
 ROUNDING = {"ic_mobilenetv2_100": 2e-4, "ic_efficientnet_b0": None, "ic_seresnet50": None}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folded"), [*FAST.items(), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW.items())]
 )
@@ -82,7 +82,7 @@ def test_networks_are_exact(name, folded):
         assert error < single
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, limit in ROUNDING.items() if limit is None])
 def test_gated_networks_in_float32(name):
     model = icnets.create_model(name, num_classes=10).eval()

@@ -3,7 +3,7 @@ import pytest
 from icnets.unit.kernels import native
 
 
-@pytest.fixture(scope="module", params=[pytest.param("torch", marks=pytest.mark.medium), "native"], autouse=True)
+@pytest.fixture(scope="module", params=[pytest.param("torch", marks=pytest.mark.slow), "native"], autouse=True)
 def kernels(request):
     """Every test of this folder runs twice: by torch's own operators (medium), and by the compiled ones.
 

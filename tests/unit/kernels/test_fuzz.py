@@ -42,7 +42,7 @@ def fuzz(first, count, **environment):
         assert f"{name} refused" in last[0]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_random_calls():
     fuzz(0, 100)
 

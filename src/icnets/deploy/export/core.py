@@ -15,8 +15,7 @@ from icnets.deploy.export import to_onnx
 from icnets.deploy.export.engines import Engine, require
 from icnets.deploy.export.lowering import lower_
 from icnets.deploy.export.parity import BATCHES, ExportReport, Parity, Runner, agreement, compare, eager, labelled
-from icnets.deploy.fuse import fuse_
-from icnets.deploy.fuse import own_input_size as own_input_size
+from icnets.deploy.fuse import fuse_, own_input_size
 from icnets.support.files import move_into_place
 from icnets.support.plain import deepcopy, made_plain_
 from icnets.support.text import counted, first_line

@@ -138,7 +138,7 @@ def test_a_layer_uses_them_in_training_and_inference(device, monkeypatch, channe
         close(a, b, torch.float32)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "on"), [(None, False), ("0", False), ("1", True)])
 def test_they_are_off_unless_asked_for(value, on):
     environment = {name: v for name, v in os.environ.items() if name != "ICNETS_TRITON"}
