@@ -108,7 +108,7 @@ def _outputs_before(model: nn.Module, example: Call) -> list[tuple[Call, list[Te
         tensors = [a for a in tree_leaves(example) if isinstance(a, Tensor)]
         shapes = ", ".join(f"{tuple(a.shape)} ({a.dtype}, {a.device})" for a in tensors)
         what = f"the model fails on an example input of shape {shapes}: {first_line(error)}"
-        raise ValueError(f"{what}; pass another example_input, one that is a list or a dictionary as (batch,)") from error
+        raise ValueError(f"{what}; pass another example_input, one that is a list or dict as (batch,)") from error
     if any(t.isnan().any() or (t.numel() > 0 and not t.isfinite().any()) for t in found[0][1]):
         raise ValueError("the model's outputs are not finite, before anything is fused; check weights and example")
     with suppress(Exception):  # it may want images in [0, 1]

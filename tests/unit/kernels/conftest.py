@@ -5,7 +5,7 @@ from icnets.unit.kernels import native
 
 @pytest.fixture(scope="module", params=[pytest.param("torch", marks=pytest.mark.slow), "native"], autouse=True)
 def kernels(request):
-    """Every test of this folder runs twice: by torch's own operators (medium), and by the compiled ones.
+    """Every test of this folder runs twice: by torch's own operators (slow), and by the compiled ones.
 
     On a machine without a compiler, all others are by torch's own.
     """
