@@ -213,7 +213,7 @@ def fuse_(model: nn.Module, example_input: Any = None) -> FuseReport:
     _refuse(model)
     before = _outputs_before(model, _example(model, example_input))
     plan = _plan(model, before[0][0])
-    allowed = max(1e-3, *(64 * torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()))
+    allowed = max([1e-3, *(64 * torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())])
     with ExitStack() as undo:
         _apply(plan, undo)
         errors = [_difference(outputs, _outputs(model, call)) for call, outputs in before]
