@@ -11,6 +11,7 @@ import icnets
 from icnets.cli import main
 from icnets.open_network import make_network, open_network
 from icnets.support.named_code import imported
+from icnets.training.task import ClassificationTask
 from training.folders import write_classes
 
 pytestmark = pytest.mark.usefixtures("own_run")
@@ -50,6 +51,16 @@ def predicted(*argv: str) -> list[dict[str, str]]:
     assert main(["predict", *argv, "photos", "--out", "out.csv"]) == 0
     with open("out.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_its_trained_self_teaches_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(FIT) == 0
+    taught = ["--model.init_from", BEST, "--model.teacher", BEST, "--model.ic.warm_start", "gain", "--name", "taught"]
+    capsys.readouterr()
+    assert main([*FIT[:-2], *taught]) == 0
+    assert "MyCNN with 1 IC units" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"{BEST} is of a network of your own; name its code too"):
+        ClassificationTask("resnet10t", num_classes=2, teacher=BEST)
 
 
 def test_it_is_trained_resumed_tested_predicted_and_exported(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,13 +38,8 @@ def _parser() -> Parser:
     add("model", metavar="MODEL", help="run, checkpoint, artifact (.onnx, .xml, .pt2), timm's name, or FILE.py:NAME")
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
-    add(
-        "--top-k",
-        metavar="N",
-        type=int,
-        default=5,
-        help="classes of each image, or all if there are fewer (default: 5)",
-    )
+    top = "classes of each image, or all if there are fewer (default: 5)"
+    add("--top-k", metavar="N", type=int, default=5, help=top)
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -89,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.device != "cpu":
             raise ValueError(f"--device is {args.device!r}, but {args.model} is an artifact, which runs on the CPU")
         if args.grad_cam is not None:
-            raise ValueError(
-                f"--grad-cam needs gradients, which {args.model}, an artifact, has not; give its checkpoint"
-            )
+            raise ValueError(f"--grad-cam needs gradients, which the artifact {args.model} lacks; give its checkpoint")
     network.requires_grad_(False).to(args.device)
     view, line = evaluation_of(args.model, opened, vars(args))
     classes = classes_of(args.model, network, view, args.device)

@@ -11,6 +11,7 @@ from icnets.checkpoint.image_notes import ImageNotes
 from icnets.deploy.export.engines import SUFFIXES
 from icnets.distill.teacher import Teacher
 from icnets.open_network import network_file, notes_of_start, open_network
+from icnets.support.named_code import names_code
 from icnets.support.text import differing, few, tell
 
 _VIEW = ("image_size", "crop_pct", "interpolation")
@@ -28,13 +29,14 @@ class TrainedNetwork(NamedTuple):
     class_names: tuple[list[str], ...] = ()
 
 
-def open_teacher(source: str, in_chans: int) -> TrainedNetwork:
+def open_teacher(source: str, in_chans: int, student: Any = None) -> TrainedNetwork:
     """A trained network to teach, and what is known of its classes and images.
 
     Args:
         source: path of a checkpoint of ours (.safetensors, .ckpt), a folder of ``save_pretrained``, or "timm:NAME" for
             timm's pretrained network, e.g. timm:resnet50.a2_in1k.
         in_chans: of the student's images.
+        student: where that is code, such as my_cnn.py:MyCNN, it makes the network of a checkpoint that names none.
 
     Raises:
         ValueError: no such checkpoint or network, one without pretrained weights, or other channels.
@@ -44,7 +46,12 @@ def open_teacher(source: str, in_chans: int) -> TrainedNetwork:
         what = f"there is no checkpoint {source}" if file is None else f"{source} is an artifact of icnets export"
         known = "a .safetensors or .ckpt file, a folder of save_pretrained (of the Hub: download it), or timm:NAME"
         raise ValueError(f"{what}; give {known} for timm's pretrained network")
-    network, notes, _, _ = open_network(name, pretrained=name != source)
+    try:
+        network, notes, _, _ = open_network(name, pretrained=name != source)
+    except ValueError:
+        if file is None or not (isinstance(student, str) and names_code(student)):
+            raise
+        network, notes, _, _ = open_network(student, weights=file)
     if notes.in_chans not in (None, in_chans):
         what = f"in_chans is {in_chans}, but the teacher {source} was trained with {notes.in_chans}"
         raise ValueError(f"{what}: give --data.in_chans {notes.in_chans}, or another teacher")
