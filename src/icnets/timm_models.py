@@ -45,7 +45,9 @@ def _unknown(name: str) -> str:
     stem, _, _ = name.partition(".")
     basic = name.removeprefix("ic_")
     if basic != name and timm.is_model(stem.removeprefix("ic_")):
-        how = f"--model.model {basic} --model.ic.layers all in icnets fit, icnets.create_model({basic!r}) in Python"
+        how = (
+            f"--model.model {basic} --model.ic.warm_start gain in icnets fit, icnets.create_model({basic!r}) in Python"
+        )
         return f"{basic} has no ic_ name of its own; convert it by its name: {how}"
     near = ", ".join(get_close_matches(stem, timm.list_models(), n=3))
     hint = f"near it: {near}" if near else "timm.list_models() lists its names"

@@ -11,7 +11,7 @@ from torch import Tensor
 from icnets.support.files import atomic_write
 
 _COLUMNS, _SIZE, _CAPTION, _GAP = 8, 144, 26, 6  # images in a row, and the rest in pixels
-_LETTERS = 22  # the end of a caption, as wide as an image: paths differ there
+_LETTERS = 24  # of a caption, as wide as an image
 
 
 def unnormalized(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -60,5 +60,5 @@ def save_sheet(tiles: Sequence[tuple[Image.Image, Sequence[str]]], path: Path) -
         kind = Image.Resampling.BILINEAR if max(image.size) > _SIZE // 2 else Image.Resampling.NEAREST
         sheet.paste(image.resize((_SIZE, _SIZE), kind), (left, top))
         for k, line in enumerate(lines[:2]):
-            draw.text((left, top + _SIZE + 1 + 12 * k), line[-_LETTERS:], fill="black")
+            draw.text((left, top + _SIZE + 1 + 12 * k), line[:_LETTERS], fill="black")
     save_png(sheet, path)

@@ -30,7 +30,7 @@ def write_report(comparison: ComparisonFiles, out: Path, *, images: int = 12) ->
     record, data = comparison.record, comparison.record["data"]
     shown = [entry for entry in entries(settings, plan(settings)) if comparison.runs.get(entry.name)]
     content = {
-        "verdicts": verdicts(rows),
+        "verdicts": [*filter(None, [record.get("recommendation")]), *verdicts(rows)],
         "heading": "Comparison",
         "table": comparison_table(rows, settings, data),
         "curves": curve_charts(curves(shown, comparison.runs)),

@@ -121,6 +121,6 @@ def save_mistakes(mistakes: Sequence[Mistake], data: Any, path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     names = data.class_names
-    words = [[f"class: {names[m.target]}", f"answer: {names[m.answer]} {m.probability:.0%}"] for m in mistakes]
+    words = [[f"class: {names[m.target]}", f"answer: {m.probability:.0%} {names[m.answer]}"] for m in mistakes]
     images = [picture(m.image, data.mean, data.std) for m in mistakes]
     save_sheet(list(zip(images, words, strict=True)), path)

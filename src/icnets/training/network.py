@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from icnets.checkpoint.weights_files import load_weights
 from icnets.convert.surgery import ICConfig, convert_
 from icnets.open_network import make_network, starting_config
+from icnets.support.text import tell
 from icnets.unit.layers import IC_LAYERS
 
 
@@ -55,7 +56,9 @@ def build_network(
             raise ValueError(f"{what}; leave ic.warm_start out, or start from the basic network's")
         return model.train(), ic
     if ic is not None:
-        convert_(model, ic, optimizers=())
+        report = convert_(model, ic, optimizers=())
+        if report.converted and ic.warm_start == "none" and (pretrained or init_from is not None):
+            tell("ic.warm_start is none, which changes what the trained network computes; gain keeps its function")
     return model.train(), None
 
 

@@ -97,9 +97,7 @@ class ClassificationTask(L.LightningModule):
         self.criterion = make_criterion(distillation, loss, label_smoothing, bce_threshold)
         start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
         self.network, self._waiting = build_network(model, num_classes=num_classes, in_chans=in_chans, ic=ic, **start)
-        taught: Any = teacher
-        if isinstance(teacher, str | Path):
-            taught = open_teacher(str(teacher), in_chans, model)
+        taught: Any = open_teacher(str(teacher), in_chans, model) if isinstance(teacher, str | Path) else teacher
         # In a partial it is no submodule: nothing of it belongs into a checkpoint.
         self._make_teacher: Any = partial(make_teacher, taught, distils=distillation is not None)
         self._init_from = init_from
