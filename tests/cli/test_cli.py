@@ -486,7 +486,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*FIT, "--model.schedule", "flat"], "model.schedule is 'flat'; it must be one of one-cycle, cosine, step"),
     (
         [*FIT, "--model.model", "ic_resnet10t", "--model.model_options", "null"],
-        "resnet10t has no ic_ name of its own; convert it by its name: --model.model resnet10t --model.ic.warm_start gain*",
+        "resnet10t has no ic_ name of its own; convert it by its name: --model.model resnet10t --model.ic.warm_start *",
     ),
     ([*FIT, "--model.model", "resnet19"], "timm * has no network 'resnet19'; near it: *"),
     ([*FIT, "--model.ic.layers", "some"], "layers is 'some'; it must be one of all, auto, kxk, no-stem"),

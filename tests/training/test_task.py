@@ -14,6 +14,7 @@ from icnets.checkpoint.foreign import read_weights
 from icnets.checkpoint.image_notes import ImageNotes
 from icnets.data.data_module import ImageData
 from icnets.support.quiet import quiet
+from icnets.training.network import build_network
 from icnets.training.optimization import learning_rate_factor, parameter_groups
 from icnets.training.task import ClassificationTask
 from icnets.training.teachers import TrainedNetwork
@@ -378,3 +379,17 @@ def test_a_checkpoint_of_another_network_or_other_classes(tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match=r"trained on 10 classes \(0, 1, .*, 9\), but the data has 2 classes \(a, b\)"):
         trainer.validate(task(), Letters(train_size=80, image_size=16), ckpt_path=str(tmp_path / "a.ckpt"))
+
+
+def test_a_conversion_that_changes_what_a_trained_network_computes_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"channels": [8, 8, 8, 8], "stem_width": 8}
+    start = tmp_path / "start.safetensors"
+    save(create_model("resnet10t", ic=None, num_classes=2, **small), start)
+    options = {"num_classes": 2, "in_chans": 3, "options": small, "init_from": start}
+    build_network("resnet10t", ic=ICConfig(warm_start="gain"), **options)
+    build_network("resnet10t", ic=ICConfig(), **{**options, "init_from": None})
+    assert "warm_start" not in caplog.text
+    build_network("resnet10t", ic=ICConfig(layers="kxk"), **options)
+    assert "ic.warm_start is none, which changes what the trained network computes; gain keeps" in caplog.text
