@@ -391,5 +391,6 @@ def test_a_conversion_that_changes_what_a_trained_network_computes_is_told(
     build_network("resnet10t", ic=ICConfig(warm_start="gain"), **options)
     build_network("resnet10t", ic=ICConfig(), **{**options, "init_from": None})
     assert "warm_start" not in caplog.text
+    ClassificationTask("resnet10t", num_classes=2, model_options=small, init_from=str(start))  # a path may be text
     build_network("resnet10t", ic=ICConfig(layers="kxk"), **options)
     assert "ic.warm_start is none, which changes what the trained network computes; gain keeps" in caplog.text

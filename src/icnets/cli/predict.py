@@ -38,8 +38,7 @@ def _parser() -> Parser:
     add("model", metavar="MODEL", help="run, checkpoint, artifact (.onnx, .xml, .pt2), timm's name, or FILE.py:NAME")
     add("paths", metavar="PATHS", nargs="+", help="image files, and folders of them")
     add("--out", metavar="FILE", default="-", help="FILE.csv, FILE.json, or - for CSV on the terminal (default)")
-    top = "classes of each image, or all if there are fewer (default: 5)"
-    add("--top-k", metavar="N", type=int, default=5, help=top)
+    add("--top-k", metavar="N", type=int, default=5, help="classes of each image, at most (default: 5)")
     add("--batch-size", metavar="N", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", metavar="N", type=int, help="processes that read images (default: 0, on a GPU one per core to 8)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")

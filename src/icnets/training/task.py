@@ -95,12 +95,12 @@ class ClassificationTask(L.LightningModule):
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
         self.num_classes = num_classes
         self.criterion = make_criterion(distillation, loss, label_smoothing, bce_threshold)
-        start: dict[str, Any] = {"pretrained": pretrained, "init_from": init_from, "options": model_options}
+        self._init_from = None if init_from is None else Path(init_from)
+        start: dict[str, Any] = {"pretrained": pretrained, "init_from": self._init_from, "options": model_options}
         self.network, self._waiting = build_network(model, num_classes=num_classes, in_chans=in_chans, ic=ic, **start)
         taught: Any = open_teacher(str(teacher), in_chans, model) if isinstance(teacher, str | Path) else teacher
         # In a partial it is no submodule: nothing of it belongs into a checkpoint.
         self._make_teacher: Any = partial(make_teacher, taught, distils=distillation is not None)
-        self._init_from = init_from
         self.teacher: Teacher | None = None
         self._teacher_top1: float | None = None
         self._checked = False
