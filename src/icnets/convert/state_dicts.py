@@ -82,7 +82,7 @@ def whole_tensor(key: str, value: Any) -> Tensor:
     if hasattr(value, "full_tensor"):
         raise TypeError(f"{key!r} is a sharded {type(value).__name__}; gather the weights, and save them as state=")
     if value.is_meta:
-        raise TypeError(f"{key!r} is on the meta device, without values; load the weights first (to_empty makes room)")
+        raise TypeError(f"{key!r} is on the meta device and has no values; load the weights first (by to_empty)")
     return value
 
 
