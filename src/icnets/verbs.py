@@ -1,6 +1,7 @@
 """What the program does, in Python: one call for a training, one for a comparison."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from difflib import get_close_matches
 from inspect import signature
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from torch import nn
 
 from icnets.comparison.engine import Comparison, run_comparison
@@ -20,9 +21,11 @@ from icnets.data.data_module import ImageData
 from icnets.data.pairs import PairData
 from icnets.report.run_pictures import SampleBatch, save_pictures
 from icnets.support.quiet import quiet
+from icnets.support.undo import remember_all
 from icnets.training.by_class import ValidationCounts
 from icnets.training.callbacks import progress_bar
 from icnets.training.fitting import TRAINER_DEFAULTS, FitResult, RunOptions, free_name, result_of
+from icnets.training.network import start_statistics
 from icnets.training.optimization import Optimization
 from icnets.training.run_checkpoints import AtomicCheckpointIO
 from icnets.training.task import ClassificationTask
@@ -64,7 +67,7 @@ def fit(
         >>> with tempfile.TemporaryDirectory() as runs:
         ...     options = {"train_size": 40, "image_size": 32, "max_epochs": 1, "enable_progress_bar": False}
         ...     result = fit("lcnet_050", runs=runs, name="digits", **options)
-        basic MobileNetV3, ... parameters; images: 40 train, 150 val, 797 test; 8 images a step, ...
+        basic MobileNetV3, ... parameters, random weights; images: 40 train, 150 val, 797 test; 8 images a step, ...
         >>> result.weights.name
         'best.safetensors'
     """
@@ -76,25 +79,38 @@ def fit(
     if not overwrite:
         run.require_empty()
     L.seed_everything(seed, workers=True, verbose=False)
+    if isinstance(data, str | Path):
+        of_data |= start_statistics({"model": model, **of_task}, {"root": data, **of_data})
     source = _data(data, {"seed": seed, **of_data}, of_task.get("num_classes"))
     found = {key: value for key in ("num_classes", "in_chans") if (value := getattr(source, key, None)) is not None}
     if "num_classes" not in {**found, **of_task}:
         raise ValueError(f"the {type(source).__name__} has no num_classes; give num_classes=N")
-    task = ClassificationTask(model, **{**of_task, **found})
-    chosen = {"seed_everything": seed, **asdict(run), "data": {"root": data, **of_data}}
-    chosen |= {"model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
-    callbacks: list[Any] = [] if of_trainer.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += run.callbacks(_as_yaml(chosen), of_trainer, ValidationCounts(), SampleBatch(folder))
-    of_trainer["callbacks"] = [*callbacks, *(of_trainer.get("callbacks") or [])]
-    of_trainer["plugins"] = [AtomicCheckpointIO(), *(of_trainer.get("plugins") or [])]
-    own: dict[str, Any] = {"default_root_dir": str(folder), "logger": run.logger()}
-    trainer = L.Trainer(**{**TRAINER_DEFAULTS, **own, **of_trainer})
-    if trainer.is_global_zero:
-        run.make_room(trainer, task)
-    trainer.fit(task, datamodule=source)
+    chosen = {"seed_everything": seed, **asdict(run), "model": {"model": model, **of_task}, "trainer": dict(of_trainer)}
+    chosen["data"] = {"root": data if isinstance(source, ImageData) else source, **of_data}
+    with ExitStack() as undo:  # until the first step is done, a module that was given stays as it was
+        if isinstance(model, nn.Module):
+            remember_all(undo, model, values=True)
+        task = ClassificationTask(model, **{**of_task, **found})
+        trainer = _trainer(
+            run, of_trainer, _plain(chosen), LambdaCallback(on_train_batch_end=lambda *_: undo.pop_all())
+        )
+        if trainer.is_global_zero:
+            run.make_room(trainer, task)
+        trainer.fit(task, datamodule=source)
+        undo.pop_all()
     if trainer.is_global_zero:
         save_pictures(trainer, folder)
     return result_of(trainer, folder)
+
+
+def _trainer(run: RunOptions, options: dict[str, Any], config: dict[str, Any], *more: Callback) -> L.Trainer:
+    """Lightning's trainer with what ``icnets fit`` gives it; its options by name go before."""
+    callbacks: list[Any] = [] if options.get("enable_progress_bar") is False else [progress_bar()]
+    callbacks += run.callbacks(config, options, ValidationCounts(), SampleBatch(run.folder), *more)
+    own: dict[str, Any] = {"default_root_dir": str(run.folder), "logger": run.logger(), **options}
+    own["callbacks"] = [*callbacks, *(options.get("callbacks") or [])]
+    own["plugins"] = [AtomicCheckpointIO(), *(options.get("plugins") or [])]
+    return L.Trainer(**{**TRAINER_DEFAULTS, **own})
 
 
 def compare(
@@ -172,17 +188,13 @@ def _data(data: Any, options: dict[str, Any], num_classes: int | None) -> Any:
     return PairData(*data, num_classes=num_classes, **options) if pair else data
 
 
-def _as_yaml(chosen: Mapping[str, Any]) -> Any:
-    """The configuration, by which ``icnets fit`` and ``test`` go on; None where YAML can't say it all."""
-    try:
-        return yaml.safe_load(yaml.safe_dump(_plain(chosen)))
-    except yaml.YAMLError:
-        return None
-
-
 def _plain(value: Any) -> Any:
+    """What YAML can hold of the options, by which ``icnets fit`` and ``test`` go on; of an object, what it is."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     if isinstance(value, ICConfig):
         return value.to_dict()
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    named = value is not None and not isinstance(value, str | int | float | Path)
+    return type(value).__name__ if named else str(value) if isinstance(value, Path) else value

@@ -9,6 +9,7 @@ from PIL import Image
 import icnets
 from icnets.cli.compare import main, read_settings
 from icnets.comparison.comparison_table import comparison_table
+from icnets.comparison.planned_runs import plan
 from icnets.comparison.run_files import read_run
 from icnets.comparison.runs import figures, make_data
 from icnets.comparison.settings import Method, Settings
@@ -270,7 +271,10 @@ def test_mistakes_are_one_line_before_any_work(
     [
         (lambda: Method("x", start="middle"), "'middle'.*scratch or basic"),
         (lambda: Method("x", start="basic", network="seresnet18"), "can't start from the basic network"),
-        (lambda: Method("x", ic=icnets.ICConfig(warm_start="gain")), "starts from scratch"),
+        (
+            lambda: plan(Settings([Method("a"), Method("x", ic=icnets.ICConfig(warm_start="gain"))])),
+            "starts from scratch",
+        ),
         (lambda: Settings([Method("a", wld=True)]), "must be the basic network"),
         (lambda: Settings([Method("a"), Method("a")]), "2 methods are called 'a'"),
         (lambda: Settings([Method("a"), Method("b", control="c")]), "'c'; it must be another one of a, b"),

@@ -1,5 +1,4 @@
 import shutil
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -203,17 +202,6 @@ def test_a_changed_network_asks_for_itself(model, tmp_path):
 def test_a_wrapped_network_is_saved_without_the_wrapper(model, tmp_path):
     save_pretrained(nn.DataParallel(model), tmp_path)
     assert same(from_pretrained(tmp_path), model)
-
-
-def test_without_huggingface_hub(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for action in (
-        lambda: save_pretrained(model, tmp_path / "net"),
-        lambda: push_to_hub(model, "someone/net"),
-        lambda: from_pretrained("someone/net"),
-    ):
-        with pytest.raises(HubError, match=r"huggingface_hub can't be imported .*; pip install 'icnets\[hub\]'"):
-            action()
 
 
 # The command.

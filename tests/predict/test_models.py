@@ -49,7 +49,10 @@ def test_an_artifact_predicts_as_its_checkpoint(format: str, capsys: pytest.Capt
     found = torch.tensor([float(row["probability_1"]) for row in rows])
     torch.testing.assert_close(found, expected.values, rtol=0, atol=1e-3)
     for options, message in (
-        (["--grad-cam", "heat"], f"--grad-cam needs gradients, which the artifact {artifact} lacks; give its checkpoint"),
+        (
+            ["--grad-cam", "heat"],
+            f"--grad-cam needs gradients, which the artifact {artifact} lacks; give its checkpoint",
+        ),
         (["--image-size", "48"], f"{artifact} can't take images of 3×48×48: "),
         (["--device", "cuda"], "--device is 'cuda'"),
     ):

@@ -49,7 +49,7 @@ def test_errors_beside_costs_stay_between_0_and_100(painted: list[Any]) -> None:
     for mean, low, high in ((1.0, -8.0, 10.0), (99.0, 80.0, 118.0)):
         error, cost = Interval(mean, low, high, 3), Cost(Count(9, 1), Count(9, 1), latency)
         row = Row("IC", "scratch", error, None, None, None, None, Reached(None, None, 0, 3), 1.0, cost)
-        charts.cost_chart([row], "macs")
+        charts.cost_chart([row])
     for axes in painted:
         require_plain(axes)
         assert 0 <= axes.get_ylim()[0] < axes.get_ylim()[1] <= 100

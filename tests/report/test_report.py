@@ -98,7 +98,7 @@ def test_every_picture_has_words(page: str) -> None:
     elements = Elements(page).elements
     images = [attributes for tag, attributes in elements if tag == "img"]
     figures = [attributes for _, attributes in elements if attributes.get("role") == "img"]
-    assert len(figures) == 5  # two of training, two of costs, confusions
+    assert len(figures) == 4  # two of training, cost, confusions
     assert len(images) > 3
     assert all(attributes.get("alt") for attributes in images)
     assert all(len(attributes["aria-label"] or "") > 20 for attributes in figures)

@@ -25,8 +25,12 @@ class ImageNotes:
     @property
     def transform(self) -> dict[str, Any]:
         """What is known of normalisation and crop, by the names of ``ImageData``'s arguments."""
-        names = ("mean", "std", "crop_pct", "interpolation")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: v for name in ("mean", "std", "crop_pct", "interpolation") if (v := getattr(self, name))}
+
+    def statistics(self, channels: int) -> dict[str, list[float]]:
+        """Mean and deviation, where they are known of images with so many ``channels``."""
+        known = {"mean": list(self.mean or ()), "std": list(self.std or ())}
+        return {name: values for name, values in known.items() if len(values) == channels}
 
 
 def as_text(value: Any) -> str:

@@ -19,12 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", metavar="NAME", help="timm's name, or FILE.py:NAME, where IN doesn't say it")
     add("--num-classes", metavar="N", type=int, help="classes of NAME, where they aren't IN's")
     add("--in-chans", metavar="N", type=int, help="image channels of NAME, likewise")
-    add(
-        "--layers",
-        choices=["all", "auto", "kxk", "no-stem"],
-        default="all",
-        help="convolutions to convert (default: all)",
-    )
+    which = ("all", "auto", "kxk", "no-stem")
+    add("--layers", choices=which, default="all", help="convolutions to convert (default: all)")
     add("--linear", action="store_true", help="convert fully connected layers as well")
     warm = "gain: exactly the same function (default); none: the paper's unit, w' from 0"
     add("--warm-start", choices=["none", "gain"], default="gain", help=warm)

@@ -33,6 +33,7 @@ from icnets.support.text import first_process
 from icnets.training.by_class import ByClass, ValidationCounts, record_of_test
 from icnets.training.callbacks import progress_bar
 from icnets.training.fitting import TRAINER_DEFAULTS, RunOptions, code_words, result_of
+from icnets.training.network import start_statistics
 from icnets.training.plan import plan
 from icnets.training.run_checkpoints import AtomicCheckpointIO, last_checkpoints
 from icnets.training.task import ClassificationTask
@@ -93,6 +94,8 @@ class _RunCLI(LightningCLI):
         if not self.imports:
             require_named_code(chosen.model.model, args)
         chosen.name = chosen.name or run_name(chosen, self.command)
+        for name, values in start_statistics(chosen.model, chosen.data).items() if chosen.ckpt_path is None else ():
+            chosen.data[name] = tuple(values)
         self.run_options = RunOptions(**{f.name: chosen[f.name] for f in fields(RunOptions)})
         self.folder = self.run_options.folder
         given, chosen.ckpt_path = chosen.ckpt_path, find_checkpoint(chosen.ckpt_path, self.folder)

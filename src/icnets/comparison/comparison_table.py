@@ -168,10 +168,8 @@ def comparison_table(rows: Sequence[Row], settings: Settings, data: Mapping[str,
         brackets = f"{'Brackets: both values of 2 seeds; an' if error.n == 2 else 'An'} interval takes 3."
     else:
         same = f" {basic}: from scratch, by the same recipe and budget as the row." if settings.parts else ""
-        brackets = (
-            f"Brackets: {100 * error.confidence:g} % t interval over {error.n} seeds; differences are "
-            f"paired by seed, not corrected for the number of rows.{same}"
-        )
+        interval = f"{100 * error.confidence:g} % t interval over {error.n} seeds"
+        brackets = f"Brackets: {interval}; differences are paired by seed, not corrected for the number of rows.{same}"
     notes = [
         f"Error: {where}. {brackets}",
         too_few(images["test"]),

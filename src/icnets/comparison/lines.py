@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from icnets.support.files import atomic_write
 
 Line = dict[str, Any]
@@ -59,14 +61,9 @@ def locked(path: Path) -> Iterator[None]:
         ValueError: another process has it.
     """
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            what = f"another process is at work on this comparison ({path} is locked)"
-            raise ValueError(f"{what}; wait for its end") from None
+        lock = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        what = f"another process is at work on this comparison ({path} is locked)"
+        raise ValueError(f"{what}; wait for its end") from None
+    with lock:
         yield

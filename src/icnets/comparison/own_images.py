@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 import yaml
-from timm.models import get_pretrained_cfg
 from torch import nn
 
 from icnets import checkpoint
-from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, read_notes
+from icnets.checkpoint.image_notes import ImageNotes, read_notes
 from icnets.comparison.runs import GIVEN
 from icnets.open_network import network_file, notes_of_start
 from icnets.support.named_code import names_code
@@ -32,11 +31,7 @@ def own_recipe(model: str | nn.Module, weights: str | None, images: Mapping[str,
             beside them.
     """
     network, notes = _start(model, weights)
-    channels = int(images.get("in_chans") or 3)
-    seen = {name: list(getattr(notes, name) or ()) for name in ("mean", "std")}
-    if images.get("root") is None:  # digits, which have their own
-        seen = {}
-    said = {name: values for name, values in seen.items() if len(values) == channels}
+    said = {} if images.get("root") is None else notes.statistics(images.get("in_chans") or 3)  # digits have their own
     label = Path(model).stem if isinstance(model, str) else type(model).__name__
     words = "-".join(("compare", label, Path(images.get("root") or "digits").resolve().name))
     own = {"network": network, "data": {**said, **images}, "out": str(Path("runs") / re.sub(r"[^\w.-]", "_", words))}
@@ -60,12 +55,9 @@ def _start(model: str | nn.Module, weights: str | None) -> tuple[dict[str, Any],
         options = {k: v for k, v in made["args"].items() if k not in ("num_classes", "in_chans", "model_name")}
         network = {"name": made["args"]["model_name"], "weights": weights or str(file), "options": options}
         return network, read_notes(strings)
-    if names_code(model):
-        if weights is None:
-            raise ValueError(f"{model} needs the weights that it starts from: give --weights FILE")
-        return network, notes_of_start(Path(weights))
-    cfg = get_pretrained_cfg(model.removeprefix("ic_"), allow_unregistered=True)
-    return network, ImageNotes() if cfg is None else notes_of_cfg(cfg.to_dict())
+    if names_code(model) and weights is None:
+        raise ValueError(f"{model} needs the weights that it starts from: give --weights FILE")
+    return network, notes_of_start(Path(weights) if weights else None, model)
 
 
 def _given(model: nn.Module) -> str:

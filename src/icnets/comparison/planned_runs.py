@@ -194,6 +194,10 @@ def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], se
     if method.start != "scratch" and network != settings.network:
         raise ValueError(f"{own.name!r} is another network than {settings.network.name!r} and can't start from it")
     ic, wld = own.ic, method.distillation(settings.wld)
+    untrained = method.start == "scratch" and network.weights is None and network.name not in settings.imports
+    if untrained and ic is not None and ic.warm_start != "none":
+        what = f"{own.name!r} has warm_start: {ic.warm_start} but starts from scratch"
+        raise ValueError(f"{what}; say start: basic, or give the network weights")
     if ic is not None and method.start in ("gain", "calibrate"):
         ic = replace(ic, warm_start=method.start, max_change=None)
     parts: dict[str, Any] = {"network": network, "training": training, "basic": settings.network, "ic": ic, "wld": wld}

@@ -150,9 +150,6 @@ class Method:
         if self.start != "scratch" and self.network is not None:
             what = f"{self.name!r} is a {self.network} and can't start from the basic network"
             raise ValueError(f"{what}: start: scratch")
-        if self.start == "scratch" and self.ic is not None and self.ic.warm_start != "none":
-            what = f"{self.name!r} has warm_start: {self.ic.warm_start} but starts from scratch"
-            raise ValueError(f"{what}; say start: basic")
         if not 0 < self.teacher <= 1:
             raise ValueError(f"teacher of {self.name!r} is {self.teacher}; it must be a budget in (0, 1]")
 

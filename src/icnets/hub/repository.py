@@ -23,14 +23,6 @@ class HubError(ValueError):
     """A folder or repository that can't be used, with the reason and the remedy in one line."""
 
 
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubError(f"huggingface_hub can't be imported ({error}); pip install 'icnets[hub]'") from None
-    return huggingface_hub
-
-
 def save_pretrained(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -50,7 +42,7 @@ def save_pretrained(
         overwrite: replace the network that the folder holds.
 
     Raises:
-        HubError: the folder is a file or holds a network already, or huggingface_hub is missing.
+        HubError: the folder is a file or holds a network already.
         ValueError: classes or an architecture that can't be used.
         TypeError: a model that :func:`icnets.save` refuses: deployed, traced, without values.
 
@@ -74,7 +66,6 @@ def save_pretrained(
 
 def _write(model: nn.Module, folder: Path, source: str, card: Card, architecture: Any, metadata: Any) -> None:
     """Everything that can fail for what was given fails before the first file."""
-    _hub()
     model, notes = unwrapped(model), dict(metadata or {})
     card = replace(card, classes=_labels(model, card, notes))
     if card.classes:
@@ -121,13 +112,14 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        HubError: no such repository, no access, or no connection; huggingface_hub is missing.
+        HubError: no such repository, no access, or no connection.
         ValueError, TypeError: as for :func:`save_pretrained`.
 
     Example:
         >>> address = push_to_hub(model, "me/ic_resnet18")  # doctest: +SKIP
     """
-    hub = _hub()
+    import huggingface_hub as hub
+
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write(model, folder, repo_id, card or Card(), architecture, metadata)
@@ -151,8 +143,7 @@ def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = No
             a private one), cache_dir (where downloads are kept), local_files_only (what was downloaded before), ...
 
     Raises:
-        HubError: no such folder or repository, no weights in it, no connection, options for a folder, or
-            huggingface_hub is missing.
+        HubError: no such folder or repository, no weights in it, no connection, options for a folder.
         CheckpointError: weights that ``icnets.save`` didn't write, damaged ones, or ones that don't fit ``model``.
 
     Example:
@@ -166,7 +157,8 @@ def from_pretrained(source: str | os.PathLike[str], model: nn.Module | None = No
         if options:
             raise HubError(f"{folder} is a folder here, and {', '.join(options)} are for repositories; leave them out")
         return load(folder / WEIGHTS, model)
-    hub = _hub()
+    import huggingface_hub as hub
+
     try:
         path = hub.hf_hub_download(name, WEIGHTS, library_name="icnets", **options)
     except Exception as error:

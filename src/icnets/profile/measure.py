@@ -227,17 +227,11 @@ def profile(models: Mapping[str, nn.Module], sample: Tensor, *, rounds: int = 11
 
 def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
     """The profiles as a table; each time and each memory stands with its ratio to the first row's."""
-    rows = [
-        (
-            p.name,
-            p.parameters.format(),
-            p.macs.format(),
-            f"{p.inference.ms_per_image:.3g} (×{p.inference.ratio:.2f})",
-            f"{p.training.ms_per_image:.3g} (×{p.training.ratio:.2f})",
-            f"{p.memory_bytes / 2**20:.1f} (×{p.memory_ratio:.2f})",
-        )
-        for p in profiles
-    ]
+    rows = []
+    for p in profiles:
+        times = [f"{time.ms_per_image:.3g} (×{time.ratio:.2f})" for time in (p.inference, p.training)]
+        memory = f"{p.memory_bytes / 2**20:.1f} (×{p.memory_ratio:.2f})"
+        rows.append((p.name, p.parameters.format(), p.macs.format(), *times, memory))
     first, threads, on_cpu = profiles[0].name, profiles[0].inference.threads, sample.device.type == "cpu"
     n, c, h, w = sample.shape
     notes = [
@@ -246,10 +240,9 @@ def profile_table(profiles: Sequence[Profile], sample: Tensor) -> Table:
         f"Memory for backward: {'tensors that autograd saves' if on_cpu else 'peak of a forward and backward pass'}, "
         "for the batch, without parameters.",
     ]
-    if on_cpu and native.loaded():
-        notes.append("IC units compute with the C++ kernels of icnets build.")
-    elif on_cpu:
-        notes.append("IC units compute with PyTorch's own operators; the C++ kernels of `icnets build` are faster.")
+    if on_cpu:
+        slower = "PyTorch's own operators; the C++ kernels of `icnets build` are faster"
+        notes.append(f"IC units compute with {'the C++ kernels of icnets build' if native.loaded() else slower}.")
     return Table(
         f"{first}: batch {n}, {c}×{h}×{w}, {str(sample.dtype).removeprefix('torch.')}, "
         f"{'CPU' if on_cpu else torch.cuda.get_device_name(sample.device)}, {threads} thread{'s' * (threads > 1)}, "

@@ -96,11 +96,8 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head, end, rest = svg.partition(">")
-    return (
-        (re.sub(r' (width|height)="[^"]*"', "", head) + end + rest)
-        .replace(INK, "currentColor")
-        .replace(COLOURS[1].lower(), "var(--blue)")
-    )
+    svg = re.sub(r' (width|height)="[^"]*"', "", head) + end + rest
+    return svg.replace(INK, "currentColor").replace(COLOURS[1].lower(), "var(--blue)")
 
 
 def as_label(name: str, limit: int = 40) -> str:
@@ -203,10 +200,9 @@ def loss_chart(losses: Losses) -> Figure:
     return draw("loss", paint, alt=f"Losses by epoch. At the end: {ends}.", caption=caption)
 
 
-def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
-    """Test error against "time" or "macs" per image, every method a mark with its interval."""
-    label = {"time": "ms per image, forward", "macs": "million MACs per image"}[cost]
-    at = [row.cost.latency.ms_per_image if cost == "time" else row.cost.macs.total / 1e6 for row in rows]
+def cost_chart(rows: Sequence[Row]) -> Figure:
+    """Test error against the time of an image, every method a mark with its interval."""
+    label, at = "ms per image, forward", [row.cost.latency.ms_per_image for row in rows]
 
     def paint(axes: Any) -> None:
         span = max(at) - min(at) or at[0]
@@ -222,12 +218,8 @@ def cost_chart(rows: Sequence[Row], cost: str) -> Figure:
         axes.set_ylim(max(low, 0), min(high, 100))
 
     points = "; ".join(f"{row.name}: {row.error.format()} % at {x:.3g}" for row, x in zip(rows, at, strict=True))
-    return draw(
-        f"cost-{cost}",
-        paint,
-        alt=f"Test error in per cent against {label}. {points}.",
-        caption=f"Test error against {label}: lower and further left is better. Bars: intervals over seeds.",
-    )
+    caption = f"Test error against {label}: lower and further left is better. Bars: intervals over seeds."
+    return draw("cost-time", paint, alt=f"Test error in per cent against {label}. {points}.", caption=caption)
 
 
 def paint_confusion(axes: Any, counts: Sequence[Sequence[int]], names: Sequence[str], most_ticks: int = 30) -> None:

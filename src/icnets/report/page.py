@@ -34,7 +34,7 @@ def write_report(comparison: ComparisonFiles, out: Path, *, images: int = 12) ->
         "heading": "Comparison",
         "table": comparison_table(rows, settings, data),
         "curves": curve_charts(curves(shown, comparison.runs)),
-        "costs": [cost_chart(rows, "time"), cost_chart(rows, "macs")],
+        "costs": [cost_chart(rows)],
         **_looks(comparison, images),
         "facts": {
             "made": f"{record['created']}, in {record['seconds']:.0f} s",

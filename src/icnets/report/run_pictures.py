@@ -42,9 +42,9 @@ class SampleBatch(Callback):
             return
         self._drawn, data = True, trainer.datamodule
         with never_fatal(self.path) as path:
-            images, targets = (part[:_SAMPLE].float().cpu() for part in batch)
+            names, (images, targets) = data.class_names, (part[:_SAMPLE].float().cpu() for part in batch)
             tiles = [
-                (picture(image, data.mean, data.std), _label(target, data.class_names))
+                (picture(image, getattr(data, "mean", (0.0,)), getattr(data, "std", (1.0,))), _label(target, names))
                 for image, target in zip(images, targets, strict=True)
             ]
             save_sheet(tiles, path)

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from icnets import __version__
+from icnets.data.images import IGNORED
 from icnets.support.tables import Table
 from icnets.training.callbacks import OfBestEpoch, validates_within_fit
 
@@ -16,22 +17,10 @@ SCHEMA = 1  # of test.json
 _CLASSES_SHOWN, _MISTAKES = 20, 24
 
 
-class _Counts:
-    """Images by class and answer, (classes, classes), over batches and processes."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes, self._pairs = classes, [torch.empty(0, dtype=torch.int64)]
-
-    def add(self, outputs: dict[str, Tensor]) -> None:
-        """Of a step's ``preds`` and ``target``, both (N,); images without a class don't count."""
-        preds, target = outputs["preds"], outputs["target"]
-        self._pairs.append(target * self.classes + preds)  # negative where there is no class; waits for no GPU
-
-    def total(self, trainer: Any) -> Tensor:
-        """int32 on the CPU, of all processes, which must all call this."""
-        pairs = torch.cat([part.cpu() for part in self._pairs])
-        counts = torch.bincount(pairs[pairs >= 0], minlength=self.classes**2).view(self.classes, -1)
-        return trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum").cpu().int()
+def _counts(trainer: Any) -> Any:
+    """A metric of the images by class and answer; ``compute()`` gives them (classes, classes), of all processes."""
+    counts = MulticlassConfusionMatrix(trainer.datamodule.num_classes, ignore_index=IGNORED, validate_args=False)
+    return counts.to(trainer.strategy.root_device)
 
 
 class ValidationCounts(OfBestEpoch):
@@ -41,18 +30,18 @@ class ValidationCounts(OfBestEpoch):
     """
 
     counts: Tensor | None = None
-    _current: _Counts | None = None
+    _current: Any = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._current = _Counts(vars(trainer)["datamodule"].num_classes) if validates_within_fit(trainer) else None
+        self._current = _counts(trainer) if validates_within_fit(trainer) else None
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
         if self._current is not None:
-            self._current.add(outputs)
+            self._current.update(outputs["preds"], outputs["target"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._current is not None and self.improved(trainer):
-            self.counts = self._current.total(trainer)
+            self.counts = self._current.compute().int().cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "counts": self.counts}
@@ -82,13 +71,13 @@ class ByClass(Callback):
     mistakes: list[Mistake]
 
     def on_test_epoch_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        self._current, self.mistakes = _Counts(trainer.datamodule.num_classes), []
+        self._current, self.mistakes = _counts(trainer), []
         self._numbers: Any = list(trainer.datamodule.test_dataloader().batch_sampler)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._current.add(outputs)
+        self._current.update(outputs["preds"], outputs["target"])
         rows = zip(*(outputs[name].tolist() for name in ("confidence", "preds", "target")), strict=True)
         for i, (sure, answer, target) in enumerate(rows):
             least = self.mistakes[-1].probability if len(self.mistakes) == _MISTAKES else 0.0
@@ -100,7 +89,7 @@ class ByClass(Callback):
         self.mistakes = sorted(found, key=lambda m: (-m.probability, m.number))[:_MISTAKES]
 
     def on_test_epoch_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        self.counts = self._current.total(trainer)
+        self.counts = self._current.compute().int().cpu()
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(parts, self.mistakes)

@@ -80,11 +80,11 @@ class RunOptions:
         """What logs a training's metrics where nothing else is asked for."""
         return TensorBoardLogger(self.folder, "tensorboard", "")
 
-    def callbacks(self, config: dict[str, Any] | None, trainer: Any, *more: Callback) -> list[Callback]:
+    def callbacks(self, config: dict[str, Any], trainer: Any, *more: Callback) -> list[Callback]:
         """What writes a training's files into the folder.
 
         Args:
-            config: the options by group, which :func:`found_values` complete; None where YAML can't say them.
+            config: the options by group, which :func:`found_values` complete.
             trainer: the trainer's options by name, of which logger and enable_checkpointing may be False.
             *more: callbacks that draw.
         """
@@ -126,7 +126,7 @@ class _RunFiles(Callback):
     goes on with.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any] | None) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config, self.unreadable = folder, config, 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -134,7 +134,7 @@ class _RunFiles(Callback):
         if not trainer.is_global_zero:
             return
         print(_announcement(trainer, pl_module), flush=True)
-        if self.config is not None and not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:
             for group, values in found_values(trainer, pl_module).items():
                 self.config[group] |= values
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,8 @@ def _announcement(trainer: Any, task: ClassificationTask) -> str:
     if task.fine_tunes:
         new = f", times {task.optimization.new_lr:g} for what IC adds" if units else ""
         step += f" (fine-tuning: a tenth of the usual{new}, gradients clipped to {task.gradient_clip_val:g})"
-    return f"{kind}, {sum(p.numel() for p in network.parameters()):,} parameters; images: {sizes}; {step}"
+    count = f"{sum(p.numel() for p in network.parameters()):,} parameters"
+    return f"{kind}, {count}, {task.start}{', taught' * (task.teacher is not None)}; images: {sizes}; {step}"
 
 
 def require_one_step(trainer: Any) -> None:

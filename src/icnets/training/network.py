@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from icnets.checkpoint.weights_files import load_weights
 from icnets.convert.surgery import ICConfig, convert_
-from icnets.open_network import make_network, starting_config
+from icnets.open_network import make_network, notes_of_start, starting_config
 from icnets.support.text import tell
 from icnets.unit.layers import IC_LAYERS
 
@@ -48,6 +48,7 @@ def build_network(
         model = make_network(model, pretrained=pretrained, **options)
     elif pretrained or options:
         raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
+    trained = pretrained or init_from is not None or was_trained(model)
     if init_from is not None:
         load_weights(model, init_from)
     if ic is not None and ic.warm_start == "calibrate":
@@ -57,9 +58,30 @@ def build_network(
         return model.train(), ic
     if ic is not None:
         report = convert_(model, ic, optimizers=())
-        if report.converted and ic.warm_start == "none" and (pretrained or init_from is not None):
+        if report.converted and ic.warm_start == "none" and trained:
             tell("ic.warm_start is none, which changes what the trained network computes; gain keeps its function")
     return model.train(), None
+
+
+def was_trained(network: nn.Module) -> bool:
+    """Whether a network has been trained, as far as its batch norms show it: new ones have means of 0."""
+    norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(m.running_mean is not None and bool(m.running_mean.any()) for m in norms)
+
+
+def start_statistics(model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Mean and deviation of the images that the weights to start from were trained on, where the options don't say any.
+
+    Args:
+        model: options of :class:`icnets.training.task.ClassificationTask`; random weights know of no images.
+        data: options of a folder of images; digits have their own.
+
+    Raises ValueError for a file that notes nonsense.
+    """
+    file, given = model.get("init_from"), (data.get("mean"), data.get("std")) != (None, None)
+    if given or data.get("root") is None or not (file or model.get("pretrained")):
+        return {}
+    return notes_of_start(file and Path(file), str(model["model"])).statistics(data.get("in_chans") or 3)
 
 
 def calibration_batches(data: Any) -> Iterator[Tensor]:

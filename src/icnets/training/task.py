@@ -21,7 +21,7 @@ from icnets.distill.teacher import require_independent
 from icnets.support.hooks import modes_kept
 from icnets.support.text import differing, few, first_line
 from icnets.training.callbacks import validates_within_fit
-from icnets.training.network import build_network, calibration_batches
+from icnets.training.network import build_network, calibration_batches, was_trained
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
 from icnets.training.run_checkpoints import LastCheckpoints
@@ -89,7 +89,11 @@ class ClassificationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         given = Optimization(**optimization)
-        self.fine_tunes = given.lr is None and (pretrained or init_from is not None or teacher is not None)
+        self.start = f"weights of {init_from}" if init_from is not None else "timm's pretrained weights"
+        if not (pretrained or init_from is not None):
+            own = isinstance(model, nn.Module) and was_trained(model)
+            self.start = "the weights it has" if own else "random weights"
+        self.fine_tunes = given.lr is None and (self.start != "random weights" or teacher is not None)
         self.optimization = with_lr(given, fine_tunes=self.fine_tunes)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")

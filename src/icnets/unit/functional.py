@@ -164,8 +164,6 @@ def deployed(v: Tensor, s: Tensor | None, spatial_dims: int, post: Post) -> Tens
     """
     slope, uniform_slope, sign, collision, offset = post
     own = spatial_dims > 0 and v.dim() == spatial_dims + 2 and v.numel() > 0 and _may_overwrite(v)
-    if own and s is not None and (z := gpu.run("post_", v, s, *post)) is not None:
-        return cast(Tensor, z)
     half = v.dtype in _HALF
     r = v.float() if own and half else dense(v)
     if slope is None:

@@ -50,12 +50,10 @@ class Agreement:
 
     def __str__(self) -> str:
         changed = f"{1 - self.same_class:.2%} of {self.images} images changed their class"
-        if self.accuracy_before is None or self.accuracy_after is None:
+        before, after = self.accuracy_before, self.accuracy_after
+        if before is None or after is None:
             return changed
-        return (
-            f"accuracy {self.accuracy_before:.2%} before, {self.accuracy_after:.2%} after "
-            f"({100 * (self.accuracy_after - self.accuracy_before):+.2f} pp); {changed}"
-        )
+        return f"accuracy {before:.2%} before, {after:.2%} after ({100 * (after - before):+.2f} pp); {changed}"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,6 @@ def drive(channels, groups, channels_last, dtype, gain):
     layout = Layout.of(y, s)
     collide.collide_(y, s, layout, v, 0.3, v, gain)
     collide.collide_backward(y, s, layout, y, False, v, 0.3, v, gain)
-    collide.post_(y, s, layout, gain, 0.5, None, v, v)
 
 
 def main():

@@ -53,21 +53,16 @@ def _channels(first, example, group, place, L, G, sc, sp, P: tl.constexpr, BC: t
 
 @triton.jit
 def _forward(
-    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, sign_ptr, factor, slope, L, G, sc, sp, sn, sl, sg,
-    P: tl.constexpr, DEPLOYED: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr, SIGN: tl.constexpr,
+    y_ptr, s_ptr, v_ptr, o_ptr, g_ptr, factor, L, G, sc, sp, sn, sl, sg,
+    P: tl.constexpr, OFFSET: tl.constexpr, GAIN: tl.constexpr,
     BG: tl.constexpr, BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """The unit's output, or with DEPLOYED that of its deployed form, whose slopes are instead of the gain."""
     example, group, place, sums = _place(s_ptr, L, G, sn, sl, sg, BG, BL)
     channel, known, at = _channels(tl.program_id(2) * BC, example, group, place, L, G, sc, sp, P, BC)
     inside = known & (place < L)
     y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
     v, o, gain = _unit_vectors(v_ptr, o_ptr, g_ptr, factor, channel, known, OFFSET, GAIN)
-    if DEPLOYED:
-        below = gain if GAIN else slope
-        z = tl.where(y > 0, y, y * below) * _vector(sign_ptr, channel, known, SIGN, 1) + v * sums + o
-    else:
-        z = y + gain * tl.maximum(y - v * sums + o, 0)
+    z = y + gain * tl.maximum(y - v * sums + o, 0)
     tl.store(y_ptr + at, z.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -102,33 +97,19 @@ def collide_(
     y: Tensor, s: Tensor, layout: Layout, collision: Tensor, factor: float, offset: Tensor | None, gain: Tensor | None
 ) -> Tensor:
     """Overwrites y with ``y + gain * relu(y - factor * collision * s + offset)``."""
-    return _forward_(y, s, layout, (collision, offset, gain, None), factor, 1.0)
-
-
-def post_(v: Tensor, s: Tensor, layout: Layout, *post) -> Tensor:
-    """Overwrites v with ``sign * prelu(v) + collision * s + offset``; ``post`` as for the unit's deployed form."""
-    slope, uniform_slope, sign, collision, offset = post
-    return _forward_(v, s, layout, (collision, offset, slope, sign), 1.0, uniform_slope, deployed=True)
+    vectors = [collision, *(collision if v is None else v for v in (offset, gain))]  # an absent one is never read
+    bg, bc, bl = layout.tile()
+    columns = layout.batch * triton.cdiv(layout.places, bl)
+    grid = (columns, triton.cdiv(layout.groups, bg), triton.cdiv(layout.per_group, bc))
+    flags = {"P": layout.per_group, "OFFSET": offset is not None, "GAIN": gain is not None}
+    _forward[grid](y, s, *vectors, factor, *_sizes(layout), **flags, BG=bg, BC=bc, BL=bl)
+    return y
 
 
 def _sizes(layout: Layout) -> tuple[int, ...]:
     """Places and groups, the activation's strides by channel and place, and those of the sums."""
     last = (1, layout.channels) if layout.last else (layout.places, 1)
     return (layout.places, layout.groups, *last, *layout.strides)
-
-
-def _forward_(
-    y: Tensor, s: Tensor, layout: Layout, vectors: tuple, factor: float, slope: float, deployed: bool = False
-) -> Tensor:
-    """Runs the kernel; ``vectors``: the collision, and the offset, gain and sign where there are any."""
-    present = {name: v is not None for name, v in zip(("OFFSET", "GAIN", "SIGN"), vectors[1:], strict=True)}
-    vectors = tuple(vectors[0] if v is None else v for v in vectors)  # an absent one is never read
-    bg, bc, bl = layout.tile()
-    columns = layout.batch * triton.cdiv(layout.places, bl)
-    grid = (columns, triton.cdiv(layout.groups, bg), triton.cdiv(layout.per_group, bc))
-    flags = {"P": layout.per_group, "DEPLOYED": deployed, **present, "BG": bg, "BC": bc, "BL": bl}
-    _forward[grid](y, s, *vectors, factor, slope, *_sizes(layout), **flags)
-    return y
 
 
 def collide_backward(

@@ -1,0 +1,1 @@
+"""What trained units do: how often their collisions fire."""
