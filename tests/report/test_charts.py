@@ -44,6 +44,13 @@ def test_bands_of_curves_are_clipped(painted: list[Any]) -> None:
         assert (heights.min(), heights.max()) == (0, 100)
 
 
+def test_one_epoch_is_a_mark(painted: list[Any]) -> None:
+    """A line through one point can't be seen."""
+    one, two = (charts.Curve("a", list(range(1, n + 1)), [[9.0] * n], [0.5] * n, warm=False) for n in (1, 2))
+    charts.curve_charts([one, two])
+    assert [line.get_marker() for line in painted[0].get_lines()] == ["o", ""]
+
+
 def test_errors_beside_costs_stay_between_0_and_100(painted: list[Any]) -> None:
     latency = Latency(1.0, 1.0, 1.0, 1.0, 5, 8, 1)
     for mean, low, high in ((1.0, -8.0, 10.0), (99.0, 80.0, 118.0)):

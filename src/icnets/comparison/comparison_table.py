@@ -136,8 +136,7 @@ def _agreements(rows: Sequence[Row]) -> list[str]:
 
 def _title(settings: Settings, size: int) -> str:
     """What a comparison is of, in a line: the basic network, the data, and how many images and seeds there are."""
-    root = settings.data.get("root") or settings.data.get("train_shards") or settings.data.get("hf")
-    where = settings.data.get("kind") or ("digits" if root is None else Path(str(root)).resolve().name)
+    where = settings.data.get("kind") or Path(settings.data.get("root") or "digits").resolve().name
     seeds = max(len(part.seeds) for part in settings.parts) if settings.parts else len(settings.seeds)
     return f"{settings.network.name} on {where}, {size} training images, {seeds} seeds"
 

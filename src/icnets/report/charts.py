@@ -169,7 +169,8 @@ def _paint_curves(axes: Any, curves: Sequence[Curve], x: str, label: str) -> Non
         highest = max(highest, *means)
         row, column = divmod(number, len(COLOURS))
         dash = DASHES[(2 * row + curve.warm) % len(DASHES)]
-        axes.plot(places, means, label=as_label(curve.name), color=COLOURS[column], linestyle=dash, linewidth=2)
+        look = {"color": COLOURS[column], "linestyle": dash, "linewidth": 2, "marker": "o" if len(places) == 1 else ""}
+        axes.plot(places, means, label=as_label(curve.name), **look)
         if len(curve.values) > 2:
             ends = [[min(max(getattr(i, end), 0.0), 100.0) for i in intervals] for end in ("low", "high")]
             axes.fill_between(places, *ends, color=COLOURS[column], alpha=0.08, linewidth=0)
