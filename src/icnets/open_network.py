@@ -43,8 +43,7 @@ class OpenedNetwork(NamedTuple):
     def image_shape(self) -> tuple[int, int | None]:
         """Channels and height of its images: as noted, else as timm or the first convolution has them, or None."""
         own = own_input_size(self.network) or (0, None)
-        first = next((m for m in self.network.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = 3 if first is None else first.in_channels
+        channels = next((m.in_channels for m in self.network.modules() if isinstance(m, nn.Conv2d)), 3)
         return self.notes.in_chans or own[0] or channels, self.notes.image_size or own[-1]
 
 

@@ -68,7 +68,7 @@ def test_it_is_trained_resumed_tested_predicted_and_exported(capsys: pytest.Capt
     assert "next: icnets report runs/a\n" in capsys.readouterr().out
     resumed = ["fit", "--name", "a", "--ckpt_path", "last", "--model", NAME, "--trainer.max_epochs", "2"]
     assert main(resumed) == 0
-    assert main(["test", "--name", "a", "--ckpt_path", "best", "--model", NAME]) == 0
+    assert main(["test", "--name", "a", "--model", NAME]) == 0
     rows = predicted(NAME, "--weights", BEST)
     assert rows == predicted(NAME, "--weights", "runs/a")
     network = icnets.load(BEST, make_network(NAME, 2))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets.cli.parser import Parser
+from icnets.support.named_code import names_code
 from icnets.support.text import first_process
 from icnets.training.fitting import free_name
 from icnets.training.run_checkpoints import AtomicCheckpointIO, newest_whole
@@ -18,13 +19,14 @@ _NAMELESS = "ckpt_path is {!r}, of which run? Give --name too"
 def with_configuration_of_run(args: Sequence[str], *, trains: bool) -> list[str]:
     """The arguments, and before them the configuration of the run whose checkpoint they name, unless they bring one.
 
-    Without ``trains``, a run that is named alone is meant with its best weights.
+    Without ``trains``, a run that is named alone, or with its code, is meant with its best weights.
     """
     early = Parser(add_help=False)
     for name in ("ckpt_path", "name", "runs", "config", "model.model"):
         early.add_argument(f"--{name}")
     given = early.parse_known_args(args)[0]
-    if not (trains or given.name is None or given.ckpt_path or given.config or vars(given)["model.model"]):
+    other = given.ckpt_path or given.config or not names_code(vars(given)["model.model"] or "my:code")
+    if not (trains or given.name is None or other):
         given.ckpt_path, args = "best", [*args, "--ckpt_path", "best"]
     if given.ckpt_path is None or given.config is not None or "--help" in args:
         return list(args)

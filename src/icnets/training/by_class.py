@@ -114,8 +114,8 @@ def record_of_test(tested: ByClass, data: Any, metrics: Mapping[str, float], **h
     ]
     scores = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
     start = {"schema": SCHEMA, "icnets": __version__, **head, "images": int(tested.counts.sum()), **scores}
-    classes = _by_class(tested.counts, names)
-    return {**start, "classes": classes, "confusion": tested.counts.tolist(), "mistakes": mistakes}
+    counts = {"classes": _by_class(tested.counts, names), "confusion": tested.counts.tolist()}
+    return {**start, **counts, "mistakes": mistakes}
 
 
 def _by_class(counts: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:

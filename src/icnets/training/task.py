@@ -89,10 +89,9 @@ class ClassificationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         given = Optimization(**optimization)
-        self.start = f"weights of {init_from}" if init_from is not None else "timm's pretrained weights"
-        if not (pretrained or init_from is not None):
-            own = isinstance(model, nn.Module) and was_trained(model)
-            self.start = "the weights it has" if own else "random weights"
+        origin = "the weights it has" if isinstance(model, nn.Module) and was_trained(model) else "random weights"
+        origin = "timm's pretrained weights" if pretrained else origin
+        self.start = origin if init_from is None else f"weights of {init_from}"
         self.fine_tunes = given.lr is None and (self.start != "random weights" or teacher is not None)
         self.optimization = with_lr(given, fine_tunes=self.fine_tunes)
         if num_classes < 2:
