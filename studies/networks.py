@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from icnets import ICConfig, convert_
 from icnets.timm_models import create_model
 from icnets.unit.layers import IC_LAYERS
+from studies.family import add_unit_
 
 __all__ = ["BEFORE_NORM", "SelfCollision", "SignalNet", "lite0", "resnet10t", "resnet18", "resnet50", "small_resnet"]
 
@@ -91,6 +92,8 @@ class SignalNet(nn.Module):
         attention: timm's name of an attention module behind each norm ("se", "eca", "cbam"); None: no attention.
         attention_options: its arguments.
         before_norm: a name of :data:`BEFORE_NORM`; None: no function.
+        widen: factor on ``channels``, rounded.
+        unit, unit_options: of :func:`studies.family.add_unit_`.
 
     In: ``(N, in_chans, L)``; out: logits ``(N, num_classes)``.
     """
@@ -104,8 +107,12 @@ class SignalNet(nn.Module):
         attention: str | None = None,
         attention_options: dict[str, Any] | None = None,
         before_norm: str | None = None,
+        widen: float = 1.0,
+        unit: str | None = None,
+        unit_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        channels = round(widen * channels)
         layers: list[nn.Module] = []
         for i in range(depth):
             kernel, stride = (5 if i == 0 else 3), (2 if i < 3 else 1)
@@ -118,6 +125,7 @@ class SignalNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool1d(5)
         self.head = nn.Linear(5 * channels, num_classes)
         _add_before_norm_(self, before_norm)
+        add_unit_(self, unit, **(unit_options or {}))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))

@@ -35,7 +35,7 @@ def test_every_network_trains_a_step(path: Path) -> None:
     for job in jobs.values():
         model = create(job.network, num_classes=4, in_chans=shape[0], imports=study.imports)
         if job.ic is not None:
-            report = convert_(model, job.ic, optimizers=())
+            report = convert_(model, job.ic, optimizers=(), calibration_data=[torch.randn(8, *shape)])
             assert report.converted
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loss = F.cross_entropy(model(torch.randn(4, *shape)), torch.arange(4))

