@@ -31,6 +31,7 @@ class Question:
         figure: name of the picture's file, without .png; None: none.
         note: sentences of explanation under the title.
         remarks: sentences under the answer.
+        studies: beginnings of the names of those that are asked, and by no other question; (): all the others.
     """
 
     title: str
@@ -42,6 +43,14 @@ class Question:
     figure: str | None = None
     note: str = ""
     remarks: Sequence[str] = field(default_factory=tuple)
+    studies: tuple[str, ...] = ()
+
+    def asked(self, studies: Sequence[Results], questions: Sequence[Question]) -> list[Results]:
+        """Those of ``studies`` that this one of ``questions`` is put to."""
+        if self.studies:
+            return [study for study in studies if study.name.startswith(self.studies)]
+        claimed = tuple(name for question in questions for name in question.studies)
+        return [study for study in studies if not study.name.startswith(claimed)]
 
     def present(self, study: Results) -> list[Cell]:
         """The cells that the study has."""
@@ -183,7 +192,7 @@ def failures(studies: Sequence[Results], questions: Sequence[Question]) -> list[
     for study in studies:
         for question in questions:
             cells = question.present(study)
-            if None not in question.against or question.budgets:
+            if study not in question.asked(studies, questions) or None not in question.against or question.budgets:
                 continue
             for cell, c in zip(cells, study.family([(cell, study.basic(cell)) for cell in cells]), strict=True):
                 if c is not None and c.clear and c.difference.mean < 0:
@@ -203,7 +212,7 @@ def page(studies: Sequence[Results], questions: Sequence[Question], images: Path
         images: folder for the figures; made if missing.
         link: that folder as the page sees it.
     """
-    lines = [line for question in questions for line in _section(question, studies, images, link)]
+    lines = [line for q in questions for line in _section(q, q.asked(studies, questions), images, link)]
     worse = failures(studies, questions)
     lines += [
         "## What did not work",

@@ -32,6 +32,9 @@ SCHEDULES = (
 TEACHERS = ("WLD", "WLD, teacher at 50 %", "WLD, teacher at 25 %")
 GAIN = ("start gain", "start gain, lr 0.02", "start gain + WLD", "start gain + WLD, lr 0.02")
 WARM = (*GAIN, *(name.replace("gain", "calibrate") for name in GAIN))
+WIDER = ("basic, wider ×1.1", "basic, wider ×1.25", "basic, wider ×1.5")
+SUMS = ("one learned sum", "four learned sums", "own piece, rank 1", "own piece, rank 4")
+FAMILY = ("basic", *WIDER, "no collision term", "PReLU before BN", "IC", *SUMS, "FReLU", "maxout of 2")
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 QUESTIONS = (
@@ -102,6 +105,33 @@ QUESTIONS = (
         + [Cell(name, "WLD", "strong") for name in ("basic", "IC")],
         against=(None, Cell(CONTROL.network, recipe="strong")),
         note="AdamW, mixup, label smoothing and an average of the weights (and RandAugment for images).",
+    ),
+    Question(
+        "How is a trained network fine-tuned?",
+        [
+            *(Cell("basic", recipe=f"lr {lr}") for lr in ("0.0005", "0.001", "0.002")),
+            Cell("IC, gain", recipe="lr 0.001"),
+            *(Cell("IC, gain", recipe=f"new {factor}") for factor in ("0.03", "0.3", "1")),
+            *(Cell(f"IC, {kind}", recipe="lr 0.001") for kind in ("gain, all layers", "gain, k×k only", "calibrate")),
+            *(Cell("basic", f"WLD {weight}", "lr 0.001") for weight in ("0.25", "1")),
+        ],
+        against=(Cell("basic", recipe="lr 0.001"),),
+        studies=("solar_finetune_search",),
+        note="EfficientNet-Lite0 with ImageNet weights on the solar cells, 96 pixels, 5 epochs, AdamW: a search on two "
+        "folds, which tells settings that spoil a training and no more. `lr 0.001` has a tenth of it for what IC adds; "
+        "`new 0.3` has 0.3 of it.",
+    ),
+    Question(
+        "What lies between IC and maxout?",
+        [Cell(name) for name in FAMILY],
+        against=(None, Cell("IC"), Cell("basic, wider ×1.25")),
+        studies=("mnist1d_family",),
+        costs=True,
+        note="Units whose second piece has learned sums in the place of the one fixed sum (*learned sums*), or is made "
+        "of learned sums alone (*own piece*), with FReLU and maxout, beside the basic network made wider: "
+        "`studies/family.py` has the formulas. `mnist1d_family` has 16 channels, the others as many as their names "
+        "say. The rule by which one of them becomes an option of the unit stands in "
+        "`recipes/studies/mnist1d_family.yaml`, written before the first run.",
     ),
 )
 

@@ -57,6 +57,19 @@ def _run(cell: Cell, seed: int, error: float, curve: list[float] | None = None, 
     }  # fmt: skip
 
 
+def test_a_question_may_have_studies_of_its_own(tmp_path: Path) -> None:
+    """They are put to no other, and what fails there is told once."""
+    cells = [Cell("basic"), Cell("IC")]
+    general, own = Question("General?", cells), Question("Own?", cells, studies=("family",))
+    studies = [Results(_study(name, {Cell("IC"): -5.0})) for name in ("family_8", "other")]
+    text = page(studies, [general, own], tmp_path, "images")
+    first, second = text[: text.index("## Own?")], text[text.index("## Own?") : text.index("## What did not work")]
+    assert ("**other**" in first, "**family_8**" in first) == (True, False)
+    assert ("**other**" in second, "**family_8**" in second) == (False, True)
+    worse = text[text.index("## What did not work") :]
+    assert (worse.count("**other**"), worse.count("**family_8**")) == (1, 1)
+
+
 def _study(name: str, gains: dict[Cell, float], seeds: int = 5, spread: float = 0.1, folds: int | None = None) -> list:
     """Lines of a made-up study: errors of 10 % less the gain of the cell, with what a seed adds to all and to each."""
     rng = random.Random(name)
