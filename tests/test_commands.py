@@ -1,6 +1,6 @@
 """Every command of the README and of docs/index.md, as it stands there, on 120 photographs.
 
-They run one after the other in one folder, which holds ``photos`` (60 images a class) and ``new_photos``. Options are
+They run one after the other in one folder, which holds ``photos`` (150 images a class) and ``new_photos``. Options are
 appended that make them small, and weights, since timm would download its own. Those of the guides: test_guides.py.
 """
 
@@ -99,7 +99,7 @@ def test_the_demo_is_the_documented_command():
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the commands run."""
-    write_cells(tmp_path, 64, train=60, val=3)
+    write_cells(tmp_path, 64, train=150, val=3)
     (tmp_path / "train").rename(tmp_path / "photos")
     (tmp_path / "val").rename(tmp_path / "new_photos")
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")

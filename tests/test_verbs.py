@@ -104,7 +104,7 @@ def test_a_trained_module_is_fine_tuned(capsys: pytest.CaptureFixture[str], capl
     icnets.fit(model, (Named(), Named()), name="new", **options)
     assert "parameters, random weights; images:" in (said := capsys.readouterr().out)
     assert "lr 0.1" in said
-    icnets.fit(model, (Named(), Named()), name="again", ic=icnets.ICConfig(), **options)
+    icnets.fit(model, (Named(), Named()), name="again", ic={"layers": "all"}, **options)
     assert "parameters, the weights it has; images:" in (said := capsys.readouterr().out)
     assert "lr 0.01 (fine-tuning: a tenth of the usual, times 0.1 for what IC adds" in said
     assert any("ic.warm_start is none, which changes what the trained network computes" in m for m in caplog.messages)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, LambdaCallback
 from torch import nn
 
 from icnets.comparison.engine import Comparison, run_comparison
@@ -75,7 +74,6 @@ def fit(
     label = model.rpartition(":")[2] if isinstance(model, str) else type(model).__name__
     of_data, of_task, of_trainer, of_run = _sorted(options)
     run = RunOptions(name or free_name(label, runs), str(runs), **of_run)
-    folder = run.folder
     if not overwrite:
         run.require_empty()
     L.seed_everything(seed, workers=True, verbose=False)
@@ -91,22 +89,23 @@ def fit(
         if isinstance(model, nn.Module):
             remember_all(undo, model, values=True)
         task = ClassificationTask(model, **{**of_task, **found})
-        trainer = _trainer(
-            run, of_trainer, _plain(chosen), LambdaCallback(on_train_batch_end=lambda *_: undo.pop_all())
-        )
+        trainer = _trainer(run, of_trainer, _plain(chosen))
         if trainer.is_global_zero:
             run.make_room(trainer, task)
-        trainer.fit(task, datamodule=source)
-        undo.pop_all()
+        try:
+            trainer.fit(task, datamodule=source)
+        finally:
+            if trainer.global_step:
+                undo.pop_all()
     if trainer.is_global_zero:
-        save_pictures(trainer, folder)
-    return result_of(trainer, folder)
+        save_pictures(trainer, run.folder)
+    return result_of(trainer, run.folder)
 
 
-def _trainer(run: RunOptions, options: dict[str, Any], config: dict[str, Any], *more: Callback) -> L.Trainer:
+def _trainer(run: RunOptions, options: dict[str, Any], config: dict[str, Any]) -> L.Trainer:
     """Lightning's trainer with what ``icnets fit`` gives it; its options by name go before."""
     callbacks: list[Any] = [] if options.get("enable_progress_bar") is False else [progress_bar()]
-    callbacks += run.callbacks(config, options, ValidationCounts(), SampleBatch(run.folder), *more)
+    callbacks += run.callbacks(config, options, ValidationCounts(), SampleBatch(run.folder))
     own: dict[str, Any] = {"default_root_dir": str(run.folder), "logger": run.logger(), **options}
     own["callbacks"] = [*callbacks, *(options.get("callbacks") or [])]
     own["plugins"] = [AtomicCheckpointIO(), *(options.get("plugins") or [])]

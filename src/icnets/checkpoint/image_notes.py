@@ -29,8 +29,7 @@ class ImageNotes:
 
     def statistics(self, channels: int) -> dict[str, list[float]]:
         """Mean and deviation, where they are known of images with so many ``channels``."""
-        known = {"mean": list(self.mean or ()), "std": list(self.std or ())}
-        return {name: values for name, values in known.items() if len(values) == channels}
+        return {n: list(v) for n in ("mean", "std") if (v := getattr(self, n)) is not None and len(v) == channels}
 
 
 def as_text(value: Any) -> str:

@@ -48,6 +48,7 @@ def build_network(
         model = make_network(model, pretrained=pretrained, **options)
     elif pretrained or options:
         raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
+    ic = ICConfig(**ic) if isinstance(ic, Mapping) else ic
     trained = pretrained or init_from is not None or was_trained(model)
     if init_from is not None:
         load_weights(model, init_from)
