@@ -284,6 +284,7 @@ def test_patience_needs_epochs_and_validation(tmp_path: Path) -> None:
 
 def test_on_a_terminal_the_lines_are_above_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("icnets.training.callbacks.sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("rich._console", None)  # the one that is made here would go on with colours
     bar = progress_bar()
     assert isinstance(bar, BarBelowLines)
     fit(tmp_path, bar, epochs=2)
