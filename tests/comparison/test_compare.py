@@ -12,7 +12,7 @@ from icnets.comparison.comparison_table import comparison_table
 from icnets.comparison.planned_runs import plan
 from icnets.comparison.run_files import read_run
 from icnets.comparison.runs import figures, make_data
-from icnets.comparison.settings import Method, Settings
+from icnets.comparison.settings import Method, Network, Settings
 from icnets.profile.measure import agreement
 
 RECIPE = """
@@ -264,6 +264,12 @@ def test_mistakes_are_one_line_before_any_work(
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_a_report_plans_a_study_without_its_imports() -> None:
+    """A network of a study's own may be trained; a file doesn't say what is imported, so its record has no imports."""
+    methods = [Method("basic"), Method("IC", ic=icnets.ICConfig(warm_start="gain"))]
+    assert len(plan(Settings(methods, network=Network("lite0"), seeds=[0]))) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from timm.models import is_model
+
 from icnets.comparison.settings import Method, Network, Settings, Training, WeakDistillation
 from icnets.convert.surgery import ICConfig
 
@@ -195,7 +197,7 @@ def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], se
         raise ValueError(f"{own.name!r} is another network than {settings.network.name!r} and can't start from it")
     ic, wld = own.ic, method.distillation(settings.wld)
     untrained = method.start == "scratch" and network.weights is None and network.name not in settings.imports
-    if untrained and ic is not None and ic.warm_start != "none":
+    if untrained and is_model(network.name) and ic is not None and ic.warm_start != "none":  # a report has no imports
         what = f"{own.name!r} has warm_start: {ic.warm_start} but starts from scratch"
         raise ValueError(f"{what}; say start: basic, or give the network weights")
     if ic is not None and method.start in ("gain", "calibrate"):
