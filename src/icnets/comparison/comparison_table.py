@@ -136,7 +136,8 @@ def _agreements(rows: Sequence[Row]) -> list[str]:
 
 def _title(settings: Settings, size: int) -> str:
     """What a comparison is of, in a line: the basic network, the data, and how many images and seeds there are."""
-    where = settings.data.get("kind") or Path(settings.data.get("root") or "digits").resolve().name
+    named = map(settings.data.get, ("kind", "root", "train_shards", "hf"))  # the last two of earlier versions
+    where = Path(str(next(filter(None, named), "digits"))).resolve().name
     seeds = max(len(part.seeds) for part in settings.parts) if settings.parts else len(settings.seeds)
     return f"{settings.network.name} on {where}, {size} training images, {seeds} seeds"
 

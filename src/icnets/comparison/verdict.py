@@ -45,9 +45,8 @@ def recommendation(rows: Sequence[Row], minutes_a_seed: float) -> str:
         return f"Can't tell: an interval takes at least 3 seeds; {more(missing)} would be the first."
     row, gain = min(known, key=lambda pair: pair[1].mean)
     if gain.low == gain.high == 0:
-        return (
-            f"Can't tell: {row.name} errs just as {row.control} does; train longer, or with a larger training.new_lr."
-        )
+        same = f"{row.name} errs just as {row.control} does"
+        return f"Can't tell: {same}; train longer, or with a larger training.new_lr."
     needed = _needed(gain)
     if needed is not None:
         gap = f"{row.name} against {row.control} is {_points(gain)}"

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from icnets import __version__
-from icnets.data.images import IGNORED
 from icnets.support.tables import Table
 from icnets.training.callbacks import OfBestEpoch, validates_within_fit
 
@@ -17,10 +16,16 @@ SCHEMA = 1  # of test.json
 _CLASSES_SHOWN, _MISTAKES = 20, 24
 
 
-def _counts(trainer: Any) -> Any:
-    """A metric of the images by class and answer; ``compute()`` gives them (classes, classes), of all processes."""
-    counts = MulticlassConfusionMatrix(trainer.datamodule.num_classes, ignore_index=IGNORED, validate_args=False)
-    return counts.to(trainer.strategy.root_device)
+def _counts(trainer: Any, seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Images by class and answer, (classes, classes), int32 on the CPU: of all processes, which must all call this.
+
+    ``seen``: classes and answers, (N,) each, of each batch; those without a class don't count. Nothing is counted
+    before the end, which waits for no GPU; torchmetrics would compare each image with all pairs of classes there.
+    """
+    classes = trainer.datamodule.num_classes
+    pairs = torch.cat([(target * classes + preds).cpu() for target, preds in seen])  # negative without a class
+    counts = torch.bincount(pairs[pairs >= 0], minlength=classes**2).view(classes, -1)
+    return trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum").cpu().int()
 
 
 class ValidationCounts(OfBestEpoch):
@@ -30,18 +35,18 @@ class ValidationCounts(OfBestEpoch):
     """
 
     counts: Tensor | None = None
-    _current: Any = None
+    _seen: list[tuple[Tensor, Tensor]] | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._current = _counts(trainer) if validates_within_fit(trainer) else None
+        self._seen = [] if validates_within_fit(trainer) else None
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any, **kwargs: Any) -> None:
-        if self._current is not None:
-            self._current.update(outputs["preds"], outputs["target"])
+        if self._seen is not None:
+            self._seen.append((outputs["target"], outputs["preds"]))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._current is not None and self.improved(trainer):
-            self.counts = self._current.compute().int().cpu()
+        if self._seen is not None and self.improved(trainer):
+            self.counts = _counts(trainer, self._seen)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "counts": self.counts}
@@ -71,13 +76,13 @@ class ByClass(Callback):
     mistakes: list[Mistake]
 
     def on_test_epoch_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        self._current, self.mistakes = _counts(trainer), []
+        self._seen, self.mistakes = list[tuple[Tensor, Tensor]](), []
         self._numbers: Any = list(trainer.datamodule.test_dataloader().batch_sampler)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._current.update(outputs["preds"], outputs["target"])
+        self._seen.append((outputs["target"], outputs["preds"]))
         rows = zip(*(outputs[name].tolist() for name in ("confidence", "preds", "target")), strict=True)
         for i, (sure, answer, target) in enumerate(rows):
             least = self.mistakes[-1].probability if len(self.mistakes) == _MISTAKES else 0.0
@@ -89,7 +94,7 @@ class ByClass(Callback):
         self.mistakes = sorted(found, key=lambda m: (-m.probability, m.number))[:_MISTAKES]
 
     def on_test_epoch_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        self.counts = self._current.compute().int().cpu()
+        self.counts = _counts(trainer, self._seen)
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(parts, self.mistakes)

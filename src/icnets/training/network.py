@@ -49,7 +49,6 @@ def build_network(
     elif pretrained or options:
         raise ValueError("pretrained and model_options go with a network's name, but the model is a module already")
     ic = ICConfig(**ic) if isinstance(ic, Mapping) else ic
-    trained = pretrained or init_from is not None or was_trained(model)
     if init_from is not None:
         load_weights(model, init_from)
     if ic is not None and ic.warm_start == "calibrate":
@@ -59,7 +58,7 @@ def build_network(
         return model.train(), ic
     if ic is not None:
         report = convert_(model, ic, optimizers=())
-        if report.converted and ic.warm_start == "none" and trained:
+        if report.converted and ic.warm_start == "none" and (pretrained or init_from is not None or was_trained(model)):
             tell("ic.warm_start is none, which changes what the trained network computes; gain keeps its function")
     return model.train(), None
 

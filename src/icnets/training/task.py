@@ -89,10 +89,10 @@ class ClassificationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         given = Optimization(**optimization)
-        origin = "the weights it has" if isinstance(model, nn.Module) and was_trained(model) else "random weights"
-        origin = "timm's pretrained weights" if pretrained else origin
+        own = isinstance(model, nn.Module) and was_trained(model)
+        origin = "timm's pretrained weights" if pretrained else "the weights it has" if own else "random weights"
         self.start = origin if init_from is None else f"weights of {init_from}"
-        self.fine_tunes = given.lr is None and (self.start != "random weights" or teacher is not None)
+        self.fine_tunes = given.lr is None and (own or pretrained or init_from is not None or teacher is not None)
         self.optimization = with_lr(given, fine_tunes=self.fine_tunes)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; classification needs at least 2")
