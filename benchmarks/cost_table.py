@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from engines import ENGINES
-from icnets.profile.rounds import Ratio
+from icnets.support.rounds import Ratio
 from icnets.support.tables import Table
 from networks import FAMILIES, VARIANTS, Family
 from rows import Key, Row, by_machine, latest

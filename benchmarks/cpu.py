@@ -22,7 +22,7 @@ import torch
 from cost_table import tables
 from engines import ENGINES, Case
 from environment import Environment, physical_cores
-from icnets.profile.rounds import interleaved, paired_ratio
+from icnets.support.rounds import interleaved, paired_ratio
 from networks import FAMILIES, VARIANTS, Family
 from prepare import forget, prepare
 from rows import Key, Row, append, read

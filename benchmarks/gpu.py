@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from environment import Environment
 from gpu_kernels import copy_bandwidth, kernel_rows
 from icnets import fuse_
-from icnets.profile.rounds import interleaved, paired_ratio
+from icnets.support.rounds import interleaved, paired_ratio
 from icnets.unit.kernels import gpu
 from networks import FAMILIES, VARIANTS, Family, build
 

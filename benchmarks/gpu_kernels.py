@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from icnets.profile.rounds import interleaved
+from icnets.support.rounds import interleaved
 from icnets.unit.kernels.gpu.layout import Layout
 
 __all__ = ["copy_bandwidth", "kernel_rows"]

@@ -28,7 +28,7 @@ from timm.data.loader import create_loader
 import icnets
 from environment import Environment
 from icnets.data.data_module import ImageData
-from icnets.profile.rounds import Ratio, interleaved, paired_ratio
+from icnets.support.rounds import Ratio, interleaved, paired_ratio
 
 __all__ = ["Reading", "compare", "main", "waiting"]
 

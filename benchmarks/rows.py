@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import Environment
-from icnets.profile.rounds import Ratio
+from icnets.support.rounds import Ratio
 from training_step import Memory
 
 __all__ = ["Key", "Row", "append", "by_machine", "latest", "read"]

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from architectures import Prepared
 from icnets.checkpoint.safetensors_file import load, save
-from icnets.convert.surgery import ICConfig, convert_, revert_
+from icnets.convert.config import ICConfig
+from icnets.convert.surgery import convert_, revert_
 from icnets.deploy.batch_norm import is_norm
 from icnets.deploy.fuse import FuseReport, fuse_, random_like
 from icnets.support.text import first_line

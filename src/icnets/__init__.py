@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from icnets.checkpoint import CheckpointError as CheckpointError
     from icnets.checkpoint import load as load
     from icnets.checkpoint import save as save
+    from icnets.convert.config import ICConfig as ICConfig
     from icnets.convert.surgery import ConversionReport as ConversionReport
-    from icnets.convert.surgery import ICConfig as ICConfig
     from icnets.convert.surgery import convert_ as convert_
     from icnets.convert.surgery import load_basic_state_dict as load_basic_state_dict
     from icnets.convert.surgery import revert_ as revert_
@@ -34,7 +34,8 @@ __version__ = "0.1.0"
 # Public names by module, imported when first asked for: `icnets --help` must not wait for torch.
 _NAMES = {
     "checkpoint": "CheckpointError load save",
-    "convert.surgery": "ConversionReport ICConfig convert_ load_basic_state_dict revert_",
+    "convert.config": "ICConfig",
+    "convert.surgery": "ConversionReport convert_ load_basic_state_dict revert_",
     "distill": "DistillationSchedule Teacher WeakLogitDistillation",
     "deploy.fuse": "FuseReport fuse_",
     "unit.layers": "ICConv1d ICConv2d ICConv3d ICConvTranspose1d ICConvTranspose2d ICConvTranspose3d ICLinear "

@@ -16,8 +16,9 @@ from icnets import checkpoint, timm_models
 from icnets.checkpoint.foreign import unpickled
 from icnets.checkpoint.image_notes import ImageNotes, notes_of_cfg, notes_of_data, read_notes
 from icnets.checkpoint.weights_files import holds_ic_network, load_weights, new_head_of, noted, strings_of, weights_of
+from icnets.convert.config import ICConfig
 from icnets.convert.state_dicts import mismatch, shapes
-from icnets.convert.surgery import ICConfig, convert_
+from icnets.convert.surgery import convert_
 from icnets.data.protocol import evaluation_by
 from icnets.deploy.export.engines import SUFFIXES, open_artifact
 from icnets.deploy.fuse import own_input_size

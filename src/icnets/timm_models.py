@@ -21,7 +21,8 @@ from timm.models import generate_default_cfgs, get_arch_pretrained_cfgs, model_e
 from torch import nn
 
 from icnets.checkpoint.architectures import remember_architecture
-from icnets.convert.surgery import ICConfig, convert_
+from icnets.convert.config import ICConfig
+from icnets.convert.surgery import convert_
 
 __all__ = ["create_model"]
 

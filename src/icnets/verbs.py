@@ -15,7 +15,7 @@ from icnets.comparison.engine import Comparison, run_comparison
 from icnets.comparison.own_images import over, own_recipe
 from icnets.comparison.run_files import rebuilt
 from icnets.comparison.settings import Settings
-from icnets.convert.surgery import ICConfig
+from icnets.convert.config import ICConfig
 from icnets.data.data_module import ImageData
 from icnets.data.pairs import PairData
 from icnets.report.run_pictures import SampleBatch, save_pictures

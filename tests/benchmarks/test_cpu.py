@@ -7,7 +7,7 @@ import pytest
 import cpu
 from cost_table import markdown, summary, tables
 from environment import Environment, physical_cores
-from icnets.profile.rounds import interleaved
+from icnets.support.rounds import interleaved
 from rows import Row, latest, read
 
 

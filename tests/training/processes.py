@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 
-from icnets.convert.surgery import ICConfig
+from icnets.convert.config import ICConfig
 from icnets.data.data_module import ImageData
 from icnets.data.images import ImageFiles
 from icnets.support.quiet import quiet

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from icnets.convert.surgery import ICConfig
+from icnets.convert.config import ICConfig
 from icnets.data.data_module import ImageData
 from icnets.distill.loss import WeakLogitDistillation
 from icnets.support.quiet import quiet

@@ -26,11 +26,11 @@ from icnets.convert import state_dicts
 from icnets.convert.optimizers import checked, extend_
 from icnets.convert.structure import difference, structure_of, unwrapped, versions
 from icnets.convert.surgery import obstacle
-from icnets.convert.wrapped import refuse_wrapped
 from icnets.deploy.batch_norm import FoldedNormAct
 from icnets.support.files import atomic_write
 from icnets.support.text import few, first_line
 from icnets.support.undo import remember_all
+from icnets.support.wrapped import refuse_wrapped
 from icnets.unit.deployed import FUSED_LAYERS
 from icnets.unit.guards import guard_
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of

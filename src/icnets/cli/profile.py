@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from icnets.cli.parser import Parser
-from icnets.convert.surgery import ICConfig, convert_
+from icnets.convert.config import ICConfig
+from icnets.convert.surgery import convert_
 from icnets.deploy.export.engines import Artifact
 from icnets.open_network import open_network
 from icnets.profile.machine import require_device

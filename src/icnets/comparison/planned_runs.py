@@ -12,7 +12,7 @@ from typing import Any
 from timm.models import is_model
 
 from icnets.comparison.settings import Method, Network, Settings, Training, WeakDistillation
-from icnets.convert.surgery import ICConfig
+from icnets.convert.config import ICConfig
 
 _PLACES = ("root", "fonts", "download", "workers")
 # Settings that came later, with their defaults: where they hold, a run has the id that it had before.

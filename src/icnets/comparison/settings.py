@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from icnets.convert.surgery import ICConfig
+from icnets.convert.config import ICConfig
 from icnets.distill.loss import DistillationSchedule
 from icnets.training.optimization import Optimization
 

@@ -4,24 +4,23 @@
 replaced: names, Parameters, shared modules, hooks, device, dtype, memory format and mode stay what they were.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from numbers import Real
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from icnets.convert.config import ICConfig
 from icnets.convert.optimizers import checked, extend_
 from icnets.convert.state_dicts import mismatch, refuse_without_values, shapes, unloadable, whole_tensor
 from icnets.convert.structure import vector_keys
 from icnets.convert.warm_start import Calibration, calibrated
-from icnets.convert.wrapped import refuse_wrapped
 from icnets.support.hooks import is_own_forward
-from icnets.support.text import few
+from icnets.support.text import by_reason
 from icnets.support.undo import remember_all
+from icnets.support.wrapped import refuse_wrapped
 from icnets.unit import subclasses
 from icnets.unit.guards import Colliding, guard_, is_adapter, unguard_
 from icnets.unit.layers import IC_LAYERS, unit_of
@@ -29,101 +28,7 @@ from icnets.unit.readers import declared
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-_CHOICES = {
-    "layers": ("all", "auto", "kxk", "no-stem"),
-    "scale": ("sqrt", "sum", "mean"),
-    "warm_start": ("none", "gain", "calibrate"),
-}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 _FEW_INPUTS = 2  # of a filter, whose s takes as long as the filter
-
-
-@dataclass(frozen=True)
-class ICConfig:
-    """How a network is converted. Plain values only, so that it can be saved with a checkpoint.
-
-    Args:
-        layers: "all" convolutions (the paper's), all in which s costs little beside the layer itself ("auto": not
-            depthwise ones and groups of two inputs), only those with a kernel larger than 1 ("kxk"), or all but the
-            first convolution ("no-stem").
-        linear: convert ``nn.Linear`` as well (the paper converts convolutions).
-        inner_bias: learn b1, the bias inside the rectifier (paper: arXiv 2011.11271).
-        collision_weight: initial w' in the paper's units.
-        scale: units in which w' is learned; see :class:`icnets.ICConv2d`.
-        warm_start: how a trained network keeps its function. "none" starts at ``collision_weight``. "gain" puts a
-            learned gain, from 0, on the branch: the function is exactly the same. "calibrate" sets w' (b1 where inputs
-            can be negative) on a few batches so that the branch fires in ``calibration_rate`` of all places, and
-            starts the gain as large as ``max_change`` allows: w' and b1 learn from the first step on.
-        calibration_rate: fraction of places, between 0 and 1, in which the branch fires after "calibrate".
-        max_change: how much "calibrate" may change the network's output: relative L2, with a margin for other data,
-            on batches held back from it. None bounds nothing and adds no gain, as in the paper's form: the rate alone
-            decides, and a trained network may lose its function.
-        version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
-
-    Raises:
-        ValueError: for a value of another type or out of its range, naming the range.
-
-    Example:
-        >>> ICConfig(layers="kxk").to_dict()["layers"]
-        'kxk'
-    """
-
-    layers: str = "all"
-    linear: bool = False
-    inner_bias: bool = True
-    collision_weight: float = 0.0
-    scale: str = "sqrt"
-    warm_start: str = "none"
-    calibration_rate: float = 0.01
-    max_change: float | None = 0.01
-    version: int = 2
-
-    def __post_init__(self) -> None:
-        def require(name: str, fits: bool, what: str) -> None:
-            if not fits:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {what}")
-
-        for name, choices in _CHOICES.items():
-            require(name, getattr(self, name) in choices, f"be one of {', '.join(choices)}")
-        for name in ("linear", "inner_bias"):
-            require(name, isinstance(getattr(self, name), bool), "be True or False")
-        for name in ("collision_weight", "calibration_rate"):
-            require(name, _is_number(getattr(self, name)), "be a finite number")
-            object.__setattr__(self, name, float(getattr(self, name)))
-        require("calibration_rate", 0 < self.calibration_rate < 1, "lie between 0 and 1")
-        bound = self.max_change
-        require("max_change", bound is None or (_is_number(bound) and bound > 0), "be a number above 0, or None")
-        if self.version not in (1, 2):
-            raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
-        if self.version == 1:
-            object.__setattr__(self, "max_change", None)
-
-    @property
-    def gain(self) -> float | None:
-        """What the gain of a unit is made with: 0 by these warm starts, or None where it has none."""
-        calibrated = self.warm_start == "calibrate" and self.max_change is not None
-        return 0.0 if self.warm_start == "gain" or calibrated else None
-
-    def without_data(self) -> Self:
-        """Returns the same surgery where "calibrate" needs no data, because the weights come from a file."""
-        return replace(self, warm_start="none" if self.gain is None else "gain")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a dictionary of plain values."""
-        return asdict(self)
-
-
-def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
-    """Returns a line for each reason in ``skipped`` (name: reason), with the first names."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in skipped.items():
-        reasons.setdefault(reason, []).append(name)
-    return [f"  {word}, {reason}: {few(names)}" for reason, names in reasons.items()]
 
 
 @dataclass(frozen=True)

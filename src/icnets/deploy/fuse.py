@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from icnets.convert.surgery import by_reason
-from icnets.convert.wrapped import refuse_wrapped
 from icnets.deploy.batch_norm import Consumers, affine_of, is_norm, obstacle_to_folding, remove_norm_
 from icnets.support.hooks import floating_tensors
-from icnets.support.text import few, first_line
+from icnets.support.text import by_reason, few, first_line
 from icnets.support.undo import remember
+from icnets.support.wrapped import refuse_wrapped
 from icnets.unit.deployed import FUSED_LAYERS, deploy_, obstacle_to_deploying
 from icnets.unit.layers import IC_LAYERS, ICLayer, unit_of
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from icnets.profile.rounds import interleaved, paired_ratio
 from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy
+from icnets.support.rounds import interleaved, paired_ratio
 from icnets.support.tables import Table, human
 from icnets.unit.kernels import autograd as eager
 from icnets.unit.kernels import native
@@ -113,7 +113,7 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Measured time of each network beside the first one, in interleaved rounds.
 
-    In every round each network runs once, in random order: see :func:`icnets.profile.rounds.interleaved`. Times are
+    In every round each network runs once, in random order: see :func:`icnets.support.rounds.interleaved`. Times are
     medians over rounds; ratios are medians of the rounds' own ratios, with their quartiles.
 
     Args:

@@ -17,11 +17,11 @@ import yaml
 from icnets.data.data_module import ImageData
 from icnets.open_network import OpenedNetwork, open_network
 from icnets.profile.measure import count_macs, count_parameters
-from icnets.profile.rounds import interleaved
 from icnets.report.charts import Curve, Figure, confusion_chart, curve_charts, loss_chart
 from icnets.report.inspection import Inspection, answers, confusion_counts, images_of_test
 from icnets.report.page import two_networks, write_page
 from icnets.support.gone import without_gone
+from icnets.support.rounds import interleaved
 from icnets.support.tables import Table
 from icnets.support.text import first_line, one_line
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +37,14 @@ def few(names: Sequence[str], shown: int = 3) -> str:
         'a, b, c and 2 more'
     """
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def by_reason(word: str, skipped: Mapping[str, str]) -> list[str]:
+    """Returns a line for each reason in ``skipped`` (name: reason), with the first names."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    return [f"  {word}, {reason}: {few(names)}" for reason, names in reasons.items()]
 
 
 def counted(number: int, noun: str) -> str:

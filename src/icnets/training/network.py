@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from icnets.checkpoint.weights_files import load_weights
-from icnets.convert.surgery import ICConfig, convert_
+from icnets.convert.config import ICConfig
+from icnets.convert.surgery import convert_
 from icnets.open_network import make_network, notes_of_start, starting_config
 from icnets.support.text import tell
 from icnets.unit.layers import IC_LAYERS

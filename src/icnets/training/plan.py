@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from icnets.convert.surgery import ICConfig
+from icnets.convert.config import ICConfig
 from icnets.data.data_module import ImageData
 from icnets.data.epochs import default_batch
 from icnets.support.tables import human

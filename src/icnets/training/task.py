@@ -13,8 +13,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from icnets.checkpoint.weights_files import require_whole
+from icnets.convert.config import ICConfig
 from icnets.convert.state_dicts import mismatch, shapes
-from icnets.convert.surgery import ICConfig, convert_
+from icnets.convert.surgery import convert_
 from icnets.data.images import IGNORED, seed_all
 from icnets.distill.loss import Teacher, WeakLogitDistillation
 from icnets.distill.teacher import require_independent

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from icnets.profile.rounds import Ratio, interleaved, paired_ratio
+from icnets.support.rounds import Ratio, interleaved, paired_ratio
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 15, 30])
