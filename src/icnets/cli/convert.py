@@ -24,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--linear", action="store_true", help="convert fully connected layers as well")
     warm = "gain: exactly the same function (default); none: the paper's unit, w' from 0"
     add("--warm-start", choices=["none", "gain"], default="gain", help=warm)
+    add("--max-slowdown", metavar="X", type=float, help="convert what leaves the network within X times its time")
+    engines = ("eager", "compile", "onnxruntime", "openvino", "training")
+    add("--engine", choices=engines, default="eager", help="where that is measured (default: eager)")
+    add("--batch-size", metavar="N", type=int, default=1, help="images in the batch that is measured (default: 1)")
+    add("--image-size", metavar="N", type=int, help="their pixels (default: the network's own)")
     add("--no-inner-bias", action="store_false", dest="inner_bias", help="leave out b1, the bias inside the rectifier")
     add("--force", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
@@ -36,14 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from icnets import ICConfig, checkpoint, convert_, ic_parameters
 
-    options = {name: getattr(args, name) for name in ("layers", "linear", "warm_start", "inner_bias")}
+    names = ("layers", "linear", "warm_start", "inner_bias", "max_slowdown", "engine")
+    config = ICConfig(**{name: getattr(args, name) for name in names})
     network, strings, origin = _basic(args)
     if next(iter(ic_parameters(network)), None) is not None:
         raise ValueError(f"{args.source} holds an IC network already")
-    report = convert_(network, ICConfig(**options), optimizers=())
+    example = _example(args, network) if config.measures else None
+    report = convert_(network, config, optimizers=(), example_input=example)
     checkpoint.save(network, args.target, metadata=strings)
     print(*([f"read {origin} of {args.source}"] if origin else []), f"{report}\nwrote {args.target}", sep="\n")
     return 0
+
+
+def _example(args: argparse.Namespace, network: Any) -> Any:
+    """The batch whose time is measured."""
+    import torch
+
+    from icnets.deploy.fuse import own_input_size
+
+    own = own_input_size(network)
+    size = args.image_size or (own[-1] if own else None)
+    if size is None:
+        raise ValueError(f"{args.model or args.source} doesn't say how large its images are; give --image-size N")
+    channels = own[0] if own else args.in_chans or 3
+    return torch.randn(args.batch_size, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _basic(args: argparse.Namespace) -> tuple[Any, Mapping[str, str], str]:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from icnets.cli.parser import Parser
 
 _TASK = {"--model": "--model.model", "--weights": "--model.init_from"}
-_COMPARED = {"--model": "--network.name", "--weights": "--network.weights"}
-_SHORT = {"fit": _TASK, "validate": _TASK, "test": _TASK, "compare": _COMPARED}
+_BUDGET = {"--max-slowdown": "--model.ic.max_slowdown", "--engine": "--model.ic.engine"}
+_COMPARED = {"--model": "--network.name", "--weights": "--network.weights", "--max-slowdown": "--max_slowdown"}
+_SHORT = {"fit": {**_TASK, **_BUDGET}, "validate": _TASK, "test": _TASK, "compare": _COMPARED}
+_TRAINED = ("--weights", "--model.init_from", "--model.pretrained")
 _FOLDER_FIRST = ("fit", "compare")
 MISSING = "which network? Give --model NAME, such as resnet18 or my_cnn.py:MyCNN, or --config FILE"
 _NAME_IT = ("--model.model", "--config", "--ckpt_path", "--help", "--print_config")
@@ -26,6 +28,9 @@ def written_out(command: str, args: Sequence[str]) -> list[str]:
     early.add_argument("-c", "--config", action="append", default=[])
     found, rest = early.parse_known_args(args)
     words = [part for file in found.config for part in ("--config", file)]
+    if command == "fit" and any(w.startswith("--max-slowdown") for w in rest):  # as a name with ic_ starts
+        trained = any(word.startswith(_TRAINED) for word in rest)
+        words += ["--model.ic.warm_start", "gain"] if trained else []
     if command in _FOLDER_FIRST and rest and not rest[0].startswith("-"):
         words.append("--data.root")
     for word in rest:

@@ -20,6 +20,7 @@ from icnets.comparison import lines
 from icnets.comparison.budget import budgeted, with_more_seeds
 from icnets.comparison.comparison_table import Cost, Row, comparison_table, provisional, rows
 from icnets.comparison.grid import Workers, worker_count
+from icnets.comparison.layer_choice import with_layers
 from icnets.comparison.planned_runs import Cell, Entry, Job, digest, entries, plain, plan, without_places
 from icnets.comparison.progress import Progress
 from icnets.comparison.runs import Epoch, Run, build, data_of, distillation
@@ -83,6 +84,7 @@ def run_comparison(settings: Settings, command: str = "") -> Comparison:
     for job in jobs:
         distillation(job.wld, job.training)
     data = data_of(jobs[0])
+    settings = with_layers(settings, data)
     sizes = {split: data.size(split) for split in ("train", "val", "test")}
     seen = {"sizes": sizes, "classes": list(data.class_names)}
     jobs = plan(settings, seen)
@@ -253,7 +255,7 @@ def _networks(settings: Settings, jobs: Sequence[Job]) -> dict[str, Job]:
 
 
 def _described(job: Job) -> dict[str, Any]:
-    return {**plain(job.network), "ic": None if job.ic is None else asdict(job.ic)}
+    return {**plain(job.network), "ic": None if job.ic is None else plain(job.ic)}
 
 
 def _built(networks: dict[str, Job], data: Any) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from icnets.convert.config import ICConfig
 _PLACES = ("root", "fonts", "download", "workers")
 # Settings that came later, with their defaults: where they hold, a run has the id that it had before.
 _LATER: dict[str, Any] = {"weights": None, "clip": None, "new_lr": 1.0, "channels_last": False}
+_LATER |= {"max_slowdown": None, "engine": "eager", "only": None}
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _job(settings: Settings, cell: Cell, seed: int, needs: Mapping[str, Job], se
     epochs, lr = max(1, round(cell.budget * training.epochs)), training.lr if method.lr is None else method.lr
     training = replace(training, epochs=epochs, lr=lr)
     data = settings.data if recipe is None else {**settings.data, **recipe.data}
-    network = _network(settings, own)
+    network = network_of(settings, own)
     if method.start != "scratch" and network != settings.network:
         raise ValueError(f"{own.name!r} is another network than {settings.network.name!r} and can't start from it")
     ic, wld = own.ic, method.distillation(settings.wld)
@@ -228,7 +229,7 @@ def _ids(own: dict[str, Any]) -> tuple[str, ...]:
     return tuple(map(digest, versions))
 
 
-def _network(settings: Settings, own: Method) -> Network:
+def network_of(settings: Settings, own: Method) -> Network:
     """The network before its conversion, with its options resolved."""
     basic = settings.network
     same = own.network in (None, basic.name)

@@ -222,6 +222,9 @@ class Settings:
             ``{solar: "studies.solar:SolarCells"}``.
         lines: file of finished runs, a JSON object in each line; OUT/lines.jsonl by default.
         prune: take lines out of the file that belong to no run of this comparison.
+        max_slowdown: convert no more layers than leave an IC network within this ratio of the basic one's time, such as
+            1.05: measured before the first run, on one image ("training": on a batch); see :class:`icnets.ICConfig`.
+        engine: where that is measured: eager, compile, onnxruntime, openvino or training.
         minutes: of the whole comparison; epochs and seeds are then chosen so that it fits, by steps that are measured.
     """
 
@@ -245,6 +248,8 @@ class Settings:
     imports: dict[str, str] = field(default_factory=dict)
     lines: Path | None = None
     prune: bool = False
+    max_slowdown: float | None = None
+    engine: str = "eager"
     minutes: float | None = None
 
     def __post_init__(self) -> None:
@@ -254,6 +259,7 @@ class Settings:
         if bool(self.networks) != bool(self.parts):
             raise ValueError("a grid needs networks and parts; give both, or neither")
         _check_methods("methods", self.methods)
+        ICConfig(max_slowdown=self.max_slowdown, engine=self.engine)  # checks both
         if self.parts:
             _check_methods("networks", self.networks)
             said = {"seeds": True, "training": bool(self.recipes), "wld": all(m.wld is not True for m in self.methods)}

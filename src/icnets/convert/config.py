@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from typing import Any, Self
 
-_CHOICES = {
+CHOICES = {
     "layers": ("all", "auto", "kxk", "no-stem"),
     "scale": ("sqrt", "sum", "mean"),
     "warm_start": ("none", "gain", "calibrate"),
+    "engine": ("eager", "compile", "onnxruntime", "openvino", "training"),
 }
+_BUDGET = ("max_slowdown", "engine", "only")
 
 
 def _is_number(value: object) -> bool:
@@ -36,6 +38,12 @@ class ICConfig:
         max_change: how much "calibrate" may change the network's output: relative L2, with a margin for other data,
             on batches held back from it. None bounds nothing and adds no gain, as in the paper's form: the rate alone
             decides, and a trained network may lose its function.
+        max_slowdown: convert as many of these layers, the cheapest first, as leave the whole network within this
+            ratio of the basic network's time, such as 1.05: measured when it is converted, on an example input.
+        engine: where that is measured: inference in PyTorch ("eager", "compile"), ONNX Runtime or OpenVINO, on the
+            network's deployed form there, or "training", forward and backward in eager mode.
+        only: names of the layers to convert, among the above; what ``max_slowdown`` chose, after which nothing is
+            measured again. None: all.
         version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
 
     Raises:
@@ -54,6 +62,9 @@ class ICConfig:
     warm_start: str = "none"
     calibration_rate: float = 0.01
     max_change: float | None = 0.01
+    max_slowdown: float | None = None
+    engine: str = "eager"
+    only: tuple[str, ...] | None = None
     version: int = 2
 
     def __post_init__(self) -> None:
@@ -61,7 +72,7 @@ class ICConfig:
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must {what}")
 
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             require(name, getattr(self, name) in choices, f"be one of {', '.join(choices)}")
         for name in ("linear", "inner_bias"):
             require(name, isinstance(getattr(self, name), bool), "be True or False")
@@ -71,6 +82,11 @@ class ICConfig:
         require("calibration_rate", 0 < self.calibration_rate < 1, "lie between 0 and 1")
         bound = self.max_change
         require("max_change", bound is None or (_is_number(bound) and bound > 0), "be a number above 0, or None")
+        limit = self.max_slowdown
+        require("max_slowdown", limit is None or (_is_number(limit) and limit > 1), "be a number above 1, or None")
+        if self.only is not None:
+            require("only", not isinstance(self.only, str) and all(isinstance(n, str) for n in self.only), "be names")
+            object.__setattr__(self, "only", tuple(self.only))
         if self.version not in (1, 2):
             raise ValueError(f"the configuration has version {self.version}; this icnets reads versions 1 and 2")
         if self.version == 1:
@@ -86,6 +102,13 @@ class ICConfig:
         """Returns the same surgery where "calibrate" needs no data, because the weights come from a file."""
         return replace(self, warm_start="none" if self.gain is None else "gain")
 
+    @property
+    def measures(self) -> bool:
+        """Whether the layers are still to be chosen, by measuring."""
+        return self.max_slowdown is not None and self.only is None
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a dictionary of plain values."""
-        return asdict(self)
+        """Returns the fields as a dictionary of plain values; those of a budget only where there is one."""
+        fields = {**asdict(self), "only": None if self.only is None else list(self.only)}
+        bounded = self.max_slowdown is not None or self.only is not None
+        return {name: value for name, value in fields.items() if bounded or name not in _BUDGET}

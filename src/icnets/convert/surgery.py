@@ -4,21 +4,25 @@
 replaced: names, Parameters, shared modules, hooks, device, dtype, memory format and mode stay what they were.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from icnets.convert.config import ICConfig
+from icnets.convert.config import CHOICES, ICConfig
 from icnets.convert.optimizers import checked, extend_
+from icnets.convert.slowdown import Slowdown, beyond, within
 from icnets.convert.state_dicts import mismatch, refuse_without_values, shapes, unloadable, whole_tensor
 from icnets.convert.structure import vector_keys
 from icnets.convert.warm_start import Calibration, calibrated
+from icnets.deploy.fuse import own_input_size
 from icnets.support.hooks import is_own_forward
-from icnets.support.text import by_reason
+from icnets.support.plain import deepcopy
+from icnets.support.text import by_reason, few
 from icnets.support.undo import remember_all
 from icnets.support.wrapped import refuse_wrapped
 from icnets.unit import subclasses
@@ -37,6 +41,7 @@ class ConversionReport:
 
     ``untrained`` has those among the converted whose w', b1 and gain nothing will train as it is, with the reason.
     ``calibration`` says what "calibrate" chose and how much the network's output changed; else it is None.
+    ``slowdown`` is what was measured for a ``max_slowdown``, whose choice is ``config.only``; else it is None.
     """
 
     converted: list[str]
@@ -46,13 +51,14 @@ class ConversionReport:
     config: ICConfig
     untrained: dict[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
+    slowdown: Slowdown | None = None
 
     def __str__(self) -> str:
         before, after = self.parameters_before, self.parameters_after
         share = f"(+{after - before:,}, +{(after - before) / max(before, 1):.2%})"
         lines = [f"converted {len(self.converted)} layers to IC units, skipped {len(self.skipped)}"]
         lines += [f"parameters {before:,} -> {after:,} {share}"]
-        lines += [] if self.calibration is None else [str(self.calibration)]
+        lines += [str(found) for found in (self.slowdown, self.calibration) if found is not None]
         lines += by_reason("skipped", self.skipped) + by_reason("new parameters not trained", self.untrained)
         return "\n".join(lines)
 
@@ -108,6 +114,8 @@ def _choose(
             reason = reason or f"s would cost as much as its {_inputs(module)} inputs a group (layers='auto')"
         elif config.layers == "no-stem" and module is stem:
             reason = reason or "it is the stem (layers='no-stem')"
+        if config.only is not None and name not in config.only:
+            reason = reason or ("config.only doesn't name it" if config.max_slowdown is None else beyond(config))
         reason = "it belongs to an adapter" if module in adapted else reason
         if reason is None and filter_fn is not None and not filter_fn(module, name):
             reason = "filter_fn said no"
@@ -115,6 +123,8 @@ def _choose(
             chosen[name] = module
         else:
             skipped[name] = reason
+    if unknown := sorted({*(config.only or ())} - {*chosen, *skipped}):
+        raise ValueError(f"config.only names {few(unknown)}, which the network has no layer of to convert")
     readers = declared(model)
     for name in [n for n, m in chosen.items() if m in readers]:
         skipped[name] = f"{readers[chosen.pop(name)]} reads its weight without calling it"
@@ -143,6 +153,7 @@ def convert_(
     *,
     optimizers: Iterable[torch.optim.Optimizer] | None = None,
     calibration_data: Iterable[Any] | None = None,
+    example_input: Tensor | None = None,
 ) -> ConversionReport:
     """Turns the convolutions of ``model`` into IC units, in place (paper: arXiv 2102.03495).
 
@@ -157,6 +168,8 @@ def convert_(
             torch.optim that run on it. By default none may exist; pass ``()`` if those that do are not used.
         calibration_data: for ``warm_start="calibrate"``: a few batches, each an input tensor ``(N, ...)``, or a tuple
             or list that begins with one. Half of them only measure the change; of a single batch, half of its samples.
+        example_input: for ``max_slowdown``: the batch ``(N, C, *L)`` whose time is measured, on the model's device. By
+            default one image of noise, of the input size that the model names (timm's do).
 
     Returns:
         What was converted, what was not and why, and the parameter counts. Converting twice changes nothing.
@@ -165,7 +178,8 @@ def convert_(
         TypeError: ``model`` is wrapped (DDP, FSDP), compiled, scripted or traced, or an argument is of another type.
         RuntimeError: an optimizer that trains this model exists and wasn't passed; or it, or a schedule that runs on
             it, can't take the new parameters.
-        ValueError: "calibrate" without data, with data that it can't use, or where it can't keep ``max_change``.
+        ValueError: "calibrate" without data, with data that it can't use, or where it can't keep ``max_change``;
+            ``max_slowdown`` without an example, with one that the model can't take, or less than any unit costs.
 
     Whatever is raised, the model, the optimizers and their schedules are then as they were.
 
@@ -180,6 +194,16 @@ def convert_(
     _refuse_arguments(model, config, calibration_data)
     given = checked(optimizers)
     chosen, skipped = _choose(model, config, filter_fn)
+    slowdown = None
+    if config.measures and any(isinstance(m, IC_LAYERS) for m in model.modules()):
+        raise ValueError("the model has IC units, and max_slowdown is measured beside the basic one; revert_ it first")
+    if config.measures and chosen:
+        presets = [_choose(model, replace(config, layers=name), filter_fn)[0] for name in CHOICES["layers"]]
+        names, slowdown = within(
+            partial(_trial, model, config), presets, chosen, config, _example(model, example_input)
+        )
+        config = replace(config, only=names)
+        chosen, skipped = _choose(model, config, filter_fn)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     calibration = None
@@ -193,7 +217,28 @@ def convert_(
         guard_(model)
         untrained = extend_(model, chosen, given, undo)
         undo.pop_all()
-    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration)
+    return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration, slowdown)
+
+
+def _trial(model: nn.Module, config: ICConfig, names: Sequence[str]) -> nn.Module:
+    """A copy of ``model`` in which the layers of these names are IC units."""
+    copy: nn.Module = deepcopy(model)
+    if names:
+        convert_(copy, replace(config.without_data(), only=tuple(names)), optimizers=())
+    return copy
+
+
+def _example(model: nn.Module, given: Any) -> Tensor:
+    if given is None:
+        if (size := own_input_size(model)) is None:
+            raise ValueError(
+                "max_slowdown is measured on a batch, and the model names no input size; give example_input"
+            )
+        like = next(model.parameters())
+        return torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"example_input is a {type(given).__name__}; it must be a batch, a tensor (N, C, *L)")
+    return given
 
 
 def _install(module: nn.Module, config: ICConfig, start: Mapping[str, Tensor], calibration: Calibration | None) -> None:

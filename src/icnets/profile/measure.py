@@ -5,7 +5,7 @@ All counts are ours, by hooks on torch's modules; what IC adds stands apart in e
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from icnets.support.hooks import undisturbed, watched
 from icnets.support.plain import deepcopy
-from icnets.support.rounds import interleaved, paired_ratio
+from icnets.support.rounds import interleaved, paired_ratio, step_of
 from icnets.support.tables import Table, human
 from icnets.unit.kernels import autograd as eager
 from icnets.unit.kernels import native
@@ -125,7 +125,7 @@ def measure_latency(
         threads: torch's threads while measuring; None leaves them as they are.
     """
     with use_threads(threads) as used:
-        steps = {name: _step(deepcopy(model), sample, training) for name, model in models.items()}
+        steps = {name: step_of(deepcopy(model), sample, training) for name, model in models.items()}
         times = interleaved(steps, rounds, _SHORTEST, device=sample.device)
     first, n = next(iter(times.values())), sample.shape[0]
 
@@ -134,18 +134,6 @@ def measure_latency(
         return Latency(1000 * statistics.median(own) / n, ratio.median, ratio.low, ratio.high, rounds, n, used)
 
     return {name: latency(own) for name, own in times.items()}
-
-
-def _step(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]:
-    model.train(training)
-    if not training:
-        return torch.no_grad()(lambda: model(sample))
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        model(sample).sum().backward()
-
-    return step
 
 
 def memory_for_backward(model: nn.Module, sample: Tensor) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 _CPU = torch.device("cpu")
 
@@ -76,3 +77,16 @@ def _timed(step: Callable[[], Any], calls: int, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / calls
+
+
+def step_of(model: nn.Module, sample: Tensor, training: bool) -> Callable[[], Any]:
+    """Inference without gradients, or forward and backward of the sum of outputs, to be timed; sets the mode."""
+    model.train(training)
+    if not training:
+        return torch.no_grad()(lambda: model(sample))
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(sample).sum().backward()
+
+    return step

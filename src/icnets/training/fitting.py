@@ -112,9 +112,10 @@ def free_name(label: str, runs: str | Path) -> str:
 def found_values(trainer: Any, task: ClassificationTask) -> dict[str, dict[str, Any]]:
     """Options that a training chose itself where they were left out, by group; its configuration has them."""
     data, chosen = trainer.datamodule, task.optimization
+    ic = {} if task.chosen_ic is None else {"ic": task.chosen_ic.to_dict()}
     return {
         "data": {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size},
-        "model": {"lr": chosen.lr, "new_lr": chosen.new_lr},
+        "model": {"lr": chosen.lr, "new_lr": chosen.new_lr, **ic},
         "trainer": {"gradient_clip_val": task.gradient_clip_val},
     }
 

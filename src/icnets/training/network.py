@@ -1,16 +1,19 @@
 """The network of a training run: a name or a module, its starting weights, and the conversion."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from icnets.checkpoint.weights_files import load_weights
 from icnets.convert.config import ICConfig
 from icnets.convert.surgery import convert_
 from icnets.open_network import make_network, notes_of_start, starting_config
+from icnets.support.plain import deepcopy
 from icnets.support.text import tell
 from icnets.unit.layers import IC_LAYERS
 
@@ -37,7 +40,7 @@ def build_network(
         options: more arguments for a name.
 
     Returns:
-        The network in train mode, and a configuration that still waits for data ("calibrate") or None.
+        The network in train mode, and a configuration that waits for data ("calibrate", ``max_slowdown``) or None.
 
     Raises:
         ValueError, TypeError: unknown network, options it doesn't take, or weights that don't fit.
@@ -52,9 +55,10 @@ def build_network(
     ic = ICConfig(**ic) if isinstance(ic, Mapping) else ic
     if init_from is not None:
         load_weights(model, init_from)
-    if ic is not None and ic.warm_start == "calibrate":
+    if ic is not None and (ic.warm_start == "calibrate" or ic.measures):
         if any(isinstance(m, IC_LAYERS) for m in model.modules()):
             what = f"{init_from or 'the network'} has IC units already, and only basic weights can be calibrated"
+            what += " or measured" * ic.measures
             raise ValueError(f"{what}; leave ic.warm_start out, or start from the basic network's")
         return model.train(), ic
     if ic is not None:
@@ -83,6 +87,23 @@ def start_statistics(model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[
     if given or data.get("root") is None or not (file or model.get("pretrained")):
         return {}
     return notes_of_start(file and Path(file), str(model["model"])).statistics(data.get("in_chans") or 3)
+
+
+def with_chosen_layers(
+    network: nn.Module, ic: ICConfig, data: Any, device: torch.device | None = None, *, channels_last: bool = False
+) -> tuple[ICConfig, str]:
+    """``ic`` with the layers that fit its ``max_slowdown``, and what was measured, as text.
+
+    Measured is a copy on ``device``, with one image of ``data``; the engine "training" with a batch of them.
+    """
+    images = next(calibration_batches(data))
+    number = data.batch_size if ic.engine == "training" else 1
+    x = images[torch.arange(number) % len(images)].to(device)
+    copy = deepcopy(network).to(device)
+    if channels_last:
+        x, copy = x.contiguous(memory_format=torch.channels_last), copy.to(memory_format=torch.channels_last)
+    report = convert_(copy, ic.without_data(), optimizers=(), example_input=x)
+    return replace(ic, only=report.config.only), str(report.slowdown)
 
 
 def calibration_batches(data: Any) -> Iterator[Tensor]:

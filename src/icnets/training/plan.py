@@ -142,8 +142,10 @@ def _network(chosen: Any, classes: int, in_chans: int) -> str:
     if not isinstance(model.model, str):
         return f"{model.model.class_path}: its size is known when it is built"
     ic = None if model.ic is None else ICConfig(**dict(model.ic.items())).without_data()
-    network, _ = build_network(model.model, ic=ic, options=model.model_options, num_classes=classes, in_chans=in_chans)
+    sizes: dict[str, Any] = {"num_classes": classes, "in_chans": in_chans}
+    network, waiting = build_network(model.model, ic=ic, options=model.model_options, **sizes)
     count, new = sum(p.numel() for p in network.parameters()), sum(p.numel() for _, p in ic_parameters(network))
     _, disk = checkpoint_bytes(network, model.optimizer, average=chosen.ema is not None, keep=chosen.keep)
     collisions = f" ({human(new)} of collisions)" if new else ""
+    collisions = " without collisions, of which it measures how many fit" if waiting is not None else collisions
     return f"{model.model}, {human(count)} parameters{collisions}, {_size(disk)} of checkpoints"

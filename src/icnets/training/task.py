@@ -22,7 +22,7 @@ from icnets.distill.teacher import require_independent
 from icnets.support.hooks import modes_kept
 from icnets.support.text import differing, few, first_line
 from icnets.training.callbacks import validates_within_fit
-from icnets.training.network import build_network, calibration_batches, was_trained
+from icnets.training.network import build_network, calibration_batches, was_trained, with_chosen_layers
 from icnets.training.norm_statistics import FreshStatistics
 from icnets.training.optimization import LossName, Optimization, make_criterion, make_optimizer, with_lr
 from icnets.training.run_checkpoints import LastCheckpoints
@@ -109,6 +109,7 @@ class ClassificationTask(L.LightningModule):
         self._teacher_top1: float | None = None
         self._checked = False
         self._seed: int | None = None
+        self.chosen_ic: ICConfig | None = None  # with the layers that were measured to fit
         self._losses: list[tuple[Tensor, int, int, int]] = []  # that weren't looked at, with step, epoch and batch
         self.channels_last, self._compiles = channels_last, compile
         # Metrics of an epoch. The mean doesn't search for NaN, which would wait for the device at every step.
@@ -140,6 +141,8 @@ class ClassificationTask(L.LightningModule):
             calibrates = fits and fresh  # otherwise weights follow from a checkpoint
             images = calibration_batches(self._data) if calibrates and self._data is not None else None
             config = self._waiting if calibrates else self._waiting.without_data()
+            if config.measures:
+                config = self.chosen_ic = self._with_layers(config)
             convert_(self.network, config, optimizers=(), calibration_data=images)
             self._waiting = None
             self.network.train()
@@ -147,6 +150,19 @@ class ClassificationTask(L.LightningModule):
             self.teacher = self._make_teacher(self._data)
             if self.teacher is not None:
                 require_independent(self.teacher.model, self.network)  # before the optimizer finds frozen parameters
+
+    def _with_layers(self, config: ICConfig) -> ICConfig:
+        """Measures which layers fit, in the first process, for all of them."""
+        if self.trainer.ckpt_path is not None:
+            raise ValueError("which layers the checkpoint's network converts isn't known: give ic.only, their names")
+        if self._data is None:
+            raise ValueError("ic.max_slowdown is measured on images of a data module; convert the network before")
+        strategy: Any = self.trainer.strategy
+        if self.trainer.is_global_zero:
+            options = {"device": strategy.root_device, "channels_last": self.channels_last}
+            config, text = with_chosen_layers(self.network, config, self._data, **options)
+            print(text, flush=True)
+        return strategy.broadcast(config)  # type: ignore[no-any-return]
 
     def configure_model(self) -> None:
         """In place: memory format, compilation."""

@@ -95,8 +95,7 @@ def export(
     reference, network = eager(original), _network(original, example, fuse)
     notes = _notes(example, fuse, int8, metadata)
     # What is lowered is exact in float32 alone: 8 bits would coarsen the sums s, for every channel at once.
-    lowered = network if int8 or engine.signs_by_convolution is None else lower_(network, engine.signs_by_convolution)
-    program = _program(lowered, example)
+    program = _program(network if int8 else _lowered(network, engine), example)
     tests = _tests(example, [x for x, _ in evaluation])
     int8_parity: tuple[Parity, ...] = ()
     agreed = None
@@ -117,6 +116,19 @@ def export(
                 raise ValueError(f"{what}: it isn't kept; calibrate on more representative images, or allow more")
         size = _place(artifact, path, engine)
     return ExportReport(path, format, engine.name, size, fuse, tolerance, parity, int8, int8_parity, agreed)
+
+
+def runner_of(model: nn.Module, example: Tensor, format: str) -> Runner:
+    """The deployed form of ``model`` in the engine of a format, as ``export`` would write it, without the proof.
+
+    Raises ValueError for a missing package, and a network that can't be exported.
+    """
+    engine = require(format, int8=False)
+    network = _network(made_plain_(deepcopy(model).cpu().eval()), example.cpu(), fuse=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"network{engine.suffix}")
+        engine.write(_program(_lowered(network, engine), _example(network, example)), path, {})
+        return engine.read(path)
 
 
 # Arguments.
@@ -167,6 +179,10 @@ def _network(original: nn.Module, example: Tensor, fuse: bool) -> nn.Module:
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"the network can't be fused: {first_line(error)}; or export it unfused") from error
     return network
+
+
+def _lowered(network: nn.Module, engine: Engine) -> nn.Module:
+    return network if engine.signs_by_convolution is None else lower_(network, engine.signs_by_convolution)
 
 
 def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
