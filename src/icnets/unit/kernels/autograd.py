@@ -21,7 +21,6 @@ from torch import Tensor
 from icnets.unit.kernels import native
 from icnets.unit.receptive_field import channel_sum
 
-_DEVICES = ("cpu", "cuda")
 _PLAIN = {Tensor, torch.nn.Parameter}
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _is_batched, _is_legacy_batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
@@ -34,12 +33,19 @@ def plain_mode(*tensors: Tensor) -> bool:
         return False
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
-    return all(type(t) in _PLAIN and t.layout is torch.strided and t.device.type in _DEVICES for t in tensors)
+    for t in tensors:  # a generator would take as long as all of this
+        if type(t) not in _PLAIN or t.layout is not torch.strided or not (t.is_cpu or t.is_cuda):
+            return False
+    return True
 
 
 def differentiable(*tensors: Tensor | None) -> bool:
     """Whether autograd follows what is computed of ``tensors``."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _followed(*tensors: Tensor) -> bool:

@@ -50,9 +50,11 @@ def serves(x: Tensor, like: Tensor | None = None, sums: Tensor | None = None) ->
 
     ``sums`` are of x's type, or in single precision if x is in half: bfloat16; for float16 there are no operators.
     """
-    if not _operators or x.dtype not in _SUMS or not all(t is None or t.is_cpu for t in (x, like, sums)):
+    if not _operators or not x.is_cpu or (dtype := x.dtype) not in _SUMS:
         return False
-    if (like is not None and like.dtype is not x.dtype) or (sums is not None and sums.dtype is not _SUMS[x.dtype]):
+    if like is not None and (like.dtype is not dtype or not like.is_cpu):
+        return False
+    if sums is not None and (sums.dtype is not _SUMS[dtype] or not sums.is_cpu):
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and not torch.is_autocast_enabled("cpu")
 
@@ -111,7 +113,10 @@ def _digest() -> str:
 
 
 def _flags() -> list[str]:
-    return [*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []), *_own_flags()]
+    own = list(_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), []))
+    if "-mavx512f" in own and "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        own.append("-mavx512bf16")  # which rounds in one instruction
+    return [*_FLAGS, *own, *_own_flags()]
 
 
 def _own_flags() -> list[str]:
