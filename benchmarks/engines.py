@@ -100,14 +100,6 @@ def _deployed_compiled(case: Case) -> Step:
     return _run(torch.compile(_fused(case), dynamic=False), case.images())
 
 
-def _aot_inductor(case: Case) -> Step:
-    program = case.artifact("torch-export", ".pt2")
-    package = program.with_suffix(".aoti.pt2")
-    if not package.exists():
-        torch._inductor.aoti_compile_and_package(torch.export.load(program), package_path=str(package))
-    return _run(torch._inductor.aoti_load_package(str(package)), case.images())
-
-
 def _onnx_runtime(case: Case) -> Step:
     import onnxruntime
 
@@ -145,7 +137,6 @@ ENGINES = {
     "deployed": Engine("deployed, eager", _deployed),
     "compile": Engine("torch.compile", _compiled, prepared=True),
     "deployed-compile": Engine("deployed, torch.compile", _deployed_compiled, prepared=True),
-    "aoti": Engine("AOTInductor", _aot_inductor, prepared=True),
     "onnx": Engine("ONNX Runtime", _onnx_runtime, ("onnxruntime", *_ONNX), prepared=True),
     "openvino": Engine("OpenVINO", _openvino, ("openvino", "onnxruntime", *_ONNX), prepared=True),
     "training": Engine("training step, eager", _training, training=True),

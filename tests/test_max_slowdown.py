@@ -38,7 +38,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]
             self.networks += 1
             return Ratio(ratio, ratio, ratio), 11
 
-    monkeypatch.setattr(slowdown, "_Timing", Clock)
+    monkeypatch.setattr(slowdown, "Timing", Clock)
     return found
 
 
@@ -130,7 +130,7 @@ class Clock:
     def __init__(self, *what): print("measured by process", os.environ.get("LOCAL_RANK", "0"), flush=True)
     def __call__(self, names, longer=1): return (Ratio(1 + 0.01 * len(names), 1, 1), 3)
 
-slowdown._Timing = Clock
+slowdown.Timing = Clock
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -55,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
         adds = {name: 0.24 * cost[name] / sum(cost.values()) for name in names}
         asked: list[frozenset[str]] = []
 
-    monkeypatch.setattr(slowdown, "_Timing", Clock)
+    monkeypatch.setattr(slowdown, "Timing", Clock)
     return Clock
 
 

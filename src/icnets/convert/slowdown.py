@@ -84,7 +84,7 @@ def within(
     begun, cost = time.monotonic(), _costs(trial(()), layers, example)
     ranked = sorted(layers, key=cost.__getitem__)
     with undisturbed(nn.Module()), torch._dynamo.config.patch(recompile_limit=64):
-        timing = _Timing(trial, config.engine, example)
+        timing = Timing(trial, config.engine, example)
         count, found = _search(timing, ranked, cost, config.max_slowdown)
         names = set(ranked[:count])
         for preset in sorted((p.keys() & layers.keys() for p in presets), key=len, reverse=True):
@@ -118,7 +118,7 @@ def _costs(network: nn.Module, layers: Mapping[str, nn.Module], example: Tensor)
     return cost
 
 
-class _Timing:
+class Timing:
     """Measures networks beside the basic one, which is opened once."""
 
     def __init__(self, trial: Trial, engine: str, example: Tensor) -> None:
@@ -154,7 +154,7 @@ class _Timing:
 
 
 def _search(
-    timing: _Timing, ranked: Sequence[str], cost: Mapping[str, float], limit: float
+    timing: Timing, ranked: Sequence[str], cost: Mapping[str, float], limit: float
 ) -> tuple[int, tuple[Ratio, int]]:
     """How many of the first layers fit the limit, and what was measured for them; 0: none, measured for one."""
     total = list(itertools.accumulate((cost[name] for name in ranked), initial=0.0))

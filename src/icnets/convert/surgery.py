@@ -94,7 +94,7 @@ def obstacle(module: nn.Module) -> str | None:
     return subclasses.obstacle(module, unit.basic_type, unit)
 
 
-def _choose(
+def choose(
     model: nn.Module, config: ICConfig, filter_fn: FilterFn | None
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Splits the convolutions (and linear layers, if wanted) into those to convert and those left, with reasons."""
@@ -193,17 +193,15 @@ def convert_(
     refuse_wrapped(model)
     _refuse_arguments(model, config, calibration_data)
     given = checked(optimizers)
-    chosen, skipped = _choose(model, config, filter_fn)
+    chosen, skipped = choose(model, config, filter_fn)
     slowdown = None
     if config.measures and any(isinstance(m, IC_LAYERS) for m in model.modules()):
         raise ValueError("the model has IC units, and max_slowdown is measured beside the basic one; revert_ it first")
     if config.measures and chosen:
-        presets = [_choose(model, replace(config, layers=name), filter_fn)[0] for name in CHOICES["layers"]]
-        names, slowdown = within(
-            partial(_trial, model, config), presets, chosen, config, _example(model, example_input)
-        )
+        presets = [choose(model, replace(config, layers=name), filter_fn)[0] for name in CHOICES["layers"]]
+        names, slowdown = within(partial(trial, model, config), presets, chosen, config, _example(model, example_input))
         config = replace(config, only=names)
-        chosen, skipped = _choose(model, config, filter_fn)
+        chosen, skipped = choose(model, config, filter_fn)
     before = _count(model)
     starts: dict[str, dict[str, Tensor]] = {}
     calibration = None
@@ -220,7 +218,7 @@ def convert_(
     return ConversionReport(list(chosen), skipped, before, _count(model), config, untrained, calibration, slowdown)
 
 
-def _trial(model: nn.Module, config: ICConfig, names: Sequence[str]) -> nn.Module:
+def trial(model: nn.Module, config: ICConfig, names: Sequence[str]) -> nn.Module:
     """A copy of ``model`` in which the layers of these names are IC units."""
     copy: nn.Module = deepcopy(model)
     if names:
