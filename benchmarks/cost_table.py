@@ -16,8 +16,8 @@ Rows = dict[Key, Row]
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """A table for each family that has rows, from the last row of each key."""
-    found = latest(rows)
+    """A table for each family that has rows, from the last row of each key; engines of the past are left out."""
+    found = {key: row for key, row in latest(rows).items() if key[2] in ENGINES}
     names = dict.fromkeys(key[0] for key in found)
     families = [FAMILIES[n] for n in FAMILIES if n in names] + [Family(n, "") for n in names if n not in FAMILIES]
     return [_family_table({k: r for k, r in found.items() if k[0] == f.name}, f) for f in families]

@@ -30,8 +30,8 @@ CHOSEN: dict[str, str | None] = {
     "trainer.max_epochs trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy trainer.precision",
     "validate": _EVALUATION,
     "test": _EVALUATION,
-    "compare": "model weights minutes config out lines seeds methods workers threads accelerator prune "
-    "data.root data.image_size data.in_chans data.batch_size network.name network.options "
+    "compare": "model weights minutes max_slowdown engine config out lines seeds methods workers threads accelerator "
+    "prune data.root data.image_size data.in_chans data.batch_size network.name network.options "
     "training.epochs training.lr training.extra_epochs wld.temperature",
     "predict": None,
     "report": None,

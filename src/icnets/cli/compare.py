@@ -30,6 +30,7 @@ def _options(data: dict[str, Any]) -> list[str]:
 def _parser(*, described: bool) -> ArgumentParser:
     """The parser of the settings; where it is to be ``described`` by --help, with the options of the images."""
     short = "icnets compare FOLDER --model NAME --minutes 20 fine-tunes a trained network on images of your own."
+    short += " --max-slowdown 1.05 converts as many layers as keep within 1.05 of the basic network's time."
     about = f"{__doc__} {short} A recipe's imports need {FLAG}: what they name is imported, so only if you trust it."
     parser = ArgumentParser(prog="icnets compare", description=about, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe, such as recipes/demo.yaml")

@@ -38,7 +38,10 @@ from icnets.training.plan import plan
 from icnets.training.run_checkpoints import AtomicCheckpointIO, last_checkpoints
 from icnets.training.task import ClassificationTask
 
-_SHORT = " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from."
+_SHORT = (
+    " A folder in front is --data.root. --model is short for --model.model, --weights for --model.init_from, "
+    "--max-slowdown and --engine for those of --model.ic: as many layers as keep the network within 1.05 of its time."
+)
 _PARSING = {"allow_abbrev": False, "parser_mode": UNIQUE_KEYS}
 _UNTRAINED = "{} needs a trained network: give --name RUN, or --ckpt_path FILE"
 _NOT_RESUMABLE = "{} holds weights alone, and fit goes on from --ckpt_path last; or begin from it: --model.init_from"
