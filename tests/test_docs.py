@@ -206,7 +206,7 @@ def options(request) -> dict[str, str]:
         with contextlib.redirect_stdout(out):
             for verb in {"hub": (["save"], ["push"])}.get(command, ([],)):
                 main([command, *verb, "--help-all"])
-        help_of[command] = re.sub(r"-\n\s+", "-", out.getvalue())  # argparse breaks lines at hyphens
+        help_of[command] = re.sub(r"-\n\s*", "-", out.getvalue())  # argparse breaks lines at hyphens
     return help_of
 
 
