@@ -174,7 +174,7 @@ def measure() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for network in NETWORKS:
         found[network] = {}
-        for method, ic in (("basic", None), ("ic", ICConfig())):
+        for method, ic in (("basic", None), ("ic", ICConfig(layers="all"))):
             model = create_model(network, ic=ic).train()
             sample = torch.zeros(3, 3, 224, 224)
             fixed, per_image = activation_bytes(model, sample)

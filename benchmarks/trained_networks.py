@@ -58,7 +58,7 @@ def warm_start(basic: nn.Module, config: ICConfig, x: Tensor) -> dict[str, Any]:
 def awake(basic: nn.Module) -> nn.Module:
     """Converted by "gain", every new parameter moved a little, as a training would."""
     model = copy.deepcopy(basic)
-    convert_(model, ICConfig(warm_start="gain"))
+    convert_(model, ICConfig(layers="all", warm_start="gain"))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for _, p in ic_parameters(model):
@@ -85,16 +85,16 @@ def measure(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     basic, x = networks.ALL[name]()
     row: dict[str, Any] = {"network": name, "units": len(units(awake(basic))), "inputs": list(x.shape)}
-    row["gain"] = warm_start(basic, ICConfig(warm_start="gain"), x)
-    row["calibrate"] = warm_start(basic, ICConfig(warm_start="calibrate"), x)
-    row["rate_alone"] = warm_start(basic, ICConfig(warm_start="calibrate", max_change=None), x)
+    row["gain"] = warm_start(basic, ICConfig(layers="all", warm_start="gain"), x)
+    row["calibrate"] = warm_start(basic, ICConfig(layers="all", warm_start="calibrate"), x)
+    row["rate_alone"] = warm_start(basic, ICConfig(layers="all", warm_start="calibrate", max_change=None), x)
     model = awake(basic)
     fused = copy.deepcopy(model)
     fuse_(fused, example_input=x[:2])
     row["fuse"] = {"error": change(fused, model, x[1::2])[0], "left": len(units(fused))}
     if name in ("lite0", "foreign", "mobilenet", "crepe"):
         calibrated = copy.deepcopy(basic)
-        convert_(calibrated, ICConfig(warm_start="calibrate"), calibration_data=[x[::2]])
+        convert_(calibrated, ICConfig(layers="all", warm_start="calibrate"), calibration_data=[x[::2]])
         row["int8"] = {"basic": int8(basic, x), "ic": int8(calibrated.eval(), x)}
     return row | {"torch": torch.__version__}
 

@@ -88,7 +88,7 @@ def patch_torchvision() -> None:
         @functools.wraps(basic)
         def build(*args: Any, **kwargs: Any) -> Any:
             model = basic(*args, **kwargs)
-            convert_(model, ICConfig(warm_start="gain"), optimizers=())
+            convert_(model, ICConfig(layers="all", warm_start="gain"), optimizers=())
             return model
 
         return build
@@ -142,7 +142,7 @@ def _converting(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Any:
         model = function(*args, **kwargs)
-        convert_(model, ICConfig(warm_start="gain"), optimizers=())
+        convert_(model, ICConfig(layers="all", warm_start="gain"), optimizers=())
         return model
 
     return build
@@ -176,7 +176,7 @@ def patch_composer() -> None:
     @functools.wraps(original)
     def replace_module_classes(module: Any, policies: Any, optimizers: Any = None, **kwargs: Any) -> Any:
         given = [] if optimizers is None else optimizers if isinstance(optimizers, list | tuple) else [optimizers]
-        convert_(module, ICConfig(linear=True, warm_start="gain"), optimizers=given)
+        convert_(module, ICConfig(layers="all", linear=True, warm_start="gain"), optimizers=given)
         return original(module, policies, optimizers, **kwargs)
 
     surgery.replace_module_classes = replace_module_classes

@@ -86,7 +86,7 @@ class Subject:
         self.basic_state = copy.deepcopy(self.basic.state_dict())
         self.before = _outputs(self.basic, self.args)
         self.model = copy.deepcopy(self.basic)
-        self.report = convert_(self.model, ICConfig(warm_start="gain"), optimizers=())
+        self.report = convert_(self.model, ICConfig(layers="all", warm_start="gain"), optimizers=())
         self.warm = _outputs(self.model, self.args)
         _wake(self.model)
         self.awake = _outputs(self.model, self.args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from icnets.support.tables import Table
 from study_results import Cell, Comparison, Results
 from study_tables import budget_table, cell_table, cost_table, label
 
-__all__ = ["Question", "failures", "page"]
+__all__ = ["Question", "failures", "page", "verdict_of"]
 
 _FEW = 4  # comparisons with one reference that are all told
 Figure = Callable[..., None]
@@ -31,7 +32,7 @@ class Question:
         figure: name of the picture's file, without .png; None: none.
         note: sentences of explanation under the title.
         remarks: sentences under the answer.
-        studies: beginnings of the names of those that are asked, and by no other question; (): all the others.
+        studies: names, without the number behind them, of those that are asked, by no other question; (): all others.
     """
 
     title: str
@@ -48,9 +49,9 @@ class Question:
     def asked(self, studies: Sequence[Results], questions: Sequence[Question]) -> list[Results]:
         """Those of ``studies`` that this one of ``questions`` is put to."""
         if self.studies:
-            return [study for study in studies if study.name.startswith(self.studies)]
+            return [study for study in studies if _named(study, self.studies)]
         claimed = tuple(name for question in questions for name in question.studies)
-        return [study for study in studies if not study.name.startswith(claimed)]
+        return [study for study in studies if not _named(study, claimed)]
 
     def present(self, study: Results) -> list[Cell]:
         """The cells that the study has."""
@@ -61,6 +62,10 @@ class Question:
         return [c for c in self.against if c is None or c in study.runs]
 
 
+def _named(study: Results, names: Sequence[str]) -> bool:
+    return any(re.fullmatch(rf"{name}(_\d+)?", study.name) for name in names)
+
+
 def _verdict(study: Results, cell: Cell, reference: Cell, found: Comparison, among: Sequence[Cell]) -> str:
     names = f"{label(cell, among)} − {label(reference, among)}"
     numbers = f"{found.difference.format(signed=True)} pp"
@@ -68,6 +73,11 @@ def _verdict(study: Results, cell: Cell, reference: Cell, found: Comparison, amo
         return f"{names}: {numbers}, one run alone can't tell"
     word = "not distinguishable" if not found.clear else "better" if found.difference.mean > 0 else "worse"
     return f"{names}: {numbers}, {word}"
+
+
+def verdict_of(study: Results, cell: Cell, reference: Cell, found: Comparison, among: Sequence[Cell]) -> str:
+    """The verdict on one comparison, with its study's name."""
+    return f"{study.name}: {_verdict(study, cell, reference, found, among)}"
 
 
 def _answer(question: Question, study: Results) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from architectures import build, cases, prepare
-from icnets import convert_, revert_
+from icnets import ICConfig, convert_, revert_
 from network_checks import run_checks
 
 CASES = {case.name.rpartition("/")[2]: case for case in cases(["folder"], Path(__file__).parent / "awkward")}
@@ -21,7 +21,7 @@ def test_there_are_forty():
 def test_outcome(name):
     model = build(CASES[name])
     expected = type(model)
-    report = convert_(model)
+    report = convert_(model, ICConfig(layers="all"))
     assert report.converted == getattr(expected, "converted", [])
     skipped = getattr(expected, "skipped", {})
     assert report.skipped.keys() == skipped.keys()
@@ -38,7 +38,7 @@ def test_outcome(name):
 def test_merging_is_refused_until_reverted(name):
     model = build(CASES[name])
     refused = getattr(type(model), "refused", [])
-    convert_(model)
+    convert_(model, ICConfig(layers="all"))
     for method in refused:
         with pytest.raises(TypeError, match=r"would lose their collisions; call icnets\.fuse_\(model\)"):
             getattr(copy.deepcopy(model), method)()

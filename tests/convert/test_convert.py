@@ -8,6 +8,8 @@ from torch import nn
 
 from icnets import ICConfig, ICConv1d, ICConv2d, convert_, ic_parameters, load_basic_state_dict, revert_
 
+ALL = ICConfig(layers="all")
+
 
 class Block(nn.Module):
     """A residual block with what networks do: a 1x1, a depthwise conv, a shared module, a linear head."""
@@ -31,10 +33,10 @@ def inputs(n=4):
     return torch.randn(n, 3, 10, 9)
 
 
-def test_converts_every_convolution_by_default():
+def test_converts_every_convolution():
     model = Block()
     before = sum(p.numel() for p in model.parameters())
-    report = convert_(model)
+    report = convert_(model, ALL)
     assert report.converted == ["stem", "depthwise", "point"]  # the shared module once, under its first name
     assert report.skipped == {}
     assert model.again is model.point
@@ -56,7 +58,7 @@ def test_converts_every_convolution_by_default():
         ),
         (ICConfig(layers="kxk"), ["stem", "depthwise"], {"point": "its kernel is 1 (layers='kxk')"}),
         (ICConfig(layers="no-stem"), ["depthwise", "point"], {"stem": "it is the stem (layers='no-stem')"}),
-        (ICConfig(linear=True), ["stem", "depthwise", "point", "head"], {}),
+        (ICConfig(layers="all", linear=True), ["stem", "depthwise", "point", "head"], {}),
     ],
 )
 def test_presets(config, converted, skipped):
@@ -66,7 +68,7 @@ def test_presets(config, converted, skipped):
 
 
 def test_filter_fn_chooses_and_is_reported():
-    report = convert_(Block(), filter_fn=lambda module, name: module.groups == 1 and name != "stem")
+    report = convert_(Block(), ALL, filter_fn=lambda module, name: module.groups == 1 and name != "stem")
     assert report.converted == ["point"]
     assert report.skipped == {"stem": "filter_fn said no", "depthwise": "filter_fn said no"}
     assert "skipped, filter_fn said no: stem, depthwise" in str(report)
@@ -80,7 +82,7 @@ def test_keeps_everything_else():
     model.stem.register_forward_hook(lambda *a: calls.append("hook"))
     model.stem.note = "mine"
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    convert_(model)
+    convert_(model, ALL)
     assert dict(model.named_modules()) == modules  # the very objects
     assert all(dict(model.named_parameters())[k] is p for k, p in parameters.items())
     assert not model.stem.training
@@ -96,7 +98,7 @@ def test_keeps_everything_else():
 
 def test_converting_twice_changes_nothing():
     model = Block()
-    convert_(model)
+    convert_(model, ALL)
     state = copy.deepcopy(model.state_dict())
     report = convert_(model, ICConfig(warm_start="gain"))
     assert report.converted == []
@@ -118,14 +120,14 @@ def test_revert_gives_the_basic_network_back():
     model = Block().eval()
     x, state = inputs(), copy.deepcopy(model.state_dict())
     y = model(x)
-    convert_(model, ICConfig(linear=True))
+    convert_(model, ICConfig(layers="all", linear=True))
     assert not torch.equal(model(x), y)
     assert revert_(model) == ["stem", "depthwise", "point", "head"]
     assert torch.equal(model(x), y)
     assert model.state_dict().keys() == state.keys()
     assert type(model.stem) is nn.Conv2d
     assert "collision_scale" not in model.stem.__dict__
-    assert convert_(model).converted == ["stem", "depthwise", "point"]
+    assert convert_(model, ALL).converted == ["stem", "depthwise", "point"]
 
 
 # -- what is left alone, and why -------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ def test_ddp_and_in_place_compile_are_refused(tmp_path):
     model = Block()
     model.compile()
     with pytest.raises(TypeError, match="convert it first, then compile it"):
-        convert_(model)
+        convert_(model, ALL)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_ddp_and_in_place_compile_are_refused(tmp_path):
 )
 def test_not_a_module(model, message):
     with pytest.raises(TypeError, match=message):
-        convert_(model)
+        convert_(model, ALL)
     with pytest.raises(TypeError, match=r"revert an nn\.Module"):
         revert_(model)
 
@@ -402,7 +404,7 @@ def test_an_optimizer_built_earlier_is_an_error_and_nothing_is_changed():
     model = Block()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(RuntimeError, match=r"build it after the conversion, or pass it as optimizers=\[\.\.\.\]"):
-        convert_(model)
+        convert_(model, ALL)
     assert not list(ic_parameters(model))
     assert convert_(copy.deepcopy(model)).converted  # a copy is trained by no one
     assert optimizer.param_groups
@@ -477,7 +479,7 @@ def test_a_basic_state_dict_loads_with_only_the_new_parameters_missing():
 def test_any_other_state_dict_is_an_error_and_loads_nothing(change, message):
     model, state = Block(), Block().state_dict()
     change(state)
-    convert_(model)
+    convert_(model, ALL)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):
         load_basic_state_dict(model, state)

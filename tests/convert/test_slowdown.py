@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
 @pytest.mark.parametrize("limit", [1.01, 1.02, 1.05, 1.10, 1.2])
 def test_as_many_units_as_fit_and_not_one_more(clock, limit):
     model = layers()
-    report = convert_(model, ICConfig(max_slowdown=limit), optimizers=(), example_input=X)
+    report = convert_(model, ICConfig(layers="all", max_slowdown=limit), optimizers=(), example_input=X)
     cheapest = sorted(clock.adds.values())
     fit = max(n for n in range(len(cheapest) + 1) if sum(cheapest[:n]) <= limit - 1 + 1e-9)
     assert len(report.converted) == fit > 0
@@ -74,7 +74,7 @@ def test_as_many_units_as_fit_and_not_one_more(clock, limit):
 
 
 def test_everything_is_converted_where_everything_fits(clock):
-    report = convert_(layers(), ICConfig(max_slowdown=1.3), optimizers=(), example_input=X)
+    report = convert_(layers(), ICConfig(layers="all", max_slowdown=1.3), optimizers=(), example_input=X)
     assert len(report.converted) == 24
     assert not report.skipped
     assert len(clock.asked) == 2  # once, and once more for what is told
@@ -83,7 +83,7 @@ def test_everything_is_converted_where_everything_fits(clock):
 def test_what_chance_favoured_is_measured_anew(clock):
     clock.noise = 0.02
     for limit in (1.05, 1.10, 1.15):
-        report = convert_(layers(), ICConfig(max_slowdown=limit), optimizers=(), example_input=X)
+        report = convert_(layers(), ICConfig(layers="all", max_slowdown=limit), optimizers=(), example_input=X)
         true = 1 + sum(clock.adds[name] for name in report.converted)
         assert limit - 0.05 <= true <= limit + 0.01
         assert len(clock.asked) <= 14
@@ -94,7 +94,7 @@ def test_a_preset_that_fits_and_has_more_units_is_taken(clock):
     # The counts are wrong: depthwise units, which they have as cheap, take nearly all of the time.
     wide = {name for name, m in layers().named_children() if m.groups > 1}
     clock.adds = {name: 0.05 if name in wide else 0.001 for name in clock.adds}
-    report = convert_(layers(), ICConfig(max_slowdown=1.04), optimizers=(), example_input=X)
+    report = convert_(layers(), ICConfig(layers="all", max_slowdown=1.04), optimizers=(), example_input=X)
     assert set(report.converted) == clock.adds.keys() - wide
 
 
@@ -154,6 +154,8 @@ def test_the_choice_is_kept_with_the_checkpoint_and_not_measured_again(clock, tm
 
 
 def test_names_alone_choose_too():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1), nn.Linear(3, 3), nn.Linear(3, 3))
+    assert convert_(model, ICConfig(only=("0", "3"), linear=True), optimizers=()).converted == ["0", "3"]
     report = convert_(layers(2), ICConfig(only=("0", "3")), optimizers=())
     assert report.converted == ["0", "3"]
     assert set(report.skipped.values()) == {"config.only doesn't name it"}

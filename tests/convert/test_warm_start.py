@@ -14,7 +14,7 @@ from convert.test_convert import Block, inputs
 from icnets import ICConfig, ICConv2d, convert_, ic_parameters, load, save
 from icnets.unit.layers import IC_LAYERS
 
-CALIBRATE = ICConfig(warm_start="calibrate")
+CALIBRATE = ICConfig(layers="all", warm_start="calibrate")
 
 
 def branches(model):
@@ -126,7 +126,7 @@ def test_a_larger_bound_gives_a_larger_gain(limit):
     for max_change in (limit, limit / 3):
         model = copy.deepcopy(basic)
         found = convert_(
-            model, ICConfig(warm_start="calibrate", max_change=max_change), calibration_data=[x]
+            model, ICConfig(layers="all", warm_start="calibrate", max_change=max_change), calibration_data=[x]
         ).calibration
         gains.append(found.gain)
         assert found.change <= max_change / 5  # the rest is for other data
@@ -136,7 +136,9 @@ def test_a_larger_bound_gives_a_larger_gain(limit):
 def test_without_a_bound_it_has_the_papers_form():
     basic, x = Headed("tensor").eval(), torch.randn(32, 3, 12, 12)
     model = copy.deepcopy(basic)
-    found = convert_(model, ICConfig(warm_start="calibrate", max_change=None), calibration_data=[x]).calibration
+    found = convert_(
+        model, ICConfig(layers="all", warm_start="calibrate", max_change=None), calibration_data=[x]
+    ).calibration
     assert found.gain == 1
     assert all(unit.gain is None for unit in branches(model).values())
     assert found.change == pytest.approx(change(model, basic, x[1::2]), rel=1e-3)
@@ -146,7 +148,9 @@ def test_without_a_bound_it_has_the_papers_form():
 def test_a_network_that_hardly_changes_starts_at_gain_1():
     model = nn.Conv2d(3, 4, 3)
     found = convert_(
-        model, ICConfig(warm_start="calibrate", max_change=20.0), calibration_data=[torch.randn(8, 3, 9, 9)]
+        model,
+        ICConfig(layers="all", warm_start="calibrate", max_change=20.0),
+        calibration_data=[torch.randn(8, 3, 9, 9)],
     )
     assert found.calibration.gain == 1
     assert (model.gain == 1).all()
@@ -185,7 +189,7 @@ def test_fires_as_often_as_asked(linear):
     model = Block().eval()
     batches = [inputs(16), (inputs(16), torch.zeros(16))]
     model.head.training = True
-    config = ICConfig(warm_start="calibrate", calibration_rate=0.05, linear=linear, max_change=None)
+    config = ICConfig(layers="all", warm_start="calibrate", calibration_rate=0.05, linear=linear, max_change=None)
     report = convert_(model, config, calibration_data=batches)
     assert report.config.warm_start == "calibrate"
     assert model.head.training
@@ -208,7 +212,7 @@ def test_a_rarer_branch_changes_less():
     errors = []
     for rate in (0.1, 0.01, 0.001):
         model = copy.deepcopy(basic)
-        config = ICConfig(warm_start="calibrate", calibration_rate=rate, max_change=None)
+        config = ICConfig(layers="all", warm_start="calibrate", calibration_rate=rate, max_change=None)
         convert_(model, config, calibration_data=[x])
         errors.append(change(model, basic, x))
     assert errors == sorted(errors, reverse=True)
@@ -298,7 +302,7 @@ class Up(Block):
 def test_layers_called_in_other_ways(kind, linear):
     basic = kind().eval()
     model, x = copy.deepcopy(basic), inputs(16)
-    config = ICConfig(warm_start="calibrate", linear=linear)
+    config = ICConfig(layers="all", warm_start="calibrate", linear=linear)
     found = convert_(model, config, lambda _, n: "depthwise" not in n, calibration_data=[x]).calibration
     assert found.change == pytest.approx(change(model, basic, x[1::2]), rel=0.02)
     assert found.change <= 0.005
@@ -309,7 +313,9 @@ def test_layers_called_in_other_ways(kind, linear):
 def test_other_dtypes(dtype):
     basic = Block().eval().to(dtype)
     model, x = copy.deepcopy(basic), inputs(16).to(dtype)
-    found = convert_(model, ICConfig(warm_start="calibrate", max_change=0.05), calibration_data=[x]).calibration
+    found = convert_(
+        model, ICConfig(layers="all", warm_start="calibrate", max_change=0.05), calibration_data=[x]
+    ).calibration
     assert change(model, basic, x) <= 0.05
     assert found.gain > 0
     assert {p.dtype for _, p in ic_parameters(model)} == {dtype}
@@ -434,7 +440,7 @@ def test_what_cannot_be_calibrated_says_why_and_changes_nothing(model, data, con
     model = model()
     before = state_of(model)
     with pytest.raises(ValueError, match=message):
-        convert_(model, ICConfig(warm_start="calibrate", **config), calibration_data=data)
+        convert_(model, ICConfig(layers="all", warm_start="calibrate", **config), calibration_data=data)
     assert not list(ic_parameters(model))
     assert_same_state(model, before)
 
@@ -456,7 +462,7 @@ def test_a_configuration_of_version_1_bounds_nothing():
 @pytest.mark.parametrize("max_change", [0.01, None])
 @pytest.mark.parametrize("warm_start", ["none", "gain", "calibrate"])
 def test_the_same_surgery_without_data(warm_start, max_change):
-    config = ICConfig(warm_start=warm_start, max_change=max_change)
+    config = ICConfig(layers="all", warm_start=warm_start, max_change=max_change)
     calibrated, rebuilt = Block(), Block()
     convert_(calibrated, config, calibration_data=[inputs(8)])
     convert_(rebuilt, config.without_data())

@@ -29,7 +29,7 @@ def _networks(args: Any) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
         kind = "an artifact" if isinstance(basic, Artifact) else "an IC network"
         raise ValueError(f"{args.name} is {kind}; give the basic network, which is compared with its conversions")
     networks = {name: basic}
-    for text, config in (("all convolutions", ICConfig()), ("k×k only", ICConfig(layers="kxk"))):
+    for text, config in (("all convolutions", ICConfig(layers="all")), ("k×k only", ICConfig(layers="kxk"))):
         networks[f"IC {name}, {text}"] = converted = copy.deepcopy(basic)
         convert_(converted, config, optimizers=())
     size = args.image_size or side or 224

@@ -108,14 +108,15 @@ def choose(
             continue
         stem = module if stem is None and not is_linear else stem
         kernel: Any = getattr(module, "kernel_size", ())
-        if config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
+        if config.only is not None:
+            beyond_it = "config.only doesn't name it" if config.max_slowdown is None else beyond(config)
+            reason = reason or (None if name in config.only else beyond_it)
+        elif config.layers == "kxk" and kernel and all(k == 1 for k in kernel):
             reason = reason or "its kernel is 1 (layers='kxk')"
         elif config.layers == "auto" and getattr(module, "groups", 1) > 1 and _inputs(module) <= _FEW_INPUTS:
             reason = reason or f"s would cost as much as its {_inputs(module)} inputs a group (layers='auto')"
         elif config.layers == "no-stem" and module is stem:
             reason = reason or "it is the stem (layers='no-stem')"
-        if config.only is not None and name not in config.only:
-            reason = reason or ("config.only doesn't name it" if config.max_slowdown is None else beyond(config))
         reason = "it belongs to an adapter" if module in adapted else reason
         if reason is None and filter_fn is not None and not filter_fn(module, name):
             reason = "filter_fn said no"

@@ -51,7 +51,8 @@ def test_lowered_units_equal_the_deployed_ones(scale_by_convolution: bool) -> No
     lowered = lower_(fused, scale_by_convolution)
     names = {name.rpartition(".")[2] for name, _ in lowered.named_modules()}
     assert names >= {"total", "rank_one", "unit"}
-    assert ("scale" in names) is scale_by_convolution
+    assert ({"scale", "bend"} <= names) is scale_by_convolution
+    assert ({"scale", "bend"} & names == set()) is not scale_by_convolution
     for shape in ((3, 1, 24, 24), (1, 1, 21, 27)):
         x = torch.randn(shape)
         with torch.no_grad():
@@ -101,3 +102,47 @@ def test_one_number_for_all_dimensions_reaches_no_engine(tmp_path: Path, format:
         report = export(model, tmp_path / name, format, torch.randn(2, 3, 16, 16), fuse=fuse)
         assert report.parity
     assert layers[0].stride == (2,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gain", [None, 0.0], ids=["one slope", "slopes of each channel"])
+def test_nothing_leaves_onnx_runtimes_blocked_layout(gain: float | None, tmp_path: Path) -> None:
+    """Neither slopes of each channel nor a clip behind a unit: a pass through another layout costs three of its own."""
+    needs("onnx")
+    import onnx
+    import onnxruntime
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1)]
+    for _ in range(3):
+        layers += [ICConv2d(32, 32, 1, bias=False, gain=gain), nn.BatchNorm2d(32), nn.ReLU6()]
+    model = nn.Sequential(*layers, nn.Conv2d(32, 4, 1)).eval()
+    for norm in (m for m in model if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight)
+    for _, parameter in ic_parameters(model):
+        nn.init.normal_(parameter, std=0.3)
+    path, optimised = tmp_path / "net.onnx", tmp_path / "optimised.onnx"
+    assert export(model, path, "onnx", torch.zeros(1, 3, 16, 16)).max_relative_error < 1e-4
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimised)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found = Counter(node.op_type for node in onnx.load(optimised).graph.node)
+    assert found["Conv"] >= 11
+    assert found["PRelu"] == found["Clip"] == found["ReorderInput"] == 0
+    assert found["ReorderOutput"] <= 1 + 3  # of the result, and of the sums s, which have one channel
+
+
+def test_a_clip_is_put_behind_a_convolution_that_changes_nothing(tmp_path: Path) -> None:
+    needs("onnx")
+    torch.manual_seed(0)
+    model = nn.Sequential(ICConv2d(3, 8, 3, padding=1, gain=0.0), nn.ReLU6(), nn.Conv2d(8, 4, 1)).eval()
+    for _, parameter in ic_parameters(model):
+        nn.init.normal_(parameter)
+    import onnx
+
+    assert export(model, tmp_path / "net.onnx", "onnx", torch.zeros(1, 3, 8, 8)).max_relative_error < 1e-4
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    made = {node.output[0]: node for node in graph.node}
+    (clip,) = (node for node in graph.node if node.op_type == "Clip")
+    assert made[clip.input[0]].op_type == "Conv"
+    assert not any(node.op_type == "PRelu" for node in graph.node)

@@ -47,6 +47,7 @@ class Onnx(_Engine):
     def write(self, program: ExportedProgram, path: Path, notes: Mapping[str, str]) -> None:
         proto = to_onnx.to_proto(program)
         to_onnx.join_residuals(proto)
+        to_onnx.put_clips_into_convolutions(proto)
         to_onnx.save(proto, path, notes)
 
     def read(self, path: Path) -> Runner:

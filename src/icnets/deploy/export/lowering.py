@@ -29,6 +29,9 @@ class _Lowered(nn.Module):
         self.rank_one: Any = None
         self.scale: Any = None
         if unit.collision is not None:
+            if scale_by_convolution and unit.sign is not None:  # it comes last: engines put an activation into it
+                unit.collision = unit.sign * unit.collision
+                unit.offset = None if unit.offset is None else unit.sign * unit.offset
             self.total, self.rank_one = _rank_one(unit)
             unit.collision = unit.offset = None
         if scale_by_convolution and (unit.sign is not None or unit.offset is not None):
@@ -40,11 +43,37 @@ class _Lowered(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # torch's name, which callers may use
         """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
         z: Tensor = self.unit(input)
-        if self.scale is not None:
-            z = self.scale(z)
         if self.rank_one is not None:
             z = z + self.rank_one(self.total(input))
-        return z
+        return z if self.scale is None else self.scale(z)
+
+
+class _Bent(nn.Module):
+    """A deployed convolution with slopes of each channel's own: a scaled v, a scaled ``relu(v)``, and the rest.
+
+    For an engine whose PReLU leaves its blocked layout. A scale may be negative, so there is no pass for the signs.
+    """
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__()
+        channels, own = unit.out_channels, unit.slope
+        sign = torch.ones_like(own) if unit.sign is None else unit.sign
+        self.total: Any = None
+        self.rank_one: Any = None
+        offset = unit.offset
+        if unit.collision is not None:
+            self.total, self.rank_one = _rank_one(unit)
+            offset = None
+        self.bend = _constant(unit, channels, channels, sign * (1 - own), None)
+        self.straight = _constant(unit, channels, channels, sign * own, offset)
+        unit.slope = unit.sign = unit.collision = unit.offset = None
+        self.unit = unit  # a convolution by now
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name, which callers may use
+        """``(N, C_in, *L)`` or ``(C_in, *L)`` to ``([N,] C_out, *L_out)``."""
+        v: Tensor = self.unit(input)
+        z: Tensor = self.bend(v.relu()) + self.straight(v)
+        return z if self.rank_one is None else z + self.rank_one(self.total(input))
 
 
 def _rank_one(unit: Any) -> tuple[nn.Module, nn.Module]:
@@ -89,7 +118,8 @@ def lower_(network: nn.Module, scale_by_convolution: bool) -> nn.Module:
     parents = list(network.modules())
     # A unit with a forward pass of its own, which looks at its input to pad it, stays as it is: equal, but slower.
     units = [unit for unit in parents for kind in _KINDS if isinstance(unit, kind) and not has_own_forward(unit, kind)]
-    lowered: dict[nn.Module, nn.Module] = {unit: _Lowered(unit, scale_by_convolution) for unit in units}
+    bent = {unit: scale_by_convolution and cast(Any, unit).slope is not None for unit in units}
+    lowered = {unit: _Bent(unit) if bent[unit] else _Lowered(unit, scale_by_convolution) for unit in units}
     for parent in parents:
         for name, child in parent._modules.items():
             if child in lowered:
