@@ -37,7 +37,8 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def summary(rows: Iterable[Row], network: str = "resnet50", batch: int = 8) -> str:
     """One network at one batch size, as short as it goes: the README's table; medians alone."""
-    found = {key[1:3]: row for key, row in latest(rows).items() if (key[0], key[3]) == (network, batch)}
+    needed = [(network, variant, "eager", batch) for variant in ("basic", "ic-all", "deeper")]
+    found = {key[1:3]: row for key, row in latest(rows, needed).items() if (key[0], key[3]) == (network, batch)}
     variants = [v for v in ("ic-all", "ic-kxk", "deeper") if any(key[0] == v for key in found)]
     heads = [FAMILIES[network].deeper if v == "deeper" else VARIANTS[v] for v in variants]
     lines = []
