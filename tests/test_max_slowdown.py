@@ -117,6 +117,10 @@ def test_convert_writes_what_fits(measured: list, capsys: pytest.CaptureFixture[
     assert main(["convert", "basic.safetensors", "b.safetensors", "--max-slowdown", "1.001", *size]) == 2
     assert "no IC unit fits max_slowdown=1.001 in eager" in capsys.readouterr().err
     assert not Path("b.safetensors").exists()
+    assert main(["convert", "basic.safetensors", "b.safetensors", "--image-size", "64"]) == 2
+    assert "--image-size is of the batch that --max-slowdown measures; give that too" in capsys.readouterr().err
+    assert main(["convert", "basic.safetensors", "b.safetensors", "--engine", "openvino"]) == 2
+    assert "engine is 'openvino'; it must measure a max_slowdown" in capsys.readouterr().err
 
 
 SCRIPT = """

@@ -173,12 +173,25 @@ def test_a_configuration_without_a_budget_reads_as_before():
         ({"max_slowdown": 1.0}, "max_slowdown is 1.0; it must be a number above 1"),
         ({"max_slowdown": True}, "max_slowdown is True; it must be a number above 1"),
         ({"engine": "tensorrt"}, "engine is 'tensorrt'; it must be one of eager, compile"),
+        ({"engine": "openvino"}, "engine is 'openvino'; it must measure a max_slowdown; give that"),
         ({"only": "conv1"}, "only is 'conv1'; it must be names"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         ICConfig(**options)
+
+
+def test_an_engine_that_cannot_run_the_network_says_so(monkeypatch):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no compiler\nand a page about it")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: Broken())
+    model = nn.Sequential(nn.Conv2d(4, 4, 1))
+    with pytest.raises(ValueError, match=r"compile can't run the network on example_input, .*: no compiler; give"):
+        convert_(model, ICConfig(max_slowdown=1.1, engine="compile"), optimizers=(), example_input=X)
+    assert type(model[0]) is nn.Conv2d
 
 
 def test_what_the_network_cannot_take_is_said_before_anything_is_measured(clock):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets.cli.parser import Parser, require_folder_of, require_new
-from icnets.support.text import one_line
+from icnets.support.text import one_line, require_at_least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,11 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--max-slowdown", metavar="X", type=float, help="convert what leaves the network within X times its time")
     engines = ("eager", "compile", "onnxruntime", "openvino", "training")
     add("--engine", choices=engines, default="eager", help="where that is measured (default: eager)")
-    add("--batch-size", metavar="N", type=int, default=1, help="images in the batch that is measured (default: 1)")
+    add("--batch-size", metavar="N", type=int, help="images in the batch that is measured (default: 1)")
     add("--image-size", metavar="N", type=int, help="their pixels (default: the network's own)")
     add("--no-inner-bias", action="store_false", dest="inner_bias", help="leave out b1, the bias inside the rectifier")
     add("--force", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
+    for name in ("batch_size", "image_size"):
+        if args.max_slowdown is None and getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is of the batch that --max-slowdown measures; give that too")
+    require_at_least(args, "--", batch_size=1, image_size=1)
     if not args.source.exists():
         raise ValueError(f"there is no checkpoint {args.source}; check the path")
     if args.target.suffix != ".safetensors":
@@ -64,7 +68,7 @@ def _example(args: argparse.Namespace, network: Any) -> Any:
     if size is None:
         raise ValueError(f"{args.model or args.source} doesn't say how large its images are; give --image-size N")
     channels = own[0] if own else args.in_chans or 3
-    return torch.randn(args.batch_size, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(args.batch_size or 1, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _basic(args: argparse.Namespace) -> tuple[Any, Mapping[str, str], str]:

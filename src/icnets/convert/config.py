@@ -84,6 +84,8 @@ class ICConfig:
         require("max_change", bound is None or (_is_number(bound) and bound > 0), "be a number above 0, or None")
         limit = self.max_slowdown
         require("max_slowdown", limit is None or (_is_number(limit) and limit > 1), "be a number above 1, or None")
+        idle = self.engine != "eager" and limit is None
+        require("engine", not idle, "measure a max_slowdown; give that, such as 1.05, or leave it out")
         if self.only is not None:
             require("only", not isinstance(self.only, str) and all(isinstance(n, str) for n in self.only), "be names")
             object.__setattr__(self, "only", tuple(self.only))

@@ -132,11 +132,17 @@ class Timing:
             for _, parameter in ic_parameters(network):  # as after training: a silent unit would cost nothing
                 parameter.add_(0.01 * torch.rand_like(parameter) + 0.001)
         if engine in _FORMATS:
-            runner = runner_of(network, x, _FORMATS[engine])
+            runner, x = runner_of(network, x, _FORMATS[engine]), x.cpu()
             return lambda: runner(x)
         if engine == "compile":
             network = torch.compile(network.eval(), dynamic=False)
-        return step_of(network, x, training=engine == "training")
+        step = step_of(network, x, training=engine == "training")
+        try:
+            step()
+        except Exception as error:  # torch.compile raises whatever it runs into
+            what = f"{engine} can't run the network on example_input, of shape {tuple(x.shape)}"
+            raise ValueError(f"{what}: {first_line(error)}; give another, or choose another engine") from error
+        return step
 
     def __call__(self, names: Iterable[str], longer: int = 1) -> tuple[Ratio, int]:
         """The ratio of the network with these units to the basic one, and in how many rounds it was measured."""
