@@ -21,13 +21,14 @@ import torch
 
 from environment import Environment, physical_cores
 from icnets import ICConfig, convert_
+from icnets.convert.config import CHOICES
 from icnets.convert.slowdown import Timing
 from icnets.convert.surgery import choose, trial
 from networks import FAMILIES, build
 
 RESULTS = Path(__file__).resolve().parent / "results" / "max_slowdown.jsonl"
 NETWORKS = ("resnet50", "mobilenetv3_large_100", "tf_efficientnet_lite0", "convnext_tiny", "densenet121")
-PRESETS = ("all", "auto", "no-stem", "kxk")
+PRESETS = CHOICES["layers"]
 
 
 def row(name: str, engine: str, limit: float, environment: Environment) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def row(name: str, engine: str, limit: float, environment: Environment) -> dict[
     again = asdict(timing(names, longer=2)[0]) if names else None
     counts = {preset: len(choose(basic, ICConfig(layers=preset), None)[0]) for preset in PRESETS}
     larger = [preset for preset in PRESETS if counts[preset] > len(names)]
-    missed = {p: asdict(timing(choose(basic, ICConfig(layers=p), None)[0])[0]) for p in dict.fromkeys(larger)}
+    missed = {p: asdict(timing(choose(basic, ICConfig(layers=p), None)[0])[0]) for p in larger}
     return {
         "network": name,
         "engine": engine,

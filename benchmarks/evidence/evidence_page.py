@@ -12,7 +12,7 @@ from icnets.support.tables import Table
 from study_results import Cell, Comparison, Results
 from study_tables import budget_table, cell_table, cost_table, label
 
-__all__ = ["Question", "failures", "page", "verdict_of"]
+__all__ = ["Question", "failures", "page", "verdict"]
 
 _FEW = 4  # comparisons with one reference that are all told
 Figure = Callable[..., None]
@@ -66,18 +66,14 @@ def _named(study: Results, names: Sequence[str]) -> bool:
     return any(re.fullmatch(rf"{name}(_\d+)?", study.name) for name in names)
 
 
-def _verdict(study: Results, cell: Cell, reference: Cell, found: Comparison, among: Sequence[Cell]) -> str:
+def verdict(study: Results, cell: Cell, reference: Cell, found: Comparison, among: Sequence[Cell]) -> str:
+    """One comparison in words, with its numbers; cells are named so that they differ ``among`` these."""
     names = f"{label(cell, among)} − {label(reference, among)}"
     numbers = f"{found.difference.format(signed=True)} pp"
     if found.p_holm is None:
         return f"{names}: {numbers}, one run alone can't tell"
     word = "not distinguishable" if not found.clear else "better" if found.difference.mean > 0 else "worse"
     return f"{names}: {numbers}, {word}"
-
-
-def verdict_of(study: Results, cell: Cell, reference: Cell, found: Comparison, among: Sequence[Cell]) -> str:
-    """The verdict on one comparison, with its study's name."""
-    return f"{study.name}: {_verdict(study, cell, reference, found, among)}"
 
 
 def _answer(question: Question, study: Results) -> str:
@@ -89,7 +85,7 @@ def _answer(question: Question, study: Results) -> str:
         pairs = [(cell, study.basic(cell) if reference is None else reference) for cell in subjects]
         found = [(*pair, c) for pair, c in zip(pairs, study.family(pairs), strict=True) if c is not None]
         told = [row for row in found if row[2].clear] if len(found) > _FEW else found
-        sentences += [_verdict(study, cell, own, c, [*cells, own]) for cell, own, c in told]
+        sentences += [verdict(study, cell, own, c, [*cells, own]) for cell, own, c in told]
         if (rest := len(found) - len(told)) > 0:
             name = label(found[0][1], [*cells, found[0][1]])
             sentences.append(f"{'the other ' if told else ''}{rest} − {name}: not distinguishable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evidence_page import verdict_of
+from evidence_page import verdict
 from study_results import Cell, Results
 
 __all__ = ["Claim", "answer"]
@@ -26,7 +26,7 @@ def _line(claim: Claim, studies: Sequence[Results]) -> str:
         if study.name not in claim.studies:
             continue
         told = zip(claim.pairs, study.family(claim.pairs), strict=True)
-        found += [verdict_of(study, *pair, c, [*pair]) for pair, c in told if c is not None]
+        found += [f"{study.name}: {verdict(study, *pair, c, [*pair])}" for pair, c in told if c is not None]
     return f"- **{claim.text}** {'; '.join(found) or 'not measured yet'}."
 
 

@@ -150,11 +150,10 @@ QUESTIONS = (
     ),
 )
 
-FOUND = ("mnist1d", "glyphs", "solar")
 CLAIMS = (
-    Claim("Does the unit help a network that is trained from scratch?", [(Cell("IC"), Cell("basic"))], FOUND),
-    Claim("More than the same network made wider for the same time?", [(Cell("IC"), Cell("basic, wider"))], FOUND),
-    Claim("Is it the sum s that helps, or the bend alone?", [(Cell("IC"), CONTROL)], FOUND),
+    Claim("Does the unit help a network that is trained from scratch?", [(Cell("IC"), Cell("basic"))], ORDER),
+    Claim("More than the same network made wider for the same time?", [(Cell("IC"), Cell("basic, wider"))], ORDER),
+    Claim("Is it the sum s that helps, or the bend alone?", [(Cell("IC"), CONTROL)], ORDER),
     Claim(
         "Does it help a trained network that is fine-tuned, beside the basic one?",
         [(Cell("IC, gain"), Cell("basic")), (Cell("basic", recipe="longer"), Cell("basic"))],
@@ -166,7 +165,7 @@ CLAIMS = (
             (Cell("basic", "WLD", budget=0.25), Cell("basic", budget=0.25)),
             (Cell("IC", "WLD", budget=0.25), Cell("basic", "WLD", budget=0.25)),
         ],
-        FOUND,
+        ORDER,
     ),
     Claim(
         "And in fine-tuning?",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from icnets.cli.parser import Parser, require_folder_of, require_new
+from icnets.convert.config import CHOICES
 from icnets.support.text import one_line, require_at_least
 
 
@@ -19,14 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", metavar="NAME", help="timm's name, or FILE.py:NAME, where IN doesn't say it")
     add("--num-classes", metavar="N", type=int, help="classes of NAME, where they aren't IN's")
     add("--in-chans", metavar="N", type=int, help="image channels of NAME, likewise")
-    which = ("all", "auto", "kxk", "no-stem")
-    add("--layers", choices=which, default="all", help="convolutions to convert (default: all)")
+    add("--layers", choices=CHOICES["layers"], default="all", help="convolutions to convert (default: all)")
     add("--linear", action="store_true", help="convert fully connected layers as well")
     warm = "gain: exactly the same function (default); none: the paper's unit, w' from 0"
     add("--warm-start", choices=["none", "gain"], default="gain", help=warm)
     add("--max-slowdown", metavar="X", type=float, help="convert what leaves the network within X times its time")
-    engines = ("eager", "compile", "onnxruntime", "openvino", "training")
-    add("--engine", choices=engines, default="eager", help="where that is measured (default: eager)")
+    add("--engine", choices=CHOICES["engine"], default="eager", help="where that is measured (default: eager)")
     add("--batch-size", metavar="N", type=int, help="images in the batch that is measured (default: 1)")
     add("--image-size", metavar="N", type=int, help="their pixels (default: the network's own)")
     add("--no-inner-bias", action="store_false", dest="inner_bias", help="leave out b1, the bias inside the rectifier")

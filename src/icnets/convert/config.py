@@ -42,8 +42,8 @@ class ICConfig:
             ratio of the basic network's time, such as 1.05: measured when it is converted, on an example input.
         engine: where that is measured: inference in PyTorch ("eager", "compile"), ONNX Runtime or OpenVINO, on the
             network's deployed form there, or "training", forward and backward in eager mode.
-        only: names of the layers to convert, among the above; what ``max_slowdown`` chose, after which nothing is
-            measured again. None: all.
+        only: names of the layers to convert, whatever ``layers`` says. What ``max_slowdown`` chose stands here, after
+            which nothing is measured again. None: all.
         version: of this record's format. One of version 1 had no ``max_change``; it is read as None.
 
     Raises:
